@@ -1,0 +1,153 @@
+//! Who may connect, and who did.
+
+use std::{fmt, str::FromStr};
+
+/// Who may connect to a pipe.
+///
+/// Parsed from `current-user`, `everyone`, on Windows `sddl:D:P(A;;GA;;;SY)` and on Linux
+/// `mode:0660`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Access {
+    /// The user that this process runs as, and nobody else: the default.
+    ///
+    /// On Windows an access list that gives this user and SYSTEM all rights and denies the NETWORK
+    /// group; not the system's default list, which lets everyone read, and so lets any local user
+    /// occupy instances (*Named Pipe Security and Access Rights*). On Linux the socket's mode is
+    /// 0600; root can always connect.
+    #[default]
+    CurrentUser,
+    /// Every user of this machine.
+    ///
+    /// On Windows other users get only what a client needs: `FILE_READ_DATA`, `FILE_WRITE_DATA`, the
+    /// attributes and `SYNCHRONIZE`. `GENERIC_WRITE` holds the right to create instances as well, so
+    /// another user's client that asks for it is refused. On Linux the socket's mode is 0666; its
+    /// directory must let them through too, so give the socket's path.
+    Everyone,
+    /// The access list of this security descriptor, in the *Security Descriptor String Format*.
+    #[cfg(windows)]
+    Sddl(String),
+    /// This mode of the socket, whatever the umask is. Connecting takes the right to write (unix(7)).
+    #[cfg(target_os = "linux")]
+    Mode(u32),
+}
+
+/// Why a text is no [`Access`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} does not say who may connect: write {expected}")]
+pub struct AccessError {
+    text: String,
+    expected: &'static str,
+}
+
+#[cfg(windows)]
+const EXPECTED: &str = "current-user, everyone or sddl:DESCRIPTOR, such as sddl:D:P(A;;GA;;;SY)";
+#[cfg(target_os = "linux")]
+const EXPECTED: &str = "current-user, everyone or mode:OCTAL, such as mode:0660";
+
+impl FromStr for Access {
+    type Err = AccessError;
+
+    fn from_str(text: &str) -> Result<Self, AccessError> {
+        match text {
+            "current-user" => return Ok(Self::CurrentUser),
+            "everyone" => return Ok(Self::Everyone),
+            _ => {}
+        }
+        #[cfg(windows)]
+        if let Some(descriptor) = text.strip_prefix("sddl:") {
+            return Ok(Self::Sddl(descriptor.to_owned()));
+        }
+        #[cfg(target_os = "linux")]
+        if let Some(Ok(mode)) = text
+            .strip_prefix("mode:")
+            .map(|octal| u32::from_str_radix(octal, 8))
+        {
+            if mode <= 0o777 {
+                return Ok(Self::Mode(mode));
+            }
+        }
+        Err(AccessError {
+            text: text.to_owned(),
+            expected: EXPECTED,
+        })
+    }
+}
+
+/// Who is on the other side of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    pub(crate) process_id: u32,
+    pub(crate) user: UserId,
+    #[cfg(windows)]
+    pub(crate) session_id: u32,
+}
+
+impl Peer {
+    /// The process that connected. Good for a log; not for a decision, since the number is used
+    /// again once the process has ended.
+    #[must_use]
+    pub fn process_id(&self) -> u32 {
+        self.process_id
+    }
+
+    /// The user that the process ran as when it connected.
+    #[must_use]
+    pub fn user(&self) -> &UserId {
+        &self.user
+    }
+
+    /// The process's terminal services session.
+    #[cfg(windows)]
+    #[must_use]
+    pub fn session_id(&self) -> u32 {
+        self.session_id
+    }
+}
+
+/// A user, as the system knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum UserId {
+    /// A security identifier in text form, such as `S-1-5-18`.
+    #[cfg(windows)]
+    Sid(String),
+    /// A user number.
+    #[cfg(target_os = "linux")]
+    Uid(u32),
+}
+
+impl fmt::Display for UserId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            #[cfg(windows)]
+            Self::Sid(sid) => formatter.write_str(sid),
+            #[cfg(target_os = "linux")]
+            Self::Uid(uid) => write!(formatter, "uid {uid}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_parsed_and_anything_else_says_what_to_write() {
+        assert_eq!("current-user".parse(), Ok(Access::CurrentUser));
+        assert_eq!("everyone".parse(), Ok(Access::Everyone));
+        let error = "nobody".parse::<Access>().unwrap_err();
+        assert!(
+            error.to_string().contains("current-user, everyone"),
+            "{error}"
+        );
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_mode_is_octal() {
+        assert_eq!("mode:0660".parse(), Ok(Access::Mode(0o660)));
+        assert!("mode:0999".parse::<Access>().is_err());
+        assert!("mode:7777".parse::<Access>().is_err());
+    }
+}

@@ -1,0 +1,113 @@
+//! The signals that end the server: the first one drains, the second one does not wait.
+
+use std::{
+    future::{Future, pending},
+    io,
+};
+
+use tokio::sync::watch;
+use tracing::info;
+
+/// Counts the signals from [`install`](Self::install) on.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    count: watch::Receiver<u32>,
+}
+
+impl Signals {
+    /// Takes over the signals from the system, whose way is to end the process.
+    pub(crate) fn install() -> io::Result<Self> {
+        let mut source = Source::new()?;
+        let (sender, count) = watch::channel(0);
+        tokio::spawn(async move {
+            loop {
+                let signal = source.next().await;
+                match *sender.borrow() {
+                    0 => info!(
+                        signal,
+                        "stopping; running requests may finish, a second signal cuts them off"
+                    ),
+                    _ => info!(signal, "stopping at once"),
+                }
+                sender.send_modify(|count| *count += 1);
+            }
+        });
+        Ok(Self { count })
+    }
+
+    /// Ends with the first signal.
+    pub(crate) fn first(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.reach(1)
+    }
+
+    /// Ends with the second signal.
+    pub(crate) fn second(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.reach(2)
+    }
+
+    fn reach(&self, number: u32) -> impl Future<Output = ()> + Send + use<> {
+        let mut count = self.count.clone();
+        async move {
+            // The sender goes only when the runtime does; that is no signal.
+            if count.wait_for(|&count| count >= number).await.is_err() {
+                pending::<()>().await;
+            }
+        }
+    }
+}
+
+#[cfg(unix)]
+struct Source {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Source {
+    fn new() -> io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+        }
+    }
+}
+
+#[cfg(windows)]
+struct Source {
+    ctrl_c: tokio::signal::windows::CtrlC,
+    ctrl_break: tokio::signal::windows::CtrlBreak,
+    ctrl_close: tokio::signal::windows::CtrlClose,
+    ctrl_shutdown: tokio::signal::windows::CtrlShutdown,
+}
+
+#[cfg(windows)]
+impl Source {
+    fn new() -> io::Result<Self> {
+        use tokio::signal::windows;
+
+        Ok(Self {
+            ctrl_c: windows::ctrl_c()?,
+            ctrl_break: windows::ctrl_break()?,
+            ctrl_close: windows::ctrl_close()?,
+            ctrl_shutdown: windows::ctrl_shutdown()?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.ctrl_c.recv() => "Ctrl-C",
+            _ = self.ctrl_break.recv() => "Ctrl-Break",
+            _ = self.ctrl_close.recv() => "the console was closed",
+            _ = self.ctrl_shutdown.recv() => "the system shuts down",
+        }
+    }
+}

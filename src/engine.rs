@@ -1,0 +1,118 @@
+//! The inner interface of an engine: what moves bytes under a connection.
+//!
+//! An engine turns a [`PipeName`](crate::PipeName) into an [`Endpoint`], which creates
+//! [`Instance`]s; an instance that a client connects to becomes a [`Channel`]. Nothing above this
+//! module knows which engine it runs on. The rules that every engine keeps, and that the contract
+//! suite (`tests/contract.rs`) checks on each of them:
+//!
+//! - **One message is one operation.** [`Transmit::start_send`] hands a message to the system in one
+//!   write, [`Receive::poll_recv`] gives back one message, whole and alone.
+//! - **An empty message is the end.** Sending one is how a side says that it has nothing more to
+//!   send; receiving one is [`Received::End`]. The checks that keep users from sending one by
+//!   mistake, and messages under `max_message_size`, are made above the engine.
+//! - **A poll that is given up loses nothing.** State between two polls lives in the engine's types,
+//!   never in a future: a message half read is still there for the next `poll_recv`, one half
+//!   written is still written by the next `poll_flush`.
+//! - **Closing discards nothing.** Dropping the last [`Link`] of a connection closes it in such a
+//!   way that the other side can still read what was sent before. A send that has not been flushed
+//!   by then is cancelled: whole, or not at all.
+//! - **Dropping is always allowed**, at any time and on any thread, inside a runtime or not.
+
+use std::{
+    fmt, io,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+
+use crate::{
+    access::Peer,
+    error::{RecvError, SendError},
+};
+
+#[cfg(feature = "test-util")]
+pub(crate) mod memory;
+#[cfg(target_os = "linux")]
+pub(crate) mod seqpacket;
+#[cfg(windows)]
+pub(crate) mod tokio_pipe;
+
+/// A name that this process serves. Dropping it gives the name up.
+pub(crate) trait Endpoint: Send + Sync {
+    /// Creates one more instance. Clients can connect to it from here on, before it is first
+    /// polled.
+    ///
+    /// Called from a task of the runtime and from a connection's `drop`.
+    fn create(&self) -> io::Result<Box<dyn Instance>>;
+
+    /// How many waiting instances are of use. One, where the system itself queues clients.
+    fn useful_backlog(&self) -> usize {
+        usize::MAX
+    }
+}
+
+/// One server end of a pipe that waits for its client. Dropping it closes it.
+pub(crate) trait Instance: Send {
+    /// Ready once a client is connected, also if it has already left again. Not polled any more
+    /// after that.
+    fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>>;
+}
+
+/// One client's two-way message channel, in three parts: two that are each used by one task at a
+/// time, and one that both share.
+pub(crate) struct Channel {
+    pub(crate) receiver: Box<dyn Receive>,
+    pub(crate) sender: Box<dyn Transmit>,
+    pub(crate) link: Arc<dyn Link>,
+}
+
+impl fmt::Debug for Channel {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Channel").finish_non_exhaustive()
+    }
+}
+
+/// What came in.
+#[derive(Debug)]
+pub(crate) enum Received {
+    /// A message, never empty.
+    Message(Bytes),
+    /// An empty message: the other side sends no more, but may still be reading.
+    End,
+    /// The other side is gone.
+    Closed,
+}
+
+/// The receiving half of a channel.
+pub(crate) trait Receive: Send {
+    /// The next message. After anything but a message it is not polled any more.
+    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>>;
+}
+
+/// The sending half of a channel.
+pub(crate) trait Transmit: Send {
+    /// Begins to send `message`; an empty one ends the conversation. Only called when
+    /// `poll_flush` has been ready since the last one.
+    fn start_send(&mut self, message: Bytes) -> Result<(), SendError>;
+
+    /// Ready when the message that was begun is in the system's hands, where the other side can
+    /// read it; at once if none was.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>>;
+}
+
+/// The system's own object under a channel. The connection is closed when the last reference to it
+/// goes; the halves hold one each.
+pub(crate) trait Link: Send + Sync {
+    /// Who is on the other side.
+    fn peer(&self) -> io::Result<Peer>;
+}
+
+/// The sizes that an engine is told when a pipe is bound or connected to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    /// The longest message that may be received, in bytes.
+    pub(crate) max_message_size: usize,
+    /// How much may lie in the pipe each way before a writer waits, in bytes.
+    pub(crate) buffer_size: usize,
+}

@@ -1,0 +1,289 @@
+//! The memory engine: a pipe inside the process.
+//!
+//! Messages are queued under one lock for each direction. A queue takes messages until they hold
+//! `buffer_size` bytes, then the sender waits, as on a real pipe.
+
+use std::{
+    collections::VecDeque,
+    io, process,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use bytes::Bytes;
+
+use super::{Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit};
+use crate::{
+    access::{Peer, UserId},
+    error::{RecvError, SendError},
+};
+
+/// The name that a memory pipe's clients connect to.
+pub(crate) type Switchboard = Arc<Mutex<Board>>;
+
+/// The waiting instances of one memory pipe.
+#[derive(Debug)]
+pub(crate) struct Board {
+    served: bool,
+    waiting: VecDeque<Arc<Mutex<Socket>>>,
+    sizes: Sizes,
+}
+
+/// A waiting instance: empty until a client puts the server's end in.
+#[derive(Default, Debug)]
+struct Socket {
+    channel: Option<Channel>,
+    waker: Option<Waker>,
+}
+
+pub(crate) fn bind(sizes: Sizes) -> (Box<dyn Endpoint>, Switchboard) {
+    let board = Arc::new(Mutex::new(Board {
+        served: true,
+        waiting: VecDeque::new(),
+        sizes,
+    }));
+    (
+        Box::new(MemoryEndpoint {
+            board: Arc::clone(&board),
+        }),
+        board,
+    )
+}
+
+/// Connects to a waiting instance, as `CreateFile` does.
+///
+/// # Errors
+///
+/// `NotFound` when the pipe is not served any more, `ResourceBusy` when no instance waits.
+pub(crate) fn connect(board: &Switchboard, max_message_size: usize) -> io::Result<Channel> {
+    let mut board = lock(board);
+    if !board.served {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let socket = board
+        .waiting
+        .pop_front()
+        .ok_or(io::ErrorKind::ResourceBusy)?;
+    let up = Queue::new(board.sizes.buffer_size);
+    let down = Queue::new(board.sizes.buffer_size);
+    let mut socket = lock(&socket);
+    socket.channel = Some(channel(&up, &down, board.sizes.max_message_size));
+    if let Some(waker) = socket.waker.take() {
+        waker.wake();
+    }
+    Ok(channel(&down, &up, max_message_size))
+}
+
+fn channel(inbound: &Arc<Queue>, outbound: &Arc<Queue>, max_message_size: usize) -> Channel {
+    let link = Arc::new(MemoryLink {
+        inbound: Arc::clone(inbound),
+        outbound: Arc::clone(outbound),
+    });
+    Channel {
+        receiver: Box::new(MemoryReceiver {
+            link: Arc::clone(&link),
+            max_message_size,
+        }),
+        sender: Box::new(MemorySender {
+            link: Arc::clone(&link),
+            pending: None,
+        }),
+        link,
+    }
+}
+
+struct MemoryEndpoint {
+    board: Switchboard,
+}
+
+impl Endpoint for MemoryEndpoint {
+    fn create(&self) -> io::Result<Box<dyn Instance>> {
+        let socket = Arc::default();
+        lock(&self.board).waiting.push_back(Arc::clone(&socket));
+        Ok(Box::new(MemoryInstance {
+            board: Arc::clone(&self.board),
+            socket,
+        }))
+    }
+}
+
+impl Drop for MemoryEndpoint {
+    fn drop(&mut self) {
+        lock(&self.board).served = false;
+    }
+}
+
+struct MemoryInstance {
+    board: Switchboard,
+    socket: Arc<Mutex<Socket>>,
+}
+
+impl Instance for MemoryInstance {
+    fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>> {
+        let mut socket = lock(&self.socket);
+        if let Some(channel) = socket.channel.take() {
+            return Poll::Ready(Ok(channel));
+        }
+        socket.waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Drop for MemoryInstance {
+    fn drop(&mut self) {
+        lock(&self.board)
+            .waiting
+            .retain(|socket| !Arc::ptr_eq(socket, &self.socket));
+    }
+}
+
+/// The messages on their way in one direction.
+#[derive(Debug)]
+struct Queue {
+    state: Mutex<QueueState>,
+    buffer_size: usize,
+}
+
+#[derive(Default, Debug)]
+struct QueueState {
+    messages: VecDeque<Bytes>,
+    /// The bytes in `messages`.
+    held: usize,
+    /// The sender's last word: it ended the conversation, or is gone.
+    last: Option<Last>,
+    reader_gone: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Last {
+    End,
+    Closed,
+}
+
+impl Queue {
+    fn new(buffer_size: usize) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::default(),
+            buffer_size,
+        })
+    }
+
+    fn finish(&self, last: Last) {
+        let mut state = lock(&self.state);
+        state.last.get_or_insert(last);
+        if let Some(waker) = state.reader.take() {
+            waker.wake();
+        }
+    }
+}
+
+/// The end that one side holds of both queues.
+struct MemoryLink {
+    inbound: Arc<Queue>,
+    outbound: Arc<Queue>,
+}
+
+impl Link for MemoryLink {
+    fn peer(&self) -> io::Result<Peer> {
+        #[cfg(target_os = "linux")]
+        let user = UserId::Uid(rustix::process::geteuid().as_raw());
+        #[cfg(windows)]
+        let user = UserId::Sid(crate::windows::current_user()?);
+        Ok(Peer {
+            process_id: process::id(),
+            user,
+            #[cfg(windows)]
+            session_id: 0,
+        })
+    }
+}
+
+impl Drop for MemoryLink {
+    fn drop(&mut self) {
+        self.outbound.finish(Last::Closed);
+        let mut inbound = lock(&self.inbound.state);
+        inbound.reader_gone = true;
+        inbound.messages.clear();
+        if let Some(waker) = inbound.writer.take() {
+            waker.wake();
+        }
+    }
+}
+
+struct MemoryReceiver {
+    link: Arc<MemoryLink>,
+    max_message_size: usize,
+}
+
+impl Receive for MemoryReceiver {
+    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
+        let mut state = lock(&self.link.inbound.state);
+        if let Some(message) = state.messages.pop_front() {
+            state.held -= message.len();
+            if let Some(waker) = state.writer.take() {
+                waker.wake();
+            }
+            return Poll::Ready(if message.len() > self.max_message_size {
+                Err(RecvError::TooLong {
+                    limit: self.max_message_size,
+                })
+            } else {
+                Ok(Received::Message(message))
+            });
+        }
+        match state.last {
+            Some(Last::End) => Poll::Ready(Ok(Received::End)),
+            Some(Last::Closed) => Poll::Ready(Ok(Received::Closed)),
+            None => {
+                state.reader = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+struct MemorySender {
+    link: Arc<MemoryLink>,
+    pending: Option<Bytes>,
+}
+
+impl Transmit for MemorySender {
+    fn start_send(&mut self, message: Bytes) -> Result<(), SendError> {
+        self.pending = Some(message);
+        Ok(())
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        let Some(message) = self.pending.take() else {
+            return Poll::Ready(Ok(()));
+        };
+        let queue = &self.link.outbound;
+        if message.is_empty() {
+            queue.finish(Last::End);
+            return Poll::Ready(Ok(()));
+        }
+        let mut state = lock(&queue.state);
+        if state.reader_gone || state.last.is_some() {
+            return Poll::Ready(Err(SendError::Closed));
+        }
+        if state.held > 0 && state.held + message.len() > queue.buffer_size {
+            state.writer = Some(cx.waker().clone());
+            self.pending = Some(message);
+            return Poll::Pending;
+        }
+        // A message longer than the whole buffer has to wait for its reader on a real pipe. Here it
+        // is let in when the buffer is empty, so that one task can play both sides.
+        state.held += message.len();
+        state.messages.push_back(message);
+        if let Some(waker) = state.reader.take() {
+            waker.wake();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,304 @@
+//! The Windows engine on `tokio::net::windows::named_pipe`, with no overlapped I/O of our own.
+//!
+//! Tokio's pipe is readiness over completion: mio reads ahead into a buffer of its own and takes
+//! `ERROR_MORE_DATA` for success, so a caller can't tell "the message ended" from "the buffer was full"
+//! (tokio#6460, mio#1772). Here every read is made with a buffer of 4,096 bytes, the smallest that mio
+//! reads with, and one that fills it counts as too long: so a message of up to 4,095 bytes is whole,
+//! and a longer one is never taken for two.
+
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use tokio::{
+    net::windows::named_pipe::{
+        ClientOptions, NamedPipeClient, NamedPipeServer, PipeMode, ServerOptions,
+    },
+    runtime::Handle,
+};
+use windows_sys::Win32::{
+    Foundation::{
+        ERROR_ACCESS_DENIED, ERROR_BROKEN_PIPE, ERROR_NO_DATA, ERROR_PIPE_BUSY,
+        ERROR_PIPE_NOT_CONNECTED,
+    },
+    Storage::FileSystem::SECURITY_IDENTIFICATION,
+};
+
+use super::{Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit};
+use crate::{
+    access::{Access, Peer},
+    error::{RecvError, SendError},
+    name::PipeName,
+    windows::{self, SecurityDescriptor},
+};
+
+/// What mio reads with when it is given no more (`DEFAULT_READ_SIZE` in mio 1.2.5).
+const READ_SIZE: usize = 4096;
+
+/// The longest message that can be told from the beginning of a longer one.
+pub(crate) const MAX_MESSAGE_SIZE: usize = READ_SIZE - 1;
+
+/// Serves `name`. The first instance is created with `FILE_FLAG_FIRST_PIPE_INSTANCE`: nobody else can
+/// have the name.
+pub(crate) fn bind(
+    name: &PipeName,
+    access: &Access,
+    allow_remote: bool,
+    sizes: Sizes,
+) -> io::Result<Box<dyn Endpoint>> {
+    // Options::check has seen that it fits.
+    let buffer_size = u32::try_from(sizes.buffer_size).unwrap_or(u32::MAX);
+    let mut options = ServerOptions::new();
+    // The number of instances is not limited here but by the listener, which needs room for the
+    // replacement of a connection that ends at the limit.
+    options
+        .pipe_mode(PipeMode::Message)
+        .reject_remote_clients(!allow_remote)
+        .in_buffer_size(buffer_size)
+        .out_buffer_size(buffer_size);
+    Ok(Box::new(TokioEndpoint {
+        address: name.address().to_owned(),
+        descriptor: SecurityDescriptor::new(access, allow_remote)?,
+        options,
+        max_message_size: sizes.max_message_size,
+        runtime: Handle::current(),
+        first: AtomicBool::new(true),
+    }))
+}
+
+/// Connects to `name`. `ResourceBusy` when every instance is taken.
+pub(crate) fn connect(name: &PipeName, sizes: Sizes) -> io::Result<Channel> {
+    let pipe = ClientOptions::new()
+        .pipe_mode(PipeMode::Message)
+        // A server may learn who we are, not act as us.
+        .security_qos_flags(SECURITY_IDENTIFICATION)
+        .open(name.address())
+        .map_err(|error| match raw_code(&error) {
+            Some(ERROR_PIPE_BUSY) => io::ErrorKind::ResourceBusy.into(),
+            _ => error,
+        })?;
+    Ok(channel(Pipe::Client(pipe), sizes.max_message_size))
+}
+
+fn raw_code(error: &io::Error) -> Option<u32> {
+    error.raw_os_error().map(|code| code as u32)
+}
+
+struct TokioEndpoint {
+    address: String,
+    descriptor: SecurityDescriptor,
+    options: ServerOptions,
+    max_message_size: usize,
+    /// Instances are created where connections are dropped, also outside the runtime.
+    runtime: Handle,
+    first: AtomicBool,
+}
+
+impl Endpoint for TokioEndpoint {
+    fn create(&self) -> io::Result<Box<dyn Instance>> {
+        let _runtime = self.runtime.enter();
+        let first = self.first.load(Ordering::Relaxed);
+        let mut options = self.options.clone();
+        options.first_pipe_instance(first);
+        let server =
+            windows::create_server(&options, &self.address, &self.descriptor).map_err(|error| {
+                match raw_code(&error) {
+                    // What FILE_FLAG_FIRST_PIPE_INSTANCE says when the name is taken, whoever has it.
+                    Some(ERROR_ACCESS_DENIED) if first => {
+                        io::Error::new(io::ErrorKind::AddrInUse, error)
+                    }
+                    Some(ERROR_PIPE_BUSY) if first => {
+                        io::Error::new(io::ErrorKind::AddrInUse, error)
+                    }
+                    _ => error,
+                }
+            })?;
+        self.first.store(false, Ordering::Relaxed);
+        let connected = async move {
+            match server.connect().await {
+                Err(error) if raw_code(&error) != Some(ERROR_NO_DATA) => Err(error),
+                // A client that has left already counts: what it wrote is still there.
+                _ => Ok(server),
+            }
+        };
+        Ok(Box::new(TokioInstance {
+            connected: Box::pin(connected),
+            max_message_size: self.max_message_size,
+        }))
+    }
+}
+
+struct TokioInstance {
+    connected: Pin<Box<dyn Future<Output = io::Result<NamedPipeServer>> + Send>>,
+    max_message_size: usize,
+}
+
+impl Instance for TokioInstance {
+    fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>> {
+        let server = ready!(self.connected.as_mut().poll(cx))?;
+        Poll::Ready(Ok(channel(Pipe::Server(server), self.max_message_size)))
+    }
+}
+
+fn channel(pipe: Pipe, max_message_size: usize) -> Channel {
+    let link = Arc::new(TokioLink {
+        pipe,
+        cut_off: AtomicBool::new(false),
+    });
+    Channel {
+        receiver: Box::new(TokioReceiver {
+            link: Arc::clone(&link),
+            max_message_size,
+        }),
+        sender: Box::new(TokioSender {
+            link: Arc::clone(&link),
+            writing: false,
+            pending: None,
+        }),
+        link,
+    }
+}
+
+/// Either end of a pipe. Tokio has a type for each.
+enum Pipe {
+    Server(NamedPipeServer),
+    Client(NamedPipeClient),
+}
+
+/// Calls a method that both ends have.
+macro_rules! either {
+    ($pipe:expr, $end:ident => $call:expr) => {
+        match $pipe {
+            Pipe::Server($end) => $call,
+            Pipe::Client($end) => $call,
+        }
+    };
+}
+
+struct TokioLink {
+    pipe: Pipe,
+    /// A write was still waiting for its reader when the sender was dropped.
+    cut_off: AtomicBool,
+}
+
+impl Link for TokioLink {
+    fn peer(&self) -> io::Result<Peer> {
+        match &self.pipe {
+            Pipe::Server(server) => windows::client_of(server),
+            Pipe::Client(client) => windows::server_of(client),
+        }
+    }
+}
+
+impl Drop for TokioLink {
+    fn drop(&mut self) {
+        // Otherwise mio keeps the handle, and the instance with it, until the client reads (mio#1944).
+        // An orderly end never comes here: closing keeps what was sent for the client to read.
+        if let (Pipe::Server(server), true) = (&self.pipe, self.cut_off.load(Ordering::Relaxed)) {
+            _ = server.disconnect();
+        }
+    }
+}
+
+struct TokioReceiver {
+    link: Arc<TokioLink>,
+    max_message_size: usize,
+}
+
+impl Receive for TokioReceiver {
+    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
+        let mut buffer = [0; READ_SIZE];
+        loop {
+            ready!(either!(&self.link.pipe, end => end.poll_read_ready(cx)))
+                .map_err(RecvError::Io)?;
+            let length = match either!(&self.link.pipe, end => end.try_read(&mut buffer)) {
+                Ok(length) => length,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) => {
+                    return Poll::Ready(match raw_code(&error) {
+                        Some(ERROR_BROKEN_PIPE | ERROR_PIPE_NOT_CONNECTED) => Ok(Received::Closed),
+                        _ => Err(RecvError::Io(error)),
+                    });
+                }
+            };
+            return Poll::Ready(if length == 0 {
+                // An empty message, or the other side has closed: Tokio says the same of both.
+                Ok(
+                    if either!(&self.link.pipe, end => windows::is_broken(end)) {
+                        Received::Closed
+                    } else {
+                        Received::End
+                    },
+                )
+            } else if length > self.max_message_size.min(MAX_MESSAGE_SIZE) {
+                Err(RecvError::TooLong {
+                    limit: self.max_message_size,
+                })
+            } else {
+                Ok(Received::Message(Bytes::copy_from_slice(&buffer[..length])))
+            });
+        }
+    }
+}
+
+struct TokioSender {
+    link: Arc<TokioLink>,
+    /// A message is in mio's hands.
+    writing: bool,
+    /// A message that is not.
+    pending: Option<Bytes>,
+}
+
+impl Transmit for TokioSender {
+    fn start_send(&mut self, message: Bytes) -> Result<(), SendError> {
+        self.pending = Some(message);
+        Ok(())
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        loop {
+            if !self.writing && self.pending.is_none() {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(either!(&self.link.pipe, end => end.poll_write_ready(cx)))
+                .map_err(send_error)?;
+            // Ready: the write before is done.
+            self.writing = false;
+            let Some(message) = &self.pending else {
+                continue;
+            };
+            match either!(&self.link.pipe, end => end.try_write(message)) {
+                Ok(_) => self.writing = true,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) => {
+                    self.pending = None;
+                    return Poll::Ready(Err(send_error(error)));
+                }
+            }
+            self.pending = None;
+        }
+    }
+}
+
+impl Drop for TokioSender {
+    fn drop(&mut self) {
+        if self.writing {
+            self.link.cut_off.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+fn send_error(error: io::Error) -> SendError {
+    match raw_code(&error) {
+        Some(ERROR_BROKEN_PIPE | ERROR_NO_DATA | ERROR_PIPE_NOT_CONNECTED) => SendError::Closed,
+        _ => SendError::Io(error),
+    }
+}

@@ -1,0 +1,89 @@
+//! Message pipes on Tokio: a server that answers other programs on the same machine, and the client
+//! for it. Windows named pipes in message mode, and on Linux sockets that keep messages whole.
+//!
+//! ```no_run
+//! use std::io;
+//! use pipe_server::{Bytes, PipeListener};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> io::Result<()> {
+//! let listener = PipeListener::bind("mynamedpipe")?; // clients can connect from here on
+//! let summary = pipe_server::serve(listener, |request: Bytes| async move { Ok::<_, io::Error>(request) })
+//!     .with_graceful_shutdown(async { _ = tokio::signal::ctrl_c().await })
+//!     .await;
+//! println!("{} requests answered", summary.requests);
+//! # Ok(()) }
+//! ```
+//!
+//! Everything has to be called inside a Tokio runtime with I/O and time enabled.
+//!
+//! # Guarantees
+//!
+//! - A message is received whole and alone, however the sender pipelines. One over `max_message_size`
+//!   is an error and ends the connection; it is never split.
+//! - An empty message ends the conversation, as closing does; none can be sent by mistake.
+//! - The requests of one client are answered in order, different clients at the same time.
+//! - While fewer than `max_instances` clients are connected an instance is waiting; at the limit clients
+//!   wait, and the name never vanishes while the server runs.
+//! - A reply that was sent can still be read after the server has closed.
+//! - Only the current user may connect unless told otherwise, and nobody from another machine.
+//! - A handler that fails or panics costs its own client the connection, nothing else. Idle, handler and
+//!   write timeouts and a drain deadline bound what a client can hold.
+//!
+//! # Features
+//!
+//! | feature | what it adds |
+//! |---|---|
+//! | `cli` (default) | the programs; libraries turn it off |
+//! | `futures` | `Stream` and `Sink` for [`Connection`] and its halves |
+//! | `tower` | any `tower::Service` as a handler, through `TowerHandler` |
+//! | `test-util` | pipes inside the process, through `ListenerOptions::bind_memory` |
+//!
+//! # Layout
+//!
+//! | file | what is in it |
+//! |---|---|
+//! | `name.rs` | [`PipeName`] |
+//! | `listener.rs` | [`PipeListener`], [`ListenerOptions`]: the waiting instances |
+//! | `serve.rs` | [`serve`]: the loop, tasks, timeouts, drain, [`Summary`] |
+//! | `handler.rs` | [`Handler`], [`Request`], [`Reply`] |
+//! | `connection.rs` | [`Connection`] and its halves |
+//! | `client.rs` | [`Client`], [`ClientOptions`] |
+//! | `access.rs` | [`Access`] (who may connect), [`Peer`] (who did) |
+//! | `engine.rs` | the inner interface of an engine; the engines are below it |
+//! | `windows/` | the only unsafe code |
+
+#![warn(missing_docs)]
+
+#[cfg(not(any(windows, target_os = "linux")))]
+compile_error!("pipe-server runs on Windows and on Linux");
+
+mod access;
+mod client;
+mod connection;
+mod engine;
+mod error;
+mod handler;
+mod listener;
+mod name;
+mod serve;
+#[cfg(windows)]
+mod windows;
+
+pub use bytes::Bytes;
+
+#[cfg(feature = "test-util")]
+pub use crate::client::MemoryPipe;
+#[cfg(feature = "tower")]
+pub use crate::handler::TowerHandler;
+#[cfg(windows)]
+pub use crate::listener::Engine;
+pub use crate::{
+    access::{Access, AccessError, Peer, UserId},
+    client::{Client, ClientOptions},
+    connection::{Connection, RecvHalf, SendHalf},
+    error::{BindError, CallError, ConnectError, RecvError, SendError},
+    handler::{Handler, Reply, Request},
+    listener::{ListenerOptions, PipeListener},
+    name::{NameError, PipeName},
+    serve::{Serve, Summary, serve},
+};

@@ -1,0 +1,450 @@
+//! The waiting instances of a pipe: how a client always finds one.
+
+use std::{
+    fmt,
+    future::poll_fn,
+    io, mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use tracing::warn;
+
+use crate::{
+    access::Access,
+    connection::Connection,
+    engine::{Channel, Endpoint, Instance, Link, Sizes},
+    error::BindError,
+    name::PipeName,
+};
+#[cfg(feature = "test-util")]
+use crate::{client::MemoryPipe, engine::memory};
+
+/// The longest message when nothing else is asked for, in bytes.
+pub(crate) const DEFAULT_MAX_MESSAGE_SIZE: usize = 64 * 1024;
+
+/// What may lie in the pipe each way before a writer waits, when nothing else is asked for, in bytes.
+pub(crate) const DEFAULT_BUFFER_SIZE: usize = 64 * 1024;
+
+/// Two, so that a client that comes while the next instance is being made finds one.
+const DEFAULT_BACKLOG: usize = 2;
+
+/// The most instances that can be asked for; 255 is `PIPE_UNLIMITED_INSTANCES`.
+const MAX_INSTANCES: usize = 254;
+
+/// Options of a pipe before it is served.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), pipe_server::BindError> {
+/// use pipe_server::ListenerOptions;
+///
+/// let name = format!("options-example-{}", std::process::id());
+/// let listener = ListenerOptions::new().max_instances(4).max_message_size(4000).bind(name)?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "options do nothing until bind is called"]
+pub struct ListenerOptions {
+    max_instances: Option<usize>,
+    max_message_size: Option<usize>,
+    buffer_size: usize,
+    backlog: usize,
+    access: Access,
+    allow_remote: bool,
+    #[cfg(windows)]
+    engine: Engine,
+}
+
+/// How bytes move under a connection on Windows.
+#[cfg(windows)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Engine {
+    /// The best one there is: `Tokio` in this version.
+    #[default]
+    Auto,
+    /// `tokio::net::windows::named_pipe`, whose messages are 4,095 bytes long at most.
+    Tokio,
+    /// Overlapped I/O of our own, with messages of any length. Not there yet: binding fails.
+    Overlapped,
+}
+
+impl Default for ListenerOptions {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl ListenerOptions {
+    /// The defaults: any number of instances, messages of 64 KiB (4,095 bytes on the `tokio` engine),
+    /// the current user alone, no remote clients.
+    pub fn new() -> Self {
+        Self {
+            max_instances: None,
+            max_message_size: None,
+            buffer_size: DEFAULT_BUFFER_SIZE,
+            backlog: DEFAULT_BACKLOG,
+            access: Access::default(),
+            allow_remote: false,
+            #[cfg(windows)]
+            engine: Engine::default(),
+        }
+    }
+
+    /// How many clients are served at once, 1 to 254. Default: any number.
+    ///
+    /// At the limit further clients wait: on Windows they see `ERROR_PIPE_BUSY`, on Linux they are
+    /// queued by the kernel.
+    pub fn max_instances(mut self, instances: usize) -> Self {
+        self.max_instances = Some(instances);
+        self
+    }
+
+    /// The longest message in bytes, both ways. Default: 65,536, or what the engine can carry if that
+    /// is less (4,095 on the `tokio` engine).
+    ///
+    /// A client that sends a longer one loses its connection. On Linux the system's limit is
+    /// about twice `net.core.wmem_max`.
+    pub fn max_message_size(mut self, bytes: usize) -> Self {
+        self.max_message_size = Some(bytes);
+        self
+    }
+
+    /// How many bytes may lie in the pipe each way before a writer has to wait for the reader. Default:
+    /// 65,536.
+    ///
+    /// `nInBufferSize` and `nOutBufferSize` on Windows; `SO_SNDBUF` on Linux, where it only ever grows.
+    pub fn buffer_size(mut self, bytes: usize) -> Self {
+        self.buffer_size = bytes;
+        self
+    }
+
+    /// How many instances wait for clients, 1 or more. Default: 2.
+    ///
+    /// More of them let a larger burst of clients in at once, where others have to try again. Linux
+    /// queues 1,024 clients on its own whatever is asked for.
+    pub fn backlog(mut self, instances: usize) -> Self {
+        self.backlog = instances;
+        self
+    }
+
+    /// Who may connect. Default: [`Access::CurrentUser`].
+    pub fn access(mut self, access: Access) -> Self {
+        self.access = access;
+        self
+    }
+
+    /// Whether clients on other machines may connect. Default: no (`PIPE_REJECT_REMOTE_CLIENTS`). No
+    /// effect on Linux, where none can.
+    pub fn allow_remote(mut self, allow: bool) -> Self {
+        self.allow_remote = allow;
+        self
+    }
+
+    /// How bytes move under the connections. Default: [`Engine::Auto`].
+    #[cfg(windows)]
+    pub fn engine(mut self, engine: Engine) -> Self {
+        self.engine = engine;
+        self
+    }
+
+    /// Serves the pipe `name`: clients can connect from here on.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError`] says which name, option or right was at fault. A name that is served already is
+    /// [`BindError::InUse`] or, when another user serves it, [`BindError::Denied`].
+    pub fn bind(self, name: impl AsRef<str>) -> Result<PipeListener, BindError> {
+        let name: PipeName = name.as_ref().parse()?;
+        self.check()?;
+        if tokio::runtime::Handle::try_current().is_err() {
+            let problem = io::Error::other("bind was called outside a Tokio runtime");
+            return Err(BindError::create(name.address(), problem));
+        }
+        let (endpoint, max_message_size) = self.bind_engine(&name)?;
+        self.listen(name, endpoint, max_message_size)
+    }
+
+    /// Serves a pipe inside this process, for tests of a handler: no pipe of the system is made.
+    ///
+    /// Access and the engine are of no concern to it.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError::Option`] for an option that can't be.
+    #[cfg(feature = "test-util")]
+    pub fn bind_memory(self) -> Result<(PipeListener, MemoryPipe), BindError> {
+        self.check()?;
+        let sizes = self.sizes(DEFAULT_MAX_MESSAGE_SIZE);
+        let (endpoint, board) = memory::bind(sizes);
+        let listener = self.listen("memory".parse()?, endpoint, sizes.max_message_size)?;
+        Ok((listener, MemoryPipe { board }))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn bind_engine(&self, name: &PipeName) -> Result<(Box<dyn Endpoint>, usize), BindError> {
+        let sizes = self.sizes(DEFAULT_MAX_MESSAGE_SIZE);
+        let endpoint = crate::engine::seqpacket::bind(name, &self.access, sizes)
+            .map_err(|error| BindError::create(name.address(), error))?;
+        Ok((endpoint, sizes.max_message_size))
+    }
+
+    #[cfg(windows)]
+    fn bind_engine(&self, name: &PipeName) -> Result<(Box<dyn Endpoint>, usize), BindError> {
+        use crate::engine::tokio_pipe;
+
+        if name.is_remote() {
+            let problem = io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a pipe of another machine can't be served here",
+            );
+            return Err(BindError::create(name.address(), problem));
+        }
+        if self.engine == Engine::Overlapped {
+            let problem = "overlapped is not there yet: use auto or tokio".to_owned();
+            return Err(BindError::Option {
+                option: "engine",
+                problem,
+            });
+        }
+        let sizes = self.sizes(tokio_pipe::MAX_MESSAGE_SIZE);
+        if sizes.max_message_size > tokio_pipe::MAX_MESSAGE_SIZE {
+            let problem = format!(
+                "is {} bytes, but the tokio engine carries messages of {} at most",
+                sizes.max_message_size,
+                tokio_pipe::MAX_MESSAGE_SIZE
+            );
+            return Err(BindError::Option {
+                option: "max_message_size",
+                problem,
+            });
+        }
+        let endpoint = tokio_pipe::bind(name, &self.access, self.allow_remote, sizes)
+            .map_err(|error| BindError::create(name.address(), error))?;
+        Ok((endpoint, sizes.max_message_size))
+    }
+
+    fn sizes(&self, default_max_message_size: usize) -> Sizes {
+        Sizes {
+            max_message_size: self.max_message_size.unwrap_or(default_max_message_size),
+            buffer_size: self.buffer_size,
+        }
+    }
+
+    fn check(&self) -> Result<(), BindError> {
+        let refuse = |option, problem: &str| {
+            Err(BindError::Option {
+                option,
+                problem: problem.to_owned(),
+            })
+        };
+        match self.max_instances {
+            Some(0) => return refuse("max_instances", "is 0: take 1 to 254, or no limit"),
+            Some(instances) if instances > MAX_INSTANCES => {
+                return refuse(
+                    "max_instances",
+                    &format!("is {instances}: take 1 to 254, or no limit"),
+                );
+            }
+            _ => {}
+        }
+        if self.max_message_size == Some(0) {
+            return refuse("max_message_size", "is 0: take 1 byte or more");
+        }
+        if u32::try_from(self.buffer_size).is_err() || self.buffer_size == 0 {
+            return refuse("buffer_size", "is out of range: take 1 byte to 4 GiB");
+        }
+        if self.backlog == 0 {
+            return refuse("backlog", "is 0: take 1 instance or more");
+        }
+        Ok(())
+    }
+
+    fn listen(
+        self,
+        name: PipeName,
+        endpoint: Box<dyn Endpoint>,
+        max_message_size: usize,
+    ) -> Result<PipeListener, BindError> {
+        let mut instances = Instances {
+            backlog: self.backlog.min(endpoint.useful_backlog()),
+            max: self.max_instances.unwrap_or(usize::MAX),
+            endpoint: Some(endpoint),
+            waiting: Vec::new(),
+            connected: 0,
+            finished: Vec::new(),
+            acceptor: None,
+        };
+        instances
+            .top_up()
+            .map_err(|error| BindError::create(name.address(), error))?;
+        let instances = Arc::new(Mutex::new(instances));
+        Ok(PipeListener {
+            name,
+            instances,
+            max_message_size,
+            last_id: 0,
+        })
+    }
+}
+
+/// Keeps instances of a pipe waiting for clients and hands out connections.
+///
+/// While fewer than `max_instances` clients are connected there is always an instance waiting: the
+/// next one is created before a connected one is handed out. Dropping the listener gives up the name;
+/// connections that were handed out live on.
+pub struct PipeListener {
+    name: PipeName,
+    instances: Arc<Mutex<Instances>>,
+    max_message_size: usize,
+    last_id: u64,
+}
+
+impl PipeListener {
+    /// Serves the pipe `name` with the default [`ListenerOptions`].
+    ///
+    /// # Errors
+    ///
+    /// As [`ListenerOptions::bind`].
+    pub fn bind(name: impl AsRef<str>) -> Result<Self, BindError> {
+        ListenerOptions::new().bind(name)
+    }
+
+    /// Waits for a client. At `max_instances` it waits for a slot first.
+    ///
+    /// A client that has already left is handed out too: what it sent can still be received.
+    ///
+    /// # Errors
+    ///
+    /// The system's, when an instance can't be created or waited for. The listener stays of use: call
+    /// again, after a pause. [`serve`](crate::serve) does.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: if the future is dropped, no client is lost.
+    pub async fn accept(&mut self) -> io::Result<Connection> {
+        let channel = poll_fn(|cx| lock(&self.instances).poll_accept(cx)).await?;
+        let slot = Slot {
+            instances: Arc::clone(&self.instances),
+            link: Arc::clone(&channel.link),
+        };
+        self.last_id += 1;
+        Ok(Connection::new(
+            channel,
+            Some(slot),
+            self.last_id,
+            self.max_message_size,
+        ))
+    }
+
+    /// The name that is served.
+    #[must_use]
+    pub fn local_name(&self) -> &PipeName {
+        &self.name
+    }
+}
+
+impl fmt::Debug for PipeListener {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("PipeListener")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for PipeListener {
+    fn drop(&mut self) {
+        let mut instances = lock(&self.instances);
+        let endpoint = instances.endpoint.take();
+        let waiting = mem::take(&mut instances.waiting);
+        let finished = mem::take(&mut instances.finished);
+        drop(instances);
+        drop((waiting, finished, endpoint));
+    }
+}
+
+/// The instances of one pipe.
+///
+/// The limit is kept here and not by the system: the replacement of a connection that ends at the
+/// limit has to exist before the old instance closes, or the name would be gone for a moment.
+struct Instances {
+    /// `None` once the listener is dropped.
+    endpoint: Option<Box<dyn Endpoint>>,
+    waiting: Vec<Box<dyn Instance>>,
+    connected: usize,
+    /// Instances of connections that are over, kept open because their replacement could not be
+    /// created: they keep the name alive until it can.
+    finished: Vec<Arc<dyn Link>>,
+    acceptor: Option<Waker>,
+    backlog: usize,
+    max: usize,
+}
+
+impl Instances {
+    /// Creates instances until `backlog` of them wait or the limit is reached.
+    fn top_up(&mut self) -> io::Result<()> {
+        let Some(endpoint) = &self.endpoint else {
+            return Ok(());
+        };
+        while self.waiting.len() < self.backlog && self.connected + self.waiting.len() < self.max {
+            self.waiting.push(endpoint.create()?);
+            self.finished.clear();
+        }
+        Ok(())
+    }
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>> {
+        let topped_up = self.top_up();
+        // Every waiting instance is polled: which one a client gets is the system's choice.
+        for index in 0..self.waiting.len() {
+            match self.waiting[index].poll_connect(cx) {
+                Poll::Ready(Ok(channel)) => {
+                    // The replacement first, while the connected one holds the name.
+                    self.connected += 1;
+                    drop(self.waiting.remove(index));
+                    if let Err(error) = self.top_up() {
+                        warn!(%error, "the next instance can't be created; trying again");
+                    }
+                    return Poll::Ready(Ok(channel));
+                }
+                Poll::Ready(Err(error)) => {
+                    drop(self.waiting.remove(index));
+                    return Poll::Ready(Err(error));
+                }
+                Poll::Pending => {}
+            }
+        }
+        topped_up?;
+        self.acceptor = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+/// A connection's place among the instances, given back when it is dropped.
+pub(crate) struct Slot {
+    instances: Arc<Mutex<Instances>>,
+    link: Arc<dyn Link>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut instances = lock(&self.instances);
+        instances.connected -= 1;
+        if let Err(error) = instances.top_up() {
+            warn!(%error, "the next instance can't be created; trying again");
+            if instances.waiting.is_empty() {
+                instances.finished.push(Arc::clone(&self.link));
+            }
+        }
+        if let Some(acceptor) = instances.acceptor.take() {
+            acceptor.wake();
+        }
+    }
+}
+
+fn lock(instances: &Mutex<Instances>) -> MutexGuard<'_, Instances> {
+    instances.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,102 @@
+//! What the contract suite needs: the same pipe on every engine.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::{
+    process,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use pipe_server::{Client, ClientOptions, ListenerOptions, MemoryPipe, PipeListener};
+
+/// Which engine a test runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Memory,
+    #[cfg(target_os = "linux")]
+    Seqpacket,
+    #[cfg(windows)]
+    Tokio,
+}
+
+impl Kind {
+    /// The longest message that the engine carries, or one that is long enough for any test.
+    pub fn longest(self) -> usize {
+        #[cfg(windows)]
+        if self == Self::Tokio {
+            return 4095;
+        }
+        200_000
+    }
+
+    pub fn bind(self, options: ListenerOptions) -> (PipeListener, Pipe) {
+        if self == Self::Memory {
+            let (listener, pipe) = options.bind_memory().unwrap();
+            return (listener, Pipe::Memory(pipe));
+        }
+        let name = unique_name();
+        let listener = options.bind(&name.text).unwrap();
+        (listener, Pipe::Named(name))
+    }
+}
+
+/// What a client connects to.
+#[derive(Debug)]
+pub enum Pipe {
+    Memory(MemoryPipe),
+    Named(UniqueName),
+}
+
+impl Pipe {
+    pub async fn connect(&self) -> Client {
+        self.connect_with(ClientOptions::new()).await
+    }
+
+    pub async fn connect_with(&self, options: ClientOptions) -> Client {
+        self.try_connect(options).await.unwrap()
+    }
+
+    pub async fn try_connect(
+        &self,
+        options: ClientOptions,
+    ) -> Result<Client, pipe_server::ConnectError> {
+        match self {
+            Self::Memory(pipe) => options.connect_memory(pipe).await,
+            Self::Named(name) => options.connect(&name.text).await,
+        }
+    }
+}
+
+/// A name that no other test has.
+#[derive(Debug)]
+pub struct UniqueName {
+    pub text: String,
+    #[cfg(target_os = "linux")]
+    _directory: tempfile::TempDir,
+}
+
+pub fn unique_name() -> UniqueName {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let short = format!(
+        "pipe-server-test-{}-{}",
+        process::id(),
+        COUNT.fetch_add(1, Ordering::Relaxed)
+    );
+    #[cfg(target_os = "linux")]
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let text = directory.path().join(short).to_str().unwrap().to_owned();
+        UniqueName {
+            text,
+            _directory: directory,
+        }
+    }
+    #[cfg(windows)]
+    UniqueName { text: short }
+}
+
+/// A message of `length` bytes that differs from its neighbours in content.
+pub fn message(number: usize, length: usize) -> Vec<u8> {
+    (0..length)
+        .map(|index| (number.wrapping_mul(31) ^ index.wrapping_mul(7) ^ (index >> 8)) as u8)
+        .collect()
+}
