@@ -19,6 +19,7 @@ use std::{
 
 use bytes::Bytes;
 use tokio::{
+    io::Interest,
     net::windows::named_pipe::{
         ClientOptions, NamedPipeClient, NamedPipeServer, PipeMode, ServerOptions,
     },
@@ -189,6 +190,23 @@ struct TokioLink {
     cut_off: AtomicBool,
 }
 
+impl TokioLink {
+    /// Hands `message` to mio, and has Tokio forget that the pipe was writable.
+    ///
+    /// A successful `try_write` leaves it writable although mio has yet to finish the write, and
+    /// nothing could be waited for. `try_io` takes note of the state before it calls its closure and
+    /// forgets no later one, so a write that finishes at this very moment is not missed.
+    fn write(&self, message: &[u8]) -> io::Result<()> {
+        let mut written = Err(io::ErrorKind::WouldBlock.into());
+        let forgotten: io::Result<()> = either!(&self.pipe, end => end.try_io(Interest::WRITABLE, || {
+            written = end.try_write(message).map(|_| ());
+            Err(io::ErrorKind::WouldBlock.into())
+        }));
+        debug_assert!(forgotten.is_err());
+        written
+    }
+}
+
 impl Link for TokioLink {
     fn peer(&self) -> io::Result<Peer> {
         match &self.pipe {
@@ -275,8 +293,8 @@ impl Transmit for TokioSender {
             let Some(message) = &self.pending else {
                 continue;
             };
-            match either!(&self.link.pipe, end => end.try_write(message)) {
-                Ok(_) => self.writing = true,
+            match self.link.write(message) {
+                Ok(()) => self.writing = true,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => {
                     self.pending = None;

@@ -10,7 +10,7 @@ use pipe_server::{Client, ClientOptions, ListenerOptions, MemoryPipe, PipeListen
 
 /// Which engine a test runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Memory,
     #[cfg(target_os = "linux")]
     Seqpacket,
@@ -20,7 +20,7 @@ pub enum Kind {
 
 impl Kind {
     /// The longest message that the engine carries, or one that is long enough for any test.
-    pub fn longest(self) -> usize {
+    pub(crate) fn longest(self) -> usize {
         #[cfg(windows)]
         if self == Self::Tokio {
             return 4095;
@@ -28,7 +28,7 @@ impl Kind {
         200_000
     }
 
-    pub fn bind(self, options: ListenerOptions) -> (PipeListener, Pipe) {
+    pub(crate) fn bind(self, options: ListenerOptions) -> (PipeListener, Pipe) {
         if self == Self::Memory {
             let (listener, pipe) = options.bind_memory().unwrap();
             return (listener, Pipe::Memory(pipe));
@@ -41,21 +41,21 @@ impl Kind {
 
 /// What a client connects to.
 #[derive(Debug)]
-pub enum Pipe {
+pub(crate) enum Pipe {
     Memory(MemoryPipe),
     Named(UniqueName),
 }
 
 impl Pipe {
-    pub async fn connect(&self) -> Client {
+    pub(crate) async fn connect(&self) -> Client {
         self.connect_with(ClientOptions::new()).await
     }
 
-    pub async fn connect_with(&self, options: ClientOptions) -> Client {
+    pub(crate) async fn connect_with(&self, options: ClientOptions) -> Client {
         self.try_connect(options).await.unwrap()
     }
 
-    pub async fn try_connect(
+    pub(crate) async fn try_connect(
         &self,
         options: ClientOptions,
     ) -> Result<Client, pipe_server::ConnectError> {
@@ -68,13 +68,13 @@ impl Pipe {
 
 /// A name that no other test has.
 #[derive(Debug)]
-pub struct UniqueName {
-    pub text: String,
+pub(crate) struct UniqueName {
+    pub(crate) text: String,
     #[cfg(target_os = "linux")]
     _directory: tempfile::TempDir,
 }
 
-pub fn unique_name() -> UniqueName {
+pub(crate) fn unique_name() -> UniqueName {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let short = format!(
         "pipe-server-test-{}-{}",
@@ -95,7 +95,7 @@ pub fn unique_name() -> UniqueName {
 }
 
 /// A message of `length` bytes that differs from its neighbours in content.
-pub fn message(number: usize, length: usize) -> Vec<u8> {
+pub(crate) fn message(number: usize, length: usize) -> Vec<u8> {
     (0..length)
         .map(|index| (number.wrapping_mul(31) ^ index.wrapping_mul(7) ^ (index >> 8)) as u8)
         .collect()
