@@ -7,7 +7,9 @@
 mod peer;
 mod security;
 
+#[cfg(feature = "test-util")]
+pub(crate) use self::security::current_user;
 pub(crate) use self::{
     peer::{client_of, is_broken, server_of},
-    security::{SecurityDescriptor, create_server, current_user, is_current_user},
+    security::{SecurityDescriptor, create_server, is_current_user},
 };

@@ -5,17 +5,22 @@
 mod support;
 
 use std::{
-    io::{BufRead, BufReader, Read, Write},
+    io::{BufRead, BufReader, Write},
     process::{Child, ChildStdout, Command, Output, Stdio},
 };
+
+#[cfg(unix)]
+use std::io::Read;
 
 use support::{UniqueName, unique_name};
 
 /// A server that is killed when dropped.
 struct Server {
     child: Child,
-    /// Held open on Windows too: a server whose stdout is closed is a test of its own.
-    #[cfg_attr(windows, allow(dead_code, reason = "read by the tests with signals"))]
+    #[cfg_attr(
+        windows,
+        allow(dead_code, reason = "read by the tests with signals; held open here")
+    )]
     stdout: BufReader<ChildStdout>,
     first_line: String,
 }
@@ -324,4 +329,136 @@ fn a_command_is_killed_with_its_children_when_its_time_is_over() {
         .read_to_string(&mut said)
         .unwrap();
     assert_eq!(asking.join().unwrap().status.code(), Some(1));
+}
+
+/// The rest of what only Linux can show: a command with a child, both of which hold a fifo open.
+#[cfg(target_os = "linux")]
+mod endings {
+    use std::{fs, time::Instant};
+
+    use rustix::process::{Pid, Signal, kill_process};
+
+    use super::*;
+
+    struct Held {
+        name: UniqueName,
+        directory: tempfile::TempDir,
+    }
+
+    impl Held {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let held = Self {
+                name: unique_name(),
+                directory,
+            };
+            assert!(
+                Command::new("mkfifo")
+                    .arg(held.fifo())
+                    .status()
+                    .unwrap()
+                    .success()
+            );
+            held
+        }
+
+        fn fifo(&self) -> std::path::PathBuf {
+            self.directory.path().join("held")
+        }
+
+        /// A server whose command would take minutes, and a client that has asked it.
+        fn start(&self, arguments: &[&str]) -> (Server, Child) {
+            let command = format!("{{ sleep 300 & sleep 300; }} >{}", self.fifo().display());
+            let server = Server::start(&self.name, &[arguments, &["--exec", &command]].concat());
+            let client = Command::new(env!("CARGO_BIN_EXE_pipe-client"))
+                .args(["--pipe-name", &self.name.text, "hello"])
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            (server, client)
+        }
+
+        /// Waits until the command runs, ends it, and waits until nobody holds the fifo.
+        fn assert_killed_by(&self, end: impl FnOnce()) {
+            let begun = Instant::now();
+            let mut held = fs::File::open(self.fifo()).unwrap();
+            end();
+            held.read_to_end(&mut Vec::new()).unwrap();
+            assert!(
+                begun.elapsed().as_secs() < 100,
+                "the command was not killed"
+            );
+        }
+    }
+
+    fn signal(server: &Server, signal: Signal) {
+        kill_process(Pid::from_child(&server.child), signal).unwrap();
+    }
+
+    #[test]
+    fn a_command_is_killed_with_its_children_when_its_client_is_gone() {
+        let held = Held::new();
+        let (_server, mut client) = held.start(&[]);
+        held.assert_killed_by(|| client.kill().unwrap());
+        client.wait().unwrap();
+    }
+
+    #[test]
+    fn a_command_is_killed_with_its_children_when_the_drain_time_is_over() {
+        let held = Held::new();
+        let (mut server, mut client) = held.start(&["--drain-timeout", "100ms"]);
+        held.assert_killed_by(|| signal(&server, Signal::TERM));
+        assert_eq!(server.child.wait().unwrap().code(), Some(0));
+        assert_eq!(client.wait().unwrap().code(), Some(1));
+    }
+
+    #[test]
+    fn a_second_signal_ends_the_server_and_its_commands_at_once() {
+        let held = Held::new();
+        let (mut server, mut client) = held.start(&["--drain-timeout", "1h"]);
+        // SIGINT and SIGTERM: two of the same may become one on their way.
+        held.assert_killed_by(|| {
+            signal(&server, Signal::INT);
+            signal(&server, Signal::TERM);
+        });
+        assert_eq!(server.child.wait().unwrap().code(), Some(130));
+        assert_eq!(client.wait().unwrap().code(), Some(1));
+    }
+
+    #[test]
+    fn a_command_may_leave_its_request_unread() {
+        let name = unique_name();
+        let _server = Server::start(&name, &["--exec", "exec <&-; printf done"]);
+        assert_eq!(replies(&name, &[&"x".repeat(60_000)], ""), "done\n");
+    }
+
+    #[test]
+    fn a_command_that_prints_too_much_or_nothing_costs_its_client_the_connection() {
+        for command in ["yes", "true"] {
+            let name = unique_name();
+            let _server = Server::start(&name, &["--max-message-size", "10", "--exec", command]);
+            assert_eq!(
+                client(&name, &["hello"], "").status.code(),
+                Some(1),
+                "{command}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_server_that_nobody_reads_serves_all_the_same() {
+    let name = unique_name();
+    let mut child = server(&name, &["-vv"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop((child.stdout.take(), child.stderr.take()));
+    let output = client(&name, &["--wait", "hello"], "");
+    _ = child.kill();
+    _ = child.wait();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "default answer from server\n"
+    );
 }
