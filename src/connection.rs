@@ -275,12 +275,16 @@ impl SendHalf {
     ///
     /// Cancel safe, as [`Connection::finish`].
     pub async fn finish(&mut self) -> Result<(), SendError> {
-        poll_fn(|cx| self.sender.poll_flush(cx)).await?;
+        poll_fn(|cx| self.poll_finish(cx)).await
+    }
+
+    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        ready!(self.sender.poll_flush(cx))?;
         if !self.ended {
             self.ended = true;
             self.sender.start_send(Bytes::new())?;
         }
-        poll_fn(|cx| self.sender.poll_flush(cx)).await
+        self.sender.poll_flush(cx)
     }
 
     fn check(&self, message: &Bytes) -> Result<(), SendError> {
@@ -370,12 +374,7 @@ mod futures {
             mut self: Pin<&mut Self>,
             cx: &mut Context<'_>,
         ) -> Poll<Result<(), SendError>> {
-            ready!(self.sender.poll_flush(cx))?;
-            if !self.ended {
-                self.ended = true;
-                self.sender.start_send(Bytes::new())?;
-            }
-            self.sender.poll_flush(cx)
+            self.poll_finish(cx)
         }
     }
 

@@ -27,7 +27,12 @@ struct Server {
 
 impl Server {
     fn start(name: &UniqueName, arguments: &[&str]) -> Self {
-        let mut child = server(name, arguments).spawn().unwrap();
+        Self::spawn(&mut server(name, arguments))
+    }
+
+    /// Starts `command` and waits until clients can connect.
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command.spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut first_line = String::new();
         stdout.read_line(&mut first_line).unwrap();
@@ -38,11 +43,16 @@ impl Server {
         }
     }
 
-    /// Ends it with a signal and gives its exit code and the rest of its stdout.
     #[cfg(unix)]
-    fn signal(mut self, signal: rustix::process::Signal) -> (Option<i32>, String) {
+    fn signal(&self, signal: rustix::process::Signal) {
         let process = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(process, signal).unwrap();
+    }
+
+    /// Ends it with a signal and gives its exit code and the rest of its stdout.
+    #[cfg(unix)]
+    fn end(mut self, signal: rustix::process::Signal) -> (Option<i32>, String) {
+        self.signal(signal);
         let mut rest = String::new();
         self.stdout.read_to_string(&mut rest).unwrap();
         (self.child.wait().unwrap().code(), rest)
@@ -151,7 +161,6 @@ fn a_reply_comes_in_the_encoding_of_its_request() {
 
 #[test]
 fn bad_usage_exits_2_and_says_what_to_do() {
-    let name = unique_name();
     for (arguments, cure) in [
         (["--max-instances", "0"], "1 to 254, or unlimited"),
         (["--max-instances", "255"], "1 to 254, or unlimited"),
@@ -168,7 +177,6 @@ fn bad_usage_exits_2_and_says_what_to_do() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
         assert!(stderr(&output).contains(cure), "{arguments:?}: {output:?}");
     }
-    drop(name);
 }
 
 #[test]
@@ -249,7 +257,7 @@ fn ctrl_c_and_sigterm_drain_exit_0_and_leave_nothing_behind() {
         let name = unique_name();
         let server = Server::start(&name, &["--echo"]);
         assert_eq!(replies(&name, &["hello"], ""), "hello\n");
-        assert_eq!(server.signal(signal), (Some(0), String::new()));
+        assert_eq!(server.end(signal), (Some(0), String::new()));
         let directory = std::path::Path::new(&name.text).parent().unwrap();
         assert_eq!(std::fs::read_dir(directory).unwrap().count(), 0);
     }
@@ -276,16 +284,8 @@ fn exec_answers_with_what_the_command_prints() {
 fn a_failing_command_is_reported_and_costs_its_client_the_connection() {
     let name = unique_name();
     let mut command = server(&name, &["--exec", "echo complaint >&2; exit 3"]);
-    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-    let mut stdout = BufReader::new(child.stdout.take().unwrap());
-    let log = child.stderr.take().unwrap();
-    let mut first_line = String::new();
-    stdout.read_line(&mut first_line).unwrap();
-    let server = Server {
-        child,
-        stdout,
-        first_line,
-    };
+    let mut server = Server::spawn(command.stderr(Stdio::piped()));
+    let log = server.child.stderr.take().unwrap();
     let output = client(&name, &["hello"], "");
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(stderr(&output).contains("did not reply"), "{output:?}");
@@ -298,45 +298,12 @@ fn a_failing_command_is_reported_and_costs_its_client_the_connection() {
     );
 }
 
-/// The command's child holds the pipe that the test reads: it ends when the last of them is gone.
-#[cfg(unix)]
-#[test]
-fn a_command_is_killed_with_its_children_when_its_time_is_over() {
-    let name = unique_name();
-    let fifo = format!("{}.fifo", name.text);
-    assert!(
-        Command::new("mkfifo")
-            .arg(&fifo)
-            .status()
-            .unwrap()
-            .success()
-    );
-    let command = format!("(exec sleep 1000 >{fifo}) & wait");
-    let _server = Server::start(&name, &["--exec", &command, "--handler-timeout", "1s"]);
-    let asking = std::thread::spawn({
-        let name = name.text.clone();
-        move || {
-            Command::new(env!("CARGO_BIN_EXE_pipe-client"))
-                .args(["--pipe-name", &name, "x"])
-                .stdin(Stdio::null())
-                .output()
-                .unwrap()
-        }
-    });
-    let mut said = String::new();
-    std::fs::File::open(&fifo)
-        .unwrap()
-        .read_to_string(&mut said)
-        .unwrap();
-    assert_eq!(asking.join().unwrap().status.code(), Some(1));
-}
-
-/// The rest of what only Linux can show: a command with a child, both of which hold a fifo open.
+/// What ends a command, on Linux: a command with a child, both of which hold a fifo open.
 #[cfg(target_os = "linux")]
 mod endings {
     use std::{fs, time::Instant};
 
-    use rustix::process::{Pid, Signal, kill_process};
+    use rustix::process::Signal;
 
     use super::*;
 
@@ -391,8 +358,12 @@ mod endings {
         }
     }
 
-    fn signal(server: &Server, signal: Signal) {
-        kill_process(Pid::from_child(&server.child), signal).unwrap();
+    #[test]
+    fn a_command_is_killed_with_its_children_when_its_time_is_over() {
+        let held = Held::new();
+        let (_server, mut client) = held.start(&["--handler-timeout", "1s"]);
+        held.assert_killed_by(|| {});
+        assert_eq!(client.wait().unwrap().code(), Some(1));
     }
 
     #[test]
@@ -407,7 +378,7 @@ mod endings {
     fn a_command_is_killed_with_its_children_when_the_drain_time_is_over() {
         let held = Held::new();
         let (mut server, mut client) = held.start(&["--drain-timeout", "100ms"]);
-        held.assert_killed_by(|| signal(&server, Signal::TERM));
+        held.assert_killed_by(|| server.signal(Signal::TERM));
         assert_eq!(server.child.wait().unwrap().code(), Some(0));
         assert_eq!(client.wait().unwrap().code(), Some(1));
     }
@@ -418,8 +389,8 @@ mod endings {
         let (mut server, mut client) = held.start(&["--drain-timeout", "1h"]);
         // SIGINT and SIGTERM: two of the same may become one on their way.
         held.assert_killed_by(|| {
-            signal(&server, Signal::INT);
-            signal(&server, Signal::TERM);
+            server.signal(Signal::INT);
+            server.signal(Signal::TERM);
         });
         assert_eq!(server.child.wait().unwrap().code(), Some(130));
         assert_eq!(client.wait().unwrap().code(), Some(1));
