@@ -44,8 +44,7 @@ impl Default for ClientOptions {
 }
 
 impl ClientOptions {
-    /// The defaults: 20 s for a busy pipe, an error at once if nobody serves it, messages of 64 KiB (on
-    /// Windows 4,095 bytes, the longest that Tokio's pipe keeps whole).
+    /// The defaults: 20 s for a busy pipe, an error at once if nobody serves it, messages of 64 KiB.
     pub fn new() -> Self {
         Self {
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
@@ -67,8 +66,10 @@ impl ClientOptions {
         self
     }
 
-    /// The longest message in bytes, both ways. Default: 65,536; on Windows 4,095, which is also the
-    /// most.
+    /// The longest message in bytes, both ways. Default: 65,536.
+    ///
+    /// The server has a limit of its own. The most is 4 GiB less one byte on Windows; on Linux it is
+    /// about twice `net.core.wmem_max`.
     pub fn max_message_size(mut self, bytes: usize) -> Self {
         self.max_message_size = Some(bytes);
         self
@@ -185,7 +186,7 @@ impl ClientOptions {
 #[cfg(target_os = "linux")]
 const ENGINE_MAX_MESSAGE_SIZE: usize = usize::MAX;
 #[cfg(windows)]
-const ENGINE_MAX_MESSAGE_SIZE: usize = crate::engine::tokio_pipe::MAX_MESSAGE_SIZE;
+const ENGINE_MAX_MESSAGE_SIZE: usize = crate::engine::overlapped::MAX_MESSAGE_SIZE;
 
 #[cfg(target_os = "linux")]
 fn open(name: &PipeName, sizes: Sizes) -> io::Result<Channel> {
@@ -194,7 +195,7 @@ fn open(name: &PipeName, sizes: Sizes) -> io::Result<Channel> {
 
 #[cfg(windows)]
 fn open(name: &PipeName, sizes: Sizes) -> io::Result<Channel> {
-    crate::engine::tokio_pipe::connect(name, sizes)
+    crate::engine::overlapped::connect(name, sizes)
 }
 
 #[cfg(target_os = "linux")]

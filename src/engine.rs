@@ -33,6 +33,8 @@ use crate::{
 
 #[cfg(feature = "test-util")]
 pub(crate) mod memory;
+#[cfg(windows)]
+pub(crate) mod overlapped;
 #[cfg(target_os = "linux")]
 pub(crate) mod seqpacket;
 #[cfg(windows)]

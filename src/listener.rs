@@ -62,12 +62,13 @@ pub struct ListenerOptions {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Engine {
-    /// The best one there is: `Tokio` in this version.
+    /// The best one there is: `Overlapped`.
     #[default]
     Auto,
-    /// `tokio::net::windows::named_pipe`, whose messages are 4,095 bytes long at most.
+    /// `tokio::net::windows::named_pipe`, whose messages are 4,095 bytes long at most: for hosts that
+    /// want Tokio's own I/O.
     Tokio,
-    /// Overlapped I/O of our own, with messages of any length. Not there yet: binding fails.
+    /// Overlapped I/O of our own, completed by the system's thread pool, with messages of any length.
     Overlapped,
 }
 
@@ -193,7 +194,7 @@ impl ListenerOptions {
 
     #[cfg(windows)]
     fn bind_engine(&self, name: &PipeName) -> Result<(Box<dyn Endpoint>, usize), BindError> {
-        use crate::engine::tokio_pipe;
+        use crate::engine::{overlapped, tokio_pipe};
 
         if name.is_remote() {
             let problem = io::Error::new(
@@ -202,26 +203,26 @@ impl ListenerOptions {
             );
             return Err(BindError::create(name.address(), problem));
         }
-        if self.engine == Engine::Overlapped {
-            let problem = "overlapped is not there yet: use auto or tokio".to_owned();
-            return Err(BindError::Option {
-                option: "engine",
-                problem,
-            });
-        }
-        let sizes = self.sizes(tokio_pipe::MAX_MESSAGE_SIZE);
-        if sizes.max_message_size > tokio_pipe::MAX_MESSAGE_SIZE {
+        let (engine, most) = match self.engine {
+            Engine::Tokio => ("tokio", tokio_pipe::MAX_MESSAGE_SIZE),
+            Engine::Auto | Engine::Overlapped => ("overlapped", overlapped::MAX_MESSAGE_SIZE),
+        };
+        let sizes = self.sizes(DEFAULT_MAX_MESSAGE_SIZE.min(most));
+        if sizes.max_message_size > most {
             let problem = format!(
-                "is {} bytes, but the tokio engine carries messages of {} at most",
+                "is {} bytes, but the {engine} engine carries messages of {most} at most",
                 sizes.max_message_size,
-                tokio_pipe::MAX_MESSAGE_SIZE
             );
             return Err(BindError::Option {
                 option: "max_message_size",
                 problem,
             });
         }
-        let endpoint = tokio_pipe::bind(name, &self.access, self.allow_remote, sizes)
+        let bind = match self.engine {
+            Engine::Tokio => tokio_pipe::bind,
+            Engine::Auto | Engine::Overlapped => overlapped::bind,
+        };
+        let endpoint = bind(name, &self.access, self.allow_remote, sizes)
             .map_err(|error| BindError::create(name.address(), error))?;
         Ok((endpoint, sizes.max_message_size))
     }
@@ -343,6 +344,12 @@ impl PipeListener {
     #[must_use]
     pub fn local_name(&self) -> &PipeName {
         &self.name
+    }
+
+    /// The longest message that its connections carry, in bytes.
+    #[must_use]
+    pub fn max_message_size(&self) -> usize {
+        self.max_message_size
     }
 }
 

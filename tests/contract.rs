@@ -29,6 +29,8 @@ macro_rules! contract {
         #[cfg(target_os = "linux")]
         contract!(@engine seqpacket, Seqpacket, $($test),*);
         #[cfg(windows)]
+        contract!(@engine overlapped, Overlapped, $($test),*);
+        #[cfg(windows)]
         contract!(@engine tokio_pipe, Tokio, $($test),*);
     };
     (@engine $module:ident, $kind:ident, $($test:ident),*) => {
@@ -104,13 +106,25 @@ fn echo_server(kind: Kind, options: ListenerOptions) -> (Server, Pipe) {
     (start!(listener, echo), pipe)
 }
 
+/// Where engines change their ways: a page, the pipe's buffer, and beyond.
 fn sizes(kind: Kind) -> Vec<usize> {
-    let sizes = [
-        1, 2, 511, 512, 513, 1023, 1024, 1025, 4094, 4095, 4096, 4097, 8191, 8192, 8193, 65_535,
-        65_536, 65_537, 131_072, 200_000,
+    let edges = [
+        512,
+        1024,
+        4096,
+        8192,
+        12_288,
+        16_384,
+        65_536,
+        131_072,
+        1 << 20,
     ];
-    sizes
+    let around = edges
         .into_iter()
+        .flat_map(|edge| [edge - 1, edge, edge + 1]);
+    [1, 2, 4094, 200_000, 16 << 20]
+        .into_iter()
+        .chain(around)
         .filter(|&size| size <= kind.longest())
         .collect()
 }

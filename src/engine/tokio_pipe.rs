@@ -20,18 +20,10 @@ use std::{
 use bytes::Bytes;
 use tokio::{
     io::Interest,
-    net::windows::named_pipe::{
-        ClientOptions, NamedPipeClient, NamedPipeServer, PipeMode, ServerOptions,
-    },
+    net::windows::named_pipe::{NamedPipeServer, PipeMode, ServerOptions},
     runtime::Handle,
 };
-use windows_sys::Win32::{
-    Foundation::{
-        ERROR_ACCESS_DENIED, ERROR_BROKEN_PIPE, ERROR_NO_DATA, ERROR_PIPE_BUSY,
-        ERROR_PIPE_NOT_CONNECTED,
-    },
-    Storage::FileSystem::SECURITY_IDENTIFICATION,
-};
+use windows_sys::Win32::Foundation::{ERROR_BROKEN_PIPE, ERROR_NO_DATA, ERROR_PIPE_NOT_CONNECTED};
 
 use super::{Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit};
 use crate::{
@@ -75,24 +67,6 @@ pub(crate) fn bind(
     }))
 }
 
-/// Connects to `name`. `ResourceBusy` when every instance is taken.
-pub(crate) fn connect(name: &PipeName, sizes: Sizes) -> io::Result<Channel> {
-    let pipe = ClientOptions::new()
-        .pipe_mode(PipeMode::Message)
-        // A server may learn who we are, not act as us.
-        .security_qos_flags(SECURITY_IDENTIFICATION)
-        .open(name.address())
-        .map_err(|error| match raw_code(&error) {
-            Some(ERROR_PIPE_BUSY) => io::ErrorKind::ResourceBusy.into(),
-            _ => error,
-        })?;
-    Ok(channel(Pipe::Client(pipe), sizes.max_message_size))
-}
-
-fn raw_code(error: &io::Error) -> Option<u32> {
-    error.raw_os_error().map(|code| code as u32)
-}
-
 struct TokioEndpoint {
     address: String,
     descriptor: SecurityDescriptor,
@@ -109,23 +83,12 @@ impl Endpoint for TokioEndpoint {
         let first = self.first.load(Ordering::Relaxed);
         let mut options = self.options.clone();
         options.first_pipe_instance(first);
-        let server =
-            windows::create_server(&options, &self.address, &self.descriptor).map_err(|error| {
-                match raw_code(&error) {
-                    // What FILE_FLAG_FIRST_PIPE_INSTANCE says when the name is taken, whoever has it.
-                    Some(ERROR_ACCESS_DENIED) if first => {
-                        io::Error::new(io::ErrorKind::AddrInUse, error)
-                    }
-                    Some(ERROR_PIPE_BUSY) if first => {
-                        io::Error::new(io::ErrorKind::AddrInUse, error)
-                    }
-                    _ => error,
-                }
-            })?;
+        let server = windows::create_server(&options, &self.address, &self.descriptor)
+            .map_err(|error| windows::creation_error(error, first))?;
         self.first.store(false, Ordering::Relaxed);
         let connected = async move {
             match server.connect().await {
-                Err(error) if raw_code(&error) != Some(ERROR_NO_DATA) => Err(error),
+                Err(error) if windows::code(&error) != Some(ERROR_NO_DATA) => Err(error),
                 // A client that has left already counts: what it wrote is still there.
                 _ => Ok(server),
             }
@@ -145,13 +108,13 @@ struct TokioInstance {
 impl Instance for TokioInstance {
     fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>> {
         let server = ready!(self.connected.as_mut().poll(cx))?;
-        Poll::Ready(Ok(channel(Pipe::Server(server), self.max_message_size)))
+        Poll::Ready(Ok(channel(server, self.max_message_size)))
     }
 }
 
-fn channel(pipe: Pipe, max_message_size: usize) -> Channel {
+fn channel(server: NamedPipeServer, max_message_size: usize) -> Channel {
     let link = Arc::new(TokioLink {
-        pipe,
+        server,
         cut_off: AtomicBool::new(false),
     });
     Channel {
@@ -168,24 +131,8 @@ fn channel(pipe: Pipe, max_message_size: usize) -> Channel {
     }
 }
 
-/// Either end of a pipe. Tokio has a type for each.
-enum Pipe {
-    Server(NamedPipeServer),
-    Client(NamedPipeClient),
-}
-
-/// Calls a method that both ends have.
-macro_rules! either {
-    ($pipe:expr, $end:ident => $call:expr) => {
-        match $pipe {
-            Pipe::Server($end) => $call,
-            Pipe::Client($end) => $call,
-        }
-    };
-}
-
 struct TokioLink {
-    pipe: Pipe,
+    server: NamedPipeServer,
     /// A write was still waiting for its reader when the sender was dropped.
     cut_off: AtomicBool,
 }
@@ -198,10 +145,10 @@ impl TokioLink {
     /// forgets no later one, so a write that finishes at this very moment is not missed.
     fn write(&self, message: &[u8]) -> io::Result<()> {
         let mut written = Err(io::ErrorKind::WouldBlock.into());
-        let forgotten: io::Result<()> = either!(&self.pipe, end => end.try_io(Interest::WRITABLE, || {
-            written = end.try_write(message).map(|_| ());
+        let forgotten: io::Result<()> = self.server.try_io(Interest::WRITABLE, || {
+            written = self.server.try_write(message).map(|_| ());
             Err(io::ErrorKind::WouldBlock.into())
-        }));
+        });
         debug_assert!(forgotten.is_err());
         written
     }
@@ -209,10 +156,7 @@ impl TokioLink {
 
 impl Link for TokioLink {
     fn peer(&self) -> io::Result<Peer> {
-        match &self.pipe {
-            Pipe::Server(server) => windows::client_of(server),
-            Pipe::Client(client) => windows::server_of(client),
-        }
+        windows::client_of(&self.server)
     }
 }
 
@@ -220,8 +164,8 @@ impl Drop for TokioLink {
     fn drop(&mut self) {
         // Otherwise mio keeps the handle, and the instance with it, until the client reads (mio#1944).
         // An orderly end never comes here: closing keeps what was sent for the client to read.
-        if let (Pipe::Server(server), true) = (&self.pipe, self.cut_off.load(Ordering::Relaxed)) {
-            _ = server.disconnect();
+        if self.cut_off.load(Ordering::Relaxed) {
+            _ = self.server.disconnect();
         }
     }
 }
@@ -235,13 +179,12 @@ impl Receive for TokioReceiver {
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
         let mut buffer = [0; READ_SIZE];
         loop {
-            ready!(either!(&self.link.pipe, end => end.poll_read_ready(cx)))
-                .map_err(RecvError::Io)?;
-            let length = match either!(&self.link.pipe, end => end.try_read(&mut buffer)) {
+            ready!(self.link.server.poll_read_ready(cx)).map_err(RecvError::Io)?;
+            let length = match self.link.server.try_read(&mut buffer) {
                 Ok(length) => length,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => {
-                    return Poll::Ready(match raw_code(&error) {
+                    return Poll::Ready(match windows::code(&error) {
                         Some(ERROR_BROKEN_PIPE | ERROR_PIPE_NOT_CONNECTED) => Ok(Received::Closed),
                         _ => Err(RecvError::Io(error)),
                     });
@@ -249,13 +192,11 @@ impl Receive for TokioReceiver {
             };
             return Poll::Ready(if length == 0 {
                 // An empty message, or the other side has closed: Tokio says the same of both.
-                Ok(
-                    if either!(&self.link.pipe, end => windows::is_broken(end)) {
-                        Received::Closed
-                    } else {
-                        Received::End
-                    },
-                )
+                Ok(if windows::is_broken(&self.link.server) {
+                    Received::Closed
+                } else {
+                    Received::End
+                })
             } else if length > self.max_message_size.min(MAX_MESSAGE_SIZE) {
                 Err(RecvError::TooLong {
                     limit: self.max_message_size,
@@ -286,8 +227,7 @@ impl Transmit for TokioSender {
             if !self.writing && self.pending.is_none() {
                 return Poll::Ready(Ok(()));
             }
-            ready!(either!(&self.link.pipe, end => end.poll_write_ready(cx)))
-                .map_err(send_error)?;
+            ready!(self.link.server.poll_write_ready(cx)).map_err(send_error)?;
             // Ready: the write before is done.
             self.writing = false;
             let Some(message) = &self.pending else {
@@ -315,7 +255,7 @@ impl Drop for TokioSender {
 }
 
 fn send_error(error: io::Error) -> SendError {
-    match raw_code(&error) {
+    match windows::code(&error) {
         Some(ERROR_BROKEN_PIPE | ERROR_NO_DATA | ERROR_PIPE_NOT_CONNECTED) => SendError::Closed,
         _ => SendError::Io(error),
     }

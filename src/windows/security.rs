@@ -16,6 +16,7 @@ use windows_sys::Win32::{
     System::Threading::{GetCurrentProcess, OpenProcessToken},
 };
 
+use super::wide;
 use crate::access::{Access, UserId};
 
 /// `FILE_READ_DATA | FILE_WRITE_DATA | FILE_READ_EA | FILE_WRITE_EA | FILE_READ_ATTRIBUTES |
@@ -47,7 +48,7 @@ impl SecurityDescriptor {
     }
 
     fn parse(text: &str) -> io::Result<Self> {
-        let wide: Vec<u16> = text.encode_utf16().chain([0]).collect();
+        let wide = wide(text);
         let mut descriptor = ptr::null_mut();
         // SAFETY: `wide` ends in NUL and lives through the call; `descriptor` is written on success.
         let done = unsafe {
@@ -64,6 +65,15 @@ impl SecurityDescriptor {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
         }
         Ok(Self(descriptor))
+    }
+
+    /// The form in which the calls that create something take it. It points to the descriptor.
+    pub(super) fn attributes(&self) -> SECURITY_ATTRIBUTES {
+        SECURITY_ATTRIBUTES {
+            nLength: mem::size_of::<SECURITY_ATTRIBUTES>() as u32,
+            lpSecurityDescriptor: self.0,
+            bInheritHandle: 0,
+        }
     }
 }
 
@@ -86,11 +96,7 @@ pub(crate) fn create_server(
     address: &str,
     descriptor: &SecurityDescriptor,
 ) -> io::Result<NamedPipeServer> {
-    let mut attributes = SECURITY_ATTRIBUTES {
-        nLength: mem::size_of::<SECURITY_ATTRIBUTES>() as u32,
-        lpSecurityDescriptor: descriptor.0,
-        bInheritHandle: 0,
-    };
+    let mut attributes = descriptor.attributes();
     let attributes: *mut c_void = (&raw mut attributes).cast();
     // SAFETY: `attributes` points to a SECURITY_ATTRIBUTES whose descriptor is valid; both live through
     // the call.

@@ -15,17 +15,23 @@ pub(crate) enum Kind {
     #[cfg(target_os = "linux")]
     Seqpacket,
     #[cfg(windows)]
+    Overlapped,
+    #[cfg(windows)]
     Tokio,
 }
 
 impl Kind {
     /// The longest message that the engine carries, or one that is long enough for any test.
     pub(crate) fn longest(self) -> usize {
-        #[cfg(windows)]
-        if self == Self::Tokio {
-            return 4095;
+        match self {
+            Self::Memory => 16 << 20,
+            #[cfg(target_os = "linux")]
+            Self::Seqpacket => 200_000,
+            #[cfg(windows)]
+            Self::Overlapped => 16 << 20,
+            #[cfg(windows)]
+            Self::Tokio => 4095,
         }
-        200_000
     }
 
     pub(crate) fn bind(self, options: ListenerOptions) -> (PipeListener, Pipe) {
@@ -33,6 +39,11 @@ impl Kind {
             let (listener, pipe) = options.bind_memory().unwrap();
             return (listener, Pipe::Memory(pipe));
         }
+        #[cfg(windows)]
+        let options = options.engine(match self {
+            Self::Tokio => pipe_server::Engine::Tokio,
+            _ => pipe_server::Engine::Overlapped,
+        });
         let name = unique_name();
         let listener = options.bind(&name.text).unwrap();
         (listener, Pipe::Named(name))

@@ -11,12 +11,6 @@ use crate::{
 /// The sample's answer (*Multithreaded Pipe Server*).
 const DEFAULT_REPLY: &str = "default answer from server";
 
-/// The longest message when nothing else was asked for, in bytes: the library's defaults.
-#[cfg(not(windows))]
-const DEFAULT_MAX_MESSAGE_SIZE: usize = 64 * 1024;
-#[cfg(windows)]
-const DEFAULT_MAX_MESSAGE_SIZE: usize = 4095;
-
 /// One of the three ways to answer.
 #[derive(Debug)]
 pub(crate) enum Answer {
@@ -30,14 +24,10 @@ pub(crate) enum Answer {
 
 impl Answer {
     /// The one that the user has chosen; the sample's without a choice.
-    pub(crate) fn new(options: &Options) -> Self {
+    pub(crate) fn new(options: &Options, max_message_size: usize) -> Self {
         let chosen = &options.answer;
         if let Some(command) = &chosen.exec {
-            let limit = options
-                .pipe
-                .max_message_size
-                .unwrap_or(DEFAULT_MAX_MESSAGE_SIZE);
-            return Self::Exec(Exec::new(command.clone(), limit));
+            return Self::Exec(Exec::new(command.clone(), max_message_size));
         }
         if chosen.echo {
             return Self::Echo;

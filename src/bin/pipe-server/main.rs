@@ -50,7 +50,7 @@ async fn run(options: Options) -> Result<Option<Summary>, Failure> {
         .bind(&options.pipe_name)
         .map_err(bind_failure)?;
     let address = listener.local_name().to_string();
-    let answer = Arc::new(Answer::new(&options));
+    let answer = Arc::new(Answer::new(&options, listener.max_message_size()));
 
     // Before the address is printed: who has read it may send a signal.
     let signals = Signals::install()

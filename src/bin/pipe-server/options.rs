@@ -101,9 +101,9 @@ pub(crate) struct AnswerOptions {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Pipe")]
 pub(crate) struct PipeOptions {
-    /// Longest message, both ways [default: 64KiB, or what the engine can carry if that is less]
+    /// Longest message, both ways [default: 64KiB, or 4095 with --engine tokio]
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
-    pub(crate) max_message_size: Option<usize>,
+    max_message_size: Option<usize>,
 
     /// What may lie in the pipe each way before a writer waits [default: 64KiB]
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
@@ -183,11 +183,11 @@ pub(crate) enum LogFormat {
 #[cfg(windows)]
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Engine {
-    /// The best one there is
+    /// The best one there is: overlapped
     Auto,
-    /// Tokio's pipe: messages of 4095 bytes at most
+    /// Tokio's own pipe, with messages of 4095 bytes at most
     Tokio,
-    /// Overlapped I/O of our own: not there yet
+    /// Overlapped I/O, with messages of any length
     Overlapped,
 }
 

@@ -1,0 +1,283 @@
+//! The Windows engine on overlapped I/O of our own: messages of any length.
+//!
+//! A message that fits the buffer costs one `ReadFile`, straight into the memory that its receiver gets.
+//! Of a longer one the first part comes with `ERROR_MORE_DATA`, `PeekNamedPipe` tells how much is left,
+//! and a second `ReadFile` takes it. Each message that is sent is one `WriteFile`.
+
+use std::{
+    io, mem,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Bytes, BytesMut};
+use tokio::task::coop;
+use windows_sys::Win32::Foundation::{
+    ERROR_BROKEN_PIPE, ERROR_INVALID_PARAMETER, ERROR_NO_DATA, ERROR_PIPE_BUSY,
+    ERROR_PIPE_NOT_CONNECTED,
+};
+
+use super::{Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit};
+use crate::{
+    access::{Access, Peer},
+    error::{RecvError, SendError},
+    name::PipeName,
+    windows::{self, InstanceOptions, Pipe, Read, SecurityDescriptor},
+};
+
+/// The room that a read has at first: what most messages fit into. It grows with the messages that come,
+/// up to the pipe's buffer size, and never shrinks, so that a connection's ordinary message costs one
+/// call and one that idles holds no more than it has needed.
+const FIRST_ROOM: usize = 4096;
+
+/// The longest message that one `WriteFile` takes.
+pub(crate) const MAX_MESSAGE_SIZE: usize = u32::MAX as usize;
+
+/// Serves `name`. The first instance is created with `FILE_FLAG_FIRST_PIPE_INSTANCE`: nobody else can
+/// have the name.
+pub(crate) fn bind(
+    name: &PipeName,
+    access: &Access,
+    allow_remote: bool,
+    sizes: Sizes,
+) -> io::Result<Box<dyn Endpoint>> {
+    Ok(Box::new(OverlappedEndpoint {
+        address: name.address().to_owned(),
+        descriptor: SecurityDescriptor::new(access, allow_remote)?,
+        allow_remote,
+        sizes,
+        first: AtomicBool::new(true),
+    }))
+}
+
+/// Connects to `name`. `ResourceBusy` when every instance is taken.
+pub(crate) fn connect(name: &PipeName, sizes: Sizes) -> io::Result<Channel> {
+    let pipe = Pipe::open(name.address()).map_err(|error| match windows::code(&error) {
+        // The second: the server closed the instance while it was being opened.
+        Some(ERROR_PIPE_BUSY | ERROR_PIPE_NOT_CONNECTED) => io::ErrorKind::ResourceBusy.into(),
+        Some(ERROR_INVALID_PARAMETER) => io::Error::new(
+            io::ErrorKind::InvalidData,
+            "its server made it a byte pipe, which keeps no messages apart",
+        ),
+        _ => error,
+    })?;
+    Ok(channel(pipe, windows::server_of, sizes))
+}
+
+struct OverlappedEndpoint {
+    address: String,
+    descriptor: SecurityDescriptor,
+    allow_remote: bool,
+    sizes: Sizes,
+    first: AtomicBool,
+}
+
+impl Endpoint for OverlappedEndpoint {
+    fn create(&self) -> io::Result<Box<dyn Instance>> {
+        let first = self.first.load(Ordering::Relaxed);
+        let options = InstanceOptions {
+            first,
+            allow_remote: self.allow_remote,
+            // ListenerOptions::check has seen that it fits.
+            buffer_size: u32::try_from(self.sizes.buffer_size).unwrap_or(u32::MAX),
+        };
+        let pipe = Pipe::create(&self.address, &self.descriptor, options)
+            .map_err(|error| windows::creation_error(error, first))?;
+        self.first.store(false, Ordering::Relaxed);
+        Ok(Box::new(OverlappedInstance {
+            pipe: Some(pipe),
+            sizes: self.sizes,
+        }))
+    }
+}
+
+struct OverlappedInstance {
+    /// `None` once it is connected.
+    pipe: Option<Pipe>,
+    sizes: Sizes,
+}
+
+impl Instance for OverlappedInstance {
+    fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>> {
+        if let Some(pipe) = &self.pipe {
+            ready!(pipe.poll_connect(cx))?;
+        }
+        let pipe = self.pipe.take().ok_or(io::ErrorKind::NotConnected)?;
+        Poll::Ready(Ok(channel(pipe, windows::client_of, self.sizes)))
+    }
+}
+
+fn channel(pipe: Pipe, peer: fn(&Pipe) -> io::Result<Peer>, sizes: Sizes) -> Channel {
+    let link = Arc::new(OverlappedLink { pipe, peer });
+    Channel {
+        receiver: Box::new(OverlappedReceiver {
+            link: Arc::clone(&link),
+            max_message_size: sizes.max_message_size,
+            buffer: BytesMut::new(),
+            room: FIRST_ROOM,
+            longest_room: sizes.buffer_size.max(FIRST_ROOM),
+            reading: false,
+            expected: None,
+        }),
+        sender: Box::new(OverlappedSender {
+            link: Arc::clone(&link),
+        }),
+        link,
+    }
+}
+
+struct OverlappedLink {
+    pipe: Pipe,
+    /// Asks who is on the other side of this end.
+    peer: fn(&Pipe) -> io::Result<Peer>,
+}
+
+impl Link for OverlappedLink {
+    fn peer(&self) -> io::Result<Peer> {
+        (self.peer)(&self.pipe)
+    }
+}
+
+struct OverlappedReceiver {
+    link: Arc<OverlappedLink>,
+    max_message_size: usize,
+    /// The part of a message that was read, and the room for the rest of it or for the next one.
+    buffer: BytesMut,
+    /// How much room a read has at least, in bytes.
+    room: usize,
+    longest_room: usize,
+    /// A read is under way, and the buffer with it.
+    reading: bool,
+    /// How long the message is that was read in part, once that is known.
+    expected: Option<usize>,
+}
+
+impl Receive for OverlappedReceiver {
+    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
+        // A client that always has the next message ready must not keep the others waiting.
+        let budget = ready!(coop::poll_proceed(cx));
+        let received = ready!(self.poll_message(cx));
+        budget.made_progress();
+        Poll::Ready(received)
+    }
+}
+
+impl OverlappedReceiver {
+    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
+        loop {
+            if !self.reading && self.expected.is_none() {
+                self.make_room();
+            }
+            self.reading = true;
+            let read = ready!(self.link.pipe.poll_read(cx, &mut self.buffer));
+            self.reading = false;
+            match read {
+                Ok(Read::Whole) => return Poll::Ready(self.message()),
+                Ok(Read::Part) if self.expected.is_none() => self.expect_rest()?,
+                Ok(Read::Part) => return Poll::Ready(Err(torn())),
+                Err(error) => {
+                    return Poll::Ready(match windows::code(&error) {
+                        Some(ERROR_BROKEN_PIPE | ERROR_PIPE_NOT_CONNECTED) => Ok(Received::Closed),
+                        _ => Err(RecvError::Io(error)),
+                    });
+                }
+            }
+        }
+    }
+
+    /// Makes room for an ordinary message, in the memory of earlier ones if they are dropped.
+    fn make_room(&mut self) {
+        if !self.buffer.try_reclaim(self.room) {
+            self.buffer = BytesMut::with_capacity(self.room);
+        }
+    }
+
+    /// Makes room for the rest of a message, if all of it may be received.
+    fn expect_rest(&mut self) -> Result<(), RecvError> {
+        let rest = self.link.pipe.rest_of_message().map_err(RecvError::Io)?;
+        let length = self.buffer.len().saturating_add(rest);
+        if length > self.max_message_size {
+            return Err(self.too_long());
+        }
+        if rest == 0 {
+            return Err(torn());
+        }
+        self.buffer.reserve(rest);
+        self.expected = Some(length);
+        let ordinary = length.min(self.longest_room);
+        self.room = self
+            .room
+            .max(ordinary.next_power_of_two())
+            .min(self.longest_room);
+        Ok(())
+    }
+
+    /// The message that is now whole.
+    fn message(&mut self) -> Result<Received, RecvError> {
+        let length = self.buffer.len();
+        if self
+            .expected
+            .take()
+            .is_some_and(|expected| expected != length)
+        {
+            return Err(torn());
+        }
+        if length > self.max_message_size {
+            return Err(self.too_long());
+        }
+        if length == 0 {
+            return Ok(Received::End);
+        }
+        if length <= self.room && self.buffer.capacity() > self.longest_room {
+            // Memory of an uncommonly long message: not to be kept for short ones.
+            let long = mem::take(&mut self.buffer);
+            return Ok(Received::Message(Bytes::copy_from_slice(&long)));
+        }
+        Ok(Received::Message(self.buffer.split().freeze()))
+    }
+
+    fn too_long(&self) -> RecvError {
+        RecvError::TooLong {
+            limit: self.max_message_size,
+        }
+    }
+}
+
+/// A sender can cancel a write of which a part has been read. What is read next belongs to another
+/// message.
+fn torn() -> RecvError {
+    RecvError::Io(io::Error::new(
+        io::ErrorKind::InvalidData,
+        "the sender took a message back while it was being received",
+    ))
+}
+
+struct OverlappedSender {
+    link: Arc<OverlappedLink>,
+}
+
+impl Transmit for OverlappedSender {
+    fn start_send(&mut self, message: Bytes) -> Result<(), SendError> {
+        if message.len() > MAX_MESSAGE_SIZE {
+            return Err(SendError::TooLong {
+                length: message.len(),
+                limit: MAX_MESSAGE_SIZE,
+            });
+        }
+        self.link.pipe.start_write(message).map_err(send_error)
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        self.link.pipe.poll_write(cx).map_err(send_error)
+    }
+}
+
+fn send_error(error: io::Error) -> SendError {
+    match windows::code(&error) {
+        Some(ERROR_BROKEN_PIPE | ERROR_NO_DATA | ERROR_PIPE_NOT_CONNECTED) => SendError::Closed,
+        _ => SendError::Io(error),
+    }
+}
