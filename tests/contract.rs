@@ -5,18 +5,20 @@
 mod support;
 
 use std::{
-    future::{IntoFuture, pending},
+    future::{Future, IntoFuture, pending, poll_fn},
     io,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
 use pipe_server::{
-    Bytes, CallError, ClientOptions, ConnectError, ListenerOptions, PipeListener, RecvError, Reply,
-    Request, SendError, Summary, serve,
+    Bytes, CallError, ClientOptions, ConnectError, Connection, ListenerOptions, PipeListener,
+    RecvError, Reply, Request, SendError, Summary, serve,
 };
 use tokio::{sync::oneshot, task::JoinHandle};
 
@@ -60,12 +62,15 @@ contract! {
     a_panic_or_an_error_costs_its_own_client_the_connection,
     a_reply_can_be_read_after_the_connection_was_dropped,
     a_dropped_recv_loses_nothing,
+    a_dropped_send_sends_all_of_its_message_or_nothing,
+    a_connection_dropped_in_the_middle_of_a_send_is_closed,
     a_dropped_accept_loses_nothing,
     a_dropped_call_is_noticed,
     an_idle_shutdown_ends_at_once,
     a_shutdown_lets_a_request_in_progress_finish,
     a_shutdown_ends_what_is_stuck,
     after_a_shutdown_nobody_serves_the_name,
+    clients_that_come_and_go_while_the_server_drains_get_whole_replies_or_none,
     a_slow_handler_is_cut_off,
     a_silent_client_is_cut_off,
     a_client_that_does_not_read_is_cut_off,
@@ -127,6 +132,11 @@ fn sizes(kind: Kind) -> Vec<usize> {
         .chain(around)
         .filter(|&size| size <= kind.longest())
         .collect()
+}
+
+/// A length that is long for the engine and still allowed by the default options.
+fn default_size(kind: Kind) -> usize {
+    kind.longest().min(65_536)
 }
 
 fn roomy(kind: Kind) -> (ListenerOptions, ClientOptions) {
@@ -449,9 +459,14 @@ async fn a_dropped_recv_loses_nothing(kind: Kind) {
     let (mut listener, pipe) = kind.bind(ListenerOptions::new());
     let mut client = pipe.connect().await;
     let mut connection = listener.accept().await.unwrap();
+    // Long ones too, which some engines receive in parts.
+    let step = (default_size(kind) - 1) / 100;
     let sending = tokio::spawn(async move {
         for number in 0..100 {
-            client.send(message(number, 1 + number * 40)).await.unwrap();
+            client
+                .send(message(number, 1 + number * step))
+                .await
+                .unwrap();
             tokio::task::yield_now().await;
         }
         client
@@ -465,12 +480,67 @@ async fn a_dropped_recv_loses_nothing(kind: Kind) {
             () = tokio::task::yield_now() => continue,
         };
         assert!(
-            received == message(number, 1 + number * 40),
+            received == message(number, 1 + number * step),
             "message {number}"
         );
         number += 1;
     }
     sending.await.unwrap();
+}
+
+/// Sends until a message has to wait for its reader, gives that one up, and returns how many were sent
+/// before it.
+async fn fill(connection: &mut Connection, size: usize) -> usize {
+    for number in 0.. {
+        let mut sending = pin!(connection.send(message(number, size)));
+        let sent = poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx))).await;
+        match sent {
+            Poll::Ready(sent) => sent.unwrap(),
+            Poll::Pending => return number,
+        }
+    }
+    unreachable!("a pipe that takes everything");
+}
+
+async fn a_dropped_send_sends_all_of_its_message_or_nothing(kind: Kind) {
+    let size = default_size(kind);
+    let (mut listener, pipe) = kind.bind(ListenerOptions::new().buffer_size(4096));
+    let mut client = pipe.connect().await;
+    let mut connection = listener.accept().await.unwrap();
+    let sent = fill(&mut connection, size).await;
+    let sending = tokio::spawn(async move {
+        connection.send("the last").await.unwrap();
+    });
+    for number in 0..sent {
+        let received = client.recv().await.unwrap().unwrap();
+        assert!(received == message(number, size), "message {number}");
+    }
+    let mut received = client.recv().await.unwrap().unwrap();
+    if received == message(sent, size) {
+        received = client.recv().await.unwrap().unwrap();
+    }
+    assert_eq!(received, "the last");
+    assert!(client.recv().await.unwrap().is_none());
+    sending.await.unwrap();
+}
+
+async fn a_connection_dropped_in_the_middle_of_a_send_is_closed(kind: Kind) {
+    let size = default_size(kind);
+    let (mut listener, pipe) = kind.bind(ListenerOptions::new().max_instances(1).buffer_size(4096));
+    let mut client = pipe.connect().await;
+    let mut connection = listener.accept().await.unwrap();
+    fill(&mut connection, size).await;
+    drop(connection);
+    // Nobody has read yet, and still the place is free.
+    let mut next = pipe.connect().await;
+    next.send("hello").await.unwrap();
+    let mut connection = listener.accept().await.unwrap();
+    assert_eq!(connection.recv().await.unwrap().unwrap(), "hello");
+    let mut number = 0;
+    while let Ok(Some(received)) = client.recv().await {
+        assert!(received == message(number, size), "message {number}");
+        number += 1;
+    }
 }
 
 async fn a_dropped_accept_loses_nothing(kind: Kind) {
@@ -568,6 +638,45 @@ async fn after_a_shutdown_nobody_serves_the_name(kind: Kind) {
     server.stop().await;
     let error = pipe.try_connect(ClientOptions::new()).await.unwrap_err();
     assert!(matches!(error, ConnectError::NotFound { .. }), "{error:?}");
+}
+
+async fn clients_that_come_and_go_while_the_server_drains_get_whole_replies_or_none(kind: Kind) {
+    let (server, pipe) = echo_server(kind, ListenerOptions::new());
+    let pipe = Arc::new(pipe);
+    let barrier = Arc::new(tokio::sync::Barrier::new(101));
+    let clients: Vec<_> = (0..200)
+        .map(|number| {
+            let (pipe, barrier) = (Arc::clone(&pipe), Arc::clone(&barrier));
+            tokio::spawn(async move {
+                // Every other one is there before the shutdown begins.
+                if number % 2 == 0 {
+                    barrier.wait().await;
+                }
+                let mut client = match pipe.try_connect(ClientOptions::new()).await {
+                    Ok(client) => client,
+                    Err(error) => {
+                        let refused = matches!(error, ConnectError::NotFound { .. });
+                        assert!(refused, "{error:?}");
+                        return;
+                    }
+                };
+                for round in 0.. {
+                    let sent = message(number + round, 1 + number * 20);
+                    match client.call(sent.clone()).await {
+                        Ok(reply) => assert!(reply == sent, "client {number}, round {round}"),
+                        Err(_) => return,
+                    }
+                }
+            })
+        })
+        .collect();
+    barrier.wait().await;
+    let summary = server.stop().await;
+    assert_eq!(summary.cut_off, 0);
+    assert_eq!(summary.requests, summary.replies);
+    for client in clients {
+        client.await.unwrap();
+    }
 }
 
 async fn a_slow_handler_is_cut_off(kind: Kind) {

@@ -56,6 +56,9 @@ use windows_sys::{
 
 use super::{check, security::SecurityDescriptor, wide};
 
+#[cfg(test)]
+mod tests;
+
 /// What a client needs and no more: the right to create instances (`FILE_APPEND_DATA`), which
 /// `GENERIC_WRITE` holds, is refused to other users by a careful server.
 const CLIENT_RIGHTS: u32 =
@@ -96,6 +99,16 @@ impl Pipe {
         descriptor: &SecurityDescriptor,
         options: InstanceOptions,
     ) -> io::Result<Self> {
+        let pipe = Self::create_instance(address, descriptor, options)?;
+        pipe.start_connect()?;
+        Ok(pipe)
+    }
+
+    fn create_instance(
+        address: &str,
+        descriptor: &SecurityDescriptor,
+        options: InstanceOptions,
+    ) -> io::Result<Self> {
         let address = wide(address);
         let attributes = descriptor.attributes();
         let mut open_mode = PIPE_ACCESS_DUPLEX | FILE_FLAG_OVERLAPPED;
@@ -120,9 +133,7 @@ impl Pipe {
                 &attributes,
             )
         };
-        let pipe = Self::new(owned(handle)?)?;
-        pipe.start_connect()?;
-        Ok(pipe)
+        Self::new(owned(handle)?)
     }
 
     /// Opens a client's end (`CreateFileW`), in message read mode. The server may learn who this is, not
