@@ -4,6 +4,7 @@ use std::{io, process::ExitCode};
 
 use clap::Parser;
 use pipe_server::ConnectError;
+use tokio::runtime::Builder;
 
 use crate::{conversation::Conversation, exit::Failure, messages::Messages, options::Options};
 
@@ -12,14 +13,17 @@ mod conversation;
 mod exit;
 mod messages;
 mod options;
+#[path = "../shared/runtime.rs"]
+mod runtime;
 #[path = "../shared/text.rs"]
 mod text;
 #[path = "../shared/values.rs"]
 mod values;
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
-    match run(Options::parse()).await {
+fn main() -> ExitCode {
+    let client = run(Options::parse());
+    let ended = runtime::run(Builder::new_current_thread(), cfg!(unix), client);
+    match ended.and_then(|ended| ended) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report("pipe-client"),
     }

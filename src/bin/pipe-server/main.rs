@@ -4,6 +4,7 @@ use std::{process::ExitCode, sync::Arc};
 
 use clap::Parser;
 use pipe_server::{BindError, Request, Summary, serve};
+use tokio::runtime::Builder;
 use tracing::info;
 
 use crate::{answer::Answer, exit::Failure, options::Options, signals::Signals};
@@ -14,6 +15,8 @@ mod exec;
 mod exit;
 mod logging;
 mod options;
+#[path = "../shared/runtime.rs"]
+mod runtime;
 mod signals;
 #[path = "../shared/text.rs"]
 mod text;
@@ -23,9 +26,11 @@ mod values;
 /// As a shell reports a program that SIGINT has ended.
 const INTERRUPTED: u8 = 130;
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    match run(Options::parse()).await {
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let io_driver = options.need_io_driver();
+    let ended = runtime::run(Builder::new_multi_thread(), io_driver, run(options));
+    match ended.and_then(|ended| ended) {
         Ok(Some(summary)) => {
             let Summary {
                 served,

@@ -71,6 +71,14 @@ impl Options {
         }
         options
     }
+
+    /// Whether the engine is on Tokio's own I/O.
+    pub(crate) fn need_io_driver(&self) -> bool {
+        #[cfg(windows)]
+        return matches!(self.pipe.engine, Engine::Tokio);
+        #[cfg(not(windows))]
+        true
+    }
 }
 
 /// What every request is answered with.
