@@ -41,7 +41,8 @@ const QUEUE_LENGTH: i32 = 1024;
 /// it, so that an idle connection holds no buffer. The length of one that may be longer is asked first.
 const SCRATCH_SIZE: usize = 64 * 1024;
 
-/// Messages of one connection share blocks of this size as long as they fit.
+/// Messages of one connection share a block of this size as long as they fit; a longer one gets a block
+/// of its own length. A block is used again once the messages in it are dropped.
 const BLOCK_SIZE: usize = 1024;
 
 /// What the kernel takes of the send buffer for itself (`unix_dgram_sendmsg` in net/unix/af_unix.c).
@@ -352,7 +353,7 @@ impl Drop for SeqpacketLink {
 struct SeqpacketReceiver {
     link: Arc<SeqpacketLink>,
     max_message_size: usize,
-    /// Where short messages are copied to; taken again once the messages in it are dropped.
+    /// Where messages are copied to.
     block: BytesMut,
 }
 
@@ -401,11 +402,9 @@ impl SeqpacketReceiver {
             if length > self.max_message_size || length > scratch.len() {
                 return Ok(None);
             }
-            if length > BLOCK_SIZE {
-                return Ok(Some(Bytes::copy_from_slice(scratch)));
-            }
-            if self.block.capacity() < length && !self.block.try_reclaim(BLOCK_SIZE) {
-                self.block = BytesMut::with_capacity(BLOCK_SIZE);
+            let size = length.max(BLOCK_SIZE);
+            if self.block.capacity() < length && !self.block.try_reclaim(size) {
+                self.block = BytesMut::with_capacity(size);
             }
             self.block.extend_from_slice(scratch);
             Ok(Some(self.block.split().freeze()))

@@ -1,0 +1,76 @@
+//! What a request costs in allocations, once a connection is warm: none, for a handler that returns its
+//! input. One test alone in its process: the allocator counts for all threads.
+
+#![cfg(feature = "test-util")]
+#![allow(unsafe_code)]
+
+mod support;
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    future::IntoFuture,
+    io,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use pipe_server::{Bytes, Client, ListenerOptions, serve};
+
+use support::{Kind, message};
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+struct Counting;
+
+// SAFETY: everything is left to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const CALLS: usize = 1000;
+
+/// The engine that is used unless another is asked for.
+#[cfg(target_os = "linux")]
+const KIND: Kind = Kind::Seqpacket;
+#[cfg(windows)]
+const KIND: Kind = Kind::Overlapped;
+
+/// How many allocations `CALLS` calls make, server and client together.
+async fn count(client: &mut Client, request: &Bytes) -> usize {
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    for _ in 0..CALLS {
+        assert!(client.call(request.clone()).await.unwrap() == *request);
+    }
+    ALLOCATIONS.load(Ordering::Relaxed) - before
+}
+
+#[tokio::test]
+async fn a_request_to_a_warm_connection_allocates_nothing() {
+    let (listener, pipe) = KIND.bind(ListenerOptions::new());
+    let echo = |request: Bytes| async move { Ok::<_, io::Error>(request) };
+    tokio::spawn(serve(listener, echo).into_future());
+    let mut client = pipe.connect().await;
+    for size in [64, 1024, 4096, 65_536] {
+        let request = Bytes::from(message(1, size));
+        count(&mut client, &request).await;
+        let allocations = count(&mut client, &request).await;
+        assert_eq!(allocations, 0, "{CALLS} calls of {size} bytes");
+    }
+}
