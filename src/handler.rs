@@ -48,12 +48,12 @@ where
     R: Into<Reply>,
     E: Into<Box<dyn Error + Send + Sync>>,
 {
-    fn call(
-        &self,
-        request: Request,
-    ) -> impl Future<Output = Result<Reply, Box<dyn Error + Send + Sync>>> + Send {
-        let answer = self(T::from(request));
-        async move { answer.await.map(Into::into).map_err(Into::into) }
+    async fn call(&self, request: Request) -> Result<Reply, Box<dyn Error + Send + Sync>> {
+        // The answer is made here and not outside: a future that captures it would hold it twice.
+        self(T::from(request))
+            .await
+            .map(Into::into)
+            .map_err(Into::into)
     }
 }
 

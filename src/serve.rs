@@ -10,16 +10,16 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll},
+    task::Poll,
     time::Duration,
 };
 
 use bytes::Bytes;
 use tokio::{
+    sync::watch,
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
-use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, debug_span, error, trace, warn};
 
 use crate::{
@@ -213,7 +213,7 @@ where
         } = self;
         let handler = Arc::new(handler);
         let counters = Arc::new(Counters::default());
-        let shutdown = CancellationToken::new();
+        let (begin_shutdown, shutdown) = watch::channel(false);
         let mut tasks = JoinSet::new();
         let mut summary = Summary::default();
         let mut pause = FIRST_ACCEPT_PAUSE;
@@ -261,7 +261,7 @@ where
         debug!(connections = tasks.len(), ?drain_timeout, "shutting down");
         // No client can connect any more. One that nobody accepted yet sees its pipe closed.
         drop(listener);
-        shutdown.cancel();
+        begin_shutdown.send_replace(true);
         let deadline = Instant::now() + drain_timeout;
         while let Ok(Some(_)) = tokio::time::timeout_at(deadline, tasks.join_next()).await {
             summary.served += 1;
@@ -308,7 +308,8 @@ struct Conversation<H, T> {
     connection: Connection,
     handler: Arc<H>,
     options: Options,
-    shutdown: CancellationToken,
+    /// Changes when a shutdown begins.
+    shutdown: watch::Receiver<bool>,
     tally: Tally,
     _requests: std::marker::PhantomData<fn(T)>,
 }
@@ -354,10 +355,13 @@ impl<H: Handler<T>, T> Conversation<H, T> {
     async fn converse(&mut self) -> Result<(), Failure> {
         // A message that came in while the handler was at work.
         let mut next = None;
-        while !self.shutdown.is_cancelled() {
+        let mut shutdown = self.shutdown.clone();
+        let mut shutdown = pin!(async move { _ = shutdown.changed().await });
+        // An error is a server that is gone.
+        while !self.shutdown.has_changed().unwrap_or(true) {
             let message = match next.take() {
                 Some(message) => message,
-                None => match self.recv().await? {
+                None => match self.recv(shutdown.as_mut()).await? {
                     Some(message) => message,
                     None => break,
                 },
@@ -374,9 +378,11 @@ impl<H: Handler<T>, T> Conversation<H, T> {
     }
 
     /// The next request, or `None` when there will be none.
-    async fn recv(&mut self) -> Result<Option<Bytes>, Failure> {
+    async fn recv(
+        &mut self,
+        mut shutdown: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Option<Bytes>, Failure> {
         let connection = &mut self.connection;
-        let mut shutdown = pin!(self.shutdown.cancelled());
         let received = poll_fn(|cx| {
             // The request first: on a busy connection the rest is never looked at.
             if let Poll::Ready(received) = connection.poll_recv(cx) {
@@ -384,12 +390,9 @@ impl<H: Handler<T>, T> Conversation<H, T> {
             }
             shutdown.as_mut().poll(cx).map(|()| Ok(None))
         });
-        match self.options.idle_timeout {
-            None => Ok(received.await?),
-            Some(time) => match timeout(time, received).await {
-                Ok(received) => Ok(received?),
-                Err(_) => Err(Failure::IdleTimeout(time)),
-            },
+        match within(self.options.idle_timeout, received).await {
+            Ok(received) => Ok(received?),
+            Err(time) => Err(Failure::IdleTimeout(time)),
         }
     }
 
@@ -400,17 +403,17 @@ impl<H: Handler<T>, T> Conversation<H, T> {
             bytes: message,
             identity,
         };
-        // `call` is inside the future, so that a panic of it is caught as well.
-        let mut handled = pin!(contained(async move { handler.call(request).await }));
+        // `call` is inside the future, so that a panic of it is caught as well. What a panic leaves half
+        // done is dropped with the connection and seen by nobody.
+        let mut handled = pin!(async move { handler.call(request).await });
         let connection = &mut self.connection;
         let mut watching = self.options.cancel_on_disconnect;
         let answered = poll_fn(|cx| {
-            if let Poll::Ready(answered) = handled.as_mut().poll(cx) {
-                return Poll::Ready(match answered {
-                    Ok(Ok(reply)) => Ok(reply),
-                    Ok(Err(error)) => Err(Failure::Handler(error)),
-                    Err(panic) => Err(Failure::Panic(panic)),
-                });
+            match catch_unwind(AssertUnwindSafe(|| handled.as_mut().poll(cx))) {
+                Ok(Poll::Pending) => {}
+                Ok(Poll::Ready(Ok(reply))) => return Poll::Ready(Ok(reply)),
+                Ok(Poll::Ready(Err(error))) => return Poll::Ready(Err(Failure::Handler(error))),
+                Err(panic) => return Poll::Ready(Err(Failure::Panic(panic_text(&*panic)))),
             }
             if watching && next.is_none() {
                 if let Poll::Ready(received) = connection.poll_recv(cx) {
@@ -424,40 +427,31 @@ impl<H: Handler<T>, T> Conversation<H, T> {
             }
             Poll::Pending
         });
-        match self.options.handler_timeout {
-            None => answered.await,
-            Some(time) => match timeout(time, answered).await {
-                Ok(answered) => answered,
-                Err(_) => Err(Failure::HandlerTimeout(time)),
-            },
+        match within(self.options.handler_timeout, answered).await {
+            Ok(answered) => answered,
+            Err(time) => Err(Failure::HandlerTimeout(time)),
         }
     }
 
     async fn send(&mut self, reply: Bytes) -> Result<(), Failure> {
         trace!(bytes = reply.len(), "reply");
-        let sent = self.connection.send(reply);
-        match self.options.write_timeout {
-            None => Ok(sent.await?),
-            Some(time) => match timeout(time, sent).await {
-                Ok(sent) => Ok(sent?),
-                Err(_) => Err(Failure::WriteTimeout(time)),
-            },
+        match within(self.options.write_timeout, self.connection.send(reply)).await {
+            Ok(sent) => Ok(sent?),
+            Err(time) => Err(Failure::WriteTimeout(time)),
         }
     }
 }
 
-/// `future`, with a panic turned into its text. What the panic left half done is dropped with the
-/// connection and seen by nobody.
-async fn contained<F: Future>(future: F) -> Result<F::Output, String> {
+/// The output of `future`, or the time limit once it is over.
+async fn within<F: Future>(limit: Option<Duration>, future: F) -> Result<F::Output, Duration> {
     let mut future = pin!(future);
-    poll_fn(|cx: &mut Context<'_>| {
-        match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
-            Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
-            Err(panic) => Poll::Ready(Err(panic_text(&*panic))),
-        }
-    })
-    .await
+    // What is ready at once, as most is, costs no timer.
+    let polled = poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await;
+    match (polled, limit) {
+        (Poll::Ready(output), _) => Ok(output),
+        (Poll::Pending, None) => Ok(future.await),
+        (Poll::Pending, Some(time)) => timeout(time, future).await.map_err(|_| time),
+    }
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> String {

@@ -8,7 +8,10 @@ use std::{
     net::Shutdown,
     os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 
@@ -67,7 +70,7 @@ pub(crate) fn bind(
         Access::Mode(mode) => *mode,
     };
     let socket = socket()?;
-    grow_send_buffer(&socket, sizes)?;
+    let grow_send_buffers = grow_send_buffer(&socket, sizes)?;
     // Linux gives the socket file the mode of the socket itself, less the umask (unix_bind in
     // net/unix/af_unix.c): set before bind, nobody gets in in between.
     fchmod(&socket, Mode::from_raw_mode(mode))?;
@@ -75,6 +78,7 @@ pub(crate) fn bind(
     let mut endpoint = SeqpacketEndpoint {
         listener: None,
         sizes,
+        grow_send_buffers,
         claim,
     };
     fs::set_permissions(&endpoint.claim.path, fs::Permissions::from_mode(mode))?;
@@ -108,19 +112,19 @@ fn socket() -> io::Result<OwnedFd> {
     )?)
 }
 
-/// Makes room for the longest message. The kernel's default is never made smaller: that would
-/// shorten the longest message that can be sent.
+/// Makes room for the longest message, and says whether the kernel's default was too small. It is never
+/// made smaller: that would shorten the longest message that can be sent.
 ///
 /// # Errors
 ///
 /// `InvalidInput` when the system allows less than `max_message_size`.
-fn grow_send_buffer(socket: impl AsFd, sizes: Sizes) -> io::Result<()> {
+fn grow_send_buffer(socket: impl AsFd, sizes: Sizes) -> io::Result<bool> {
     let wanted = sizes
         .max_message_size
         .saturating_add(SEND_OVERHEAD)
         .max(sizes.buffer_size);
     if sockopt::socket_send_buffer_size(&socket)? >= wanted {
-        return Ok(());
+        return Ok(false);
     }
     // The kernel doubles the value and caps it at net.core.wmem_max, socket(7).
     sockopt::set_socket_send_buffer_size(&socket, wanted.min(i32::MAX as usize))?;
@@ -135,7 +139,7 @@ fn grow_send_buffer(socket: impl AsFd, sizes: Sizes) -> io::Result<()> {
             ),
         ));
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Makes the directory of a short name's socket, for this user alone, and refuses one that another
@@ -268,6 +272,8 @@ struct SeqpacketEndpoint {
     /// Set before `bind` returns.
     listener: Option<Arc<Mutex<UnixSeqpacketListener>>>,
     sizes: Sizes,
+    /// Whether the kernel's default is too small, also for the sockets of the clients.
+    grow_send_buffers: bool,
     claim: Claim,
 }
 
@@ -277,6 +283,7 @@ impl Endpoint for SeqpacketEndpoint {
         Ok(Box::new(SeqpacketInstance {
             listener,
             sizes: self.sizes,
+            grow_send_buffer: self.grow_send_buffers,
         }))
     }
 
@@ -290,19 +297,25 @@ impl Endpoint for SeqpacketEndpoint {
 struct SeqpacketInstance {
     listener: Arc<Mutex<UnixSeqpacketListener>>,
     sizes: Sizes,
+    grow_send_buffer: bool,
 }
 
 impl Instance for SeqpacketInstance {
     fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>> {
         let mut listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
         let socket = ready!(listener.poll_accept(cx))?;
-        grow_send_buffer(&socket, self.sizes)?;
+        if self.grow_send_buffer {
+            grow_send_buffer(&socket, self.sizes)?;
+        }
         Poll::Ready(channel(socket, self.sizes.max_message_size))
     }
 }
 
 fn channel(socket: UnixSeqpacket, max_message_size: usize) -> io::Result<Channel> {
-    let link = Arc::new(SeqpacketLink { socket });
+    let link = Arc::new(SeqpacketLink {
+        socket,
+        peer_gone: AtomicBool::new(false),
+    });
     Ok(Channel {
         receiver: Box::new(SeqpacketReceiver {
             link: Arc::clone(&link),
@@ -320,6 +333,8 @@ fn channel(socket: UnixSeqpacket, max_message_size: usize) -> io::Result<Channel
 /// A connected socket.
 struct SeqpacketLink {
     socket: UnixSeqpacket,
+    /// The peer has closed and nothing of it is left to read.
+    peer_gone: AtomicBool,
 }
 
 impl Link for SeqpacketLink {
@@ -341,6 +356,9 @@ impl Drop for SeqpacketLink {
     /// that the peer could still read (`unix_release_sock` in net/unix/af_unix.c), so they are read
     /// first. After the shutdown no more can come.
     fn drop(&mut self) {
+        if *self.peer_gone.get_mut() {
+            return;
+        }
         _ = self.socket.shutdown(Shutdown::Both);
         let mut nothing = [0; 1];
         while matches!(
@@ -416,6 +434,7 @@ impl SeqpacketReceiver {
         let mut fds = [PollFd::new(&self.link.socket, PollFlags::empty())];
         let polled = poll(&mut fds, Some(&Timespec::default()));
         if polled.is_ok() && fds[0].revents().contains(PollFlags::HUP) {
+            self.link.peer_gone.store(true, Ordering::Relaxed);
             Received::Closed
         } else {
             Received::End

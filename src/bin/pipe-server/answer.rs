@@ -47,7 +47,8 @@ impl Answer {
         match self {
             Self::Text { text, encoding } => Ok(Form::of(&request, *encoding).encode(text).into()),
             Self::Echo => Ok(request.into()),
-            Self::Exec(exec) => exec.run(&request).await.map(Into::into),
+            // Boxed: every connection has room for the largest of these futures.
+            Self::Exec(exec) => Box::pin(exec.run(&request)).await.map(Into::into),
         }
     }
 }
