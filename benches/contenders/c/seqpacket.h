@@ -1,0 +1,67 @@
+/* What both Linux servers begin with: a SOCK_SEQPACKET socket at a path, and room for the longest message. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+/* As long as pipe-server's own queue. */
+#define QUEUE_LENGTH 1024
+
+/* What the kernel takes of the send buffer for itself. */
+#define SEND_OVERHEAD 32
+
+static size_t longest;
+
+static void fail(const char *what)
+{
+    perror(what);
+    exit(1);
+}
+
+/* Makes room for the longest message where the kernel's default has less. Accepted sockets need it anew. */
+static void grow_send_buffer(int socket)
+{
+    int size = 0, wanted = (int)longest + SEND_OVERHEAD;
+    socklen_t length = sizeof size;
+    getsockopt(socket, SOL_SOCKET, SO_SNDBUF, &size, &length);
+    if (size < wanted)
+        setsockopt(socket, SOL_SOCKET, SO_SNDBUF, &wanted, sizeof wanted);
+}
+
+/* Listens at `path`, which is removed again when the process is asked to end. */
+static const char *listening_path;
+
+static void end(int signal)
+{
+    (void)signal;
+    unlink(listening_path);
+    _exit(0);
+}
+
+static int listen_at(const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (strlen(path) >= sizeof address.sun_path) {
+        fprintf(stderr, "%s is too long for a socket\n", path);
+        exit(1);
+    }
+    strcpy(address.sun_path, path);
+    int listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    if (listener < 0)
+        fail("socket");
+    if (bind(listener, (struct sockaddr *)&address, sizeof address) < 0)
+        fail("bind");
+    if (listen(listener, QUEUE_LENGTH) < 0)
+        fail("listen");
+    listening_path = path;
+    signal(SIGINT, end);
+    signal(SIGTERM, end);
+    printf("listening on %s\n", path);
+    fflush(stdout);
+    return listener;
+}

@@ -1,0 +1,184 @@
+//! Who is compared.
+
+use crate::System;
+
+/// A server, and how to load it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Contender {
+    /// In the table's heading.
+    pub(crate) name: &'static str,
+    pub(crate) role: Role,
+    pub(crate) program: Program,
+    /// `{name}`, `{address}`, `{longest}` and `{threads}` are replaced.
+    pub(crate) arguments: &'static [&'static str],
+    pub(crate) client: Client,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// What the others are compared with: the first one.
+    Ours,
+    /// Another way to run ours.
+    AlsoOurs,
+    /// As fast as the system lets anybody be, with nothing that a server needs besides.
+    Limit,
+    /// What a user would take instead.
+    Other,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Program {
+    Cargo(&'static str),
+    C(&'static str),
+}
+
+/// Which client understands it. They differ in what carries the messages, in nothing else.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Client {
+    /// `pipe-bench`: a message pipe.
+    Pipe,
+    /// `contender-load` with this carrier.
+    Other(&'static str),
+}
+
+impl Contender {
+    pub(crate) fn is_ours(&self) -> bool {
+        self.role == Role::Ours
+    }
+}
+
+/// Ours is first.
+pub(crate) fn of(system: System) -> Vec<Contender> {
+    match system {
+        System::Linux => LINUX.into(),
+        System::Windows => WINDOWS.into(),
+    }
+}
+
+const LINUX: [Contender; 7] = [
+    Contender {
+        name: "pipe-server",
+        role: Role::Ours,
+        program: Program::Cargo("pipe-server"),
+        arguments: &[
+            "--quiet",
+            "--pipe-name",
+            "{address}",
+            "--echo",
+            "--max-message-size",
+            "{longest}",
+        ],
+        client: Client::Pipe,
+    },
+    Contender {
+        name: "C epoll, a thread a core",
+        role: Role::Limit,
+        program: Program::C("epoll"),
+        arguments: &["{address}", "{longest}", "{threads}"],
+        client: Client::Pipe,
+    },
+    Contender {
+        name: "C epoll, one thread",
+        role: Role::Limit,
+        program: Program::C("epoll"),
+        arguments: &["{address}", "{longest}", "1"],
+        client: Client::Pipe,
+    },
+    Contender {
+        name: "C, a thread a client",
+        role: Role::Other,
+        program: Program::C("seqpacket-threads"),
+        arguments: &["{address}", "{longest}"],
+        client: Client::Pipe,
+    },
+    Contender {
+        name: "Tokio UnixStream",
+        role: Role::Other,
+        program: Program::Cargo("contender-echo"),
+        arguments: &["framed", "{address}"],
+        client: Client::Other("framed"),
+    },
+    Contender {
+        name: "ZeroMQ",
+        role: Role::Other,
+        program: Program::Cargo("contender-echo"),
+        arguments: &["zeromq", "{address}"],
+        client: Client::Other("zeromq"),
+    },
+    Contender {
+        name: "nng",
+        role: Role::Other,
+        program: Program::Cargo("contender-echo"),
+        arguments: &["nng", "{address}"],
+        client: Client::Other("nng"),
+    },
+];
+
+const WINDOWS: [Contender; 7] = [
+    Contender {
+        name: "pipe-server",
+        role: Role::Ours,
+        program: Program::Cargo("pipe-server"),
+        arguments: &[
+            "--quiet",
+            "--pipe-name",
+            "{name}",
+            "--echo",
+            "--engine",
+            "overlapped",
+            "--max-message-size",
+            "{longest}",
+        ],
+        client: Client::Pipe,
+    },
+    Contender {
+        name: "pipe-server, engine tokio",
+        role: Role::AlsoOurs,
+        program: Program::Cargo("pipe-server"),
+        // Its longest message can't be made longer.
+        arguments: &[
+            "--quiet",
+            "--pipe-name",
+            "{name}",
+            "--echo",
+            "--engine",
+            "tokio",
+        ],
+        client: Client::Pipe,
+    },
+    Contender {
+        name: "C completion port",
+        role: Role::Limit,
+        program: Program::C("completion-port"),
+        arguments: &["{name}", "{longest}", "{threads}"],
+        client: Client::Pipe,
+    },
+    Contender {
+        name: "C, a thread a client",
+        role: Role::Other,
+        program: Program::C("pipe-threads"),
+        arguments: &["{name}", "{longest}"],
+        client: Client::Pipe,
+    },
+    Contender {
+        name: "plain Tokio loop",
+        role: Role::Other,
+        program: Program::Cargo("contender-echo"),
+        arguments: &["plain-tokio", "{name}"],
+        client: Client::Pipe,
+    },
+    Contender {
+        name: "interprocess, Tokio",
+        role: Role::Other,
+        program: Program::Cargo("contender-echo"),
+        arguments: &["interprocess-tokio", "{name}"],
+        client: Client::Other("framed"),
+    },
+    Contender {
+        name: "interprocess, threads",
+        role: Role::Other,
+        program: Program::Cargo("contender-echo"),
+        arguments: &["interprocess-threads", "{name}"],
+        client: Client::Other("framed"),
+    },
+];

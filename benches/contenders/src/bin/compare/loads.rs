@@ -1,0 +1,170 @@
+//! What the contenders are made to do.
+
+use crate::System;
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Load {
+    /// In the table's first column.
+    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
+    pub(crate) unit: Unit,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Kind {
+    /// Requests that are echoed.
+    Echo {
+        clients: u32,
+        depth: u32,
+        size: usize,
+    },
+    /// Clients that connect, have one request answered and close.
+    Connect { clients: u32 },
+    /// One client in lockstep with pauses, beside many that send as fast as they can.
+    Polite { greedy: u32, depth: u32 },
+    /// Connections that are held and not used.
+    Idle { connections: u32 },
+    /// What the server spends on a request, whatever else the machine is doing.
+    Cost { event: Event, depth: u32 },
+}
+
+/// What `perf` counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    SystemCalls,
+    ProcessorTime,
+}
+
+/// The unit of a figure. All but the rates are the better the lower they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unit {
+    PerSecond,
+    Microseconds,
+    Bytes,
+    Calls,
+}
+
+impl Unit {
+    pub(crate) fn more_is_better(self) -> bool {
+        self == Self::PerSecond
+    }
+
+    /// A figure with three digits and its unit.
+    pub(crate) fn show(self, figure: f64) -> String {
+        match self {
+            Self::PerSecond => scaled(figure, &[("M", 1e6), ("k", 1e3)], ""),
+            Self::Microseconds => scaled(figure, &[(" s", 1e6), (" ms", 1e3)], " µs"),
+            Self::Bytes => scaled(figure, &[(" MiB", 1024.0 * 1024.0), (" KiB", 1024.0)], " B"),
+            Self::Calls => format!("{figure:.2}"),
+        }
+    }
+}
+
+fn scaled(figure: f64, units: &[(&str, f64)], base: &str) -> String {
+    let unit = units.iter().find(|(_, size)| figure.abs() >= *size);
+    let (name, figure) = unit.map_or((base, figure), |(name, size)| (*name, figure / size));
+    let places = match figure.abs() {
+        100.0.. => 0,
+        10.0.. => 1,
+        _ => 2,
+    };
+    format!("{figure:.places$}{name}")
+}
+
+impl Load {
+    /// The longest message that is sent.
+    pub(crate) fn size(&self) -> usize {
+        match self.kind {
+            Kind::Echo { size, .. } => size,
+            _ => SMALL,
+        }
+    }
+}
+
+const SMALL: usize = 64;
+
+pub(crate) fn of(system: System) -> Vec<Load> {
+    let echo = |name, clients, depth, size| Load {
+        name,
+        kind: Kind::Echo {
+            clients,
+            depth,
+            size,
+        },
+        unit: Unit::PerSecond,
+    };
+    let idle = |name, connections| Load {
+        name,
+        kind: Kind::Idle { connections },
+        unit: Unit::Bytes,
+    };
+    let mut loads = vec![
+        echo("64 B, 1 client", 1, 1, SMALL),
+        echo("64 B, 8 clients", 8, 1, SMALL),
+        echo("64 B, 64 clients", 64, 1, SMALL),
+        echo("64 B, 8 clients, depth 16", 8, 16, SMALL),
+        echo("4 KiB, 8 clients", 8, 1, 4 << 10),
+        echo("64 KiB, 8 clients", 8, 1, 64 << 10),
+        echo("1 MiB, 4 clients", 4, 1, 1 << 20),
+        Load {
+            name: "connections, 8 clients",
+            kind: Kind::Connect { clients: 8 },
+            unit: Unit::PerSecond,
+        },
+        Load {
+            name: "p99 of 1 polite client beside 63 greedy ones",
+            kind: Kind::Polite {
+                greedy: 63,
+                depth: 16,
+            },
+            unit: Unit::Microseconds,
+        },
+        idle("memory a connection, 1,000 idle", 1000),
+    ];
+    // Under Wine a process may not have so many files.
+    if system == System::Linux {
+        loads.push(idle("memory a connection, 10,000 idle", 10_000));
+    }
+    // Where there is no `perf`.
+    if cfg!(windows) {
+        return loads;
+    }
+    let depths: &[_] = match system {
+        System::Linux => &[
+            (
+                1,
+                "system calls a request, 8 clients",
+                "processor time a request, 8 clients",
+            ),
+            (
+                16,
+                "system calls a request, depth 16",
+                "processor time a request, depth 16",
+            ),
+        ],
+        System::Windows => &[(
+            1,
+            "Linux system calls a request, 8 clients",
+            "processor time a request, 8 clients",
+        )],
+    };
+    for &(depth, calls, time) in depths {
+        loads.push(Load {
+            name: calls,
+            kind: Kind::Cost {
+                event: Event::SystemCalls,
+                depth,
+            },
+            unit: Unit::Calls,
+        });
+        loads.push(Load {
+            name: time,
+            kind: Kind::Cost {
+                event: Event::ProcessorTime,
+                depth,
+            },
+            unit: Unit::Microseconds,
+        });
+    }
+    loads
+}

@@ -1,0 +1,213 @@
+//! How a load is measured.
+
+use std::{
+    fs,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use crate::{
+    Options, System,
+    client::{self, Client},
+    contenders::Contender,
+    loads::{Event, Kind, Load},
+    programs::Programs,
+    server::Server,
+};
+
+/// Figures of several rounds, or why there are none.
+pub(crate) type Figures = Result<Vec<f64>, String>;
+
+/// How long greedy clients work before the polite one comes, and so what they must be given on top.
+const HEAD_START: Duration = Duration::from_millis(300);
+
+/// How many requests the cost of one is counted over: a second's work.
+fn counted(system: System) -> u32 {
+    match system {
+        System::Linux => 50_000,
+        System::Windows => 4_000,
+    }
+}
+
+/// Measures every contender in turns, and begins each round with another one. A contender that fails once is
+/// out.
+pub(crate) fn measure(
+    load: &Load,
+    contenders: &[Contender],
+    programs: &Programs,
+    options: &Options,
+) -> Vec<Figures> {
+    // All servers are up all the time; an idle one costs nothing.
+    let mut servers: Vec<_> = contenders
+        .iter()
+        .map(|contender| {
+            let server = Server::start(contender, load, programs)?;
+            verify(load, contender, programs)?;
+            Ok::<_, String>(server)
+        })
+        .collect();
+    let mut figures: Vec<Figures> = vec![Ok(Vec::new()); contenders.len()];
+    let rounds = match load.kind {
+        // These have hardly any noise.
+        Kind::Idle { .. } => 1,
+        Kind::Cost { .. } => options.rounds.min(3),
+        _ => options.rounds,
+    };
+    for round in 0..rounds {
+        for turn in 0..contenders.len() {
+            let index = (round + turn) % contenders.len();
+            let contender = &contenders[index];
+            let figure = match &mut servers[index] {
+                Ok(server) => one(load, contender, server, programs, options),
+                Err(reason) => Err(reason.clone()),
+            };
+            match (figure, &mut figures[index]) {
+                (Ok(figure), Ok(figures)) => figures.push(figure),
+                (Err(reason), figures @ Ok(_)) => {
+                    let reason = programs.without_names(&reason, contender);
+                    eprintln!("  {}: left out: {reason}", contender.name);
+                    *figures = Err(reason.clone());
+                    // Whatever state it is in now: it does not disturb the others.
+                    servers[index] = Err(reason);
+                }
+                (_, Err(_)) => {}
+            }
+        }
+    }
+    figures
+}
+
+/// Sees that every reply is its request, whole: a server that fails this is not measured.
+fn verify(load: &Load, contender: &Contender, programs: &Programs) -> Result<(), String> {
+    let (clients, depth) = match load.kind {
+        Kind::Echo { clients, depth, .. } => (clients, depth),
+        _ => (1, 1),
+    };
+    let requests = (2 * clients * depth).max(20);
+    let mut command = programs.client(contender);
+    command
+        .args(["--verify", "echo", "--warm-up", "0", "--timeout", "10s"])
+        .args(["--clients", &clients.to_string()])
+        .args(["--depth", &depth.to_string()])
+        .args(["--requests", &requests.to_string()])
+        .args(["--size", &load.size().to_string()]);
+    client::figure(&mut command, "messages").map(drop)
+}
+
+/// One measurement.
+fn one(
+    load: &Load,
+    contender: &Contender,
+    server: &mut Server,
+    programs: &Programs,
+    options: &Options,
+) -> Result<f64, String> {
+    let mut client = programs.client(contender);
+    let duration = |time: Duration| format!("{}ms", time.as_millis());
+    match load.kind {
+        Kind::Echo {
+            clients,
+            depth,
+            size,
+        } => {
+            client
+                .args(["--clients", &clients.to_string()])
+                .args(["--depth", &depth.to_string()])
+                .args(["--size", &size.to_string()])
+                .args([
+                    "--duration",
+                    &duration(options.duration),
+                    "--warm-up",
+                    "100ms",
+                ]);
+            client::figure(&mut client, "messages_per_second")
+        }
+        Kind::Connect { clients } => {
+            client
+                .args(["--connect-rate", "--clients", &clients.to_string()])
+                .args([
+                    "--duration",
+                    &duration(options.duration),
+                    "--warm-up",
+                    "100ms",
+                ]);
+            client::figure(&mut client, "connections_per_second")
+        }
+        Kind::Polite { greedy, depth } => {
+            client.args(["--clients", "1", "--pause", "1ms"]).args([
+                "--duration",
+                &duration(2 * options.duration),
+                "--warm-up",
+                "50",
+            ]);
+            let mut others = programs.client(contender);
+            others
+                .args(["--clients", &greedy.to_string()])
+                .args(["--depth", &depth.to_string()])
+                .args(["--duration", "1min", "--warm-up", "0"]);
+            let _others = Client::start(&mut others)?;
+            thread::sleep(HEAD_START);
+            client::figure(&mut client, "p99_us")
+        }
+        Kind::Idle { connections } => {
+            // Its own, so that memory of earlier rounds is not used again.
+            server.restart(contender, load, programs)?;
+            // What a server makes for its first client and keeps is not counted.
+            let mut first = programs.client(contender);
+            first.args(["--clients", "1", "--requests", "10", "--warm-up", "0"]);
+            client::figure(&mut first, "messages")?;
+            let before = server.memory()?;
+            client.args(["--idle", &connections.to_string(), "--duration", "1min"]);
+            let mut holding = Client::start(&mut client)?;
+            holding.measured()?;
+            let with = server.memory()?;
+            Ok((with as f64 - before as f64) / f64::from(connections))
+        }
+        Kind::Cost { event, depth } => {
+            let requests = counted(options.system);
+            client
+                .args(["--clients", "8", "--warm-up", "0"])
+                .args(["--depth", &depth.to_string()])
+                .args(["--requests", &requests.to_string()]);
+            Ok(count(event, server, &client, programs)? / f64::from(requests))
+        }
+    }
+}
+
+/// What the server spends while the client runs: `perf` counts it without slowing it down.
+fn count(
+    event: Event,
+    server: &Server,
+    client: &Command,
+    programs: &Programs,
+) -> Result<f64, String> {
+    // Processor time is counted in milliseconds.
+    let (name, unit) = match event {
+        Event::SystemCalls => ("raw_syscalls:sys_enter", 1.0),
+        Event::ProcessorTime => ("task-clock", 1e3),
+    };
+    let cannot = || format!("perf can't count {name} here");
+    let status = Command::new("perf")
+        .args(["stat", "-x,", "-e", name, "-o"])
+        .arg(programs.log())
+        .args(["-p", &server.process().to_string(), "--"])
+        .arg(client.get_program())
+        .args(client.get_args())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    if !status.is_ok_and(|status| status.success()) {
+        return Err(cannot());
+    }
+    let counted = fs::read_to_string(programs.log()).unwrap_or_default();
+    let line = counted
+        .lines()
+        .find(|line| line.contains(name))
+        .ok_or_else(cannot)?;
+    let number = line
+        .split(',')
+        .next()
+        .and_then(|number| number.parse::<f64>().ok());
+    Ok(number.ok_or_else(cannot)? * unit)
+}

@@ -1,0 +1,30 @@
+//! The page in the docs: prose by hand, with a part for each system that is written anew by each comparison.
+
+use std::{fs, io};
+
+use crate::Options;
+
+/// Puts the table into its part of the page, and the picture beside the page.
+pub(crate) fn write(options: &Options, table: &str, picture: &str) -> io::Result<()> {
+    let system = options.system.name();
+    let path = options.docs.join("performance.md");
+    let page = fs::read_to_string(&path)?;
+    let (begin, end) = (
+        format!("<!-- {system}: begin -->\n"),
+        format!("<!-- {system}: end -->"),
+    );
+    let parts = page.split_once(&begin).and_then(|(before, rest)| {
+        let (_, after) = rest.split_once(&end)?;
+        Some((before, after))
+    });
+    let Some((before, after)) = parts else {
+        return Err(io::Error::other(format!(
+            "{} has no {begin}",
+            path.display()
+        )));
+    };
+    let drawing = format!("performance-{system}.svg");
+    let page = format!("{before}{begin}\n{table}\n![The table as bars]({drawing})\n\n{end}{after}");
+    fs::write(options.docs.join(drawing), picture)?;
+    fs::write(path, page)
+}

@@ -1,0 +1,98 @@
+//! The results as a picture: a panel for each load, a bar for each contender.
+
+use std::fmt::Write as _;
+
+use crate::{
+    Options,
+    contenders::Role,
+    results::{Results, Row},
+};
+
+const COLUMNS: usize = 2;
+const PANEL_WIDTH: usize = 460;
+const MARGIN: usize = 20;
+const HEADING: usize = 60;
+const TITLE: usize = 26;
+const BAR: usize = 18;
+/// Where the bars begin, and how long the longest is: names stand before it, figures behind.
+const NAMES: usize = 160;
+const LONGEST: usize = 200;
+
+pub(crate) fn picture(results: &Results, options: &Options) -> String {
+    let panel_height = TITLE + results.contenders.len() * BAR + MARGIN;
+    let width = MARGIN + COLUMNS * (PANEL_WIDTH + MARGIN);
+    let height = HEADING + results.rows.len().div_ceil(COLUMNS) * panel_height;
+    let mut svg = format!(
+        r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" font-family="system-ui, sans-serif" font-size="12" fill="#222">
+<rect width="{width}" height="{height}" fill="#fff"/>
+<text x="{MARGIN}" y="28" font-size="16" font-weight="bold">pipe-server and others on {}</text>
+<text x="{MARGIN}" y="46" fill="#666">{}. Grey: the limit.</text>
+"##,
+        options.system.title(),
+        escaped(&options.heading),
+    );
+    for (index, row) in results.rows.iter().enumerate() {
+        let x = MARGIN + index % COLUMNS * (PANEL_WIDTH + MARGIN);
+        let y = HEADING + index / COLUMNS * panel_height;
+        panel(&mut svg, results, row, x, y);
+    }
+    svg.push_str("</svg>\n");
+    svg
+}
+
+fn panel(svg: &mut String, results: &Results, row: &Row, x: usize, y: usize) {
+    let unit = row.load.unit;
+    let better = if unit.more_is_better() {
+        "a second; more is better"
+    } else {
+        "less is better"
+    };
+    _ = writeln!(
+        svg,
+        r##"<text x="{x}" y="{}"><tspan font-weight="bold">{}</tspan> <tspan fill="#666">{better}</tspan></text>"##,
+        y + 16,
+        escaped(row.load.name),
+    );
+    let most = row.cells.iter().flatten().copied().fold(0.0, f64::max);
+    for (index, (contender, cell)) in results.contenders.iter().zip(&row.cells).enumerate() {
+        let top = y + TITLE + index * BAR;
+        let base = top + 13;
+        let colour = match contender.role {
+            Role::Ours => "#d1495b",
+            Role::AlsoOurs => "#e9a3ab",
+            Role::Limit => "#8d99ae",
+            Role::Other => "#30638e",
+        };
+        _ = writeln!(
+            svg,
+            r#"<text x="{}" y="{base}" text-anchor="end">{}</text>"#,
+            x + NAMES - 8,
+            escaped(contender.name),
+        );
+        let (length, text) = match cell {
+            Ok(figure) if most > 0.0 => {
+                (figure.max(0.0) / most * LONGEST as f64, unit.show(*figure))
+            }
+            _ => (0.0, "–".to_owned()),
+        };
+        _ = writeln!(
+            svg,
+            r#"<rect x="{}" y="{}" width="{length:.1}" height="{}" fill="{colour}"/>"#,
+            x + NAMES,
+            top + 2,
+            BAR - 4,
+        );
+        _ = writeln!(
+            svg,
+            r#"<text x="{:.1}" y="{base}">{}</text>"#,
+            (x + NAMES) as f64 + length + 6.0,
+            escaped(&text),
+        );
+    }
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+}
