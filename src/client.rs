@@ -97,7 +97,9 @@ impl ClientOptions {
     pub async fn connect(self, name: impl AsRef<str>) -> Result<Client, ConnectError> {
         let name: PipeName = name.as_ref().parse()?;
         let sizes = self.sizes(ENGINE_MAX_MESSAGE_SIZE)?;
-        let channel = self.retry(name.address(), || open(&name, sizes)).await?;
+        let identify = self.only_current_user;
+        let open = || open(&name, sizes, identify);
+        let channel = self.retry(name.address(), open).await?;
         if self.only_current_user {
             check_owner(&name, &channel)?;
         }
@@ -189,13 +191,13 @@ const ENGINE_MAX_MESSAGE_SIZE: usize = usize::MAX;
 const ENGINE_MAX_MESSAGE_SIZE: usize = crate::engine::overlapped::MAX_MESSAGE_SIZE;
 
 #[cfg(target_os = "linux")]
-fn open(name: &PipeName, sizes: Sizes) -> io::Result<Channel> {
+fn open(name: &PipeName, sizes: Sizes, _identify: bool) -> io::Result<Channel> {
     crate::engine::seqpacket::connect(name.address(), sizes)
 }
 
 #[cfg(windows)]
-fn open(name: &PipeName, sizes: Sizes) -> io::Result<Channel> {
-    crate::engine::overlapped::connect(name, sizes)
+fn open(name: &PipeName, sizes: Sizes, identify: bool) -> io::Result<Channel> {
+    crate::engine::overlapped::connect(name, sizes, identify)
 }
 
 #[cfg(target_os = "linux")]

@@ -32,7 +32,7 @@ use windows_sys::{
         Storage::FileSystem::{
             CreateFileW, FILE_FLAG_FIRST_PIPE_INSTANCE, FILE_FLAG_OVERLAPPED, FILE_READ_ATTRIBUTES,
             FILE_READ_DATA, FILE_WRITE_ATTRIBUTES, FILE_WRITE_DATA, OPEN_EXISTING,
-            PIPE_ACCESS_DUPLEX, ReadFile, SECURITY_IDENTIFICATION, SECURITY_SQOS_PRESENT,
+            PIPE_ACCESS_DUPLEX, READ_CONTROL, ReadFile, SECURITY_IDENTIFICATION, SECURITY_SQOS_PRESENT,
             SYNCHRONIZE, SetFileCompletionNotificationModes, WriteFile,
         },
         System::{
@@ -137,14 +137,18 @@ impl Pipe {
     }
 
     /// Opens a client's end (`CreateFileW`), in message read mode. The server may learn who this is, not
-    /// act as this user.
-    pub(crate) fn open(address: &str) -> io::Result<Self> {
+    /// act as this user. `server_of` takes an end that was opened to `see_owner`.
+    pub(crate) fn open(address: &str, see_owner: bool) -> io::Result<Self> {
         let address = wide(address);
+        let rights = match see_owner {
+            true => CLIENT_RIGHTS | READ_CONTROL,
+            false => CLIENT_RIGHTS,
+        };
         // SAFETY: `address` ends in NUL and lives through the call.
         let handle = unsafe {
             CreateFileW(
                 address.as_ptr(),
-                CLIENT_RIGHTS,
+                rights,
                 0,
                 ptr::null(),
                 OPEN_EXISTING,

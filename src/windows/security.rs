@@ -85,9 +85,12 @@ impl Drop for SecurityDescriptor {
 }
 
 /// A protected list: the user and SYSTEM may do anything, NETWORK nothing unless asked for.
+///
+/// The owner is this user, also where an elevated administrator's objects would be owned by the
+/// Administrators group: so a client of the same user knows whose pipe it is.
 fn list(user: &str, allow_remote: bool, others: &str) -> String {
     let network = if allow_remote { "" } else { "(D;;GA;;;NU)" };
-    format!("D:P{network}(A;;GA;;;{user})(A;;GA;;;SY){others}")
+    format!("O:{user}D:P{network}(A;;GA;;;{user})(A;;GA;;;SY){others}")
 }
 
 /// Creates an instance with an access list.

@@ -34,7 +34,7 @@ fn instance() -> (Pipe, String) {
 fn connected() -> (Pipe, Pipe) {
     let (server, address) = instance();
     server.start_connect().unwrap();
-    let client = Pipe::open(&address).unwrap();
+    let client = Pipe::open(&address, false).unwrap();
     (server, client)
 }
 
@@ -69,7 +69,7 @@ fn long_message() -> Bytes {
 #[tokio::test]
 async fn a_client_may_be_there_before_connect_is_called() {
     let (server, address) = instance();
-    let client = Pipe::open(&address).unwrap();
+    let client = Pipe::open(&address, false).unwrap();
     client.start_write("early".into()).unwrap();
     server.start_connect().unwrap();
     poll_fn(|cx| server.poll_connect(cx)).await.unwrap();
@@ -79,7 +79,7 @@ async fn a_client_may_be_there_before_connect_is_called() {
 #[tokio::test]
 async fn what_a_client_wrote_that_left_before_connect_was_called_is_read() {
     let (server, address) = instance();
-    let client = Pipe::open(&address).unwrap();
+    let client = Pipe::open(&address, false).unwrap();
     client.start_write("gone already".into()).unwrap();
     drop(client);
     server.start_connect().unwrap();
@@ -116,7 +116,7 @@ fn a_pipe_can_be_dropped_while_it_waits_for_its_client() {
     server.start_connect().unwrap();
     let operations = Arc::downgrade(&server.operations);
     drop(server);
-    assert!(Pipe::open(&address).is_err(), "the name is still served");
+    assert!(Pipe::open(&address, false).is_err(), "the name is still served");
     wait_until_freed(&operations);
 }
 
