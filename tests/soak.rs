@@ -1,0 +1,445 @@
+//! The soak: clients of every kind come and go for minutes, and nothing may be mixed up or left behind.
+//!
+//! ```sh
+//! cargo test --release --test soak -- --ignored --nocapture
+//! ```
+//!
+//! One server with few instances echoes. Its clients, some in this process and some in processes of their own,
+//! pipeline messages of all sizes and compare every reply; they drop futures, halves and connections wherever
+//! these happen to be, send what is too long, and are killed. After each minute, when all of them are gone, it is
+//! counted what the process still holds: the same handles, threads, instances and memory as after the first one.
+//!
+//! `SOAK_SECONDS` says how long it takes: 600 when it is not set.
+
+mod support {
+    pub(crate) mod process;
+}
+
+use std::{
+    env,
+    future::{Future, IntoFuture},
+    io::{self, BufRead as _, BufReader},
+    process::{self, Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use pipe_server::{Bytes, CallError, Client, ClientOptions, ListenerOptions, RecvHalf, serve};
+use support::process::{Census, CountingAllocator};
+use tokio::{
+    sync::oneshot,
+    task::{JoinSet, yield_now},
+    time::{sleep, timeout},
+};
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+/// The longest message of the server: whole multiples of the pipe's buffer where the system allows it.
+const LONGEST: usize = if cfg!(windows) { 1 << 20 } else { 200_000 };
+
+/// Fewer than the clients that want one at any time.
+const INSTANCES: usize = 8;
+const CLIENTS: usize = 10;
+const PROCESSES: usize = 2;
+const CLIENTS_OF_A_PROCESS: usize = 4;
+
+/// What is left when all clients are gone. On Linux the listening socket; on Windows the two instances that wait,
+/// and the one that the census asks.
+const INSTANCES_AT_REST: usize = if cfg!(windows) { 3 } else { 1 };
+
+/// How often clients come and go before the first census.
+const ROUND: Duration = Duration::from_secs(60);
+
+/// No visit and no clearing up takes as long, however busy the machine is: something hangs.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// Nothing is counted before nothing has changed for so long, and nothing was done: Wine's thread pool ends a
+/// thread that has had nothing to do for 5 s.
+const QUIET: Duration = Duration::from_secs(6);
+
+/// What may stay in use that was not before the first round: less than a byte a connection.
+const HEAP_ALLOWANCE: usize = 64 << 10;
+
+/// What the allocator may have kept: as much as the clients of this process and the server's instances had in
+/// use at a time.
+const MEMORY_ALLOWANCE: usize = (CLIENTS + INSTANCES) * LONGEST;
+
+/// Set in a client's process: the pipe to connect to.
+const PIPE: &str = "PIPE_SERVER_SOAK_PIPE";
+
+/// What such a process says once it is connected.
+const CONNECTED: &str = "connected";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes ten minutes: run it by name"]
+async fn whatever_clients_do_replies_are_right_and_nothing_is_left_behind() {
+    if let Ok(pipe) = env::var(PIPE) {
+        return be_a_client_process(&pipe).await;
+    }
+    let seconds = env::var("SOAK_SECONDS").map_or(600, |seconds| seconds.parse().unwrap());
+    let end = Instant::now() + Duration::from_secs(seconds);
+
+    let pipe = format!("pipe-server-soak-{}", process::id());
+    let listener = ListenerOptions::new()
+        .max_instances(INSTANCES)
+        .max_message_size(LONGEST)
+        .bind(&pipe)
+        .unwrap();
+    let address = listener.local_name().to_string();
+    let bytes = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&bytes);
+    let echo = move |request: Bytes| {
+        counted.fetch_add(request.len() as u64, Ordering::Relaxed);
+        async move { Ok::<_, io::Error>(request) }
+    };
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = tokio::spawn(
+        serve(listener, echo)
+            .with_graceful_shutdown(async { _ = stopped.await })
+            .into_future(),
+    );
+
+    // The first round is the warm-up: it makes everything that is made once.
+    let mut kills = traffic(&pipe, ROUND).await;
+    let before = at_rest(&address).await;
+    println!("before: {before}");
+    let mut after = before;
+    while let Some(left) = end.checked_duration_since(Instant::now()) {
+        kills += traffic(&pipe, left.min(ROUND)).await;
+        after = at_rest(&address).await;
+        println!("then:   {after}");
+    }
+    every_instance_serves(&pipe).await;
+
+    _ = stop.send(());
+    let summary = server.await.unwrap();
+    println!(
+        "{seconds} s: {} connections, {} requests of {} bytes, {} replies, {kills} processes killed\n\
+         before: {before}\nafter:  {after}",
+        summary.served,
+        summary.requests,
+        bytes.load(Ordering::Relaxed),
+        summary.replies,
+    );
+    assert_eq!(summary.cut_off, 0);
+    assert_eq!(after.handles, before.handles);
+    assert_eq!(after.instances, before.instances);
+    // The thread pool may have had one more at first.
+    assert!(after.threads <= before.threads);
+    assert!(after.heap <= before.heap + HEAP_ALLOWANCE);
+    assert!(after.memory <= before.memory + MEMORY_ALLOWANCE);
+}
+
+/// Clients come and go for `time`. Returns how many processes were killed.
+async fn traffic(pipe: &str, time: Duration) -> u64 {
+    let until = Instant::now() + time;
+    let mut clients = JoinSet::new();
+    for _ in 0..CLIENTS {
+        let pipe = pipe.to_owned();
+        clients.spawn(async move {
+            while Instant::now() < until {
+                visit(&pipe).await;
+            }
+        });
+    }
+    let keepers: Vec<_> = (0..PROCESSES)
+        .map(|_| {
+            let pipe = pipe.to_owned();
+            thread::spawn(move || keep_client_processes(&pipe, until))
+        })
+        .collect();
+    while let Some(client) = clients.join_next().await {
+        client.unwrap();
+    }
+    // This is no thread of the runtime's: it may wait.
+    keepers
+        .into_iter()
+        .map(|keeper| keeper.join().unwrap())
+        .sum()
+}
+
+/// The census once nothing changes any more.
+async fn at_rest(address: &str) -> Census {
+    let begun = Instant::now();
+    let mut last: Option<Census> = None;
+    loop {
+        let census = Census::take(address);
+        if let (Ok(census), Some(last)) = (&census, last) {
+            let same = (census.handles, census.threads) == (last.handles, last.threads);
+            if same && census.instances == INSTANCES_AT_REST {
+                return *census;
+            }
+        }
+        assert!(begun.elapsed() < DEADLINE, "no rest: {census:?}");
+        last = census.ok();
+        sleep(QUIET).await;
+    }
+}
+
+/// As many clients at once as there are instances, each of them answered: no slot was lost.
+async fn every_instance_serves(pipe: &str) {
+    let mut clients = Vec::new();
+    for _ in 0..INSTANCES {
+        let mut client = connect(pipe).await;
+        let reply = timeout(DEADLINE, client.call("hello")).await;
+        assert_eq!(reply.expect("an instance is lost").unwrap(), "hello");
+        clients.push(client);
+    }
+}
+
+/// Starts one process of clients after the other, and kills most of them in the middle of their work. Returns how
+/// many.
+fn keep_client_processes(pipe: &str, until: Instant) -> u64 {
+    let mut kills = 0;
+    while Instant::now() < until {
+        let mut process = start_client_process(pipe);
+        if fastrand::u32(0..4) > 0 {
+            thread::sleep(Duration::from_millis(fastrand::u64(0..300)));
+            _ = process.kill();
+            kills += 1;
+            // It may have come to its end before, but not to a bad one.
+            let status = process.wait().unwrap();
+            assert_ne!(status.code(), Some(101), "a client process failed");
+        } else {
+            assert!(process.wait().unwrap().success(), "a client process failed");
+        }
+    }
+    kills
+}
+
+/// Starts a process of clients and waits until one of them is connected.
+fn start_client_process(pipe: &str) -> Child {
+    // This program again, with this test alone.
+    let mut process = Command::new(env::current_exe().unwrap())
+        .args(["--ignored", "--nocapture", "whatever_clients_do"])
+        .env(PIPE, pipe)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Borrowed: the pipe stays open for what else it prints.
+    let output = BufReader::new(process.stdout.as_mut().unwrap());
+    let connected = output
+        .lines()
+        .any(|line| line.unwrap().ends_with(CONNECTED));
+    assert!(connected, "a client process failed");
+    process
+}
+
+async fn be_a_client_process(pipe: &str) {
+    let client = connect(pipe).await;
+    println!("{CONNECTED}");
+    drop(client);
+    let mut clients = JoinSet::new();
+    for _ in 0..CLIENTS_OF_A_PROCESS {
+        let pipe = pipe.to_owned();
+        clients.spawn(async move {
+            for _ in 0..10 {
+                visit(&pipe).await;
+            }
+        });
+    }
+    while let Some(client) = clients.join_next().await {
+        client.unwrap();
+    }
+}
+
+/// What one client does from connecting to leaving.
+#[derive(Clone, Copy, Debug)]
+enum Visit {
+    Glance,
+    Calls,
+    DroppedCall,
+    Conversation { drops_sends: bool },
+    LeaveUnread,
+    TooLong,
+}
+
+const VISITS: [Visit; 7] = [
+    Visit::Glance,
+    Visit::Calls,
+    Visit::DroppedCall,
+    Visit::Conversation { drops_sends: false },
+    Visit::Conversation { drops_sends: true },
+    Visit::LeaveUnread,
+    Visit::TooLong,
+];
+
+async fn visit(pipe: &str) {
+    let visit = VISITS[fastrand::usize(..VISITS.len())];
+    let visiting = async {
+        match visit {
+            Visit::Glance => drop(connect(pipe).await),
+            Visit::Calls => call(connect(pipe).await).await,
+            Visit::DroppedCall => drop_a_call(connect(pipe).await).await,
+            Visit::Conversation { drops_sends } => {
+                converse(connect(pipe).await, drops_sends).await;
+            }
+            Visit::LeaveUnread => leave_unread(connect(pipe).await).await,
+            Visit::TooLong => send_too_long(pipe).await,
+        }
+    };
+    // Some are dropped with all that they hold, wherever they are.
+    let time = match fastrand::u32(0..8) {
+        0 => Duration::from_millis(fastrand::u64(0..30)),
+        _ => DEADLINE,
+    };
+    if timeout(time, visiting).await.is_err() {
+        assert!(time < DEADLINE, "{visit:?} hangs");
+    }
+}
+
+async fn connect(pipe: &str) -> Client {
+    ClientOptions::new()
+        .connect_timeout(DEADLINE)
+        .max_message_size(LONGEST)
+        .connect(pipe)
+        .await
+        .unwrap()
+}
+
+async fn call(mut client: Client) {
+    for _ in 0..fastrand::u32(1..20) {
+        let request = message(1);
+        assert!(client.call(request.clone()).await.unwrap() == request);
+    }
+}
+
+async fn drop_a_call(mut client: Client) {
+    let request = message(1);
+    match for_a_moment(client.call(request.clone())).await {
+        Some(reply) => assert!(reply.unwrap() == request),
+        None => assert!(matches!(
+            client.call(request).await,
+            Err(CallError::OutOfStep)
+        )),
+    }
+}
+
+/// Sends a number of messages while it receives the replies, and drops one future or another on the way.
+async fn converse(client: Client, drops_sends: bool) {
+    let (mut receiver, mut sender) = client.into_split();
+    // Long enough to differ, where it has to be seen which of them were sent.
+    let messages: Vec<Bytes> = (0..fastrand::u32(1..30)).map(|_| message(16)).collect();
+    let finishes = drops_sends || fastrand::bool();
+
+    let sending = async {
+        let mut sent = Vec::new();
+        for message in &messages {
+            let sending = sender.send(message.clone());
+            if drops_sends && fastrand::u32(0..3) == 0 {
+                let done = for_a_moment(sending).await;
+                sent.push(done.is_some());
+                done.unwrap_or(Ok(())).unwrap();
+            } else {
+                sending.await.unwrap();
+                sent.push(true);
+            }
+        }
+        if finishes {
+            sender.finish().await.unwrap();
+        }
+        sent
+    };
+    let receiving = async {
+        let mut replies = Vec::new();
+        while replies.len() < messages.len() {
+            match recv(&mut receiver).await {
+                Some(reply) => replies.push(reply),
+                None => break,
+            }
+        }
+        if finishes {
+            assert!(recv(&mut receiver).await.is_none());
+        }
+        replies
+    };
+    let (sent, replies) = tokio::join!(sending, receiving);
+
+    // Every message that was sent has its reply; one whose send was dropped may have one.
+    let mut replies = replies.into_iter().peekable();
+    for (message, sent) in messages.iter().zip(sent) {
+        let replied = replies.next_if_eq(message).is_some();
+        assert!(replied || !sent, "the reply is wrong or missing");
+    }
+    assert!(replies.next().is_none(), "a reply to nothing");
+}
+
+/// Receives, and drops `recv` some times before: nothing is lost.
+async fn recv(receiver: &mut RecvHalf) -> Option<Bytes> {
+    for _ in 0..fastrand::u32(0..4) {
+        if let Some(received) = for_a_moment(receiver.recv()).await {
+            return received.unwrap();
+        }
+    }
+    receiver.recv().await.unwrap()
+}
+
+/// Sends and hardly reads, and leaves with replies unread and, mostly, with a write under way.
+async fn leave_unread(mut client: Client) {
+    let reads = fastrand::bool();
+    for _ in 0..fastrand::u32(1..20) {
+        match for_a_moment(client.send(message(1))).await {
+            Some(sent) => sent.unwrap(),
+            None => break,
+        }
+    }
+    if reads {
+        if let Some(received) = for_a_moment(client.recv()).await {
+            received.unwrap().unwrap();
+        }
+    }
+}
+
+/// Sends more than the server takes, and is told so by the end of the connection.
+async fn send_too_long(pipe: &str) {
+    let longer = LONGEST + fastrand::usize(1..4096);
+    let client = ClientOptions::new()
+        .connect_timeout(DEADLINE)
+        .max_message_size(longer);
+    let mut client = client.connect(pipe).await.unwrap();
+    // The server may close before it has read all of it.
+    _ = client.send(random(longer)).await;
+    assert!(client.recv().await.unwrap().is_none());
+}
+
+/// A message of `shortest` to `LONGEST` bytes.
+fn message(shortest: usize) -> Bytes {
+    // Most are short or lie where engines change their ways: at a page, and at the pipe's buffer.
+    let about = |length: usize| length + fastrand::usize(0..5) - 2;
+    let length = match fastrand::u32(0..10) {
+        0..4 => fastrand::usize(1..300),
+        4..7 => about(4096 * fastrand::usize(1..=8)),
+        7..9 => about(65_536 * fastrand::usize(1..=3)),
+        _ => fastrand::usize(1..=LONGEST),
+    };
+    random(length.clamp(shortest, LONGEST))
+}
+
+/// No two are alike, so that no reply can be taken for another one's.
+fn random(length: usize) -> Bytes {
+    let mut message = vec![0; length];
+    fastrand::fill(&mut message);
+    message.into()
+}
+
+/// Drops `future` after a moment, unless it is done before.
+async fn for_a_moment<F: Future>(future: F) -> Option<F::Output> {
+    let moment = async {
+        match fastrand::u32(0..3) {
+            0 => {}
+            1 => yield_now().await,
+            _ => sleep(Duration::from_micros(fastrand::u64(0..3000))).await,
+        }
+    };
+    tokio::select! {
+        biased;
+        output = future => Some(output),
+        () = moment => None,
+    }
+}
