@@ -205,6 +205,16 @@ impl Connection {
     pub(crate) fn end(&self) -> Option<End> {
         self.receiver.ended
     }
+
+    /// Begins to send one message, which is sure to be sent only once `poll_flush` is ready.
+    pub(crate) async fn feed(&mut self, message: Bytes) -> Result<(), SendError> {
+        self.sender.feed(message).await
+    }
+
+    /// Ready when all messages that were begun are in the system's hands.
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        self.sender.sender.poll_flush(cx)
+    }
 }
 
 impl RecvHalf {
@@ -258,11 +268,14 @@ impl SendHalf {
     ///
     /// Not cancel safe, as [`Connection::send`].
     pub async fn send(&mut self, message: impl Into<Bytes>) -> Result<(), SendError> {
-        let message = message.into();
-        self.check(&message)?;
-        poll_fn(|cx| self.sender.poll_flush(cx)).await?;
-        self.sender.start_send(message)?;
+        self.feed(message.into()).await?;
         poll_fn(|cx| self.sender.poll_flush(cx)).await
+    }
+
+    async fn feed(&mut self, message: Bytes) -> Result<(), SendError> {
+        self.check(&message)?;
+        poll_fn(|cx| self.sender.poll_ready(cx)).await?;
+        self.sender.start_send(message)
     }
 
     /// As [`Connection::finish`].
@@ -354,7 +367,7 @@ mod futures {
             mut self: Pin<&mut Self>,
             cx: &mut Context<'_>,
         ) -> Poll<Result<(), SendError>> {
-            self.sender.poll_flush(cx)
+            self.sender.poll_ready(cx)
         }
 
         fn start_send(mut self: Pin<&mut Self>, message: Bytes) -> Result<(), SendError> {

@@ -94,12 +94,18 @@ pub(crate) trait Receive: Send {
 
 /// The sending half of a channel.
 pub(crate) trait Transmit: Send {
-    /// Begins to send `message`; an empty one ends the conversation. Only called when
-    /// `poll_flush` has been ready since the last one.
+    /// Ready when another message can be begun. An engine that hands several messages over in one call
+    /// has room for some that wait; the others have none until the last one is flushed.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        self.poll_flush(cx)
+    }
+
+    /// Begins to send `message`. Only called when `poll_ready` has been ready since the last one. An
+    /// empty one ends the conversation; for that `poll_flush` has been ready.
     fn start_send(&mut self, message: Bytes) -> Result<(), SendError>;
 
-    /// Ready when the message that was begun is in the system's hands, where the other side can
-    /// read it; at once if none was.
+    /// Ready when the messages that were begun are in the system's hands, where the other side can
+    /// read them; at once if none was.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>>;
 }
 

@@ -4,6 +4,7 @@ use std::{
     any::Any,
     fmt,
     future::{Future, IntoFuture, Pending, pending, poll_fn},
+    mem,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::{Pin, pin},
     sync::{
@@ -38,10 +39,15 @@ const DEFAULT_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 const FIRST_ACCEPT_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long a reply may wait for the next one, to be sent with it: about as long as a task may run without
+/// a pause that lets others have their turn. Only a handler that breaks this rule makes it wait longer.
+const LONGEST_REPLY_WAIT: Duration = Duration::from_micros(100);
+
 /// Serves every client of `listener` with `handler`, each in a task of its own.
 ///
 /// Await the result. It ends only after [`Serve::with_graceful_shutdown`]; dropping it ends every
-/// connection at once.
+/// connection at once. Where clients come and go by the thousand, spawn it: a task of its own accepts
+/// faster than the future that `block_on` or `#[tokio::main]` runs, which is on none of the workers.
 ///
 /// # Examples
 ///
@@ -248,6 +254,8 @@ where
                 handler: Arc::clone(&handler),
                 options,
                 shutdown: shutdown.clone(),
+                unsent: 0,
+                waiting_since: None,
                 tally: Tally {
                     counters: Arc::clone(&counters),
                     requests: 0,
@@ -310,6 +318,11 @@ struct Conversation<H, T> {
     options: Options,
     /// Changes when a shutdown begins.
     shutdown: watch::Receiver<bool>,
+    /// Replies that may still wait in the connection: the engine may send several together. They wait only
+    /// while further requests are there and can be answered at once.
+    unsent: u64,
+    /// When the first of them was seen to wait.
+    waiting_since: Option<std::time::Instant>,
     tally: Tally,
     _requests: std::marker::PhantomData<fn(T)>,
 }
@@ -353,6 +366,15 @@ impl<H: Handler<T>, T> Conversation<H, T> {
     }
 
     async fn converse(&mut self) -> Result<(), Failure> {
+        let ended = self.answer_requests().await;
+        // Whatever has ended it, the client gets what was answered before.
+        match ended {
+            Err(Failure::WriteTimeout(_) | Failure::Send(_)) => ended,
+            _ => self.flush().await.and(ended),
+        }
+    }
+
+    async fn answer_requests(&mut self) -> Result<(), Failure> {
         // A message that came in while the handler was at work.
         let mut next = None;
         let mut shutdown = self.shutdown.clone();
@@ -368,10 +390,10 @@ impl<H: Handler<T>, T> Conversation<H, T> {
             };
             trace!(bytes = message.len(), "request");
             self.tally.requests += 1;
+            self.let_replies_wait().await?;
             let reply = self.answer(message, &mut next).await?;
             if let Some(reply) = reply.message {
-                self.send(reply).await?;
-                self.tally.replies += 1;
+                self.feed(reply).await?;
             }
         }
         Ok(())
@@ -382,6 +404,12 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         &mut self,
         mut shutdown: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Option<Bytes>, Failure> {
+        let connection = &mut self.connection;
+        let there = poll_fn(|cx| Poll::Ready(connection.poll_recv(cx))).await;
+        if let Poll::Ready(received) = there {
+            return Ok(received?);
+        }
+        self.flush().await?;
         let connection = &mut self.connection;
         let received = poll_fn(|cx| {
             // The request first: on a busy connection the rest is never looked at.
@@ -408,12 +436,17 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         let mut handled = pin!(async move { handler.call(request).await });
         let connection = &mut self.connection;
         let mut watching = self.options.cancel_on_disconnect;
+        let mut flushing = self.unsent > 0;
         let answered = poll_fn(|cx| {
             match catch_unwind(AssertUnwindSafe(|| handled.as_mut().poll(cx))) {
                 Ok(Poll::Pending) => {}
                 Ok(Poll::Ready(Ok(reply))) => return Poll::Ready(Ok(reply)),
                 Ok(Poll::Ready(Err(error))) => return Poll::Ready(Err(Failure::Handler(error))),
                 Err(panic) => return Poll::Ready(Err(Failure::Panic(panic_text(&*panic)))),
+            }
+            // This one takes its time: the replies before it go out.
+            if flushing && connection.poll_flush(cx)?.is_ready() {
+                flushing = false;
             }
             if watching && next.is_none() {
                 if let Poll::Ready(received) = connection.poll_recv(cx) {
@@ -433,12 +466,41 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         }
     }
 
-    async fn send(&mut self, reply: Bytes) -> Result<(), Failure> {
+    /// Begins to send a reply.
+    async fn feed(&mut self, reply: Bytes) -> Result<(), Failure> {
         trace!(bytes = reply.len(), "reply");
-        match within(self.options.write_timeout, self.connection.send(reply)).await {
-            Ok(sent) => Ok(sent?),
-            Err(time) => Err(Failure::WriteTimeout(time)),
+        match within(self.options.write_timeout, self.connection.feed(reply)).await {
+            Ok(begun) => begun?,
+            Err(time) => return Err(Failure::WriteTimeout(time)),
         }
+        self.unsent += 1;
+        Ok(())
+    }
+
+    /// Sends the unsent replies if they have waited long enough, with another request about to be answered.
+    async fn let_replies_wait(&mut self) -> Result<(), Failure> {
+        if self.unsent == 0 {
+            return Ok(());
+        }
+        let now = std::time::Instant::now();
+        let since = *self.waiting_since.get_or_insert(now);
+        if now - since > LONGEST_REPLY_WAIT {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    /// Sends the replies that were begun.
+    async fn flush(&mut self) -> Result<(), Failure> {
+        let connection = &mut self.connection;
+        let flushed = poll_fn(|cx| connection.poll_flush(cx));
+        match within(self.options.write_timeout, flushed).await {
+            Ok(sent) => sent?,
+            Err(time) => return Err(Failure::WriteTimeout(time)),
+        }
+        self.tally.replies += mem::take(&mut self.unsent);
+        self.waiting_since = None;
+        Ok(())
     }
 }
 

@@ -54,6 +54,8 @@ contract! {
     sending_an_oversized_or_empty_message_sends_nothing,
     an_empty_message_ends_the_conversation_and_the_replies_come,
     requests_of_one_client_are_answered_in_order_one_at_a_time,
+    a_reply_does_not_wait_for_a_later_request,
+    what_was_answered_before_a_failure_is_sent,
     sixty_four_clients_are_served_at_once,
     a_client_that_left_at_once_costs_nothing_and_its_message_is_read,
     a_client_gone_before_its_reply_hurts_nobody,
@@ -282,6 +284,53 @@ async fn requests_of_one_client_are_answered_in_order_one_at_a_time(kind: Kind) 
             format!("request {number}")
         );
     }
+}
+
+async fn a_reply_does_not_wait_for_a_later_request(kind: Kind) {
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let gate = Arc::new(tokio::sync::Notify::new());
+    let gated = Arc::clone(&gate);
+    let server = start!(listener, move |request: Bytes| {
+        let gate = Arc::clone(&gated);
+        async move {
+            if request == "slow" {
+                gate.notified().await;
+            }
+            Ok::<_, io::Error>(request)
+        }
+    });
+    let mut client = pipe.connect().await;
+    for request in ["one", "two", "slow", "three"] {
+        client.send(request).await.unwrap();
+    }
+    for reply in ["one", "two"] {
+        assert_eq!(client.recv().await.unwrap().unwrap(), reply);
+    }
+    gate.notify_one();
+    for reply in ["slow", "three"] {
+        assert_eq!(client.recv().await.unwrap().unwrap(), reply);
+    }
+    assert_eq!(server.stop().await.replies, 4);
+}
+
+async fn what_was_answered_before_a_failure_is_sent(kind: Kind) {
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let server = start!(listener, |request: Bytes| async move {
+        match &request[..] {
+            b"bad" => Err(io::Error::other("as asked")),
+            _ => Ok(request),
+        }
+    });
+    let mut client = pipe.connect().await;
+    for request in ["one", "two", "bad", "three"] {
+        client.send(request).await.unwrap();
+    }
+    for reply in ["one", "two"] {
+        assert_eq!(client.recv().await.unwrap().unwrap(), reply);
+    }
+    assert!(client.recv().await.unwrap().is_none());
+    let summary = server.stop().await;
+    assert_eq!((summary.requests, summary.replies), (3, 2));
 }
 
 async fn sixty_four_clients_are_served_at_once(kind: Kind) {

@@ -56,15 +56,16 @@ pub(crate) fn bind(
 /// Connects to `name`. `ResourceBusy` when every instance is taken. Its link can be asked for the peer if
 /// `identify` says so, which takes one more right.
 pub(crate) fn connect(name: &PipeName, sizes: Sizes, identify: bool) -> io::Result<Channel> {
-    let pipe = Pipe::open(name.address(), identify).map_err(|error| match windows::code(&error) {
-        // The second: the server closed the instance while it was being opened.
-        Some(ERROR_PIPE_BUSY | ERROR_PIPE_NOT_CONNECTED) => io::ErrorKind::ResourceBusy.into(),
-        Some(ERROR_INVALID_PARAMETER) => io::Error::new(
-            io::ErrorKind::InvalidData,
-            "its server made it a byte pipe, which keeps no messages apart",
-        ),
-        _ => error,
-    })?;
+    let pipe =
+        Pipe::open(name.address(), identify).map_err(|error| match windows::code(&error) {
+            // The second: the server closed the instance while it was being opened.
+            Some(ERROR_PIPE_BUSY | ERROR_PIPE_NOT_CONNECTED) => io::ErrorKind::ResourceBusy.into(),
+            Some(ERROR_INVALID_PARAMETER) => io::Error::new(
+                io::ErrorKind::InvalidData,
+                "its server made it a byte pipe, which keeps no messages apart",
+            ),
+            _ => error,
+        })?;
     Ok(channel(pipe, windows::server_of, sizes))
 }
 

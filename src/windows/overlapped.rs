@@ -32,8 +32,8 @@ use windows_sys::{
         Storage::FileSystem::{
             CreateFileW, FILE_FLAG_FIRST_PIPE_INSTANCE, FILE_FLAG_OVERLAPPED, FILE_READ_ATTRIBUTES,
             FILE_READ_DATA, FILE_WRITE_ATTRIBUTES, FILE_WRITE_DATA, OPEN_EXISTING,
-            PIPE_ACCESS_DUPLEX, READ_CONTROL, ReadFile, SECURITY_IDENTIFICATION, SECURITY_SQOS_PRESENT,
-            SYNCHRONIZE, SetFileCompletionNotificationModes, WriteFile,
+            PIPE_ACCESS_DUPLEX, READ_CONTROL, ReadFile, SECURITY_IDENTIFICATION,
+            SECURITY_SQOS_PRESENT, SYNCHRONIZE, SetFileCompletionNotificationModes, WriteFile,
         },
         System::{
             IO::{CancelIoEx, OVERLAPPED},

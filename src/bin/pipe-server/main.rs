@@ -1,6 +1,6 @@
 //! `pipe-server`: answers the messages of a pipe's clients.
 
-use std::{process::ExitCode, sync::Arc};
+use std::{future::IntoFuture as _, panic, process::ExitCode, sync::Arc};
 
 use clap::Parser;
 use pipe_server::{BindError, Request, Summary, serve};
@@ -73,9 +73,14 @@ async fn run(options: Options) -> Result<Option<Summary>, Failure> {
     .with_graceful_shutdown(signals.first());
 
     logging::announce(&address);
+    // In a task of its own: one of the runtime's workers accepts and serves without waking another thread.
+    let serving = tokio::spawn(serving.into_future());
     tokio::select! {
-        summary = serving => Ok(Some(summary)),
-        // Dropped, not exited from: that ends the commands of `--exec` too.
+        ended = serving => match ended {
+            Ok(summary) => Ok(Some(summary)),
+            Err(error) => panic::resume_unwind(error.into_panic()),
+        },
+        // The runtime's end drops the server, and that ends the commands of `--exec` too.
         () = signals.second() => Ok(None),
     }
 }

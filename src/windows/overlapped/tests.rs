@@ -116,7 +116,10 @@ fn a_pipe_can_be_dropped_while_it_waits_for_its_client() {
     server.start_connect().unwrap();
     let operations = Arc::downgrade(&server.operations);
     drop(server);
-    assert!(Pipe::open(&address, false).is_err(), "the name is still served");
+    assert!(
+        Pipe::open(&address, false).is_err(),
+        "the name is still served"
+    );
     wait_until_freed(&operations);
 }
 
