@@ -18,7 +18,7 @@ use std::{
 use bytes::Bytes;
 use tokio::{
     sync::watch,
-    task::JoinSet,
+    task::{JoinSet, yield_now},
     time::{Instant, sleep, timeout},
 };
 use tracing::{Instrument, debug, debug_span, error, trace, warn};
@@ -38,6 +38,9 @@ const DEFAULT_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The pause after the first failed accept, doubled after each further one.
 const FIRST_ACCEPT_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// How many requests that are there already are answered before other clients have their turn.
+const TURN: u32 = 16;
 
 /// How long a reply may wait for the next one, to be sent with it: about as long as a task may run without
 /// a pause that lets others have their turn. Only a handler that breaks this rule makes it wait longer.
@@ -256,6 +259,7 @@ where
                 shutdown: shutdown.clone(),
                 unsent: 0,
                 waiting_since: None,
+                turn: 0,
                 tally: Tally {
                     counters: Arc::clone(&counters),
                     requests: 0,
@@ -323,6 +327,8 @@ struct Conversation<H, T> {
     unsent: u64,
     /// When the first of them was seen to wait.
     waiting_since: Option<std::time::Instant>,
+    /// How many requests were answered since this client had to be waited for.
+    turn: u32,
     tally: Tally,
     _requests: std::marker::PhantomData<fn(T)>,
 }
@@ -404,12 +410,19 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         &mut self,
         mut shutdown: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Option<Bytes>, Failure> {
-        let connection = &mut self.connection;
-        let there = poll_fn(|cx| Poll::Ready(connection.poll_recv(cx))).await;
-        if let Poll::Ready(received) = there {
-            return Ok(received?);
+        if self.turn < TURN {
+            let connection = &mut self.connection;
+            let there = poll_fn(|cx| Poll::Ready(connection.poll_recv(cx))).await;
+            if let Poll::Ready(received) = there {
+                self.turn += 1;
+                return Ok(received?);
+            }
+            self.flush().await?;
+        } else {
+            self.flush().await?;
+            yield_now().await;
         }
-        self.flush().await?;
+        self.turn = 0;
         let connection = &mut self.connection;
         let received = poll_fn(|cx| {
             // The request first: on a busy connection the rest is never looked at.

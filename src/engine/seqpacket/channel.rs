@@ -5,7 +5,6 @@ use std::{
     cell::RefCell,
     collections::VecDeque,
     io::{self, IoSlice, IoSliceMut},
-    mem,
     net::Shutdown,
     pin::pin,
     sync::{
@@ -23,7 +22,7 @@ use rustix::{
     io::Errno,
     net::{MMsgHdr, RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmmsg, sockopt},
 };
-use tokio::io::Interest;
+use tokio::{io::Interest, task::coop};
 use tokio_seqpacket::UnixSeqpacket;
 
 use super::SEND_OVERHEAD;
@@ -37,8 +36,7 @@ use crate::{
 /// idle connection holds no buffer. The length of one that may be longer is asked first.
 const SCRATCH_SIZE: usize = 64 * 1024;
 
-/// How many messages one call moves at most. As many are received before other tasks have their turn, and
-/// as many replies wait at most to be sent together.
+/// How many messages one call moves at most.
 const BATCH: usize = 16;
 
 /// Messages of one connection share a block of this size as long as they fit; a longer one gets a block
@@ -70,7 +68,6 @@ pub(super) fn channel(socket: UnixSeqpacket, max_message_size: usize) -> io::Res
             block: BytesMut::new(),
             received: VecDeque::new(),
             expects_more: false,
-            rests: false,
         }),
         sender: Box::new(SeqpacketSender {
             link: Arc::clone(&link),
@@ -145,8 +142,6 @@ struct SeqpacketReceiver {
     /// The socket may hold several messages. A client that waits for each reply sends one at a time, and
     /// for one recv(2) costs less than recvmmsg(2).
     expects_more: bool,
-    /// The socket may hold more, but others have their turn first.
-    rests: bool,
 }
 
 /// What one read gives.
@@ -158,7 +153,6 @@ enum Packet {
 }
 
 /// What a call has left in the socket.
-#[derive(PartialEq, Eq)]
 enum Left {
     Nothing,
     Unknown,
@@ -166,10 +160,13 @@ enum Left {
 
 impl Receive for SeqpacketReceiver {
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
+        // A client that always has the next message ready must not keep the others waiting.
+        let budget = ready!(coop::poll_proceed(cx));
         let link = Arc::clone(&self.link);
         let io = link.socket.as_async_fd();
         loop {
             if let Some(packet) = self.received.pop_front() {
+                budget.made_progress();
                 return Poll::Ready(match packet {
                     Packet::Message(message) => Ok(Received::Message(message)),
                     Packet::Empty => Ok(self.ended()),
@@ -178,15 +175,9 @@ impl Receive for SeqpacketReceiver {
                     }),
                 });
             }
-            if mem::take(&mut self.rests) {
-                // A client that always has the next messages ready must not keep the others waiting.
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
             let mut guard = ready!(io.poll_read_ready(cx)).map_err(RecvError::Io)?;
             match self.receive() {
-                Ok(Left::Unknown) => self.rests = self.received.len() >= BATCH,
-                Err(Errno::INTR) => {}
+                Ok(Left::Unknown) | Err(Errno::INTR) => {}
                 Ok(Left::Nothing) | Err(Errno::AGAIN) => guard.clear_ready(),
                 // The peer closed with messages of ours unread. What it sent before that can still be
                 // read: the error is told once.
