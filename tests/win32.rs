@@ -16,7 +16,7 @@ use std::{
 
 use pipe_server::{
     Bytes, CallError, Client, ClientOptions, ConnectError, Engine, ListenerOptions, PipeName,
-    RecvError, serve,
+    RecvError, SendError, serve,
 };
 use windows_sys::Win32::{
     Foundation::{ERROR_BROKEN_PIPE, ERROR_PIPE_BUSY, GENERIC_READ, GENERIC_WRITE},
@@ -378,6 +378,21 @@ mod our_client {
         let mut client = Client::connect(&address).await.unwrap();
         let error = client.call("anybody?").await.unwrap_err();
         assert!(matches!(error, CallError::Closed), "{error:?}");
+        serving.join().unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn notices_a_server_that_throws_it_out_in_the_middle_of_a_message() {
+        let (address, serving) = plain_server(|pipe| {
+            // What the pipe has no room for is being written: one byte of it has come.
+            let (length, more) = pipe.read(&mut [0])?;
+            assert_eq!((length, more), (1, true));
+            pipe.disconnect()
+        });
+        let options = ClientOptions::new().max_message_size(MIB);
+        let mut client = options.connect(&address).await.unwrap();
+        let error = client.send(message(1, MIB)).await.unwrap_err();
+        assert!(matches!(error, SendError::Closed), "{error:?}");
         serving.join().unwrap().unwrap();
     }
 
