@@ -44,7 +44,7 @@
 //! |---|---|
 //! | `name.rs` | [`PipeName`] |
 //! | `listener.rs` | [`PipeListener`], [`ListenerOptions`]: the waiting instances |
-//! | `serve.rs` | [`serve`]: the loop, tasks, timeouts, drain, [`Summary`] |
+//! | `serve.rs` | [`serve`]: the loop, tasks, drain, [`Summary`]; below it one client's conversation, timeouts |
 //! | `handler.rs` | [`Handler`], [`Request`], [`Reply`] |
 //! | `connection.rs` | [`Connection`] and its halves |
 //! | `client.rs` | [`Client`], [`ClientOptions`] |
