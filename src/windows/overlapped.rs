@@ -1,6 +1,6 @@
 //! A pipe's handle and its overlapped operations, completed by the system's thread pool.
 //!
-//! Invariants, on which every unsafe block here rests:
+//! Invariants, on which every unsafe block here and in `operations` rests:
 //!
 //! - **What the system writes to outlives the operation.** An operation's `OVERLAPPED` and its buffer
 //!   lie in [`Operations`], which is behind an `Arc` and never moves. An operation that is started takes
@@ -13,49 +13,42 @@
 //! - **Nothing is started on a closed handle.** Only [`Pipe`] starts operations, and it owns the handle.
 
 use std::{
-    cell::UnsafeCell,
     ffi::c_void,
     io, mem,
     os::windows::io::{AsRawHandle, FromRawHandle, OwnedHandle, RawHandle},
     ptr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker},
+    sync::Arc,
+    task::{Context, Poll},
 };
 
 use bytes::{Bytes, BytesMut};
-use windows_sys::{
-    Win32::{
-        Foundation::{
-            ERROR_IO_PENDING, ERROR_MORE_DATA, ERROR_NO_DATA, ERROR_PIPE_CONNECTED, ERROR_SUCCESS,
-            GetLastError, HANDLE, INVALID_HANDLE_VALUE,
-        },
-        Storage::FileSystem::{
-            CreateFileW, FILE_FLAG_FIRST_PIPE_INSTANCE, FILE_FLAG_OVERLAPPED, FILE_READ_ATTRIBUTES,
-            FILE_READ_DATA, FILE_WRITE_ATTRIBUTES, FILE_WRITE_DATA, OPEN_EXISTING,
-            PIPE_ACCESS_DUPLEX, READ_CONTROL, ReadFile, SECURITY_IDENTIFICATION,
-            SECURITY_SQOS_PRESENT, SYNCHRONIZE, SetFileCompletionNotificationModes, WriteFile,
-        },
-        System::{
-            IO::{CancelIoEx, OVERLAPPED},
-            Pipes::{
-                ConnectNamedPipe, CreateNamedPipeW, PIPE_READMODE_MESSAGE,
-                PIPE_REJECT_REMOTE_CLIENTS, PIPE_TYPE_MESSAGE, PIPE_UNLIMITED_INSTANCES, PIPE_WAIT,
-                PeekNamedPipe, SetNamedPipeHandleState,
-            },
-            Threading::{
-                CancelThreadpoolIo, CloseThreadpoolIo, CreateThreadpoolIo, PTP_CALLBACK_INSTANCE,
-                PTP_IO, StartThreadpoolIo,
-            },
-            WindowsProgramming::{
-                FILE_SKIP_COMPLETION_PORT_ON_SUCCESS, FILE_SKIP_SET_EVENT_ON_HANDLE,
-            },
-        },
+use windows_sys::Win32::{
+    Foundation::{
+        ERROR_MORE_DATA, ERROR_NO_DATA, ERROR_PIPE_CONNECTED, ERROR_SUCCESS, HANDLE,
+        INVALID_HANDLE_VALUE,
     },
-    core::BOOL,
+    Storage::FileSystem::{
+        CreateFileW, FILE_FLAG_FIRST_PIPE_INSTANCE, FILE_FLAG_OVERLAPPED, FILE_READ_ATTRIBUTES,
+        FILE_READ_DATA, FILE_WRITE_ATTRIBUTES, FILE_WRITE_DATA, OPEN_EXISTING, PIPE_ACCESS_DUPLEX,
+        READ_CONTROL, ReadFile, SECURITY_IDENTIFICATION, SECURITY_SQOS_PRESENT, SYNCHRONIZE,
+        SetFileCompletionNotificationModes, WriteFile,
+    },
+    System::{
+        IO::CancelIoEx,
+        Pipes::{
+            ConnectNamedPipe, CreateNamedPipeW, PIPE_READMODE_MESSAGE, PIPE_REJECT_REMOTE_CLIENTS,
+            PIPE_TYPE_MESSAGE, PIPE_UNLIMITED_INSTANCES, PIPE_WAIT, PeekNamedPipe,
+            SetNamedPipeHandleState,
+        },
+        Threading::CreateThreadpoolIo,
+        WindowsProgramming::{FILE_SKIP_COMPLETION_PORT_ON_SUCCESS, FILE_SKIP_SET_EVENT_ON_HANDLE},
+    },
 };
 
+use self::operations::{Done, Operation, Operations, Progress, completed};
 use super::{check, security::SecurityDescriptor, wide};
 
+mod operations;
 #[cfg(test)]
 mod tests;
 
@@ -330,210 +323,6 @@ impl Drop for Pipe {
 impl AsRawHandle for Pipe {
     fn as_raw_handle(&self) -> RawHandle {
         self.handle.as_raw_handle()
-    }
-}
-
-/// What can be under way on one handle.
-#[derive(Debug)]
-struct Operations {
-    io: PTP_IO,
-    connect: Operation<()>,
-    read: Operation<BytesMut>,
-    write: Operation<Bytes>,
-}
-
-impl Operations {
-    fn any_pending(&self) -> bool {
-        self.connect.is_pending() || self.read.is_pending() || self.write.is_pending()
-    }
-}
-
-impl Drop for Operations {
-    fn drop(&mut self) {
-        if self.io != 0 {
-            // SAFETY: the object was created with this value, and no operation is under way: each holds
-            // a reference. Inside the last completion's callback the system waits until it returns.
-            unsafe { CloseThreadpoolIo(self.io) };
-        }
-    }
-}
-
-/// Called on a thread of the pool when a pending operation is over.
-unsafe extern "system" fn completed(
-    _instance: PTP_CALLBACK_INSTANCE,
-    operations: *mut c_void,
-    overlapped: *mut c_void,
-    code: u32,
-    length: usize,
-    _io: PTP_IO,
-) {
-    // SAFETY: the reference that `Operation::start` let go of, given back exactly once.
-    let operations = unsafe { Arc::from_raw(operations.cast_const().cast::<Operations>()) };
-    if operations.connect.is_at(overlapped) {
-        operations.connect.complete(code, length);
-    } else if operations.read.is_at(overlapped) {
-        operations.read.complete(code, length);
-    } else {
-        operations.write.complete(code, length);
-    }
-}
-
-/// A kind of operation, of which one at a time can be under way. `B` is the buffer that it owns.
-#[derive(Debug)]
-struct Operation<B> {
-    overlapped: UnsafeCell<OVERLAPPED>,
-    state: Mutex<State<B>>,
-}
-
-// SAFETY: `overlapped` is only touched by the one who may start the operation and, while it is pending,
-// by the system; `state` says whose turn it is. The rest is Send.
-unsafe impl<B: Send> Send for Operation<B> {}
-// SAFETY: as above.
-unsafe impl<B: Send> Sync for Operation<B> {}
-
-#[derive(Debug)]
-enum State<B> {
-    None,
-    Pending { buffer: B, waker: Option<Waker> },
-    Done(Done<B>),
-}
-
-/// An operation that is over, and its buffer.
-#[derive(Debug)]
-struct Done<B> {
-    /// A system error code; `ERROR_SUCCESS` is none.
-    code: u32,
-    /// How many bytes were transferred.
-    length: usize,
-    buffer: B,
-}
-
-enum Progress<B> {
-    /// Nothing was started.
-    None,
-    Pending,
-    Done(Done<B>),
-}
-
-impl<B> Default for Operation<B> {
-    fn default() -> Self {
-        Self {
-            overlapped: UnsafeCell::default(),
-            state: Mutex::new(State::None),
-        }
-    }
-}
-
-impl<B> Operation<B> {
-    /// Starts an operation with `call`, and returns it if it is over at once. Otherwise `waker` is woken
-    /// when it is over, or the one of a later `poll`.
-    ///
-    /// `call` makes one overlapped system call with the `OVERLAPPED` that it gets, on the handle that
-    /// `operations` belong to. The system may use this `OVERLAPPED` and the memory that `buffer` refers
-    /// to, which moving `buffer` does not move, until the operation is over.
-    fn start(
-        &self,
-        operations: &Arc<Operations>,
-        mut buffer: B,
-        waker: Option<&Waker>,
-        call: impl FnOnce(&mut B, *mut OVERLAPPED) -> BOOL,
-    ) -> Option<Done<B>> {
-        let mut state = self.lock();
-        assert!(
-            matches!(*state, State::None),
-            "an operation is under way already"
-        );
-        let overlapped = self.overlapped.get();
-        // SAFETY: no operation is under way, and the lock is held: nobody else looks at it.
-        unsafe { *overlapped = OVERLAPPED::default() };
-        let reference = Arc::into_raw(Arc::clone(operations));
-        // SAFETY: `io` is the object of this handle; the call that it announces follows.
-        unsafe { StartThreadpoolIo(operations.io) };
-        let succeeded = call(&mut buffer, overlapped) != 0;
-        let code = if succeeded {
-            ERROR_SUCCESS
-        } else {
-            // SAFETY: always allowed.
-            unsafe { GetLastError() }
-        };
-        if code == ERROR_IO_PENDING {
-            // A completion that is there already waits for the lock.
-            let waker = waker.cloned();
-            *state = State::Pending { buffer, waker };
-            return None;
-        }
-        // SAFETY: the call is over and sends no completion; so the reference is still ours.
-        unsafe {
-            CancelThreadpoolIo(operations.io);
-            drop(Arc::from_raw(reference));
-        }
-        // SAFETY: the system has finished with it.
-        let length = unsafe { (*overlapped).InternalHigh };
-        Some(Done {
-            code,
-            length,
-            buffer,
-        })
-    }
-
-    fn poll(&self, cx: &mut Context<'_>) -> Progress<B> {
-        let mut state = self.lock();
-        match mem::replace(&mut *state, State::None) {
-            State::None => Progress::None,
-            State::Done(done) => Progress::Done(done),
-            State::Pending { buffer, waker } => {
-                let waker = match waker {
-                    Some(waker) if waker.will_wake(cx.waker()) => waker,
-                    _ => cx.waker().clone(),
-                };
-                *state = State::Pending {
-                    buffer,
-                    waker: Some(waker),
-                };
-                Progress::Pending
-            }
-        }
-    }
-
-    fn complete(&self, code: u32, length: usize) {
-        let mut state = self.lock();
-        let State::Pending { buffer, waker } = mem::replace(&mut *state, State::None) else {
-            unreachable!("only a pending operation completes");
-        };
-        *state = State::Done(Done {
-            code,
-            length,
-            buffer,
-        });
-        drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-
-    fn is_pending(&self) -> bool {
-        matches!(*self.lock(), State::Pending { .. })
-    }
-
-    fn is_at(&self, overlapped: *const c_void) -> bool {
-        ptr::eq(self.overlapped.get().cast(), overlapped)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State<B>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<B> Done<B> {
-    fn result(self) -> io::Result<()> {
-        match self.code {
-            ERROR_SUCCESS => Ok(()),
-            _ => Err(self.error()),
-        }
-    }
-
-    fn error(self) -> io::Error {
-        io::Error::from_raw_os_error(self.code as i32)
     }
 }
 

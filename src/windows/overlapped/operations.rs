@@ -1,0 +1,228 @@
+//! What can be under way on a handle, and how it ends. The invariants are those of `overlapped`.
+
+use std::{
+    cell::UnsafeCell,
+    ffi::c_void,
+    io, mem, ptr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Waker},
+};
+
+use bytes::{Bytes, BytesMut};
+use windows_sys::{
+    Win32::{
+        Foundation::{ERROR_IO_PENDING, ERROR_SUCCESS, GetLastError},
+        System::{
+            IO::OVERLAPPED,
+            Threading::{
+                CancelThreadpoolIo, CloseThreadpoolIo, PTP_CALLBACK_INSTANCE, PTP_IO,
+                StartThreadpoolIo,
+            },
+        },
+    },
+    core::BOOL,
+};
+
+/// What can be under way on one handle.
+#[derive(Debug)]
+pub(super) struct Operations {
+    pub(super) io: PTP_IO,
+    pub(super) connect: Operation<()>,
+    pub(super) read: Operation<BytesMut>,
+    pub(super) write: Operation<Bytes>,
+}
+
+impl Operations {
+    pub(super) fn any_pending(&self) -> bool {
+        self.connect.is_pending() || self.read.is_pending() || self.write.is_pending()
+    }
+}
+
+impl Drop for Operations {
+    fn drop(&mut self) {
+        if self.io != 0 {
+            // SAFETY: the object was created with this value, and no operation is under way: each holds
+            // a reference. Inside the last completion's callback the system waits until it returns.
+            unsafe { CloseThreadpoolIo(self.io) };
+        }
+    }
+}
+
+/// Called on a thread of the pool when a pending operation is over.
+pub(super) unsafe extern "system" fn completed(
+    _instance: PTP_CALLBACK_INSTANCE,
+    operations: *mut c_void,
+    overlapped: *mut c_void,
+    code: u32,
+    length: usize,
+    _io: PTP_IO,
+) {
+    // SAFETY: the reference that `Operation::start` let go of, given back exactly once.
+    let operations = unsafe { Arc::from_raw(operations.cast_const().cast::<Operations>()) };
+    if operations.connect.is_at(overlapped) {
+        operations.connect.complete(code, length);
+    } else if operations.read.is_at(overlapped) {
+        operations.read.complete(code, length);
+    } else {
+        operations.write.complete(code, length);
+    }
+}
+
+/// A kind of operation, of which one at a time can be under way. `B` is the buffer that it owns.
+#[derive(Debug)]
+pub(super) struct Operation<B> {
+    overlapped: UnsafeCell<OVERLAPPED>,
+    state: Mutex<State<B>>,
+}
+
+// SAFETY: `overlapped` is only touched by the one who may start the operation and, while it is pending,
+// by the system; `state` says whose turn it is. The rest is Send.
+unsafe impl<B: Send> Send for Operation<B> {}
+// SAFETY: as above.
+unsafe impl<B: Send> Sync for Operation<B> {}
+
+#[derive(Debug)]
+enum State<B> {
+    None,
+    Pending { buffer: B, waker: Option<Waker> },
+    Done(Done<B>),
+}
+
+/// An operation that is over, and its buffer.
+#[derive(Debug)]
+pub(super) struct Done<B> {
+    /// A system error code; `ERROR_SUCCESS` is none.
+    pub(super) code: u32,
+    /// How many bytes were transferred.
+    pub(super) length: usize,
+    pub(super) buffer: B,
+}
+
+pub(super) enum Progress<B> {
+    /// Nothing was started.
+    None,
+    Pending,
+    Done(Done<B>),
+}
+
+impl<B> Default for Operation<B> {
+    fn default() -> Self {
+        Self {
+            overlapped: UnsafeCell::default(),
+            state: Mutex::new(State::None),
+        }
+    }
+}
+
+impl<B> Operation<B> {
+    /// Starts an operation with `call`, and returns it if it is over at once. Otherwise `waker` is woken
+    /// when it is over, or the one of a later `poll`.
+    ///
+    /// `call` makes one overlapped system call with the `OVERLAPPED` that it gets, on the handle that
+    /// `operations` belong to. The system may use this `OVERLAPPED` and the memory that `buffer` refers
+    /// to, which moving `buffer` does not move, until the operation is over.
+    pub(super) fn start(
+        &self,
+        operations: &Arc<Operations>,
+        mut buffer: B,
+        waker: Option<&Waker>,
+        call: impl FnOnce(&mut B, *mut OVERLAPPED) -> BOOL,
+    ) -> Option<Done<B>> {
+        let mut state = self.lock();
+        assert!(
+            matches!(*state, State::None),
+            "an operation is under way already"
+        );
+        let overlapped = self.overlapped.get();
+        // SAFETY: no operation is under way, and the lock is held: nobody else looks at it.
+        unsafe { *overlapped = OVERLAPPED::default() };
+        let reference = Arc::into_raw(Arc::clone(operations));
+        // SAFETY: `io` is the object of this handle; the call that it announces follows.
+        unsafe { StartThreadpoolIo(operations.io) };
+        let succeeded = call(&mut buffer, overlapped) != 0;
+        let code = if succeeded {
+            ERROR_SUCCESS
+        } else {
+            // SAFETY: always allowed.
+            unsafe { GetLastError() }
+        };
+        if code == ERROR_IO_PENDING {
+            // A completion that is there already waits for the lock.
+            let waker = waker.cloned();
+            *state = State::Pending { buffer, waker };
+            return None;
+        }
+        // SAFETY: the call is over and sends no completion; so the reference is still ours.
+        unsafe {
+            CancelThreadpoolIo(operations.io);
+            drop(Arc::from_raw(reference));
+        }
+        // SAFETY: the system has finished with it.
+        let length = unsafe { (*overlapped).InternalHigh };
+        Some(Done {
+            code,
+            length,
+            buffer,
+        })
+    }
+
+    pub(super) fn poll(&self, cx: &mut Context<'_>) -> Progress<B> {
+        let mut state = self.lock();
+        match mem::replace(&mut *state, State::None) {
+            State::None => Progress::None,
+            State::Done(done) => Progress::Done(done),
+            State::Pending { buffer, waker } => {
+                let waker = match waker {
+                    Some(waker) if waker.will_wake(cx.waker()) => waker,
+                    _ => cx.waker().clone(),
+                };
+                *state = State::Pending {
+                    buffer,
+                    waker: Some(waker),
+                };
+                Progress::Pending
+            }
+        }
+    }
+
+    fn complete(&self, code: u32, length: usize) {
+        let mut state = self.lock();
+        let State::Pending { buffer, waker } = mem::replace(&mut *state, State::None) else {
+            unreachable!("only a pending operation completes");
+        };
+        *state = State::Done(Done {
+            code,
+            length,
+            buffer,
+        });
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    pub(super) fn is_pending(&self) -> bool {
+        matches!(*self.lock(), State::Pending { .. })
+    }
+
+    fn is_at(&self, overlapped: *const c_void) -> bool {
+        ptr::eq(self.overlapped.get().cast(), overlapped)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<B>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<B> Done<B> {
+    pub(super) fn result(self) -> io::Result<()> {
+        match self.code {
+            ERROR_SUCCESS => Ok(()),
+            _ => Err(self.error()),
+        }
+    }
+
+    pub(super) fn error(self) -> io::Error {
+        io::Error::from_raw_os_error(self.code as i32)
+    }
+}
