@@ -190,6 +190,29 @@ fn a_missing_server_is_named_and_exits_1() {
     );
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_missing_directory_is_named() {
+    let name = unique_name();
+    for (xdg, pipe) in [
+        ("/nowhere", format!("{}/x/pipe", name.text)),
+        (name.text.as_str(), "short".to_owned()),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_pipe-server"))
+            .args(["--pipe-name", &pipe])
+            .env("XDG_RUNTIME_DIR", xdg)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let said = stderr(&output);
+        assert!(said.contains(&name.text), "{said}");
+        assert!(
+            said.contains("make it") || said.contains("XDG_RUNTIME_DIR"),
+            "{said}"
+        );
+    }
+}
+
 /// Wine does not know exclusive names: it lets a second server in.
 #[cfg(target_os = "linux")]
 #[test]

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write as _};
 
-use pipe_server::{CallError, Client};
+use pipe_server::{CallError, Client, RecvError, SendError};
 use tokio::time::timeout;
 
 use crate::{
@@ -45,10 +45,17 @@ impl Conversation {
         .encode(message);
         match self.call(request).await? {
             Ok(reply) => Ok(decode(&reply, self.encoding)),
-            Err(error) => Err(Failure::new(format!(
-                "no reply from {}: {error}",
-                self.address
-            ))),
+            Err(error) => {
+                let cure = match error {
+                    CallError::Send(SendError::TooLong { .. })
+                    | CallError::Recv(RecvError::TooLong { .. }) => ": see --max-message-size",
+                    _ => "",
+                };
+                Err(Failure::new(format!(
+                    "no reply from {}: {error}{cure}",
+                    self.address
+                )))
+            }
         }
     }
 

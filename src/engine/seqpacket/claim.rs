@@ -32,7 +32,14 @@ pub(super) fn make_directory(path: &Path) -> io::Result<()> {
     }
     match fs::DirBuilder::new().mode(0o700).create(directory) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(about(directory, "can't be made", &error));
+            return Err(io::Error::new(
+                error.kind(),
+                format!(
+                    "its directory {} can't be made: {error}; set XDG_RUNTIME_DIR to a directory of this \
+                     user, or give the pipe's whole path",
+                    directory.display()
+                ),
+            ));
         }
         _ => {}
     }
@@ -92,7 +99,7 @@ impl Claim {
         if !metadata.file_type().is_socket() {
             return Err(io::Error::new(
                 io::ErrorKind::AlreadyExists,
-                "a file that is no socket is there; it was left as it is",
+                "something that is no socket is there and was left as it is: choose another name, or remove it",
             ));
         }
         // A server that holds no lock of ours still answers.
@@ -119,6 +126,20 @@ pub(super) fn identity(metadata: &fs::Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
+/// Why a lock file can't be opened: mostly for want of its directory.
+fn unopened(path: &Path, error: &io::Error) -> io::Error {
+    match path.parent() {
+        Some(directory) if error.kind() == io::ErrorKind::NotFound => io::Error::new(
+            error.kind(),
+            format!(
+                "there is no directory {}: make it, or choose another name",
+                directory.display()
+            ),
+        ),
+        _ => about(path, "can't be opened", error),
+    }
+}
+
 /// Opens and locks the file, which its last holder may be removing at this moment.
 fn lock_file(path: &Path) -> io::Result<File> {
     loop {
@@ -129,7 +150,7 @@ fn lock_file(path: &Path) -> io::Result<File> {
             .mode(0o600)
             .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32)
             .open(path)
-            .map_err(|error| about(path, "can't be opened", &error))?;
+            .map_err(|error| unopened(path, &error))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Err(io::ErrorKind::AddrInUse.into()),
