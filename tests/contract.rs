@@ -22,32 +22,9 @@ use pipe_server::{
 };
 use tokio::{sync::oneshot, task::JoinHandle};
 
-use support::{Kind, Pipe, message};
+use support::{Kind, Pipe, message, on_every_engine};
 
-/// One test of each engine for each function below.
-macro_rules! contract {
-    ($($test:ident),* $(,)?) => {
-        contract!(@engine memory, Memory, $($test),*);
-        #[cfg(target_os = "linux")]
-        contract!(@engine seqpacket, Seqpacket, $($test),*);
-        #[cfg(windows)]
-        contract!(@engine overlapped, Overlapped, $($test),*);
-        #[cfg(windows)]
-        contract!(@engine tokio_pipe, Tokio, $($test),*);
-    };
-    (@engine $module:ident, $kind:ident, $($test:ident),*) => {
-        mod $module {
-            $(
-                #[tokio::test]
-                async fn $test() {
-                    super::$test(super::Kind::$kind).await;
-                }
-            )*
-        }
-    };
-}
-
-contract! {
+on_every_engine! {
     messages_of_every_size_come_whole,
     pipelined_neighbours_stay_apart,
     a_message_over_the_limit_ends_its_connection_and_nothing_else,

@@ -113,8 +113,13 @@ pub(crate) fn server_of(client: &impl AsRawHandle) -> io::Result<Peer> {
     if code != 0 {
         return Err(io::Error::from_raw_os_error(code as i32));
     }
-    // SAFETY: the call succeeded, so `owner` is a valid SID until the descriptor is freed.
-    let sid = unsafe { sid_text(owner) };
+    let sid = if owner.is_null() {
+        // Wine gives no owner to a pipe that was made without a descriptor.
+        Err(io::Error::other("the pipe has no owner"))
+    } else {
+        // SAFETY: the call succeeded, so `owner` is a valid SID until the descriptor is freed.
+        unsafe { sid_text(owner) }
+    };
     // SAFETY: the system allocated the descriptor with LocalAlloc; `owner` is not used any more.
     unsafe { LocalFree(descriptor) };
     Ok(Peer {

@@ -1,5 +1,10 @@
 //! What the contract suite needs: the same pipe on every engine.
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    reason = "each test file uses its part"
+)]
 
 use std::{
     process,
@@ -7,6 +12,30 @@ use std::{
 };
 
 use pipe_server::{Client, ClientOptions, ListenerOptions, MemoryPipe, PipeListener};
+
+/// One test of each engine for each function that is named.
+macro_rules! on_every_engine {
+    ($($test:ident),* $(,)?) => {
+        on_every_engine!(@engine memory, Memory, $($test),*);
+        #[cfg(target_os = "linux")]
+        on_every_engine!(@engine seqpacket, Seqpacket, $($test),*);
+        #[cfg(windows)]
+        on_every_engine!(@engine overlapped, Overlapped, $($test),*);
+        #[cfg(windows)]
+        on_every_engine!(@engine tokio_pipe, Tokio, $($test),*);
+    };
+    (@engine $module:ident, $kind:ident, $($test:ident),*) => {
+        mod $module {
+            $(
+                #[tokio::test]
+                async fn $test() {
+                    super::$test(crate::support::Kind::$kind).await;
+                }
+            )*
+        }
+    };
+}
+pub(crate) use on_every_engine;
 
 /// Which engine a test runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,14 +68,31 @@ impl Kind {
             let (listener, pipe) = options.bind_memory().unwrap();
             return (listener, Pipe::Memory(pipe));
         }
-        #[cfg(windows)]
-        let options = options.engine(match self {
+        let name = unique_name();
+        let listener = self.with_engine(options).bind(&name.text).unwrap();
+        (listener, Pipe::Named(name))
+    }
+
+    /// Serves a pipe that was served before. In memory there are no names: that is another pipe.
+    pub(crate) fn bind_again(self, options: ListenerOptions, pipe: Pipe) -> (PipeListener, Pipe) {
+        let Pipe::Named(name) = pipe else {
+            return self.bind(options);
+        };
+        let listener = self.with_engine(options).bind(&name.text).unwrap();
+        (listener, Pipe::Named(name))
+    }
+
+    #[cfg(windows)]
+    fn with_engine(self, options: ListenerOptions) -> ListenerOptions {
+        options.engine(match self {
             Self::Tokio => pipe_server::Engine::Tokio,
             _ => pipe_server::Engine::Overlapped,
-        });
-        let name = unique_name();
-        let listener = options.bind(&name.text).unwrap();
-        (listener, Pipe::Named(name))
+        })
+    }
+
+    #[cfg(target_os = "linux")]
+    fn with_engine(self, options: ListenerOptions) -> ListenerOptions {
+        options
     }
 }
 
