@@ -9,6 +9,7 @@
 use std::{
     process,
     sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
 };
 
 use pipe_server::{Client, ClientOptions, ListenerOptions, MemoryPipe, PipeListener};
@@ -29,13 +30,18 @@ macro_rules! on_every_engine {
             $(
                 #[tokio::test]
                 async fn $test() {
-                    super::$test(crate::support::Kind::$kind).await;
+                    let test = super::$test(crate::support::Kind::$kind);
+                    let ended = tokio::time::timeout(crate::support::DEADLINE, test).await;
+                    ended.expect("it hangs");
                 }
             )*
         }
     };
 }
 pub(crate) use on_every_engine;
+
+/// No test takes as long, however busy the machine is: something hangs.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Which engine a test runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
