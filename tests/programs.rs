@@ -2,15 +2,14 @@
 
 #![cfg(all(feature = "cli", feature = "test-util"))]
 
+#[path = "../src/bin/pipe-server/family.rs"]
+mod family;
 mod support;
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     process::{Child, ChildStdout, Command, Output, Stdio},
 };
-
-#[cfg(unix)]
-use std::io::Read;
 
 use support::{UniqueName, unique_name};
 
@@ -302,11 +301,14 @@ fn exec_answers_with_what_the_command_prints() {
     assert!(replies(&name, &["x"], "").starts_with("hello"));
 }
 
-#[cfg(unix)]
 #[test]
 fn a_failing_command_is_reported_and_costs_its_client_the_connection() {
+    let (failing, status) = match cfg!(windows) {
+        true => ("echo complaint 1>&2 & exit 3", "exit code: 3"),
+        false => ("echo complaint >&2; exit 3", "exit status: 3"),
+    };
     let name = unique_name();
-    let mut command = server(&name, &["--exec", "echo complaint >&2; exit 3"]);
+    let mut command = server(&name, &["--exec", failing]);
     let mut server = Server::spawn(command.stderr(Stdio::piped()));
     let log = server.child.stderr.take().unwrap();
     let output = client(&name, &["hello"], "");
@@ -316,119 +318,255 @@ fn a_failing_command_is_reported_and_costs_its_client_the_connection() {
     let mut logged = String::new();
     BufReader::new(log).read_to_string(&mut logged).unwrap();
     assert!(
-        logged.contains("exit status: 3") && logged.contains("complaint"),
+        logged.contains(status) && logged.contains("complaint"),
         "{logged}"
     );
 }
 
-/// What ends a command, on Linux: a command with a child, both of which hold a fifo open.
-#[cfg(target_os = "linux")]
+/// What ends a command and what it has started, and what does not.
 mod endings {
-    use std::{fs, time::Instant};
+    use std::{future::Future, time::Duration};
 
-    use rustix::process::Signal;
+    use pipe_server::{Connection, PipeListener};
+    use tokio::{
+        runtime::{Builder, Runtime},
+        time::timeout,
+    };
 
-    use super::*;
+    use super::{family::Family, *};
 
-    struct Held {
+    /// Far more than a loaded machine needs, far less than the commands would go on for.
+    const DEADLINE: Duration = Duration::from_secs(100);
+
+    /// A pipe that commands are clients of: it shows whether they run.
+    struct Presence {
         name: UniqueName,
-        directory: tempfile::TempDir,
+        listener: PipeListener,
+        runtime: Runtime,
     }
 
-    impl Held {
+    impl Presence {
         fn new() -> Self {
-            let directory = tempfile::tempdir().unwrap();
-            let held = Self {
-                name: unique_name(),
-                directory,
+            let name = unique_name();
+            let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+            let listener = {
+                let _inside = runtime.enter();
+                PipeListener::bind(&name.text).unwrap()
             };
-            assert!(
-                Command::new("mkfifo")
-                    .arg(held.fifo())
-                    .status()
-                    .unwrap()
-                    .success()
-            );
-            held
+            Self {
+                name,
+                listener,
+                runtime,
+            }
         }
 
-        fn fifo(&self) -> std::path::PathBuf {
-            self.directory.path().join("held")
+        /// A command of the shell that sends the messages to this pipe, each when the one before was
+        /// replied to, and waits for the last reply for as long as this exists.
+        fn process(&self, messages: &str) -> String {
+            // Built on Linux for Windows it is a path of Linux, which cmd does not understand.
+            let program = std::path::absolute(env!("CARGO_BIN_EXE_pipe-client")).unwrap();
+            format!(
+                r#""{}" --pipe-name "{}" {messages}"#,
+                program.display(),
+                self.name.text
+            )
         }
 
-        /// A server whose command would take minutes, and a client that has asked it.
-        fn start(&self, arguments: &[&str]) -> (Server, Child) {
-            let command = format!("{{ sleep 300 & sleep 300; }} >{}", self.fifo().display());
-            let server = Server::start(&self.name, &[arguments, &["--exec", &command]].concat());
+        /// A command with two processes that never end: one in the background, one that the shell
+        /// waits for.
+        fn endless_family(&self) -> String {
+            in_background(&self.process("child")) + &self.process("child")
+        }
+
+        fn accept_family(&mut self) -> [Connection; 2] {
+            [(); 2].map(|()| {
+                let mut process = self.accept();
+                assert_eq!(self.hear(&mut process).as_deref(), Some("child"));
+                process
+            })
+        }
+
+        fn assert_gone(&self, family: &mut [Connection; 2]) {
+            for process in family {
+                assert_eq!(self.hear(process), None);
+            }
+        }
+
+        /// The next process to come.
+        fn accept(&mut self) -> Connection {
+            Self::wait_for(&self.runtime, self.listener.accept()).unwrap()
+        }
+
+        /// What a process says next; nothing if it is over.
+        fn hear(&self, process: &mut Connection) -> Option<String> {
+            let message = Self::wait_for(&self.runtime, process.recv());
+            // A killed client may be an error or the end, depending on the system.
+            let message = message.ok().flatten()?;
+            Some(String::from_utf8_lossy(&message).into_owned())
+        }
+
+        fn answer(&self, process: &mut Connection) {
+            Self::wait_for(&self.runtime, process.send("go on")).unwrap();
+        }
+
+        fn wait_for<T>(runtime: &Runtime, event: impl Future<Output = T>) -> T {
+            runtime
+                .block_on(async { timeout(DEADLINE, event).await })
+                .expect("nothing happened for a long time")
+        }
+    }
+
+    fn in_background(command: &str) -> String {
+        match cfg!(windows) {
+            true => format!(r#"start "" /b {command} & "#),
+            false => format!("{command} & "),
+        }
+    }
+
+    /// A server that runs such a command, and the client that waits for its reply.
+    struct Endless {
+        presence: Presence,
+        family: [Connection; 2],
+        #[cfg_attr(
+            windows,
+            allow(
+                dead_code,
+                reason = "read by the tests with signals; kept running here"
+            )
+        )]
+        server: Server,
+        client: Child,
+    }
+
+    impl Endless {
+        fn start(arguments: &[&str]) -> Self {
+            let mut presence = Presence::new();
+            let name = unique_name();
+            let command = presence.endless_family();
+            let server = Server::start(&name, &[arguments, &["--exec", &command]].concat());
             let client = Command::new(env!("CARGO_BIN_EXE_pipe-client"))
-                .args(["--pipe-name", &self.name.text, "hello"])
+                .args(["--pipe-name", &name.text, "hello"])
                 .stderr(Stdio::null())
                 .spawn()
                 .unwrap();
-            (server, client)
+            let family = presence.accept_family();
+            Self {
+                presence,
+                family,
+                server,
+                client,
+            }
         }
 
-        /// Waits until the command runs, ends it, and waits until nobody holds the fifo.
-        fn assert_killed_by(&self, end: impl FnOnce()) {
-            let begun = Instant::now();
-            let mut held = fs::File::open(self.fifo()).unwrap();
-            end();
-            held.read_to_end(&mut Vec::new()).unwrap();
-            assert!(
-                begun.elapsed().as_secs() < 100,
-                "the command was not killed"
-            );
+        fn assert_killed(&mut self) {
+            self.presence.assert_gone(&mut self.family);
         }
     }
 
     #[test]
     fn a_command_is_killed_with_its_children_when_its_time_is_over() {
-        let held = Held::new();
-        let (_server, mut client) = held.start(&["--handler-timeout", "1s"]);
-        held.assert_killed_by(|| {});
-        assert_eq!(client.wait().unwrap().code(), Some(1));
+        // They must have started by then, which takes a while under Wine.
+        let time = if cfg!(windows) { "10s" } else { "2s" };
+        let mut endless = Endless::start(&["--handler-timeout", time]);
+        endless.assert_killed();
+        assert_eq!(endless.client.wait().unwrap().code(), Some(1));
     }
 
     #[test]
     fn a_command_is_killed_with_its_children_when_its_client_is_gone() {
-        let held = Held::new();
-        let (_server, mut client) = held.start(&[]);
-        held.assert_killed_by(|| client.kill().unwrap());
-        client.wait().unwrap();
+        let mut endless = Endless::start(&[]);
+        endless.client.kill().unwrap();
+        endless.assert_killed();
+        endless.client.wait().unwrap();
     }
 
+    #[cfg(unix)]
     #[test]
     fn a_command_is_killed_with_its_children_when_the_drain_time_is_over() {
-        let held = Held::new();
-        let (mut server, mut client) = held.start(&["--drain-timeout", "100ms"]);
-        held.assert_killed_by(|| server.signal(Signal::TERM));
-        assert_eq!(server.child.wait().unwrap().code(), Some(0));
-        assert_eq!(client.wait().unwrap().code(), Some(1));
+        use rustix::process::Signal;
+
+        let mut endless = Endless::start(&["--drain-timeout", "100ms"]);
+        endless.server.signal(Signal::TERM);
+        endless.assert_killed();
+        assert_eq!(endless.server.child.wait().unwrap().code(), Some(0));
+        assert_eq!(endless.client.wait().unwrap().code(), Some(1));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_second_signal_ends_the_server_and_its_commands_at_once() {
+        use rustix::process::Signal;
+
+        let mut endless = Endless::start(&["--drain-timeout", "1h"]);
+        // SIGINT and SIGTERM: two of the same may become one on their way.
+        endless.server.signal(Signal::INT);
+        endless.server.signal(Signal::TERM);
+        endless.assert_killed();
+        assert_eq!(endless.server.child.wait().unwrap().code(), Some(130));
+        assert_eq!(endless.client.wait().unwrap().code(), Some(1));
     }
 
     #[test]
-    fn a_second_signal_ends_the_server_and_its_commands_at_once() {
-        let held = Held::new();
-        let (mut server, mut client) = held.start(&["--drain-timeout", "1h"]);
-        // SIGINT and SIGTERM: two of the same may become one on their way.
-        held.assert_killed_by(|| {
-            server.signal(Signal::INT);
-            server.signal(Signal::TERM);
+    fn a_command_is_killed_with_its_children_when_the_runtime_ends() {
+        let mut presence = Presence::new();
+        let command = presence.endless_family();
+        let runtime = Runtime::new().unwrap();
+        runtime.spawn(async move { Family::start(&command).unwrap().wait().await });
+        let mut family = presence.accept_family();
+        drop(runtime);
+        presence.assert_gone(&mut family);
+    }
+
+    #[test]
+    fn what_a_command_leaves_running_goes_on() {
+        let mut presence = Presence::new();
+        let command = in_background(&presence.process("left behind")) + "echo done";
+        let pipes = Presence::wait_for(&presence.runtime, async {
+            let mut family = Family::start(&command).unwrap();
+            let pipes = family.take_pipes();
+            assert!(family.wait().await.unwrap().success());
+            pipes
         });
-        assert_eq!(server.child.wait().unwrap().code(), Some(130));
-        assert_eq!(client.wait().unwrap().code(), Some(1));
+        let mut process = presence.accept();
+        assert_eq!(presence.hear(&mut process).as_deref(), Some("left"));
+        presence.answer(&mut process);
+        assert_eq!(presence.hear(&mut process).as_deref(), Some("behind"));
+        drop(pipes);
+    }
+
+    /// On Windows it holds the command's stdout, whatever its own is, and the reply would wait for it.
+    #[cfg(unix)]
+    #[test]
+    fn a_reply_does_not_wait_for_what_does_not_print() {
+        let mut presence = Presence::new();
+        let silent = format!("{} >/dev/null 2>&1", presence.process("left"));
+        let name = unique_name();
+        let command = in_background(&silent) + "echo done";
+        let _server = Server::start(&name, &["--exec", &command]);
+        assert_eq!(replies(&name, &["hello"], ""), "done\n\n");
+        let mut process = presence.accept();
+        assert_eq!(presence.hear(&mut process).as_deref(), Some("left"));
     }
 
     #[test]
     fn a_command_may_leave_its_request_unread() {
+        let command = match cfg!(windows) {
+            true => "echo done",
+            false => "exec <&-; printf done",
+        };
         let name = unique_name();
-        let _server = Server::start(&name, &["--exec", "exec <&-; printf done"]);
-        assert_eq!(replies(&name, &[&"x".repeat(60_000)], ""), "done\n");
+        let _server = Server::start(&name, &["--exec", command]);
+        let reply = replies(&name, &[&"x".repeat(60_000)], "");
+        assert_eq!(reply.trim_end(), "done");
     }
 
     #[test]
     fn a_command_that_prints_too_much_or_nothing_costs_its_client_the_connection() {
-        for command in ["yes", "true"] {
+        let commands = match cfg!(windows) {
+            true => ["for /L %i in (1, 0, 2) do @echo yes", "cd ."],
+            false => ["yes", "true"],
+        };
+        for command in commands {
             let name = unique_name();
             let _server = Server::start(&name, &["--max-message-size", "10", "--exec", command]);
             assert_eq!(

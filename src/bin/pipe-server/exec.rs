@@ -1,11 +1,10 @@
 //! `--exec`: one process a request.
 
-use std::{io, process::Stdio};
+use std::io;
 
-use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    process::{Child, Command},
-};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+
+use crate::family::Family;
 
 /// How much of a failing command's stderr is logged, in bytes: enough for a message, not for a dump.
 const STDERR_KEPT: usize = 1024;
@@ -43,20 +42,11 @@ impl Exec {
 
     /// Runs the command and returns what it has printed.
     ///
-    /// If the future is dropped, the command is killed with its children.
+    /// If the future is dropped, or ends before the command does, the command is killed with what it has
+    /// started. After the command's own end that goes on.
     pub(crate) async fn run(&self, request: &[u8]) -> Result<Vec<u8>, ExecError> {
-        let mut child = shell(&self.command)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(ExecError::Start)?;
-        let (stdin, stdout, stderr) =
-            (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        // Declared after the child, so dropped before it: until the child is reaped its id is not
-        // another process's.
-        let mut family = Family::of(&child);
+        let mut family = Family::start(&self.command).map_err(ExecError::Start)?;
+        let (stdin, stdout, stderr) = family.take_pipes();
 
         // At the same time: a command may print before it has read everything.
         let (reply, stderr, ()) = tokio::try_join!(
@@ -64,8 +54,7 @@ impl Exec {
             read_beginning(stderr),
             feed(stdin, request),
         )?;
-        let status = child.wait().await.map_err(ExecError::Io)?;
-        family.forget();
+        let status = family.wait().await.map_err(ExecError::Io)?;
 
         if !status.success() {
             let stderr = String::from_utf8_lossy(&stderr).trim().to_owned();
@@ -127,74 +116,5 @@ async fn feed(stdin: Option<impl AsyncWrite + Unpin>, request: &[u8]) -> Result<
     match written.await {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ExecError::Io(error)),
         _ => Ok(()),
-    }
-}
-
-#[cfg(unix)]
-fn shell(command: &str) -> Command {
-    let mut shell = Command::new("sh");
-    // A process group of its own can be killed whole, and Ctrl-C on the terminal is the server's alone.
-    shell.arg("-c").arg(command).process_group(0);
-    shell
-}
-
-#[cfg(windows)]
-fn shell(command: &str) -> Command {
-    /// A console of its own: no window, and Ctrl-C on the server's console is the server's alone
-    /// (*Process Creation Flags*).
-    const CREATE_NO_WINDOW: u32 = 0x0800_0000;
-
-    let mut shell = Command::new("cmd");
-    // With /S cmd takes off the outer quotes and leaves the rest as it stands.
-    shell
-        .args(["/D", "/S", "/C"])
-        .raw_arg(format!("\"{command}\""))
-        .creation_flags(CREATE_NO_WINDOW);
-    shell
-}
-
-/// The command and what it has started: killed when this is dropped.
-struct Family {
-    /// The command's process id; on Linux its process group's too.
-    leader: Option<u32>,
-}
-
-impl Family {
-    fn of(child: &Child) -> Self {
-        Self { leader: child.id() }
-    }
-
-    /// The command is over, and its id may be another process's from here on.
-    fn forget(&mut self) {
-        self.leader = None;
-    }
-}
-
-impl Drop for Family {
-    #[cfg(unix)]
-    fn drop(&mut self) {
-        use rustix::process::{Pid, Signal, kill_process_group};
-
-        let group = self
-            .leader
-            .and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-        if let Some(group) = group {
-            // It fails only if there is nothing left to kill.
-            _ = kill_process_group(group, Signal::KILL);
-        }
-    }
-
-    /// A job object would do this better, but it needs unsafe code, which programs don't have.
-    /// `taskkill` is waited for: once the command itself is killed its children can't be found.
-    #[cfg(windows)]
-    fn drop(&mut self) {
-        if let Some(id) = self.leader {
-            _ = std::process::Command::new("taskkill")
-                .args(["/T", "/F", "/PID", &id.to_string()])
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .status();
-        }
     }
 }

@@ -13,6 +13,7 @@ mod answer;
 mod exec;
 #[path = "../shared/exit.rs"]
 mod exit;
+mod family;
 mod logging;
 mod options;
 #[path = "../shared/runtime.rs"]

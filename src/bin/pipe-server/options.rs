@@ -96,7 +96,9 @@ pub(crate) struct AnswerOptions {
     /// Answer with what COMMAND prints: run by the shell for each request, which is its stdin
     ///
     /// It is killed, and what it has started with it, when --handler-timeout is over, its client is
-    /// gone or the server ends. If it fails or prints nothing, its client loses the connection.
+    /// gone or the server ends. What it leaves running when it ends by itself goes on; the reply is
+    /// complete when nothing holds the command's stdout and stderr any more. If it fails or prints
+    /// nothing, its client loses the connection.
     #[arg(long, value_name = "COMMAND", group = "answer", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) exec: Option<String>,
 
