@@ -184,6 +184,36 @@ static void requests(void) {
     feed(start("reads that wait at a completion port", read_often, CreateIoCompletionPort(server, NULL, 0, 0)));
 }
 
+static void CALLBACK completed(PTP_CALLBACK_INSTANCE instance, void *context, void *overlapped, ULONG result,
+                               ULONG_PTR length, PTP_IO io) {
+    (void)instance, (void)context, (void)overlapped, (void)result, (void)length, (void)io;
+}
+
+static SIZE_T memory_in_use(void) {
+    PROCESS_MEMORY_COUNTERS counters = {sizeof counters};
+    GetProcessMemoryInfo(GetCurrentProcess(), &counters, sizeof counters);
+    return counters.PagefileUsage;
+}
+
+// How many bytes each of many pipes leaves behind that was created, bound to the thread pool if asked, and closed.
+static long left_behind(int bind) {
+    SIZE_T before = 0;
+    for (int count = -1000; count < 10000; count++) {
+        if (count == 0)
+            before = memory_in_use();
+        HANDLE server = create(0, 1, NULL);
+        if (bind)
+            CloseThreadpoolIo(CreateThreadpoolIo(server, completed, NULL, NULL));
+        CloseHandle(server);
+    }
+    return ((long)memory_in_use() - (long)before) / 10000;
+}
+
+static void thread_pool(void) {
+    long without = left_behind(0);
+    printf("a pipe leaves %ld bytes behind, with CreateThreadpoolIo and CloseThreadpoolIo %ld\n", without, left_behind(1));
+}
+
 int main(void) {
     access_lists();
     exclusive_names();
@@ -192,6 +222,7 @@ int main(void) {
     long_messages();
     owners();
     counters();
+    thread_pool();
     requests();
     return 0;
 }

@@ -14,6 +14,9 @@
 mod support {
     pub(crate) mod process;
 }
+#[cfg(windows)]
+#[path = "support/win32.rs"]
+mod win32;
 
 use std::{
     env,
@@ -132,6 +135,11 @@ async fn whatever_clients_do_replies_are_right_and_nothing_is_left_behind() {
     // The thread pool may have had one more at first.
     assert!(after.threads <= before.threads);
     assert!(after.heap <= before.heap + HEAP_ALLOWANCE);
+    // Wine itself leaves memory behind for every connection (docs/wine.md). What we allocate is in the heap above.
+    #[cfg(windows)]
+    if win32::is_wine() {
+        return;
+    }
     assert!(after.memory <= before.memory + MEMORY_ALLOWANCE);
 }
 
