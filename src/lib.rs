@@ -69,6 +69,11 @@ mod serve;
 #[cfg(windows)]
 mod windows;
 
+/// The README's example is compiled with the doc tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub use bytes::Bytes;
 
 #[cfg(feature = "test-util")]
