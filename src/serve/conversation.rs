@@ -139,7 +139,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
             };
             trace!(bytes = message.len(), "request");
             self.tally.requests += 1;
-            self.let_replies_wait().await?;
+            self.flush_late_replies().await?;
             let reply = self.answer(message, &mut next).await?;
             if let Some(reply) = reply.message {
                 self.feed(reply).await?;
@@ -233,8 +233,8 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         Ok(())
     }
 
-    /// Sends the unsent replies if they have waited long enough, with another request about to be answered.
-    async fn let_replies_wait(&mut self) -> Result<(), Failure> {
+    /// Another request is about to be answered: sends the replies that have waited too long to wait for it.
+    async fn flush_late_replies(&mut self) -> Result<(), Failure> {
         if self.unsent == 0 {
             return Ok(());
         }

@@ -55,6 +55,7 @@ struct Scratch {
     headers: MultiHeaders<()>,
     buffers: Vec<u8>,
 }
+
 /// The channel of a connected socket.
 pub(super) fn channel(socket: UnixSeqpacket, max_message_size: usize) -> io::Result<Channel> {
     let link = Arc::new(SeqpacketLink {
