@@ -5,7 +5,7 @@
 //! module knows which engine it runs on. The rules that every engine keeps, and that the contract
 //! suite (`tests/contract.rs`) checks on each of them:
 //!
-//! - **One message is one operation.** [`Transmit::start_send`] hands a message to the system in one
+//! - **One message is one operation.** What [`Transmit::start_send`] takes goes to the system in one
 //!   write, [`Receive::poll_recv`] gives back one message, whole and alone.
 //! - **An empty message is the end.** Sending one is how a side says that it has nothing more to
 //!   send; receiving one is [`Received::End`]. The checks that keep users from sending one by

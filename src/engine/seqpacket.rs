@@ -72,7 +72,10 @@ pub(crate) fn connect(path: &str, sizes: Sizes) -> io::Result<Channel> {
     let socket = socket()?;
     grow_send_buffer(&socket, sizes)?;
     match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
-        Ok(()) => channel(UnixSeqpacket::try_from(socket)?, sizes.max_message_size),
+        Ok(()) => Ok(channel(
+            UnixSeqpacket::try_from(socket)?,
+            sizes.max_message_size,
+        )),
         Err(Errno::AGAIN) => Err(io::ErrorKind::ResourceBusy.into()),
         // The file of a server that was killed: nobody serves it.
         Err(Errno::CONNREFUSED) => Err(io::ErrorKind::NotFound.into()),
@@ -119,6 +122,7 @@ fn grow_send_buffer(socket: impl AsFd, sizes: Sizes) -> io::Result<bool> {
     }
     Ok(true)
 }
+
 struct SeqpacketEndpoint {
     /// Set before `bind` returns.
     listener: Option<Arc<Mutex<UnixSeqpacketListener>>>,
@@ -158,6 +162,6 @@ impl Instance for SeqpacketInstance {
         if self.grow_send_buffer {
             grow_send_buffer(&socket, self.sizes)?;
         }
-        Poll::Ready(channel(socket, self.sizes.max_message_size))
+        Poll::Ready(Ok(channel(socket, self.sizes.max_message_size)))
     }
 }

@@ -57,12 +57,12 @@ struct Scratch {
 }
 
 /// The channel of a connected socket.
-pub(super) fn channel(socket: UnixSeqpacket, max_message_size: usize) -> io::Result<Channel> {
+pub(super) fn channel(socket: UnixSeqpacket, max_message_size: usize) -> Channel {
     let link = Arc::new(SeqpacketLink {
         socket,
         peer_gone: AtomicBool::new(false),
     });
-    Ok(Channel {
+    Channel {
         receiver: Box::new(SeqpacketReceiver {
             link: Arc::clone(&link),
             max_message_size,
@@ -75,7 +75,7 @@ pub(super) fn channel(socket: UnixSeqpacket, max_message_size: usize) -> io::Res
             pending: VecDeque::new(),
         }),
         link,
-    })
+    }
 }
 
 /// A connected socket.

@@ -57,13 +57,6 @@ pub(super) fn make_directory(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn about(path: &Path, problem: &str, error: &io::Error) -> io::Error {
-    io::Error::new(
-        error.kind(),
-        format!("{} {problem}: {error}", path.display()),
-    )
-}
-
 /// The right to serve a path, held through a lock file beside it. What a killed server left behind
 /// is removed, and nothing else: two servers that start at once can't remove each other's socket.
 pub(super) struct Claim {
@@ -128,16 +121,14 @@ pub(super) fn identity(metadata: &fs::Metadata) -> (u64, u64) {
 
 /// Why a lock file can't be opened: mostly for want of its directory.
 fn unopened(path: &Path, error: &io::Error) -> io::Error {
-    match path.parent() {
-        Some(directory) if error.kind() == io::ErrorKind::NotFound => io::Error::new(
-            error.kind(),
-            format!(
-                "there is no directory {}: make it, or choose another name",
-                directory.display()
-            ),
+    let problem = match path.parent() {
+        Some(directory) if error.kind() == io::ErrorKind::NotFound => format!(
+            "there is no directory {}: make it, or choose another name",
+            directory.display()
         ),
-        _ => about(path, "can't be opened", error),
-    }
+        _ => format!("{} can't be opened: {error}", path.display()),
+    };
+    io::Error::new(error.kind(), problem)
 }
 
 /// Opens and locks the file, which its last holder may be removing at this moment.
