@@ -2,44 +2,16 @@
 
 #![cfg(all(feature = "bench", feature = "test-util"))]
 
+#[path = "support/program.rs"]
+mod program;
 mod support;
 
-use std::{
-    io::{BufRead as _, BufReader},
-    process::{Child, Command, Output, Stdio},
-};
+use std::process::{Command, Output, Stdio};
 
 use pipe_server::PipeListener;
+use program::Server;
 use serde_json::Value;
 use support::{UniqueName, unique_name};
-
-/// A server that is killed when dropped.
-struct Server(Child);
-
-impl Server {
-    /// Starts it and waits until clients can connect.
-    fn start(name: &UniqueName, arguments: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_pipe-server"))
-            .args(["--pipe-name", &name.text])
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut first_line = String::new();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        stdout.read_line(&mut first_line).unwrap();
-        Self(child)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        _ = self.0.kill();
-        _ = self.0.wait();
-    }
-}
 
 fn bench(name: &UniqueName, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_pipe-bench"))
@@ -173,7 +145,7 @@ fn connections_are_counted_and_measured() {
 fn idle_connections_are_held_and_their_memory_is_told() {
     let name = unique_name();
     let server = Server::start(&name, &[]);
-    let process = server.0.id().to_string();
+    let process = server.child.id().to_string();
     let figures = measured(
         &name,
         &["--idle", "50", "--duration", "0s", "--pid", &process],

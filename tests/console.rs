@@ -3,11 +3,13 @@
 #![cfg(all(windows, feature = "cli", feature = "test-util"))]
 #![allow(unsafe_code, reason = "no crate between a test and the system's calls")]
 
+#[path = "support/program.rs"]
+mod program;
 mod support;
 
 use std::{
     env,
-    io::{BufRead as _, BufReader, Read as _},
+    io::Read as _,
     os::windows::process::CommandExt as _,
     process::{Command, Stdio},
 };
@@ -18,6 +20,7 @@ use windows_sys::Win32::System::{
     Threading::CREATE_NO_WINDOW,
 };
 
+use program::{Server, server};
 use support::unique_name;
 
 /// Set in the process that has a console of its own.
@@ -43,18 +46,8 @@ async fn ctrl_c_ends_the_server_in_good_order() {
 
 async fn press_ctrl_c() {
     let name = unique_name();
-    let mut server = Command::new(env!("CARGO_BIN_EXE_pipe-server"))
-        .args(["--pipe-name", &name.text])
-        .env_remove("RUST_LOG")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut first_line = String::new();
-    BufReader::new(server.stdout.take().unwrap())
-        .read_line(&mut first_line)
-        .unwrap();
+    let mut server = Server::spawn(server(&name, &[]).stderr(Stdio::piped()));
+    let first_line = &server.first_line;
     assert!(first_line.starts_with("listening on "), "{first_line}");
     let mut client = Client::connect(&name.text).await.unwrap();
     client.call("hello").await.unwrap();
@@ -68,9 +61,10 @@ async fn press_ctrl_c() {
 
     // The client stays connected: it is told by the end, and does not hold the server up.
     assert!(client.recv().await.unwrap().is_none());
-    let status = server.wait().unwrap();
+    let status = server.child.wait().unwrap();
     let mut log = String::new();
-    server.stderr.unwrap().read_to_string(&mut log).unwrap();
+    let stderr = server.child.stderr.as_mut().unwrap();
+    stderr.read_to_string(&mut log).unwrap();
     assert_eq!(status.code(), Some(0), "{log}");
     assert!(log.contains("Ctrl-C") && log.contains("served=1"), "{log}");
 }

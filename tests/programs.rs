@@ -4,80 +4,35 @@
 
 #[path = "../src/bin/pipe-server/family.rs"]
 mod family;
+#[path = "support/program.rs"]
+mod program;
 mod support;
 #[cfg(windows)]
 #[path = "support/win32.rs"]
 mod win32;
 
 use std::{
-    io::{BufRead, BufReader, Read, Write},
-    process::{Child, ChildStdout, Command, Output, Stdio},
+    io::{BufReader, Read, Write},
+    process::{Child, Command, Output, Stdio},
 };
 
+use program::{Server, server};
 use support::{UniqueName, unique_name};
 
-/// A server that is killed when dropped.
-struct Server {
-    child: Child,
-    #[cfg_attr(
-        windows,
-        allow(dead_code, reason = "read by the tests with signals; held open here")
-    )]
-    stdout: BufReader<ChildStdout>,
-    first_line: String,
-}
-
+#[cfg(unix)]
 impl Server {
-    fn start(name: &UniqueName, arguments: &[&str]) -> Self {
-        Self::spawn(&mut server(name, arguments))
-    }
-
-    /// Starts `command` and waits until clients can connect.
-    fn spawn(command: &mut Command) -> Self {
-        let mut child = command.spawn().unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut first_line = String::new();
-        stdout.read_line(&mut first_line).unwrap();
-        Self {
-            child,
-            stdout,
-            first_line,
-        }
-    }
-
-    #[cfg(unix)]
     fn signal(&self, signal: rustix::process::Signal) {
         let process = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(process, signal).unwrap();
     }
 
     /// Ends it with a signal and gives its exit code and the rest of its stdout.
-    #[cfg(unix)]
     fn end(mut self, signal: rustix::process::Signal) -> (Option<i32>, String) {
         self.signal(signal);
         let mut rest = String::new();
         self.stdout.read_to_string(&mut rest).unwrap();
         (self.child.wait().unwrap().code(), rest)
     }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        _ = self.child.kill();
-        _ = self.child.wait();
-    }
-}
-
-fn server(name: &UniqueName, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pipe-server"));
-    command
-        .args(["--pipe-name", &name.text])
-        .args(arguments)
-        .env_remove("RUST_LOG")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null());
-    command
 }
 
 fn client(name: &UniqueName, arguments: &[&str], input: &str) -> Output {
@@ -218,8 +173,7 @@ fn a_missing_directory_is_named() {
 #[test]
 fn a_second_server_on_the_name_exits_1_with_one_line() {
     #[cfg(windows)]
-    if win32::is_wine() {
-        eprintln!("skipped: Wine has no exclusive names, it lets a second server in");
+    if win32::wine_lacks("exclusive names") {
         return;
     }
     let name = unique_name();

@@ -3,16 +3,13 @@
 
 #![cfg(all(windows, feature = "cli", feature = "test-util"))]
 
+#[path = "support/program.rs"]
+mod program;
 mod support;
 #[path = "support/win32.rs"]
 mod win32;
 
-use std::{
-    future::IntoFuture,
-    io::{self, BufRead, BufReader},
-    process::{Child, Command, Stdio},
-    thread,
-};
+use std::{future::IntoFuture, io, thread};
 
 use pipe_server::{
     Bytes, CallError, Client, ClientOptions, ConnectError, Engine, ListenerOptions, PipeName,
@@ -24,6 +21,7 @@ use windows_sys::Win32::{
     System::Pipes::{PIPE_READMODE_MESSAGE, PIPE_TYPE_BYTE, PIPE_TYPE_MESSAGE},
 };
 
+use program::Server;
 use support::{message, unique_name};
 use win32::{PlainPipe, is, wait};
 
@@ -109,36 +107,16 @@ async fn blocking<T: Send + 'static>(plain: impl FnOnce() -> T + Send + 'static)
     tokio::task::spawn_blocking(plain).await.unwrap()
 }
 
-/// The program, killed when dropped.
-struct Program(Child);
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        _ = self.0.kill();
-        _ = self.0.wait();
-    }
-}
-
 /// Starts the program and gives the address that it says it listens on.
-fn start_program(engine: Engine) -> (Program, String) {
-    let mut program = Command::new(env!("CARGO_BIN_EXE_pipe-server"))
-        .args(["--pipe-name", &unique_name().text])
-        .args(match engine {
-            Engine::Tokio => ["--engine", "tokio"],
-            _ => ["--engine", "overlapped"],
-        })
-        .env_remove("RUST_LOG")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map(Program)
-        .unwrap();
-    let mut line = String::new();
-    let stdout = program.0.stdout.take().unwrap();
-    BufReader::new(stdout).read_line(&mut line).unwrap();
-    let address = line.trim_end().strip_prefix("listening on ").unwrap();
-    (program, address.to_owned())
+fn start_program(engine: Engine) -> (Server, String) {
+    let engine = match engine {
+        Engine::Tokio => "tokio",
+        _ => "overlapped",
+    };
+    let program = Server::start(&unique_name(), &["--engine", engine]);
+    let line = program.first_line.trim_end();
+    let address = line.strip_prefix("listening on ").unwrap().to_owned();
+    (program, address)
 }
 
 async fn the_samples_client_gets_its_answer(engine: Engine) {

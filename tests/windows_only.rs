@@ -19,18 +19,9 @@ use windows_sys::Win32::{
 };
 
 use support::unique_name;
-use win32::{PlainPipe, canonical_access_list, is_wine};
+use win32::{PlainPipe, canonical_access_list, wine_lacks};
 
 const ENGINES: [Engine; 2] = [Engine::Overlapped, Engine::Tokio];
-
-/// Whether this is Wine. If so it is said what it lacks.
-fn wine_lacks(what: &str) -> bool {
-    let wine = is_wine();
-    if wine {
-        eprintln!("skipped: Wine has no {what}");
-    }
-    wine
-}
 
 fn bind(engine: Engine, options: ListenerOptions) -> PipeListener {
     options.engine(engine).bind(unique_name().text).unwrap()

@@ -294,6 +294,15 @@ pub(crate) fn is_wine() -> bool {
     unsafe { GetProcAddress(GetModuleHandleA(s!("ntdll.dll")), s!("wine_get_version")) }.is_some()
 }
 
+/// Whether this is Wine. If so it is said what it lacks.
+pub(crate) fn wine_lacks(what: &str) -> bool {
+    let wine = is_wine();
+    if wine {
+        eprintln!("skipped: Wine has no {what}");
+    }
+    wine
+}
+
 /// Whether `error` is the system's error `code`.
 pub(crate) fn is(error: &io::Error, code: u32) -> bool {
     error.raw_os_error() == Some(code as i32)
