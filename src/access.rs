@@ -32,7 +32,21 @@ pub enum Access {
     Mode(u32),
 }
 
-/// Why a text is no [`Access`].
+/// In the form that is parsed.
+impl fmt::Display for Access {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CurrentUser => formatter.write_str("current-user"),
+            Self::Everyone => formatter.write_str("everyone"),
+            #[cfg(windows)]
+            Self::Sddl(descriptor) => write!(formatter, "sddl:{descriptor}"),
+            #[cfg(target_os = "linux")]
+            Self::Mode(mode) => write!(formatter, "mode:{mode:04o}"),
+        }
+    }
+}
+
+/// Why a text is not an [`Access`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} does not say who may connect: write {expected}")]
 pub struct AccessError {
@@ -79,11 +93,48 @@ impl FromStr for Access {
 pub struct Peer {
     pub(crate) process_id: u32,
     pub(crate) user: UserId,
+    #[cfg(target_os = "linux")]
+    pub(crate) group_id: u32,
     #[cfg(windows)]
     pub(crate) session_id: u32,
 }
 
 impl Peer {
+    /// Creates a peer that never connected, for the [`Request`](crate::Request) of a test. Its group or
+    /// session is 0.
+    #[cfg(feature = "test-util")]
+    #[must_use]
+    pub fn new(process_id: u32, user: UserId) -> Self {
+        Self {
+            process_id,
+            user,
+            #[cfg(target_os = "linux")]
+            group_id: 0,
+            #[cfg(windows)]
+            session_id: 0,
+        }
+    }
+
+    /// This process and its user, as the peer of a memory pipe.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    #[cfg(feature = "test-util")]
+    pub fn current() -> std::io::Result<Self> {
+        #[cfg(target_os = "linux")]
+        let user = UserId::Uid(rustix::process::geteuid().as_raw());
+        #[cfg(windows)]
+        let user = UserId::Sid(crate::windows::current_user()?);
+        let peer = Self::new(std::process::id(), user);
+        #[cfg(target_os = "linux")]
+        let peer = Self {
+            group_id: rustix::process::getegid().as_raw(),
+            ..peer
+        };
+        Ok(peer)
+    }
+
     /// The process that connected. Good for a log; not for a decision, since the number is used
     /// again once the process has ended.
     #[must_use]
@@ -95,6 +146,13 @@ impl Peer {
     #[must_use]
     pub fn user(&self) -> &UserId {
         &self.user
+    }
+
+    /// The effective group that the process ran with when it connected.
+    #[cfg(target_os = "linux")]
+    #[must_use]
+    pub fn group_id(&self) -> u32 {
+        self.group_id
     }
 
     /// The process's terminal services session.
@@ -141,6 +199,19 @@ mod tests {
             error.to_string().contains("current-user, everyone"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn what_is_displayed_is_parsed_again() {
+        let of_the_system = if cfg!(windows) {
+            "sddl:D:P(A;;GA;;;SY)"
+        } else {
+            "mode:0060"
+        };
+        for text in ["current-user", "everyone", of_the_system] {
+            let access: Access = text.parse().unwrap();
+            assert_eq!(access.to_string(), text);
+        }
     }
 
     #[cfg(target_os = "linux")]

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -11,15 +12,13 @@ use tokio::time::sleep;
 #[cfg(feature = "test-util")]
 use crate::engine::memory;
 use crate::{
+    access::Peer,
     connection::{Connection, RecvHalf, SendHalf},
+    defaults,
     engine::{Channel, Sizes},
-    error::{CallError, ConnectError, RecvError, SendError},
-    listener::{DEFAULT_BUFFER_SIZE, DEFAULT_MAX_MESSAGE_SIZE},
-    name::PipeName,
+    error::{CallError, ConnectError, OutOfRange, RecvError, SendError},
+    name::{NameError, PipeName},
 };
-
-/// As long as the sample's client waits (*Named Pipe Client*).
-const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The pauses between two attempts double from the shortest to the longest, each cut by a random part
 /// so that clients that wait together do not come together. Attempts, not `WaitNamedPipe`: that parks a
@@ -31,7 +30,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Clone, Debug)]
 #[must_use = "options do nothing until connect is called"]
 pub struct ClientOptions {
-    connect_timeout: Duration,
+    connect_timeout: Option<Duration>,
     wait_for_server: bool,
     max_message_size: Option<usize>,
     only_current_user: bool,
@@ -44,19 +43,20 @@ impl Default for ClientOptions {
 }
 
 impl ClientOptions {
-    /// The defaults: 20 s for a busy pipe, an error at once if nobody serves it, messages of 64 KiB.
+    /// The [`defaults`]: 20 s for a busy pipe, an error at once if nobody serves it, messages of 64 KiB.
     pub fn new() -> Self {
         Self {
-            connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+            connect_timeout: Some(defaults::CONNECT_TIMEOUT),
             wait_for_server: false,
             max_message_size: None,
             only_current_user: false,
         }
     }
 
-    /// How long to wait for a busy pipe and, if asked, for one that is not there yet. Default: 20 s.
-    pub fn connect_timeout(mut self, time: Duration) -> Self {
-        self.connect_timeout = time;
+    /// How long to wait for a busy pipe and, if asked, for one that is not there yet; `None` for any time.
+    /// Default: [`defaults::CONNECT_TIMEOUT`], 20 s.
+    pub fn connect_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.connect_timeout = time.into();
         self
     }
 
@@ -66,12 +66,13 @@ impl ClientOptions {
         self
     }
 
-    /// The longest message in bytes, both ways. Default: 65,536.
+    /// The longest message in bytes, both ways; 1 or more. `None`, the default, is
+    /// [`defaults::MAX_MESSAGE_SIZE`], 65,536.
     ///
     /// The server has a limit of its own. The most is 4 GiB less one byte on Windows; on Linux it is
     /// about twice `net.core.wmem_max`.
-    pub fn max_message_size(mut self, bytes: usize) -> Self {
-        self.max_message_size = Some(bytes);
+    pub fn max_message_size(mut self, bytes: impl Into<Option<usize>>) -> Self {
+        self.max_message_size = bytes.into();
         self
     }
 
@@ -94,14 +95,22 @@ impl ClientOptions {
     /// # Cancel safety
     ///
     /// Cancel safe: if the future is dropped, there is no connection.
-    pub async fn connect(self, name: impl AsRef<str>) -> Result<Client, ConnectError> {
-        let name: PipeName = name.as_ref().parse()?;
+    pub async fn connect(
+        &self,
+        name: impl TryInto<PipeName, Error: Into<NameError>>,
+    ) -> Result<Client, ConnectError> {
+        let name = name.try_into().map_err(Into::into)?;
         let sizes = self.sizes(ENGINE_MAX_MESSAGE_SIZE)?;
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(ConnectError::NoRuntime);
+        }
+        let path = name.resolve()?;
         let identify = self.only_current_user;
-        let open = || open(&name, sizes, identify);
-        let channel = self.retry(name.address(), open).await?;
+        let open = || open(&name, &path, sizes, identify);
+        let address = path.display().to_string();
+        let channel = self.retry(&address, open).await?;
         if self.only_current_user {
-            check_owner(&name, &channel)?;
+            check_owner(&address, &channel)?;
         }
         Ok(Client::new(channel, sizes.max_message_size))
     }
@@ -116,27 +125,31 @@ impl ClientOptions {
     ///
     /// Cancel safe, as [`connect`](Self::connect).
     #[cfg(feature = "test-util")]
-    pub async fn connect_memory(self, pipe: &MemoryPipe) -> Result<Client, ConnectError> {
+    pub async fn connect_memory(&self, pipe: &MemoryPipe) -> Result<Client, ConnectError> {
         let sizes = self.sizes(usize::MAX)?;
         let open = || memory::connect(&pipe.board, sizes.max_message_size);
         let channel = self.retry("the memory pipe", open).await?;
         Ok(Client::new(channel, sizes.max_message_size))
     }
 
-    fn sizes(&self, most: usize) -> Result<Sizes, ConnectError> {
-        let max_message_size = self
-            .max_message_size
-            .unwrap_or(DEFAULT_MAX_MESSAGE_SIZE.min(most));
-        if max_message_size == 0 || max_message_size > most {
-            let problem = format!("is {max_message_size} bytes: take 1 to {most}");
-            return Err(ConnectError::Option {
-                option: "max_message_size",
-                problem,
-            });
+    fn sizes(&self, most: usize) -> Result<Sizes, OutOfRange> {
+        let default = defaults::MAX_MESSAGE_SIZE.min(most);
+        let max_message_size = self.max_message_size.unwrap_or(default);
+        if max_message_size == 0 {
+            return Err(OutOfRange::new(
+                "max_message_size",
+                "is 0: take 1 byte or more",
+            ));
+        }
+        if max_message_size > most {
+            let problem = format!(
+                "is {max_message_size} bytes, but this system carries messages of {most} at most"
+            );
+            return Err(OutOfRange::new("max_message_size", problem));
         }
         Ok(Sizes {
             max_message_size,
-            buffer_size: DEFAULT_BUFFER_SIZE,
+            buffer_size: defaults::BUFFER_SIZE,
         })
     }
 
@@ -154,7 +167,10 @@ impl ClientOptions {
                 Err(error) => error,
             };
             let address = address.to_owned();
-            let left = self.connect_timeout.saturating_sub(begun.elapsed());
+            let left = match self.connect_timeout {
+                Some(time) => time.saturating_sub(begun.elapsed()),
+                None => Duration::MAX,
+            };
             match error.kind() {
                 io::ErrorKind::NotFound if !self.wait_for_server || left.is_zero() => {
                     return Err(ConnectError::NotFound { address });
@@ -166,18 +182,7 @@ impl ClientOptions {
                     });
                 }
                 io::ErrorKind::NotFound | io::ErrorKind::ResourceBusy => {}
-                io::ErrorKind::PermissionDenied => {
-                    return Err(ConnectError::Denied {
-                        address,
-                        source: error,
-                    });
-                }
-                _ => {
-                    return Err(ConnectError::Io {
-                        address,
-                        source: error,
-                    });
-                }
+                _ => return Err(ConnectError::open(address, error)),
             }
             sleep(pause.mul_f64(1.0 - fastrand::f64() / 2.0).min(left)).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -191,43 +196,43 @@ const ENGINE_MAX_MESSAGE_SIZE: usize = usize::MAX;
 const ENGINE_MAX_MESSAGE_SIZE: usize = crate::engine::overlapped::MAX_MESSAGE_SIZE;
 
 #[cfg(target_os = "linux")]
-fn open(name: &PipeName, sizes: Sizes, _identify: bool) -> io::Result<Channel> {
-    crate::engine::seqpacket::connect(name.address(), sizes)
+fn open(_: &PipeName, path: &Path, sizes: Sizes, _identify: bool) -> io::Result<Channel> {
+    let opened = crate::engine::seqpacket::connect(path, sizes);
+    opened.map_err(|error| {
+        if error.raw_os_error() != Some(rustix::io::Errno::PROTOTYPE.raw_os_error()) {
+            return error;
+        }
+        let problem =
+            "the socket there is not a SEQPACKET socket: it may be another program's, and keeps no messages apart";
+        io::Error::new(error.kind(), problem)
+    })
 }
 
 #[cfg(windows)]
-fn open(name: &PipeName, sizes: Sizes, identify: bool) -> io::Result<Channel> {
+fn open(name: &PipeName, _: &Path, sizes: Sizes, identify: bool) -> io::Result<Channel> {
     crate::engine::overlapped::connect(name, sizes, identify)
 }
 
-#[cfg(target_os = "linux")]
-fn check_owner(name: &PipeName, channel: &Channel) -> Result<(), ConnectError> {
-    let address = name.address().to_owned();
-    let peer = match channel.link.peer() {
-        Ok(peer) => peer,
-        Err(source) => return Err(ConnectError::Io { address, source }),
-    };
-    let current = crate::access::UserId::Uid(rustix::process::geteuid().as_raw());
-    if *peer.user() != current {
-        return Err(ConnectError::OtherUser {
-            address,
-            owner: peer.user().to_string(),
-        });
-    }
-    Ok(())
-}
-
-#[cfg(windows)]
-fn check_owner(name: &PipeName, channel: &Channel) -> Result<(), ConnectError> {
-    let address = name.address().to_owned();
+fn check_owner(address: &str, channel: &Channel) -> Result<(), ConnectError> {
+    let address = address.to_owned();
     match channel.link.peer() {
-        Ok(peer) if crate::windows::is_current_user(peer.user()) => Ok(()),
+        Ok(peer) if is_current_user(&peer) => Ok(()),
         Ok(peer) => Err(ConnectError::OtherUser {
             address,
             owner: peer.user().to_string(),
         }),
         Err(source) => Err(ConnectError::Io { address, source }),
     }
+}
+
+#[cfg(target_os = "linux")]
+fn is_current_user(peer: &Peer) -> bool {
+    *peer.user() == crate::access::UserId::Uid(rustix::process::geteuid().as_raw())
+}
+
+#[cfg(windows)]
+fn is_current_user(peer: &Peer) -> bool {
+    crate::windows::is_current_user(peer.user())
 }
 
 /// One connection to a server.
@@ -266,7 +271,9 @@ impl Client {
     /// # Cancel safety
     ///
     /// Cancel safe, as [`ClientOptions::connect`].
-    pub async fn connect(name: impl AsRef<str>) -> Result<Self, ConnectError> {
+    pub async fn connect(
+        name: impl TryInto<PipeName, Error: Into<NameError>>,
+    ) -> Result<Self, ConnectError> {
         ClientOptions::new().connect(name).await
     }
 
@@ -337,10 +344,76 @@ impl Client {
         self.connection.finish().await
     }
 
+    /// Who is on the other side, as [`Connection::peer`].
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn peer(&self) -> io::Result<Peer> {
+        self.connection.peer()
+    }
+
+    /// The connection under it, for code that works on either side.
+    #[must_use]
+    pub fn into_connection(self) -> Connection {
+        self.connection
+    }
+
     /// Splits the client so that one task can receive while another one sends.
     #[must_use]
     pub fn into_split(self) -> (RecvHalf, SendHalf) {
         self.connection.into_split()
+    }
+}
+
+/// As those of [`Connection`].
+#[cfg(feature = "futures")]
+mod futures {
+    use std::{
+        pin::Pin,
+        task::{Context, Poll},
+    };
+
+    use futures_core::Stream;
+    use futures_sink::Sink;
+
+    use super::*;
+
+    impl Stream for Client {
+        type Item = Result<Bytes, RecvError>;
+
+        fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+            Pin::new(&mut self.connection).poll_next(cx)
+        }
+    }
+
+    impl Sink<Bytes> for Client {
+        type Error = SendError;
+
+        fn poll_ready(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Result<(), SendError>> {
+            Pin::new(&mut self.connection).poll_ready(cx)
+        }
+
+        fn start_send(mut self: Pin<&mut Self>, message: Bytes) -> Result<(), SendError> {
+            Pin::new(&mut self.connection).start_send(message)
+        }
+
+        fn poll_flush(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Result<(), SendError>> {
+            Pin::new(&mut self.connection).poll_flush(cx)
+        }
+
+        fn poll_close(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Result<(), SendError>> {
+            Pin::new(&mut self.connection).poll_close(cx)
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::{
     fmt,
     future::poll_fn,
     io,
-    sync::{Arc, OnceLock, Weak},
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -14,6 +14,7 @@ use crate::{
     access::Peer,
     engine::{Channel, Link, Receive, Received, Transmit},
     error::{RecvError, SendError},
+    identity::Identity,
     listener::Slot,
 };
 
@@ -61,30 +62,6 @@ struct Shared {
     identity: Arc<Identity>,
 }
 
-/// Which connection this is and who is on its other side; also known to its requests.
-pub(crate) struct Identity {
-    pub(crate) id: u64,
-    peer: OnceLock<Peer>,
-    /// Weak, so that a request that a handler keeps does not hold up the instance.
-    link: Weak<dyn Link>,
-}
-
-impl Identity {
-    pub(crate) fn peer(&self) -> io::Result<Peer> {
-        if let Some(peer) = self.peer.get() {
-            return Ok(peer.clone());
-        }
-        let link = self.link.upgrade().ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::NotConnected,
-                "the connection is over and its peer was never asked for",
-            )
-        })?;
-        let peer = link.peer()?;
-        Ok(self.peer.get_or_init(|| peer).clone())
-    }
-}
-
 impl Connection {
     pub(crate) fn new(
         channel: Channel,
@@ -97,11 +74,7 @@ impl Connection {
             sender,
             link,
         } = channel;
-        let identity = Arc::new(Identity {
-            id,
-            peer: OnceLock::new(),
-            link: Arc::downgrade(&link),
-        });
+        let identity = Arc::new(Identity::new(id, &link));
         let shared = Arc::new(Shared {
             _slot: slot,
             _link: link,
@@ -144,8 +117,9 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// [`SendError::TooLong`] and [`SendError::Empty`], before anything is sent;
-    /// [`SendError::Closed`] when the other side is gone.
+    /// [`SendError::TooLong`], [`SendError::Empty`] and, after [`finish`](Self::finish),
+    /// [`SendError::Finished`], before anything is sent; [`SendError::Closed`] when the other side is
+    /// gone.
     ///
     /// # Cancel safety
     ///
@@ -191,29 +165,14 @@ impl Connection {
         self.identity().id
     }
 
+    /// The longest message that can be sent, in bytes.
+    #[must_use]
+    pub fn max_message_size(&self) -> usize {
+        self.sender.max_message_size
+    }
+
     pub(crate) fn identity(&self) -> &Arc<Identity> {
         &self.receiver.shared.identity
-    }
-
-    pub(crate) fn poll_recv(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Option<Bytes>, RecvError>> {
-        self.receiver.poll_recv(cx)
-    }
-
-    pub(crate) fn end(&self) -> Option<End> {
-        self.receiver.ended
-    }
-
-    /// Begins to send one message, which is sure to be sent only once `poll_flush` is ready.
-    pub(crate) async fn feed(&mut self, message: Bytes) -> Result<(), SendError> {
-        self.sender.feed(message).await
-    }
-
-    /// Ready when all messages that were begun are in the system's hands.
-    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
-        self.sender.sender.poll_flush(cx)
     }
 }
 
@@ -229,6 +188,11 @@ impl RecvHalf {
     /// Cancel safe, as [`Connection::recv`].
     pub async fn recv(&mut self) -> Result<Option<Bytes>, RecvError> {
         poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    /// How receiving ended, if it has.
+    pub(crate) fn end(&self) -> Option<End> {
+        self.ended
     }
 
     pub(crate) fn poll_recv(
@@ -269,13 +233,19 @@ impl SendHalf {
     /// Not cancel safe, as [`Connection::send`].
     pub async fn send(&mut self, message: impl Into<Bytes>) -> Result<(), SendError> {
         self.feed(message.into()).await?;
-        poll_fn(|cx| self.sender.poll_flush(cx)).await
+        poll_fn(|cx| self.poll_flush(cx)).await
     }
 
-    async fn feed(&mut self, message: Bytes) -> Result<(), SendError> {
+    /// Begins to send one message, which is sure to be sent only once `poll_flush` is ready.
+    pub(crate) async fn feed(&mut self, message: Bytes) -> Result<(), SendError> {
         self.check(&message)?;
         poll_fn(|cx| self.sender.poll_ready(cx)).await?;
         self.sender.start_send(message)
+    }
+
+    /// Ready when all messages that were begun are in the system's hands.
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        self.sender.poll_flush(cx)
     }
 
     /// As [`Connection::finish`].
@@ -303,7 +273,7 @@ impl SendHalf {
     fn check(&self, message: &Bytes) -> Result<(), SendError> {
         let (length, limit) = (message.len(), self.max_message_size);
         if self.ended {
-            Err(SendError::Closed)
+            Err(SendError::Finished)
         } else if length == 0 {
             Err(SendError::Empty)
         } else if length > limit {

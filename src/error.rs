@@ -1,34 +1,51 @@
-//! One error a kind of operation.
+//! One error for each kind of operation.
 
-use std::io;
+use std::{error::Error, fmt, io, time::Duration};
 
 use crate::name::NameError;
+
+/// Any error of a handler, an extractor or a connection's code.
+pub type BoxError = Box<dyn Error + Send + Sync>;
 
 /// Why a pipe can't be served.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BindError {
-    /// The name is no pipe name.
+    /// The name is not a pipe name.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// An option has a value that can't be.
+    /// An option is out of range.
     #[error("{option} {problem}")]
+    #[non_exhaustive]
     Option {
         /// The option's method on [`ListenerOptions`](crate::ListenerOptions).
         option: &'static str,
-        /// What is wrong with its value, and which values can be.
+        /// What is wrong with its value, and the accepted range.
         problem: String,
     },
+    /// The name is that of a pipe on another machine.
+    #[error("{address} is a pipe of another machine, which can't be served here")]
+    #[non_exhaustive]
+    Remote {
+        /// The pipe's address.
+        address: String,
+    },
+    /// There is no Tokio runtime to serve the pipe on.
+    #[error("a pipe can't be served outside a Tokio runtime: bind it in an async function")]
+    NoRuntime,
     /// Another server has the name.
     #[error("{address} is served already: stop the other server or choose another name")]
+    #[non_exhaustive]
     InUse {
         /// The pipe's address.
         address: String,
     },
     /// The system does not let this process serve the name.
     #[error(
-        "no permission to serve {address}: another user may be serving it, or the place is not this user's"
+        "no permission to serve {address}: another user may be serving it, or its directory may belong to \
+         another user"
     )]
+    #[non_exhaustive]
     Denied {
         /// The pipe's address.
         address: String,
@@ -36,7 +53,8 @@ pub enum BindError {
         source: io::Error,
     },
     /// The system can't create the pipe.
-    #[error("can't create {address}: {source}")]
+    #[error("can't create {address}")]
+    #[non_exhaustive]
     Create {
         /// The pipe's address.
         address: String,
@@ -46,9 +64,13 @@ pub enum BindError {
 }
 
 impl BindError {
-    /// Sorts the system's error.
-    pub(crate) fn create(address: &str, source: io::Error) -> Self {
-        let address = address.to_owned();
+    /// Sorts the error of an engine.
+    pub(crate) fn create(address: impl Into<String>, source: io::Error) -> Self {
+        let source = match OutOfRange::take(source) {
+            Ok(out_of_range) => return out_of_range.into(),
+            Err(source) => source,
+        };
+        let address = address.into();
         match source.kind() {
             io::ErrorKind::AddrInUse => Self::InUse { address },
             io::ErrorKind::PermissionDenied => Self::Denied { address, source },
@@ -60,7 +82,10 @@ impl BindError {
 impl From<BindError> for io::Error {
     fn from(error: BindError) -> Self {
         let kind = match &error {
-            BindError::Name(_) | BindError::Option { .. } => io::ErrorKind::InvalidInput,
+            BindError::Name(_) | BindError::Option { .. } | BindError::Remote { .. } => {
+                io::ErrorKind::InvalidInput
+            }
+            BindError::NoRuntime => io::ErrorKind::Other,
             BindError::InUse { .. } => io::ErrorKind::AddrInUse,
             BindError::Denied { source, .. } | BindError::Create { source, .. } => source.kind(),
         };
@@ -72,19 +97,24 @@ impl From<BindError> for io::Error {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// The name is no pipe name.
+    /// The name is not a pipe name.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// An option has a value that can't be.
+    /// An option is out of range.
     #[error("{option} {problem}")]
+    #[non_exhaustive]
     Option {
         /// The option's method on [`ClientOptions`](crate::ClientOptions).
         option: &'static str,
-        /// What is wrong with its value, and which values can be.
+        /// What is wrong with its value, and the accepted range.
         problem: String,
     },
+    /// There is no Tokio runtime to connect on.
+    #[error("a client can't connect outside a Tokio runtime: await it on one")]
+    NoRuntime,
     /// Nobody serves the pipe.
     #[error("nobody serves {address}: start the server, or check the name")]
+    #[non_exhaustive]
     NotFound {
         /// The pipe's address.
         address: String,
@@ -93,14 +123,16 @@ pub enum ConnectError {
     #[error(
         "{address} stayed busy for {waited:?}: every instance serves another client; try again later"
     )]
+    #[non_exhaustive]
     Busy {
         /// The pipe's address.
         address: String,
         /// How long this client waited.
-        waited: std::time::Duration,
+        waited: Duration,
     },
     /// The server does not let this user in.
     #[error("no permission to connect to {address}: its server does not let this user in")]
+    #[non_exhaustive]
     Denied {
         /// The pipe's address.
         address: String,
@@ -110,6 +142,7 @@ pub enum ConnectError {
     /// The pipe belongs to another user, and
     /// [`only_current_user`](crate::ClientOptions::only_current_user) was asked for.
     #[error("{address} belongs to another user ({owner}), who could read what is sent there")]
+    #[non_exhaustive]
     OtherUser {
         /// The pipe's address.
         address: String,
@@ -117,7 +150,8 @@ pub enum ConnectError {
         owner: String,
     },
     /// The system can't connect.
-    #[error("can't connect to {address}: {source}")]
+    #[error("can't connect to {address}")]
+    #[non_exhaustive]
     Io {
         /// The pipe's address.
         address: String,
@@ -126,10 +160,26 @@ pub enum ConnectError {
     },
 }
 
+impl ConnectError {
+    /// Sorts the error of an engine that further attempts won't change.
+    pub(crate) fn open(address: impl Into<String>, source: io::Error) -> Self {
+        let source = match OutOfRange::take(source) {
+            Ok(out_of_range) => return out_of_range.into(),
+            Err(source) => source,
+        };
+        let address = address.into();
+        match source.kind() {
+            io::ErrorKind::PermissionDenied => Self::Denied { address, source },
+            _ => Self::Io { address, source },
+        }
+    }
+}
+
 impl From<ConnectError> for io::Error {
     fn from(error: ConnectError) -> Self {
         let kind = match &error {
             ConnectError::Name(_) | ConnectError::Option { .. } => io::ErrorKind::InvalidInput,
+            ConnectError::NoRuntime => io::ErrorKind::Other,
             ConnectError::NotFound { .. } => io::ErrorKind::NotFound,
             ConnectError::Busy { .. } => io::ErrorKind::TimedOut,
             ConnectError::Denied { .. } | ConnectError::OtherUser { .. } => {
@@ -147,12 +197,13 @@ impl From<ConnectError> for io::Error {
 pub enum RecvError {
     /// The message is longer than `max_message_size`. Nothing more can be received.
     #[error("a message longer than the limit of {limit} bytes arrived (max_message_size)")]
+    #[non_exhaustive]
     TooLong {
         /// The limit, in bytes.
         limit: usize,
     },
     /// The system's error.
-    #[error("receiving failed: {0}")]
+    #[error("receiving failed")]
     Io(#[source] io::Error),
 }
 
@@ -171,6 +222,7 @@ impl From<RecvError> for io::Error {
 pub enum SendError {
     /// The message is longer than the limit. Nothing of it was sent.
     #[error("a message of {length} bytes is longer than the limit of {limit}; nothing was sent")]
+    #[non_exhaustive]
     TooLong {
         /// The message's length, in bytes.
         length: usize,
@@ -180,11 +232,14 @@ pub enum SendError {
     /// The message is empty: an empty message would end the conversation. Nothing was sent.
     #[error("an empty message can't be sent: it would end the conversation")]
     Empty,
-    /// The other side has closed, or this side has ended the conversation.
+    /// This side has ended the conversation with `finish`.
+    #[error("nothing can be sent after finish, which has ended the conversation")]
+    Finished,
+    /// The other side has closed the pipe.
     #[error("the other side has closed the pipe")]
     Closed,
     /// The system's error.
-    #[error("sending failed: {0}")]
+    #[error("sending failed")]
     Io(#[source] io::Error),
 }
 
@@ -193,7 +248,7 @@ impl From<SendError> for io::Error {
         let kind = match error {
             SendError::Io(error) => return error,
             SendError::TooLong { .. } | SendError::Empty => io::ErrorKind::InvalidInput,
-            SendError::Closed => io::ErrorKind::BrokenPipe,
+            SendError::Finished | SendError::Closed => io::ErrorKind::BrokenPipe,
         };
         Self::new(kind, error)
     }
@@ -225,5 +280,93 @@ impl From<CallError> for io::Error {
             CallError::Closed => Self::new(io::ErrorKind::UnexpectedEof, error),
             CallError::OutOfStep => Self::other(error),
         }
+    }
+}
+
+/// An option that is out of range. An engine that finds it only when it asks the system returns it inside
+/// an `io::Error`.
+#[derive(Debug, thiserror::Error)]
+#[error("{option} {problem}")]
+pub(crate) struct OutOfRange {
+    pub(crate) option: &'static str,
+    pub(crate) problem: String,
+}
+
+impl OutOfRange {
+    pub(crate) fn new(option: &'static str, problem: impl Into<String>) -> Self {
+        let problem = problem.into();
+        Self { option, problem }
+    }
+
+    /// The one that is inside of `error`, or else `error` itself.
+    fn take(error: io::Error) -> Result<Self, io::Error> {
+        error.downcast()
+    }
+}
+
+impl From<OutOfRange> for BindError {
+    fn from(OutOfRange { option, problem }: OutOfRange) -> Self {
+        Self::Option { option, problem }
+    }
+}
+
+impl From<OutOfRange> for ConnectError {
+    fn from(OutOfRange { option, problem }: OutOfRange) -> Self {
+        Self::Option { option, problem }
+    }
+}
+
+impl From<OutOfRange> for io::Error {
+    fn from(error: OutOfRange) -> Self {
+        Self::new(io::ErrorKind::InvalidInput, error)
+    }
+}
+
+/// An error followed by its sources, in one line for the log.
+pub(crate) struct Chain<'a>(pub(crate) &'a (dyn Error + 'static));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            write!(formatter, ": {error}")?;
+            source = error.source();
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn denied() -> io::Error {
+        io::Error::new(io::ErrorKind::PermissionDenied, "the reason")
+    }
+
+    #[test]
+    fn the_reason_of_the_system_is_said_once_and_by_the_source() {
+        let errors: [Box<dyn Error>; 5] = [
+            Box::new(BindError::create("x", denied())),
+            Box::new(BindError::create("x", io::Error::other("the reason"))),
+            Box::new(ConnectError::open("x", denied())),
+            Box::new(CallError::from(RecvError::Io(denied()))),
+            Box::new(CallError::from(SendError::Io(denied()))),
+        ];
+        for error in errors {
+            assert!(!error.to_string().contains("the reason"), "{error}");
+            let chain = Chain(&*error).to_string();
+            assert_eq!(chain.matches("the reason").count(), 1, "{chain}");
+        }
+    }
+
+    #[test]
+    fn an_option_that_the_engine_refuses_is_an_option_error() {
+        let refused = || io::Error::from(OutOfRange::new("max_message_size", "is too much"));
+        let error = BindError::create("x", refused());
+        assert!(matches!(error, BindError::Option { .. }), "{error:?}");
+        let error = ConnectError::open("x", refused());
+        assert!(matches!(error, ConnectError::Option { .. }), "{error:?}");
     }
 }

@@ -1,71 +1,162 @@
 //! The user's code: request in, reply out.
 
-use std::{error::Error, fmt, future::Future, io, sync::Arc};
+use std::{fmt, future::Future, io, sync::Arc};
 
 use bytes::Bytes;
 
-use crate::{access::Peer, connection::Identity};
+use crate::{
+    access::Peer,
+    error::BoxError,
+    from_request::{FromRequest, Rejection},
+    identity::Identity,
+    into_reply::{IntoReply, Reply},
+};
 
 /// Answers requests.
 ///
-/// Implemented for closures over [`Bytes`] and over [`Request`]; `T` tells the two apart and is never
-/// written. The requests of one client are answered one after the other, those of different clients at
-/// the same time.
+/// Async functions and closures are handlers: they take one to four arguments, each of a type that
+/// implements [`FromRequest`], and return something that implements [`IntoReply`]. A type with state
+/// implements this trait by hand. `T` tells these apart and is rarely written.
 ///
-/// An error costs its client the connection and nobody else anything; so does a panic.
+/// The requests of one client are answered one after the other, those of different clients at the same
+/// time.
+///
+/// A handler that fails or panics costs its own client the connection, nothing else.
 ///
 /// # Examples
 ///
 /// ```
-/// # use std::io;
-/// use pipe_server::{Bytes, Handler, Request};
+/// use pipe_server::{BoxError, Bytes, Handler, Peer, Reply, Request};
 ///
 /// fn check<T>(_: impl Handler<T>) {}
 ///
-/// check(|request: Bytes| async move { Ok::<_, io::Error>(request) });
-/// check(|request: Request| async move {
-///     Ok::<_, io::Error>(format!("hello, {}", request.peer()?.user()))
-/// });
+/// check(|request: Bytes| async move { request });
+/// check(|peer: Peer, name: String| async move { format!("hello {name}, you are {}", peer.user()) });
+///
+/// struct Greeter {
+///     greeting: &'static str,
+/// }
+///
+/// impl Handler for Greeter {
+///     async fn call(&self, request: Request) -> Result<Reply, BoxError> {
+///         let name = str::from_utf8(request.bytes())?;
+///         Ok(Reply::new(format!("{} {name}", self.greeting)))
+///     }
+/// }
+///
+/// check(Greeter { greeting: "hello" });
 /// ```
-pub trait Handler<T>: Send + Sync + 'static {
+///
+/// Middleware is a handler that has another one, or a function that makes one out of another:
+///
+/// ```
+/// use std::sync::Arc;
+/// use pipe_server::{Handler, Request};
+///
+/// fn logged<T: 'static>(inner: impl Handler<T>) -> impl Handler<(Request,)> {
+///     let inner = Arc::new(inner);
+///     move |request: Request| {
+///         let inner = Arc::clone(&inner);
+///         async move {
+///             println!("{} bytes from connection {}", request.bytes().len(), request.connection_id());
+///             inner.call(request).await
+///         }
+///     }
+/// }
+/// ```
+pub trait Handler<T = Request>: Send + Sync + 'static {
     /// Answers one request.
+    ///
+    /// # Errors
+    ///
+    /// An error ends the conversation and is logged with the connection's id.
     ///
     /// # Cancel safety
     ///
     /// The future is dropped when its time or the server's drain time is over, and when its client is
     /// gone if [`cancel_on_disconnect`](crate::Serve::cancel_on_disconnect) was asked for.
-    fn call(
-        &self,
-        request: Request,
-    ) -> impl Future<Output = Result<Reply, Box<dyn Error + Send + Sync>>> + Send;
-}
+    fn call(&self, request: Request) -> impl Future<Output = Result<Reply, BoxError>> + Send;
 
-impl<F, T, Answer, R, E> Handler<T> for F
-where
-    F: Fn(T) -> Answer + Send + Sync + 'static,
-    T: From<Request> + Send + 'static,
-    Answer: Future<Output = Result<R, E>> + Send,
-    R: Into<Reply>,
-    E: Into<Box<dyn Error + Send + Sync>>,
-{
-    async fn call(&self, request: Request) -> Result<Reply, Box<dyn Error + Send + Sync>> {
-        // The answer is made here and not outside: a future that captures it would hold it twice.
-        self(T::from(request))
-            .await
-            .map(Into::into)
-            .map_err(Into::into)
+    /// Returns the handler of a connection that has just been accepted. By default all connections share
+    /// this one.
+    ///
+    /// For handlers that need a value for each connection which is not a [`Session`](crate::Session), as
+    /// [`TowerHandler`](crate::TowerHandler) needs a clone of its service. Middleware passes the call on
+    /// to the handler that it wraps.
+    fn connected(self: &Arc<Self>) -> Arc<Self> {
+        Arc::clone(self)
     }
 }
+
+macro_rules! handler {
+    ($($argument:ident)*; $last:ident) => {
+        impl<F, Answer, R, $($argument,)* $last> Handler<($($argument,)* $last,)> for F
+        where
+            F: Fn($($argument,)* $last) -> Answer + Send + Sync + 'static,
+            Answer: Future<Output = R> + Send,
+            R: IntoReply,
+            $($argument: FromRequest + Send,)*
+            $last: FromRequest + Send,
+        {
+            async fn call(&self, request: Request) -> Result<Reply, BoxError> {
+                // In one expression: a future kept in a variable would be held twice.
+                self(
+                    $($argument::from_request(&request).map_err(Rejection::new)?,)*
+                    $last::from_owned(request).map_err(Rejection::new)?,
+                )
+                .await
+                .into_reply()
+            }
+        }
+    };
+}
+
+handler!(; A);
+handler!(A; B);
+handler!(A B; C);
+handler!(A B C; D);
 
 /// A message from a client, and who sent it.
 #[derive(Clone)]
 pub struct Request {
-    pub(crate) bytes: Bytes,
-    pub(crate) identity: Arc<Identity>,
+    bytes: Bytes,
+    identity: Arc<Identity>,
 }
 
 impl Request {
-    /// The message. Never empty.
+    /// Creates a request that no connection has received, to call a handler in a test. Its
+    /// [`connection_id`](Self::connection_id) is 0.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "test-util")]
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), pipe_server::BoxError> {
+    /// use pipe_server::{Handler, Peer, Request};
+    ///
+    /// let handler = |name: String| async move { format!("hello {name}") };
+    /// let reply = Handler::call(&handler, Request::new("Ann", Peer::current()?)).await?;
+    /// assert_eq!(reply.message().unwrap(), "hello Ann");
+    /// # Ok(()) }
+    /// # #[cfg(not(feature = "test-util"))] fn main() {}
+    /// ```
+    pub fn new(bytes: impl Into<Bytes>, peer: Peer) -> Self {
+        Self::received(bytes.into(), Arc::new(Identity::of(peer)))
+    }
+
+    /// The same request on a connection with this session, to call a handler that takes a
+    /// [`Session`](crate::Session) in a test.
+    #[must_use]
+    pub fn with_session<S: Send + Sync + 'static>(self, session: S) -> Self {
+        let identity = self.identity.with_session(Arc::new(session));
+        Self::received(self.bytes, Arc::new(identity))
+    }
+
+    pub(crate) fn received(bytes: Bytes, identity: Arc<Identity>) -> Self {
+        Self { bytes, identity }
+    }
+
+    /// The message. Never empty if a client has sent it.
     #[must_use]
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
@@ -83,13 +174,17 @@ impl Request {
         self.identity.id
     }
 
-    /// Who sent it: asked of the system once a connection.
+    /// Who sent it. The system is asked once for each connection.
     ///
     /// # Errors
     ///
     /// The system's; also when the connection was over before anybody asked.
     pub fn peer(&self) -> io::Result<Peer> {
         self.identity.peer()
+    }
+
+    pub(crate) fn identity(&self) -> &Arc<Identity> {
+        &self.identity
     }
 }
 
@@ -106,64 +201,5 @@ impl fmt::Debug for Request {
 impl From<Request> for Bytes {
     fn from(request: Request) -> Self {
         request.bytes
-    }
-}
-
-/// The answer to a request: a message, or none.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reply {
-    pub(crate) message: Option<Bytes>,
-}
-
-impl Reply {
-    /// Answers with nothing: the client did not ask for a reply. `()` becomes this too.
-    #[must_use]
-    pub fn none() -> Self {
-        Self { message: None }
-    }
-}
-
-impl From<()> for Reply {
-    fn from((): ()) -> Self {
-        Self::none()
-    }
-}
-
-macro_rules! reply_from {
-    ($($source:ty),*) => {$(
-        impl From<$source> for Reply {
-            fn from(message: $source) -> Self {
-                Self { message: Some(message.into()) }
-            }
-        }
-    )*};
-}
-
-reply_from!(Bytes, Vec<u8>, String, &'static [u8], &'static str);
-
-/// Makes any [`tower_service::Service`] over [`Request`] a handler. A clone of it answers each request,
-/// once it is ready.
-#[cfg(feature = "tower")]
-#[derive(Clone, Debug)]
-pub struct TowerHandler<S>(pub S);
-
-#[cfg(feature = "tower")]
-impl<S> Handler<(Request, S)> for TowerHandler<S>
-where
-    S: tower_service::Service<Request> + Clone + Send + Sync + 'static,
-    S::Response: Into<Reply>,
-    S::Error: Into<Box<dyn Error + Send + Sync>>,
-    S::Future: Send,
-{
-    async fn call(&self, request: Request) -> Result<Reply, Box<dyn Error + Send + Sync>> {
-        let mut service = self.0.clone();
-        std::future::poll_fn(|cx| service.poll_ready(cx))
-            .await
-            .map_err(Into::into)?;
-        service
-            .call(request)
-            .await
-            .map(Into::into)
-            .map_err(Into::into)
     }
 }

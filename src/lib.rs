@@ -7,7 +7,7 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> io::Result<()> {
 //! let listener = PipeListener::bind("mynamedpipe")?; // clients can connect from here on
-//! let summary = pipe_server::serve(listener, |request: Bytes| async move { Ok::<_, io::Error>(request) })
+//! let summary = pipe_server::serve(listener, |request: Bytes| async move { request })
 //!     .with_graceful_shutdown(async { _ = tokio::signal::ctrl_c().await })
 //!     .await;
 //! println!("{} requests answered", summary.requests);
@@ -60,12 +60,19 @@ compile_error!("pipe-server runs on Windows and on Linux");
 mod access;
 mod client;
 mod connection;
+pub mod defaults;
 mod engine;
 mod error;
+mod from_request;
 mod handler;
+mod identity;
+mod into_reply;
 mod listener;
 mod name;
 mod serve;
+mod session;
+#[cfg(feature = "tower")]
+mod tower;
 #[cfg(windows)]
 mod windows;
 
@@ -78,17 +85,23 @@ pub use bytes::Bytes;
 
 #[cfg(feature = "test-util")]
 pub use crate::client::MemoryPipe;
-#[cfg(feature = "tower")]
-pub use crate::handler::TowerHandler;
 #[cfg(windows)]
 pub use crate::listener::Engine;
+#[cfg(feature = "tower")]
+pub use crate::tower::TowerHandler;
 pub use crate::{
     access::{Access, AccessError, Peer, UserId},
     client::{Client, ClientOptions},
     connection::{Connection, RecvHalf, SendHalf},
-    error::{BindError, CallError, ConnectError, RecvError, SendError},
-    handler::{Handler, Reply, Request},
+    error::{BindError, BoxError, CallError, ConnectError, RecvError, SendError},
+    from_request::{FromRequest, Rejection},
+    handler::{Handler, Request},
+    into_reply::{IntoReply, Reply},
     listener::{ListenerOptions, PipeListener},
     name::{NameError, PipeName},
-    serve::{Serve, Summary, serve},
+    serve::{
+        ConnectionResult, Serve, ServeConnections, ServeFuture, Shutdown, Summary, serve,
+        serve_connections,
+    },
+    session::{ConnectionInfo, NoSession, Session},
 };

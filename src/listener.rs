@@ -4,6 +4,7 @@ use std::{
     fmt,
     future::poll_fn,
     io, mem,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
@@ -13,24 +14,13 @@ use tracing::warn;
 use crate::{
     access::Access,
     connection::Connection,
+    defaults,
     engine::{Channel, Endpoint, Instance, Link, Sizes},
-    error::BindError,
-    name::PipeName,
+    error::{BindError, OutOfRange},
+    name::{NameError, PipeName},
 };
 #[cfg(feature = "test-util")]
 use crate::{client::MemoryPipe, engine::memory};
-
-/// The longest message when nothing else is asked for, in bytes.
-pub(crate) const DEFAULT_MAX_MESSAGE_SIZE: usize = 64 * 1024;
-
-/// What may lie in the pipe each way before a writer waits, when nothing else is asked for, in bytes.
-pub(crate) const DEFAULT_BUFFER_SIZE: usize = 64 * 1024;
-
-/// Two, so that a client that comes while the next instance is being made finds one.
-const DEFAULT_BACKLOG: usize = 2;
-
-/// The most instances that can be asked for; 255 is `PIPE_UNLIMITED_INSTANCES`.
-const MAX_INSTANCES: usize = 254;
 
 /// Options of a pipe before it is served.
 ///
@@ -62,7 +52,7 @@ pub struct ListenerOptions {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Engine {
-    /// The best one there is: `Overlapped`.
+    /// The one that suits most programs: `Overlapped`.
     #[default]
     Auto,
     /// `tokio::net::windows::named_pipe`, whose messages are 4,095 bytes long at most: for hosts that
@@ -72,6 +62,18 @@ pub enum Engine {
     Overlapped,
 }
 
+/// The word of the option `--engine` of `pipe-server`.
+#[cfg(windows)]
+impl fmt::Display for Engine {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(match self {
+            Self::Auto => "auto",
+            Self::Tokio => "tokio",
+            Self::Overlapped => "overlapped",
+        })
+    }
+}
+
 impl Default for ListenerOptions {
     fn default() -> Self {
         Self::new()
@@ -79,14 +81,14 @@ impl Default for ListenerOptions {
 }
 
 impl ListenerOptions {
-    /// The defaults: any number of instances, messages of 64 KiB (4,095 bytes on the `tokio` engine),
+    /// The [`defaults`]: any number of instances, messages of 64 KiB (4,095 bytes on the `tokio` engine),
     /// the current user alone, no remote clients.
     pub fn new() -> Self {
         Self {
             max_instances: None,
             max_message_size: None,
-            buffer_size: DEFAULT_BUFFER_SIZE,
-            backlog: DEFAULT_BACKLOG,
+            buffer_size: defaults::BUFFER_SIZE,
+            backlog: defaults::BACKLOG,
             access: Access::default(),
             allow_remote: false,
             #[cfg(windows)]
@@ -94,27 +96,29 @@ impl ListenerOptions {
         }
     }
 
-    /// How many clients are served at once, 1 to 254. Default: any number.
+    /// How many clients are served at once, 1 or more; `None`, the default, for any number.
     ///
     /// At the limit further clients wait: on Windows they see `ERROR_PIPE_BUSY`, on Linux they are
-    /// queued by the kernel.
-    pub fn max_instances(mut self, instances: usize) -> Self {
-        self.max_instances = Some(instances);
+    /// queued by the kernel. The listener keeps count, not the system: 255 means 255, although
+    /// `CreateNamedPipe` takes it for `PIPE_UNLIMITED_INSTANCES`.
+    pub fn max_instances(mut self, instances: impl Into<Option<usize>>) -> Self {
+        self.max_instances = instances.into();
         self
     }
 
-    /// The longest message in bytes, both ways. Default: 65,536, or what the engine can carry if that
-    /// is less (4,095 on the `tokio` engine).
+    /// The longest message in bytes, both ways; 1 or more. `None`, the default, is
+    /// [`defaults::MAX_MESSAGE_SIZE`], 65,536, or what the engine can carry if that is less (4,095 on the
+    /// `tokio` engine).
     ///
     /// A client that sends a longer one loses its connection. On Linux the system's limit is
     /// about twice `net.core.wmem_max`.
-    pub fn max_message_size(mut self, bytes: usize) -> Self {
-        self.max_message_size = Some(bytes);
+    pub fn max_message_size(mut self, bytes: impl Into<Option<usize>>) -> Self {
+        self.max_message_size = bytes.into();
         self
     }
 
-    /// How many bytes may lie in the pipe each way before a writer has to wait for the reader. Default:
-    /// 65,536.
+    /// How many bytes may lie in the pipe each way before a writer has to wait for the reader, 1 to
+    /// 4,294,967,295. Default: [`defaults::BUFFER_SIZE`], 65,536.
     ///
     /// `nInBufferSize` and `nOutBufferSize` on Windows; `SO_SNDBUF` on Linux, where it only ever grows.
     pub fn buffer_size(mut self, bytes: usize) -> Self {
@@ -122,7 +126,7 @@ impl ListenerOptions {
         self
     }
 
-    /// How many instances wait for clients, 1 or more. Default: 2.
+    /// How many instances wait for clients, 1 or more. Default: [`defaults::BACKLOG`], 2.
     ///
     /// More of them let a larger burst of clients in at once, where others have to try again. Linux
     /// queues 1,024 clients on its own whatever is asked for.
@@ -157,73 +161,81 @@ impl ListenerOptions {
     ///
     /// [`BindError`] says which name, option or right was at fault. A name that is served already is
     /// [`BindError::InUse`] or, when another user serves it, [`BindError::Denied`].
-    pub fn bind(self, name: impl AsRef<str>) -> Result<PipeListener, BindError> {
-        let name: PipeName = name.as_ref().parse()?;
+    pub fn bind(
+        &self,
+        name: impl TryInto<PipeName, Error: Into<NameError>>,
+    ) -> Result<PipeListener, BindError> {
+        let name = name.try_into().map_err(Into::into)?;
         self.check()?;
         if tokio::runtime::Handle::try_current().is_err() {
-            let problem = io::Error::other("bind was called outside a Tokio runtime");
-            return Err(BindError::create(name.address(), problem));
+            return Err(BindError::NoRuntime);
         }
-        let (endpoint, max_message_size) = self.bind_engine(&name)?;
-        self.listen(name, endpoint, max_message_size)
+        let path = name.resolve()?;
+        if name.is_remote() {
+            let address = path.display().to_string();
+            return Err(BindError::Remote { address });
+        }
+        let (endpoint, max_message_size) = self.bind_engine(&name, &path)?;
+        self.listen(name, path, endpoint, max_message_size)
     }
 
     /// Serves a pipe inside this process, for tests of a handler: no pipe of the system is made.
     ///
-    /// Access and the engine are of no concern to it.
+    /// Ignores `access` and `engine`.
     ///
     /// # Errors
     ///
-    /// [`BindError::Option`] for an option that can't be.
+    /// [`BindError::Option`] for an option that is out of range.
     #[cfg(feature = "test-util")]
-    pub fn bind_memory(self) -> Result<(PipeListener, MemoryPipe), BindError> {
+    pub fn bind_memory(&self) -> Result<(PipeListener, MemoryPipe), BindError> {
         self.check()?;
-        let sizes = self.sizes(DEFAULT_MAX_MESSAGE_SIZE);
+        let sizes = self.sizes(defaults::MAX_MESSAGE_SIZE);
         let (endpoint, board) = memory::bind(sizes);
-        let listener = self.listen("memory".parse()?, endpoint, sizes.max_message_size)?;
+        let name: PipeName = "memory".parse()?;
+        let path = PathBuf::from("memory");
+        let listener = self.listen(name, path, endpoint, sizes.max_message_size)?;
         Ok((listener, MemoryPipe { board }))
     }
 
     #[cfg(target_os = "linux")]
-    fn bind_engine(&self, name: &PipeName) -> Result<(Box<dyn Endpoint>, usize), BindError> {
-        let sizes = self.sizes(DEFAULT_MAX_MESSAGE_SIZE);
-        let endpoint = crate::engine::seqpacket::bind(name, &self.access, sizes)
-            .map_err(|error| BindError::create(name.address(), error))?;
+    fn bind_engine(
+        &self,
+        name: &PipeName,
+        path: &Path,
+    ) -> Result<(Box<dyn Endpoint>, usize), BindError> {
+        let sizes = self.sizes(defaults::MAX_MESSAGE_SIZE);
+        let own_directory = name.short().is_some();
+        let endpoint = crate::engine::seqpacket::bind(path, own_directory, &self.access, sizes)
+            .map_err(|error| BindError::create(path.display().to_string(), error))?;
         Ok((endpoint, sizes.max_message_size))
     }
 
     #[cfg(windows)]
-    fn bind_engine(&self, name: &PipeName) -> Result<(Box<dyn Endpoint>, usize), BindError> {
+    fn bind_engine(
+        &self,
+        name: &PipeName,
+        path: &Path,
+    ) -> Result<(Box<dyn Endpoint>, usize), BindError> {
         use crate::engine::{overlapped, tokio_pipe};
 
-        if name.is_remote() {
-            let problem = io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "a pipe of another machine can't be served here",
-            );
-            return Err(BindError::create(name.address(), problem));
-        }
         let (engine, most) = match self.engine {
-            Engine::Tokio => ("tokio", tokio_pipe::MAX_MESSAGE_SIZE),
-            Engine::Auto | Engine::Overlapped => ("overlapped", overlapped::MAX_MESSAGE_SIZE),
+            Engine::Tokio => (Engine::Tokio, tokio_pipe::MAX_MESSAGE_SIZE),
+            Engine::Auto | Engine::Overlapped => (Engine::Overlapped, overlapped::MAX_MESSAGE_SIZE),
         };
-        let sizes = self.sizes(DEFAULT_MAX_MESSAGE_SIZE.min(most));
+        let sizes = self.sizes(defaults::MAX_MESSAGE_SIZE.min(most));
         if sizes.max_message_size > most {
             let problem = format!(
                 "is {} bytes, but the {engine} engine carries messages of {most} at most",
                 sizes.max_message_size,
             );
-            return Err(BindError::Option {
-                option: "max_message_size",
-                problem,
-            });
+            return Err(OutOfRange::new("max_message_size", problem).into());
         }
-        let bind = match self.engine {
+        let bind = match engine {
             Engine::Tokio => tokio_pipe::bind,
             Engine::Auto | Engine::Overlapped => overlapped::bind,
         };
         let endpoint = bind(name, &self.access, self.allow_remote, sizes)
-            .map_err(|error| BindError::create(name.address(), error))?;
+            .map_err(|error| BindError::create(path.display().to_string(), error))?;
         Ok((endpoint, sizes.max_message_size))
     }
 
@@ -234,28 +246,19 @@ impl ListenerOptions {
         }
     }
 
-    fn check(&self) -> Result<(), BindError> {
-        let refuse = |option, problem: &str| {
-            Err(BindError::Option {
-                option,
-                problem: problem.to_owned(),
-            })
-        };
-        match self.max_instances {
-            Some(0) => return refuse("max_instances", "is 0: take 1 to 254, or no limit"),
-            Some(instances) if instances > MAX_INSTANCES => {
-                return refuse(
-                    "max_instances",
-                    &format!("is {instances}: take 1 to 254, or no limit"),
-                );
-            }
-            _ => {}
+    fn check(&self) -> Result<(), OutOfRange> {
+        let refuse = |option, problem| Err(OutOfRange::new(option, problem));
+        if self.max_instances == Some(0) {
+            return refuse("max_instances", "is 0: take 1 or more, or no limit");
         }
         if self.max_message_size == Some(0) {
             return refuse("max_message_size", "is 0: take 1 byte or more");
         }
         if u32::try_from(self.buffer_size).is_err() || self.buffer_size == 0 {
-            return refuse("buffer_size", "is out of range: take 1 byte to 4 GiB");
+            return refuse(
+                "buffer_size",
+                "is out of range: take 1 to 4,294,967,295 bytes",
+            );
         }
         if self.backlog == 0 {
             return refuse("backlog", "is 0: take 1 instance or more");
@@ -264,8 +267,9 @@ impl ListenerOptions {
     }
 
     fn listen(
-        self,
+        &self,
         name: PipeName,
+        path: PathBuf,
         endpoint: Box<dyn Endpoint>,
         max_message_size: usize,
     ) -> Result<PipeListener, BindError> {
@@ -280,10 +284,11 @@ impl ListenerOptions {
         };
         instances
             .top_up()
-            .map_err(|error| BindError::create(name.address(), error))?;
+            .map_err(|error| BindError::create(path.display().to_string(), error))?;
         let instances = Arc::new(Mutex::new(instances));
         Ok(PipeListener {
             name,
+            path,
             instances,
             max_message_size,
             last_id: 0,
@@ -298,6 +303,7 @@ impl ListenerOptions {
 /// connections that were handed out live on.
 pub struct PipeListener {
     name: PipeName,
+    path: PathBuf,
     instances: Arc<Mutex<Instances>>,
     max_message_size: usize,
     last_id: u64,
@@ -309,7 +315,7 @@ impl PipeListener {
     /// # Errors
     ///
     /// As [`ListenerOptions::bind`].
-    pub fn bind(name: impl AsRef<str>) -> Result<Self, BindError> {
+    pub fn bind(name: impl TryInto<PipeName, Error: Into<NameError>>) -> Result<Self, BindError> {
         ListenerOptions::new().bind(name)
     }
 
@@ -319,8 +325,8 @@ impl PipeListener {
     ///
     /// # Errors
     ///
-    /// The system's, when an instance can't be created or waited for. The listener stays of use: call
-    /// again, after a pause. [`serve`](crate::serve) does.
+    /// The system's, when an instance can't be created or waited for. The listener remains usable: retry
+    /// after a delay, as [`serve`](crate::serve) does.
     ///
     /// # Cancel safety
     ///
@@ -344,6 +350,12 @@ impl PipeListener {
     #[must_use]
     pub fn local_name(&self) -> &PipeName {
         &self.name
+    }
+
+    /// The path that clients connect to: the pipe's full path on Windows, the socket's path on Linux.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The longest message that its connections carry, in bytes.

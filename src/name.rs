@@ -1,6 +1,12 @@
 //! The name of a pipe, parsed and checked.
 
-use std::{fmt, str::FromStr};
+use std::{
+    convert::Infallible,
+    ffi::{OsStr, OsString},
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 /// The longest pipe name that Windows takes, prefix included, in UTF-16 units
 /// (*CreateNamedPipeW function*, `lpName`).
@@ -12,20 +18,25 @@ const MAX_ADDRESS_UNITS: usize = 256;
 #[cfg(target_os = "linux")]
 const MAX_ADDRESS_BYTES: usize = 107;
 
-/// The name of a pipe, checked, and the address that it stands for.
+/// The name of a pipe, checked: a short name or a path.
 ///
-/// A short name such as `mynamedpipe` works on every system:
+/// A short name such as `mynamedpipe` works on every system. The path that it stands for depends on the
+/// system and, on Linux, on the environment at the time when it is bound or connected to:
 ///
-/// | system | address of `mynamedpipe` |
+/// | system | path of `mynamedpipe` |
 /// |---|---|
 /// | Windows | `\\.\pipe\mynamedpipe` |
 /// | Linux | `$XDG_RUNTIME_DIR/pipe-server/mynamedpipe.pipe`, without that variable `/tmp/pipe-server-UID/mynamedpipe.pipe` |
 ///
-/// So does the full Windows path of a local pipe, `\\.\pipe\mynamedpipe`, which Linux takes for the
-/// short name. On Linux a name with a `/` in it is the path of the socket as it stands. On Windows
-/// `\\HOST\pipe\NAME` names a pipe of another machine; only a client can use that.
+/// The full path of a local Windows pipe, `\\.\pipe\mynamedpipe`, is the short name on every system. On
+/// Linux a name that contains a `/` is the path of the socket, used as it stands; write `./mypipe` for one
+/// in the current directory. On Windows `\\HOST\pipe\NAME` names a pipe of another machine, which only a
+/// client can use.
 ///
 /// Windows compares names without regard to case; Linux does not.
+///
+/// Everything that takes a name takes what converts to one: a `PipeName`, `&str`, `String`, `&Path`,
+/// `PathBuf`, `&OsStr` and `OsString`. A path of Linux need not be UTF-8; a short name has to be.
 ///
 /// # Examples
 ///
@@ -35,67 +46,129 @@ const MAX_ADDRESS_BYTES: usize = 107;
 /// let short: PipeName = "mynamedpipe".parse()?;
 /// let full: PipeName = r"\\.\pipe\mynamedpipe".parse()?;
 /// assert_eq!(short, full);
+/// assert_eq!(full.short(), Some("mynamedpipe"));
 /// assert!(r"my\pipe".parse::<PipeName>().is_err());
 /// # Ok::<(), pipe_server::NameError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PipeName {
+    /// The full path.
+    #[cfg(windows)]
     address: String,
+    #[cfg(target_os = "linux")]
+    place: Place,
 }
 
-/// Why a text is no pipe name.
+/// Where the socket is.
+#[cfg(target_os = "linux")]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Place {
+    /// In the directory of this user's pipes.
+    Short(String),
+    Path(PathBuf),
+}
+
+/// Why something is not a pipe name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NameError {
     /// The name is empty.
     #[error("a pipe name can't be empty")]
     Empty,
-    /// The name holds a character that no pipe name can hold.
+    /// The name contains a character that pipe names can't contain.
     #[error("{character:?} can't be part of the pipe name {name:?}")]
+    #[non_exhaustive]
     Character {
         /// The name as it was given.
         name: String,
-        /// The first character that can't stand in it.
+        /// The first character that is not allowed.
         character: char,
     },
-    /// The address is longer than the system takes.
+    /// The name is not Unicode. Only the path of a socket on Linux need not be.
+    #[error("the pipe name {name:?} is not Unicode")]
+    #[non_exhaustive]
+    NotUnicode {
+        /// The name as it was given.
+        name: OsString,
+    },
+    /// The address is longer than the system allows.
     #[error(
         "{address} is {length} long; a pipe's address can have {limit} at most: choose a shorter name"
     )]
+    #[non_exhaustive]
     TooLong {
         /// The address that the name stands for.
         address: String,
         /// Its length: UTF-16 units on Windows, bytes on Linux.
         length: usize,
-        /// The longest address that the system takes, in the same unit.
+        /// The longest address that the system allows, in the same unit.
         limit: usize,
     },
 }
 
+/// A [`PipeName`] is one already.
+impl From<Infallible> for NameError {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}
+
 impl PipeName {
-    /// The address that clients connect to: the pipe's full path on Windows, the socket's path on
-    /// Linux.
+    /// The short name, or `None` if it is a path or a pipe of another machine.
     #[must_use]
-    pub fn address(&self) -> &str {
-        &self.address
+    pub fn short(&self) -> Option<&str> {
+        #[cfg(windows)]
+        return self.address.strip_prefix(LOCAL_PREFIX);
+        #[cfg(target_os = "linux")]
+        match &self.place {
+            Place::Short(short) => Some(short),
+            Place::Path(_) => None,
+        }
+    }
+
+    /// The path that it stands for: the pipe's full path on Windows, the socket's path on Linux.
+    ///
+    /// On Linux the path of a short name depends on the environment at this moment.
+    /// [`PipeListener::path`](crate::PipeListener::path) is the one that was bound.
+    #[must_use]
+    pub fn to_path(&self) -> PathBuf {
+        #[cfg(windows)]
+        return PathBuf::from(&self.address);
+        #[cfg(target_os = "linux")]
+        match &self.place {
+            Place::Short(short) => directory().join(format!("{short}.pipe")),
+            Place::Path(path) => path.clone(),
+        }
+    }
+
+    /// The path, if the system can have one of that length.
+    pub(crate) fn resolve(&self) -> Result<PathBuf, NameError> {
+        let path = self.to_path();
+        // On Windows it has been checked: no environment can change it.
+        #[cfg(target_os = "linux")]
+        check_length(path.as_os_str())?;
+        Ok(path)
     }
 
     /// Whether this is a pipe of another machine, which can't be served here.
-    #[cfg(windows)]
     pub(crate) fn is_remote(&self) -> bool {
-        !self.address.starts_with(LOCAL_PREFIX)
+        cfg!(windows) && self.short().is_none()
+    }
+
+    /// The full path.
+    #[cfg(windows)]
+    pub(crate) fn address(&self) -> &str {
+        &self.address
     }
 }
 
+/// The name as it was given; that of a full path of a local Windows pipe is the short one.
 impl fmt::Display for PipeName {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.address)
-    }
-}
-
-impl AsRef<str> for PipeName {
-    fn as_ref(&self) -> &str {
-        &self.address
+        match self.short() {
+            Some(short) => formatter.write_str(short),
+            None => self.to_path().display().fmt(formatter),
+        }
     }
 }
 
@@ -103,9 +176,46 @@ impl FromStr for PipeName {
     type Err = NameError;
 
     fn from_str(name: &str) -> Result<Self, NameError> {
-        let address = address_of(name)?;
-        check_length(&address)?;
-        Ok(Self { address })
+        parse(name)
+    }
+}
+
+impl TryFrom<&OsStr> for PipeName {
+    type Error = NameError;
+
+    fn try_from(name: &OsStr) -> Result<Self, NameError> {
+        if let Some(name) = name.to_str() {
+            return parse(name);
+        }
+        #[cfg(target_os = "linux")]
+        if name.as_encoded_bytes().contains(&b'/') {
+            return path(name);
+        }
+        Err(NameError::NotUnicode {
+            name: name.to_owned(),
+        })
+    }
+}
+
+/// Whatever can be seen as an [`OsStr`] is converted as one.
+macro_rules! try_from {
+    ($($source:ty),* $(,)?) => {$(
+        impl TryFrom<$source> for PipeName {
+            type Error = NameError;
+
+            fn try_from(name: $source) -> Result<Self, NameError> {
+                let name: &OsStr = name.as_ref();
+                Self::try_from(name)
+            }
+        }
+    )*};
+}
+
+try_from! { &str, &String, String, &Path, &PathBuf, PathBuf, &OsString, OsString }
+
+impl From<&PipeName> for PipeName {
+    fn from(name: &PipeName) -> Self {
+        name.clone()
     }
 }
 
@@ -147,15 +257,25 @@ fn check_short(short: &str, whole: &str) -> Result<(), NameError> {
 }
 
 #[cfg(windows)]
-fn address_of(name: &str) -> Result<String, NameError> {
-    if let Some((host, short)) = remote_parts(name) {
+fn parse(name: &str) -> Result<PipeName, NameError> {
+    let address = if let Some((host, short)) = remote_parts(name) {
         check_short(host, name)?;
         check_short(short, name)?;
-        return Ok(format!(r"\\{host}\pipe\{short}"));
+        format!(r"\\{host}\pipe\{short}")
+    } else {
+        let short = without_local_prefix(name).unwrap_or(name);
+        check_short(short, name)?;
+        format!("{LOCAL_PREFIX}{short}")
+    };
+    let length = address.encode_utf16().count();
+    if length > MAX_ADDRESS_UNITS {
+        return Err(NameError::TooLong {
+            address,
+            length,
+            limit: MAX_ADDRESS_UNITS,
+        });
     }
-    let short = without_local_prefix(name).unwrap_or(name);
-    check_short(short, name)?;
-    Ok(format!("{LOCAL_PREFIX}{short}"))
+    Ok(PipeName { address })
 }
 
 /// The host and the short name of `\\HOST\pipe\NAME`, where HOST is another machine.
@@ -166,55 +286,38 @@ fn remote_parts(name: &str) -> Option<(&str, &str)> {
     (pipe.eq_ignore_ascii_case("pipe") && host != ".").then_some((host, short))
 }
 
-#[cfg(windows)]
-fn check_length(address: &str) -> Result<(), NameError> {
-    let length = address.encode_utf16().count();
-    if length > MAX_ADDRESS_UNITS {
-        let address = address.to_owned();
-        return Err(NameError::TooLong {
-            address,
-            length,
-            limit: MAX_ADDRESS_UNITS,
-        });
-    }
-    Ok(())
-}
-
 #[cfg(target_os = "linux")]
-fn address_of(name: &str) -> Result<String, NameError> {
+fn parse(name: &str) -> Result<PipeName, NameError> {
     let short = match without_local_prefix(name) {
         Some(short) => short,
-        None if name.contains('/') => {
-            return match name.find('\0') {
-                Some(_) => Err(NameError::Character {
-                    name: name.to_owned(),
-                    character: '\0',
-                }),
-                None => Ok(name.to_owned()),
-            };
-        }
+        None if name.contains('/') => return path(OsStr::new(name)),
         None => name,
     };
     check_short(short, name)?;
-    Ok(match std::env::var("XDG_RUNTIME_DIR") {
-        Ok(runtime_dir) if !runtime_dir.is_empty() => {
-            format!(
-                "{}/pipe-server/{short}.pipe",
-                runtime_dir.trim_end_matches('/')
-            )
-        }
-        _ => format!(
-            "/tmp/pipe-server-{}/{short}.pipe",
-            rustix::process::getuid().as_raw()
-        ),
-    })
+    // In whatever directory it will be.
+    check_length(OsStr::new(short))?;
+    let place = Place::Short(short.to_owned());
+    Ok(PipeName { place })
 }
 
 #[cfg(target_os = "linux")]
-fn check_length(address: &str) -> Result<(), NameError> {
+fn path(name: &OsStr) -> Result<PipeName, NameError> {
+    if name.as_encoded_bytes().contains(&0) {
+        return Err(NameError::Character {
+            name: Path::new(name).display().to_string(),
+            character: '\0',
+        });
+    }
+    check_length(name)?;
+    let place = Place::Path(PathBuf::from(name));
+    Ok(PipeName { place })
+}
+
+#[cfg(target_os = "linux")]
+fn check_length(address: &OsStr) -> Result<(), NameError> {
     let length = address.len();
     if length > MAX_ADDRESS_BYTES {
-        let address = address.to_owned();
+        let address = Path::new(address).display().to_string();
         return Err(NameError::TooLong {
             address,
             length,
@@ -222,6 +325,20 @@ fn check_length(address: &str) -> Result<(), NameError> {
         });
     }
     Ok(())
+}
+
+/// The directory of this user's pipes.
+#[cfg(target_os = "linux")]
+fn directory() -> PathBuf {
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(runtime_dir) if !runtime_dir.is_empty() => {
+            PathBuf::from(runtime_dir).join("pipe-server")
+        }
+        _ => PathBuf::from(format!(
+            "/tmp/pipe-server-{}",
+            rustix::process::getuid().as_raw()
+        )),
+    }
 }
 
 #[cfg(test)]
@@ -235,6 +352,7 @@ mod tests {
     #[test]
     fn a_short_name_and_its_full_path_are_one_pipe() {
         let short = parse("mynamedpipe").unwrap();
+        assert_eq!(short.short(), Some("mynamedpipe"));
         for full in [
             r"\\.\pipe\mynamedpipe",
             r"\\.\PIPE\mynamedpipe",
@@ -245,9 +363,11 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_a_name_of_itself() {
+    fn a_name_and_its_path_lead_to_one_pipe() {
         let name = parse("mynamedpipe").unwrap();
-        assert_eq!(parse(name.address()).unwrap(), name);
+        let path = name.to_path();
+        assert_eq!(PipeName::try_from(&path).unwrap().to_path(), path);
+        assert_eq!(name.to_string(), "mynamedpipe");
     }
 
     #[test]
@@ -265,11 +385,36 @@ mod tests {
         assert!(matches!(error, NameError::TooLong { .. }), "{error:?}");
     }
 
+    #[test]
+    fn everything_that_holds_a_name_converts() {
+        fn convert(name: impl TryInto<PipeName, Error: Into<NameError>>) -> PipeName {
+            name.try_into().map_err(Into::into).unwrap()
+        }
+        let name = parse("mynamedpipe").unwrap();
+        let text = String::from("mynamedpipe");
+        let path = PathBuf::from("mynamedpipe");
+        for converted in [
+            convert(&name),
+            convert(name.clone()),
+            convert("mynamedpipe"),
+            convert(&text),
+            convert(text.clone()),
+            convert(path.as_path()),
+            convert(&path),
+            convert(path.clone()),
+            convert(path.as_os_str()),
+            convert(path.clone().into_os_string()),
+        ] {
+            assert_eq!(converted, name);
+        }
+    }
+
     #[cfg(windows)]
     #[test]
     fn a_pipe_of_another_machine_is_a_name_but_a_remote_one() {
         let name = parse(r"\\host\pipe\x").unwrap();
         assert_eq!(name.address(), r"\\host\pipe\x");
+        assert_eq!(name.short(), None);
         assert!(name.is_remote());
         assert!(!parse("x").unwrap().is_remote());
         assert!(parse("a/b").is_err());
@@ -284,9 +429,24 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn a_name_with_a_slash_is_a_path() {
-        assert_eq!(parse("./x").unwrap().address(), "./x");
-        assert_eq!(parse("/run/x.sock").unwrap().address(), "/run/x.sock");
+    fn a_name_with_a_slash_is_a_path_and_stays_as_it_is() {
+        for path in ["./x", "/run/x.sock", "a//b", "/srv/pipe-server/x"] {
+            let name = parse(path).unwrap();
+            assert_eq!(name.to_path().as_os_str(), path);
+            assert_eq!(name.short(), None);
+            assert_eq!(name.to_string(), path);
+        }
         assert!(parse("/a\0b").is_err());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_path_need_not_be_unicode_but_a_short_name_has_to_be() {
+        use std::os::unix::ffi::OsStrExt as _;
+
+        let path = OsStr::from_bytes(b"/tmp/\xff");
+        assert_eq!(PipeName::try_from(path).unwrap().to_path(), path);
+        let error = PipeName::try_from(OsStr::from_bytes(b"\xff")).unwrap_err();
+        assert!(matches!(error, NameError::NotUnicode { .. }), "{error:?}");
     }
 }

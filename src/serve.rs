@@ -1,34 +1,33 @@
-//! The loop: one task a client, timeouts, and a shutdown that lets work finish.
+//! A server that answers requests with a handler.
 
 use std::{
     fmt,
     future::{Future, IntoFuture, Pending, pending},
     marker::PhantomData,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use tokio::{
-    sync::watch,
-    task::JoinSet,
-    time::{Instant, sleep},
+use self::{conversation::Conversation, replies::Counters};
+use crate::{
+    defaults, error::BoxError, handler::Handler, identity::AnySession, listener::PipeListener,
+    session::ConnectionInfo,
 };
-use tracing::{Instrument, debug, debug_span, warn};
 
-use self::conversation::{Conversation, Counters};
-use crate::{handler::Handler, listener::PipeListener};
+pub use self::{
+    connections::{ConnectionResult, ServeConnections, ServeFuture, Summary, serve_connections},
+    shutdown::Shutdown,
+};
 
+mod connections;
 mod conversation;
-
-const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// On by default: two sides that both write first would wait for each other for ever.
-const DEFAULT_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// The pause after the first failed accept, doubled after each further one.
-const FIRST_ACCEPT_PAUSE: Duration = Duration::from_millis(5);
-const LONGEST_ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+mod failure;
+mod panics;
+mod replies;
+mod requests;
+mod shutdown;
+mod timeout;
 
 /// Serves every client of `listener` with `handler`, each in a task of its own.
 ///
@@ -40,12 +39,11 @@ const LONGEST_ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use std::io;
 /// use pipe_server::{Bytes, Client, PipeListener, serve};
 ///
 /// let name = format!("serve-example-{}", std::process::id());
 /// let listener = PipeListener::bind(&name)?;
-/// tokio::spawn(serve(listener, |request: Bytes| async move { Ok::<_, io::Error>(request) }).into_future());
+/// tokio::spawn(serve(listener, |request: Bytes| async move { request }).into_future());
 ///
 /// let mut client = Client::connect(&name).await?;
 /// assert_eq!(client.call("hello").await?, "hello");
@@ -59,10 +57,11 @@ pub fn serve<H: Handler<T>, T>(listener: PipeListener, handler: H) -> Serve<H, T
         options: Options {
             idle_timeout: None,
             handler_timeout: None,
-            write_timeout: Some(DEFAULT_WRITE_TIMEOUT),
+            write_timeout: Some(defaults::WRITE_TIMEOUT),
             cancel_on_disconnect: false,
         },
-        drain_timeout: DEFAULT_DRAIN_TIMEOUT,
+        on_connect: None,
+        drain_timeout: Some(defaults::DRAIN_TIMEOUT),
         signal: pending(),
         _requests: PhantomData,
     }
@@ -74,7 +73,8 @@ pub struct Serve<H, T, S = Pending<()>> {
     listener: PipeListener,
     handler: H,
     options: Options,
-    drain_timeout: Duration,
+    on_connect: Option<OnConnect>,
+    drain_timeout: Option<Duration>,
     signal: S,
     _requests: PhantomData<fn(T)>,
 }
@@ -87,18 +87,19 @@ struct Options {
     cancel_on_disconnect: bool,
 }
 
-/// What a server has done, once it has shut down.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Summary {
-    /// Connections that were served to their end.
-    pub served: u64,
-    /// Connections that were still at work when the drain timeout was over, and were ended.
-    pub cut_off: u64,
-    /// Requests received.
-    pub requests: u64,
-    /// Replies sent.
-    pub replies: u64,
+/// Makes the session of a client, or refuses it.
+type OnConnect = Box<
+    dyn Fn(ConnectionInfo) -> Pin<Box<dyn Future<Output = Result<AnySession, BoxError>> + Send>>
+        + Send
+        + Sync,
+>;
+
+/// What all conversations share.
+struct Server<H> {
+    handler: Arc<H>,
+    options: Options,
+    on_connect: Option<OnConnect>,
+    counters: Counters,
 }
 
 impl<H, T, S> Serve<H, T, S> {
@@ -114,6 +115,7 @@ impl<H, T, S> Serve<H, T, S> {
             listener,
             handler,
             options,
+            on_connect,
             drain_timeout,
             _requests,
             ..
@@ -122,33 +124,36 @@ impl<H, T, S> Serve<H, T, S> {
             listener,
             handler,
             options,
+            on_connect,
             drain_timeout,
             signal,
             _requests,
         }
     }
 
-    /// How long requests in progress may take once a shutdown has begun. Default: 10 s.
-    pub fn drain_timeout(mut self, time: Duration) -> Self {
-        self.drain_timeout = time;
+    /// How long requests in progress may take once a shutdown has begun; `None` for any time. Default:
+    /// [`defaults::DRAIN_TIMEOUT`], 10 s.
+    pub fn drain_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.drain_timeout = time.into();
         self
     }
 
-    /// How long a client may send no request before its connection is closed. Default: any time.
+    /// How long a client may send no request before its connection is closed; `None`, the default, for
+    /// any time.
     pub fn idle_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.options.idle_timeout = time.into();
         self
     }
 
-    /// How long the handler may take for one request before its client's connection is closed.
-    /// Default: any time.
+    /// How long the handler may take for one request, and `on_connect` for one client, before that
+    /// client's connection is closed; `None`, the default, for any time.
     pub fn handler_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.options.handler_timeout = time.into();
         self
     }
 
-    /// How long a reply may wait for a client that does not read before its connection is closed.
-    /// Default: 30 s.
+    /// How long a reply may wait for a client that does not read before its connection is closed; `None`
+    /// for any time. Default: [`defaults::WRITE_TIMEOUT`], 30 s.
     pub fn write_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.options.write_timeout = time.into();
         self
@@ -160,6 +165,59 @@ impl<H, T, S> Serve<H, T, S> {
     /// A client that has pipelined further requests is not seen to be gone before they have been read.
     pub fn cancel_on_disconnect(mut self, cancel: bool) -> Self {
         self.options.cancel_on_disconnect = cancel;
+        self
+    }
+
+    /// Runs `connect` for each client before its first request is read. What it returns belongs to that
+    /// client: handlers take it as [`Session<V>`](crate::Session), and it is dropped when the client is
+    /// gone.
+    ///
+    /// An error refuses the client: its connection is closed, and a warning says who it was and why. A
+    /// server that refuses clients without a session returns `Ok(())`.
+    ///
+    /// On Windows some clients are known only once a message of theirs has been received, so
+    /// [`ConnectionInfo::peer`] may fail here.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::{future::IntoFuture, sync::Mutex};
+    /// use pipe_server::{BoxError, Client, ConnectionInfo, PipeListener, Session, serve};
+    ///
+    /// let name = format!("on-connect-example-{}", std::process::id());
+    /// let listener = PipeListener::bind(&name)?;
+    /// let serving = serve(listener, |seen: Session<Mutex<Vec<String>>>, word: String| async move {
+    ///     let mut seen = seen.lock().unwrap();
+    ///     seen.push(word);
+    ///     seen.join(" ")
+    /// })
+    /// .on_connect(|connection: ConnectionInfo| async move {
+    ///     println!("client {}", connection.id());
+    ///     Ok::<_, BoxError>(Mutex::new(Vec::new()))
+    /// });
+    /// tokio::spawn(serving.into_future());
+    ///
+    /// let mut client = Client::connect(&name).await?;
+    /// assert_eq!(client.call("hello").await?, "hello");
+    /// assert_eq!(client.call("world").await?, "hello world");
+    /// # Ok(()) }
+    /// ```
+    // By value: a future can't borrow from the argument of the closure that makes it.
+    pub fn on_connect<C, Made, V, E>(mut self, connect: C) -> Self
+    where
+        C: Fn(ConnectionInfo) -> Made + Send + Sync + 'static,
+        Made: Future<Output = Result<V, E>> + Send + 'static,
+        V: Send + Sync + 'static,
+        E: Into<BoxError>,
+    {
+        self.on_connect = Some(Box::new(move |connection| {
+            let made = connect(connection);
+            Box::pin(async move {
+                let session = made.await.map_err(Into::into)?;
+                Ok(Arc::new(session) as AnySession)
+            })
+        }));
         self
     }
 }
@@ -182,10 +240,10 @@ where
     S: Future<Output = ()> + Send + 'static,
 {
     type Output = Summary;
-    type IntoFuture = Pin<Box<dyn Future<Output = Summary> + Send>>;
+    type IntoFuture = ServeFuture;
 
-    fn into_future(self) -> Self::IntoFuture {
-        Box::pin(self.run())
+    fn into_future(self) -> ServeFuture {
+        ServeFuture::new(self.run())
     }
 }
 
@@ -196,71 +254,24 @@ where
     S: Future<Output = ()> + Send + 'static,
 {
     async fn run(self) -> Summary {
-        let Self {
-            mut listener,
-            handler,
-            options,
-            drain_timeout,
-            signal,
-            ..
-        } = self;
-        let handler = Arc::new(handler);
-        let counters = Arc::new(Counters::default());
-        let (begin_shutdown, shutdown) = watch::channel(false);
-        let mut tasks = JoinSet::new();
-        let mut summary = Summary::default();
-        let mut pause = FIRST_ACCEPT_PAUSE;
-        let mut signal = pin!(signal);
-
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                () = &mut signal => break,
-                Some(_) = tasks.join_next() => {
-                    summary.served += 1;
-                    continue;
-                }
-                accepted = listener.accept() => accepted,
-            };
-            let connection = match accepted {
-                Ok(connection) => connection,
-                Err(error) => {
-                    warn!(%error, pipe.name = %listener.local_name(), ?pause, "accepting a client failed; trying again");
-                    tokio::select! {
-                        () = &mut signal => break,
-                        () = sleep(pause) => {}
-                    }
-                    pause = (pause * 2).min(LONGEST_ACCEPT_PAUSE);
-                    continue;
-                }
-            };
-            pause = FIRST_ACCEPT_PAUSE;
-            let span = debug_span!("connection", pipe.name = %listener.local_name(), connection.id = connection.id());
-            let conversation = Conversation::new(
-                connection,
-                Arc::clone(&handler),
-                options,
-                shutdown.clone(),
-                Arc::clone(&counters),
-            );
-            tasks.spawn(conversation.run().instrument(span));
-        }
-
-        debug!(connections = tasks.len(), ?drain_timeout, "shutting down");
-        // No client can connect any more. One that nobody accepted yet sees its pipe closed.
-        drop(listener);
-        begin_shutdown.send_replace(true);
-        let deadline = Instant::now() + drain_timeout;
-        while let Ok(Some(_)) = tokio::time::timeout_at(deadline, tasks.join_next()).await {
-            summary.served += 1;
-        }
-        tasks.abort_all();
-        while let Some(ended) = tasks.join_next().await {
-            match ended {
-                Ok(()) => summary.served += 1,
-                Err(_) => summary.cut_off += 1,
-            }
-        }
+        let server = Arc::new(Server {
+            handler: Arc::new(self.handler),
+            options: self.options,
+            on_connect: self.on_connect,
+            counters: Counters::default(),
+        });
+        let shared = Arc::clone(&server);
+        let serving = serve_connections(self.listener, move |connection, shutdown| {
+            Conversation::<H, T>::new(connection, shutdown, Arc::clone(&shared)).run()
+        });
+        let mut summary = serving
+            .drain_timeout(self.drain_timeout)
+            .with_graceful_shutdown(self.signal)
+            .run()
+            .await;
+        let counters = &server.counters;
+        summary.refused = counters.refused.load(Ordering::Relaxed);
+        summary.served -= summary.refused;
         summary.requests = counters.requests.load(Ordering::Relaxed);
         summary.replies = counters.replies.load(Ordering::Relaxed);
         summary

@@ -88,7 +88,7 @@ async fn say_and_close(
     sink.send("the last word".into()).await.unwrap();
     sink.close().await.unwrap();
     let late = sink.send("too late".into()).await;
-    assert!(matches!(late, Err(SendError::Closed)), "{late:?}");
+    assert!(matches!(late, Err(SendError::Finished)), "{late:?}");
     sink.close().await.unwrap();
     assert_eq!(stream.next().await.unwrap().unwrap(), "the last word");
     assert!(stream.next().await.is_none());
@@ -192,7 +192,7 @@ async fn refuse_and_send(
     for refused in [sink.send(long.clone()).await, sink.feed(long).await] {
         let as_it_should = matches!(
             refused,
-            Err(SendError::TooLong { length, limit: most }) if length == limit + 1 && most == limit
+            Err(SendError::TooLong { length, limit: most, .. }) if length == limit + 1 && most == limit
         );
         assert!(as_it_should, "{refused:?}");
     }
@@ -207,7 +207,7 @@ async fn a_message_over_the_limit_is_the_last_item_of_its_stream(kind: Kind) {
     let (mut connection, _receiver, mut sender) = pair(kind, options).await;
     sender.send(vec![0; 11]).await.unwrap();
     let item = connection.next().await.unwrap();
-    let as_it_should = matches!(item, Err(RecvError::TooLong { limit: 10 }));
+    let as_it_should = matches!(item, Err(RecvError::TooLong { limit: 10, .. }));
     assert!(as_it_should, "{item:?}");
     assert!(connection.next().await.is_none());
 }
@@ -250,7 +250,7 @@ impl Service<Request> for Counter {
 
 async fn a_service_keeps_its_state_between_requests(kind: Kind) {
     let counter = Counter::default();
-    let pipe = start(kind, TowerHandler(counter.clone()));
+    let pipe = start(kind, TowerHandler::new(counter.clone()));
     let mut one = pipe.connect().await;
     let mut other = pipe.connect().await;
     assert_eq!(one.call("a").await.unwrap(), "1: a");
@@ -271,7 +271,7 @@ async fn a_stack_of_services_is_a_handler(kind: Kind) {
     let stack = inner
         .map_request(|request: Request| String::from_utf8_lossy(request.bytes()).into_owned())
         .map_response(|text| format!("{text}!"));
-    let pipe = start(kind, TowerHandler(stack));
+    let pipe = start(kind, TowerHandler::new(stack));
     let mut client = pipe.connect().await;
     assert_eq!(client.call("hello").await.unwrap(), "HELLO!");
     assert_eq!(client.call("again").await.unwrap(), "AGAIN!");
@@ -320,7 +320,7 @@ async fn a_service_is_not_called_before_it_is_ready(kind: Kind) {
     };
     let gate = Arc::clone(&gated.gate);
     let requests = Arc::clone(&gated.inner.requests);
-    let pipe = start(kind, TowerHandler(gated));
+    let pipe = start(kind, TowerHandler::new(gated));
     let mut client = pipe.connect().await;
     client.send("hello").await.unwrap();
     was_asked.recv().await.unwrap();
@@ -369,7 +369,7 @@ impl Service<Request> for Failing {
 }
 
 async fn an_error_of_a_service_costs_its_client_the_connection(kind: Kind) {
-    let pipe = start(kind, TowerHandler(Failing::default()));
+    let pipe = start(kind, TowerHandler::new(Failing::default()));
     let mut other = pipe.connect().await;
 
     let mut client = pipe.connect().await;

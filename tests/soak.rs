@@ -93,7 +93,7 @@ async fn whatever_clients_do_replies_are_right_and_nothing_is_left_behind() {
         .max_message_size(LONGEST)
         .bind(&pipe)
         .unwrap();
-    let address = listener.local_name().to_string();
+    let address = listener.path().display().to_string();
     let bytes = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&bytes);
     let echo = move |request: Bytes| {

@@ -94,7 +94,7 @@ fn ansi(text: &str) -> Vec<u8> {
 fn echo(engine: Engine, options: ListenerOptions) -> String {
     let name = unique_name();
     let listener = options.engine(engine).bind(&name.text).unwrap();
-    let address = listener.local_name().address().to_owned();
+    let address = listener.path().to_str().unwrap().to_owned();
     let serving = serve(listener, |request: Bytes| async move {
         Ok::<_, io::Error>(request)
     });
@@ -279,7 +279,7 @@ mod our_client {
 
     fn new_address() -> String {
         let name: PipeName = unique_name().text.parse().unwrap();
-        name.address().to_owned()
+        name.to_path().to_str().unwrap().to_owned()
     }
 
     fn create(address: &str, pipe_mode: u32) -> PlainPipe {

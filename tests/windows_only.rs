@@ -36,9 +36,7 @@ async fn a_user_whom_the_access_list_denies_can_not_connect() {
         // The server may create instances: it has to, for its second one. Nobody may read.
         let access = Access::Sddl("D:P(A;;0x100004;;;WD)".to_owned());
         let listener = bind(engine, ListenerOptions::new().access(access));
-        let error = Client::connect(listener.local_name().address())
-            .await
-            .unwrap_err();
+        let error = Client::connect(listener.path()).await.unwrap_err();
         assert!(matches!(error, ConnectError::Denied { .. }), "{error:?}");
     }
 }
@@ -50,7 +48,7 @@ async fn a_name_is_served_once() {
     }
     for first in ENGINES {
         let listener = bind(first, ListenerOptions::new());
-        let address = listener.local_name().address();
+        let address = listener.path();
         for second in ENGINES {
             let options = ListenerOptions::new().engine(second);
             let error = options.bind(address).unwrap_err();
@@ -102,7 +100,7 @@ async fn a_client_for_its_own_user_alone_connects_to_its_own_server() {
     for engine in ENGINES {
         let listener = bind(engine, ListenerOptions::new());
         let options = ClientOptions::new().only_current_user(true);
-        let connected = options.connect(listener.local_name().address()).await;
+        let connected = options.connect(listener.path()).await;
         assert!(connected.is_ok(), "{connected:?}");
     }
 }
@@ -119,7 +117,7 @@ async fn this_user() -> String {
 fn access_list(engine: Engine, options: ListenerOptions) -> Vec<String> {
     let listener = bind(engine, options);
     let access = GENERIC_READ | GENERIC_WRITE | READ_CONTROL;
-    let client = PlainPipe::open(listener.local_name().address(), access).unwrap();
+    let client = PlainPipe::open(listener.path().to_str().unwrap(), access).unwrap();
     entries(&client.access_list().unwrap())
 }
 

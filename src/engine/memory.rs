@@ -5,7 +5,7 @@
 
 use std::{
     collections::VecDeque,
-    io, process,
+    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 use super::{Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit};
 use crate::{
-    access::{Peer, UserId},
+    access::Peer,
     error::{RecvError, SendError},
 };
 
@@ -187,16 +187,7 @@ struct MemoryLink {
 
 impl Link for MemoryLink {
     fn peer(&self) -> io::Result<Peer> {
-        #[cfg(target_os = "linux")]
-        let user = UserId::Uid(rustix::process::geteuid().as_raw());
-        #[cfg(windows)]
-        let user = UserId::Sid(crate::windows::current_user()?);
-        Ok(Peer {
-            process_id: process::id(),
-            user,
-            #[cfg(windows)]
-            session_id: 0,
-        })
+        Peer::current()
     }
 }
 

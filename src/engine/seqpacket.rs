@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     os::unix::fs::PermissionsExt as _,
-    path::PathBuf,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
 };
@@ -21,7 +21,7 @@ use self::{
     claim::{Claim, identity, make_directory},
 };
 use super::{Channel, Endpoint, Instance, Sizes};
-use crate::{access::Access, name::PipeName};
+use crate::{access::Access, error::OutOfRange};
 
 mod channel;
 mod claim;
@@ -33,15 +33,18 @@ const QUEUE_LENGTH: i32 = 1024;
 /// What the kernel takes of the send buffer for itself (`unix_dgram_sendmsg` in net/unix/af_unix.c).
 const SEND_OVERHEAD: usize = 32;
 
-/// Serves `name`: a socket that only those whom `access` lets in can connect to, from its first moment.
+/// Serves `path`: a socket that only those whom `access` lets in can connect to, from its first moment.
+/// The directory of a short name is the user's own and is made; that of any other path is taken as it is.
 pub(crate) fn bind(
-    name: &PipeName,
+    path: &Path,
+    own_directory: bool,
     access: &Access,
     sizes: Sizes,
 ) -> io::Result<Box<dyn Endpoint>> {
-    let path = PathBuf::from(name.address());
-    make_directory(&path)?;
-    let claim = Claim::new(path)?;
+    if own_directory {
+        make_directory(path)?;
+    }
+    let claim = Claim::new(path.to_owned())?;
     let mode = match access {
         Access::CurrentUser => 0o600,
         Access::Everyone => 0o666,
@@ -68,7 +71,7 @@ pub(crate) fn bind(
 }
 
 /// Connects to the socket at `path`. `ResourceBusy` when its queue is full, which can't be waited for.
-pub(crate) fn connect(path: &str, sizes: Sizes) -> io::Result<Channel> {
+pub(crate) fn connect(path: &Path, sizes: Sizes) -> io::Result<Channel> {
     let socket = socket()?;
     grow_send_buffer(&socket, sizes)?;
     match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
@@ -98,7 +101,7 @@ fn socket() -> io::Result<OwnedFd> {
 ///
 /// # Errors
 ///
-/// `InvalidInput` when the system allows less than `max_message_size`.
+/// [`OutOfRange`] when the system allows less than `max_message_size`.
 fn grow_send_buffer(socket: impl AsFd, sizes: Sizes) -> io::Result<bool> {
     let wanted = sizes
         .max_message_size
@@ -111,14 +114,12 @@ fn grow_send_buffer(socket: impl AsFd, sizes: Sizes) -> io::Result<bool> {
     sockopt::set_socket_send_buffer_size(&socket, wanted.min(i32::MAX as usize))?;
     let longest = sockopt::socket_send_buffer_size(&socket)?.saturating_sub(SEND_OVERHEAD);
     if longest < sizes.max_message_size {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!(
-                "max_message_size is {} bytes, but this system carries messages of {longest} at \
-                 most: choose a smaller one, or raise net.core.wmem_max",
-                sizes.max_message_size
-            ),
-        ));
+        let problem = format!(
+            "is {} bytes, but this system carries messages of {longest} at most: choose a smaller one, or \
+             raise net.core.wmem_max",
+            sizes.max_message_size
+        );
+        return Err(OutOfRange::new("max_message_size", problem).into());
     }
     Ok(true)
 }

@@ -2,21 +2,19 @@
 
 use std::time::Duration;
 
-use pipe_server::{Bytes, ClientOptions, ConnectError, PipeName, RecvHalf, SendHalf};
+use pipe_server::{Bytes, ClientOptions, ConnectError, PipeName, RecvHalf, SendHalf, defaults};
 
 use crate::{
-    exit::Failure,
+    exit::{Failure, chain},
     options::Options,
     transport::{Receiver, Sender, Transport},
 };
-
-/// The longest message that the library's client takes without being told, in bytes.
-const DEFAULT_MAX_MESSAGE_SIZE: usize = 64 * 1024;
 
 /// Connections to one pipe.
 #[derive(Clone, Debug)]
 pub(crate) struct Pipe {
     name: PipeName,
+    address: String,
     connect_timeout: Duration,
     size: usize,
 }
@@ -25,6 +23,7 @@ impl Pipe {
     pub(crate) fn new(options: &Options) -> Self {
         Self {
             name: options.pipe_name.clone(),
+            address: options.pipe_name.to_path().display().to_string(),
             connect_timeout: options.connect_timeout,
             size: options.size,
         }
@@ -39,7 +38,7 @@ impl Transport for Pipe {
 
     async fn connect(&self) -> Result<(SendHalf, RecvHalf), Failure> {
         let mut options = ClientOptions::new().connect_timeout(self.connect_timeout);
-        if self.size > DEFAULT_MAX_MESSAGE_SIZE {
+        if self.size > defaults::MAX_MESSAGE_SIZE {
             options = options.max_message_size(self.size);
         }
         match options.connect(&self.name).await {
@@ -51,12 +50,12 @@ impl Transport for Pipe {
             Err(ConnectError::Option { problem, .. }) => {
                 Err(Failure::usage(format!("--size {problem}")))
             }
-            Err(error) => Err(Failure::new(error.to_string())),
+            Err(error) => Err(Failure::new(chain(&error))),
         }
     }
 
     fn address(&self) -> &str {
-        self.name.address()
+        &self.address
     }
 }
 
@@ -64,12 +63,12 @@ impl Sender for SendHalf {
     async fn send(&mut self, message: Bytes) -> Result<(), String> {
         Self::send(self, message)
             .await
-            .map_err(|error| error.to_string())
+            .map_err(|error| chain(&error))
     }
 }
 
 impl Receiver for RecvHalf {
     async fn recv(&mut self) -> Result<Option<Bytes>, String> {
-        Self::recv(self).await.map_err(|error| error.to_string())
+        Self::recv(self).await.map_err(|error| chain(&error))
     }
 }

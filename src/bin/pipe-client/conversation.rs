@@ -6,7 +6,7 @@ use pipe_server::{CallError, Client, RecvError, SendError};
 use tokio::time::timeout;
 
 use crate::{
-    exit::Failure,
+    exit::{Failure, chain},
     options::Options,
     text::{Encoding, Form},
     values::TimeLimit,
@@ -24,7 +24,7 @@ pub(crate) struct Conversation {
 
 impl Conversation {
     pub(crate) fn new(client: Client, options: &Options) -> Self {
-        let address = options.pipe_name.address().to_owned();
+        let address = options.pipe_name.to_path().display().to_string();
         Self {
             client,
             encoding: options.encoding,
@@ -52,8 +52,9 @@ impl Conversation {
                     _ => "",
                 };
                 Err(Failure::new(format!(
-                    "no reply from {}: {error}{cure}",
-                    self.address
+                    "no reply from {}: {}{cure}",
+                    self.address,
+                    chain(&error)
                 )))
             }
         }

@@ -48,13 +48,13 @@ async fn run(options: Options) -> Result<(), Failure> {
 
 fn connect_failure(error: ConnectError, options: &Options) -> Failure {
     match error {
-        ConnectError::Option { option, problem } => {
-            Failure::usage(format!("--{} {problem}", option.replace('_', "-")))
-        }
+        ConnectError::Option {
+            option, problem, ..
+        } => Failure::usage(format!("--{} {problem}", option.replace('_', "-"))),
         ConnectError::Name(error) => Failure::usage(error.to_string()),
         ConnectError::NotFound { .. } if !options.wait => {
             Failure::new(format!("{error}, or wait for it with --wait"))
         }
-        other => Failure::new(other.to_string()),
+        other => Failure::new(exit::chain(&other)),
     }
 }

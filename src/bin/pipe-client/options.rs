@@ -56,13 +56,10 @@ Exit codes: 0 when every message was replied to, 1 for a failure, 2 for bad usag
 impl Options {
     /// The connection's options. What the user did not ask for stays the library's default.
     pub(crate) fn client(&self) -> ClientOptions {
-        let options = ClientOptions::new()
+        ClientOptions::new()
             .connect_timeout(self.connect_timeout)
-            .wait_for_server(self.wait);
-        match self.max_message_size {
-            Some(bytes) => options.max_message_size(bytes),
-            None => options,
-        }
+            .wait_for_server(self.wait)
+            .max_message_size(self.max_message_size)
     }
 }
 

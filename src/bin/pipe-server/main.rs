@@ -55,7 +55,7 @@ async fn run(options: Options) -> Result<Option<Summary>, Failure> {
         .listener()
         .bind(&options.pipe_name)
         .map_err(bind_failure)?;
-    let address = listener.local_name().to_string();
+    let address = listener.path().display().to_string();
     let answer = Arc::new(Answer::new(&options, listener.max_message_size()));
 
     // Before the address is printed: who has read it may send a signal.
@@ -88,10 +88,10 @@ async fn run(options: Options) -> Result<Option<Summary>, Failure> {
 
 fn bind_failure(error: BindError) -> Failure {
     match error {
-        BindError::Option { option, problem } => {
-            Failure::usage(format!("--{} {problem}", option.replace('_', "-")))
-        }
+        BindError::Option {
+            option, problem, ..
+        } => Failure::usage(format!("--{} {problem}", option.replace('_', "-"))),
         BindError::Name(error) => Failure::usage(error.to_string()),
-        other => Failure::new(other.to_string()),
+        other => Failure::new(exit::chain(&other)),
     }
 }

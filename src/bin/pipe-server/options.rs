@@ -10,9 +10,6 @@ use crate::{
     values::{self, TimeLimit},
 };
 
-/// The most that can be asked for; on Windows 255 is `PIPE_UNLIMITED_INSTANCES`.
-const MAX_INSTANCES: usize = 254;
-
 /// Serves a message pipe: a named pipe on Windows, a SEQPACKET socket on Linux.
 ///
 /// Without options it is Microsoft's sample server: every request is answered with the same text. When
@@ -25,7 +22,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "NAME", default_value = "mynamedpipe")]
     pub(crate) pipe_name: PipeName,
 
-    /// How many clients are served at once, 1 to 254 or unlimited; further ones wait
+    /// How many clients are served at once, 1 or more, or unlimited; further ones wait
     #[arg(long, value_name = "N|unlimited", default_value = "unlimited")]
     max_instances: MaxInstances,
 
@@ -50,13 +47,10 @@ Exit codes: 0 after a signal, 1 for a failure, 2 for bad usage, 130 after a seco
 impl Options {
     /// The listener's options. What the user did not ask for stays the library's default.
     pub(crate) fn listener(&self) -> ListenerOptions {
-        let mut options = ListenerOptions::new().access(self.pipe.access.clone());
-        if let Some(instances) = self.max_instances.0 {
-            options = options.max_instances(instances);
-        }
-        if let Some(bytes) = self.pipe.max_message_size {
-            options = options.max_message_size(bytes);
-        }
+        let mut options = ListenerOptions::new()
+            .access(self.pipe.access.clone())
+            .max_instances(self.max_instances.0)
+            .max_message_size(self.pipe.max_message_size);
         if let Some(bytes) = self.pipe.buffer_size {
             options = options.buffer_size(bytes);
         }
@@ -224,8 +218,8 @@ impl FromStr for MaxInstances {
             return Ok(Self(None));
         }
         match text.parse() {
-            Ok(instances @ 1..=MAX_INSTANCES) => Ok(Self(Some(instances))),
-            _ => Err("give 1 to 254, or unlimited"),
+            Ok(instances @ 1..) => Ok(Self(Some(instances))),
+            _ => Err("give 1 or more, or unlimited"),
         }
     }
 }
@@ -249,11 +243,11 @@ mod tests {
     }
 
     #[test]
-    fn instances_are_1_to_254_or_unlimited() {
+    fn instances_are_1_or_more_or_unlimited() {
         assert_eq!("1".parse(), Ok(MaxInstances(Some(1))));
-        assert_eq!("254".parse(), Ok(MaxInstances(Some(254))));
+        assert_eq!("1000".parse(), Ok(MaxInstances(Some(1000))));
         assert_eq!("unlimited".parse(), Ok(MaxInstances(None)));
-        for wrong in ["0", "255", "-1", "", "all"] {
+        for wrong in ["0", "-1", "", "all"] {
             assert!(wrong.parse::<MaxInstances>().is_err(), "{wrong}");
         }
     }

@@ -1,9 +1,21 @@
 //! How a program ends: 0 when all went well, 1 for a failure, 2 for bad usage, as clap does.
 
 use std::{
+    error::Error,
     io::{self, Write as _},
     process::ExitCode,
 };
+
+/// An error followed by its sources.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
 
 /// Why the program can't do what it was asked for, in one line.
 #[derive(Debug)]

@@ -112,6 +112,7 @@ impl Link for SeqpacketLink {
         Ok(Peer {
             process_id,
             user: UserId::Uid(credentials.uid()),
+            group_id: credentials.gid(),
         })
     }
 }

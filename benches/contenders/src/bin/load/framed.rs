@@ -21,7 +21,7 @@ pub(crate) struct Stream {
 impl Stream {
     pub(crate) fn new(options: &Options) -> Self {
         Self {
-            address: options.pipe_name.address().to_owned(),
+            address: options.pipe_name.to_path().display().to_string(),
         }
     }
 }

@@ -25,7 +25,7 @@ pub(crate) struct Requester {
 impl Requester {
     pub(crate) fn new(options: &Options) -> Self {
         Self {
-            address: options.pipe_name.address().to_owned(),
+            address: options.pipe_name.to_path().display().to_string(),
             depth: options.depth as usize,
         }
     }

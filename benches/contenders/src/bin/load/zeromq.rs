@@ -26,7 +26,7 @@ impl Dealer {
     pub(crate) fn new(options: &Options) -> Self {
         Self {
             context: Arc::default(),
-            address: options.pipe_name.address().to_owned(),
+            address: options.pipe_name.to_path().display().to_string(),
         }
     }
 

@@ -1,0 +1,76 @@
+//! Which connection this is.
+
+use std::{
+    any::Any,
+    io,
+    sync::{Arc, OnceLock, Weak},
+};
+
+use crate::{access::Peer, engine::Link};
+
+/// What a connection's requests know of it: its number, who is on its other side, and its session.
+pub(crate) struct Identity {
+    pub(crate) id: u64,
+    peer: OnceLock<Peer>,
+    session: OnceLock<AnySession>,
+    /// Weak, so that a request that a handler keeps does not keep the instance from the next client.
+    /// `None` for a request that no connection has received.
+    link: Option<Weak<dyn Link>>,
+}
+
+/// A session of any type.
+pub(crate) type AnySession = Arc<dyn Any + Send + Sync>;
+
+impl Identity {
+    pub(crate) fn new(id: u64, link: &Arc<dyn Link>) -> Self {
+        Self {
+            id,
+            peer: OnceLock::new(),
+            session: OnceLock::new(),
+            link: Some(Arc::downgrade(link)),
+        }
+    }
+
+    /// That of a request that no connection has received.
+    pub(crate) fn of(peer: Peer) -> Self {
+        Self {
+            id: 0,
+            peer: OnceLock::from(peer),
+            session: OnceLock::new(),
+            link: None,
+        }
+    }
+
+    pub(crate) fn with_session(&self, session: AnySession) -> Self {
+        Self {
+            id: self.id,
+            peer: self.peer.clone(),
+            session: OnceLock::from(session),
+            link: self.link.clone(),
+        }
+    }
+
+    /// Called once, before the first request.
+    pub(crate) fn set_session(&self, session: AnySession) {
+        _ = self.session.set(session);
+    }
+
+    pub(crate) fn session(&self) -> Option<&AnySession> {
+        self.session.get()
+    }
+
+    pub(crate) fn peer(&self) -> io::Result<Peer> {
+        if let Some(peer) = self.peer.get() {
+            return Ok(peer.clone());
+        }
+        let link = self.link.as_ref().and_then(Weak::upgrade);
+        let link = link.ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::NotConnected,
+                "the connection is over and its peer was never asked for",
+            )
+        })?;
+        let peer = link.peer()?;
+        Ok(self.peer.get_or_init(|| peer).clone())
+    }
+}

@@ -1,0 +1,295 @@
+//! The accept loop: one task for each connection, and a shutdown that lets work finish.
+
+use std::{
+    fmt,
+    future::{Future, IntoFuture, Pending, pending, poll_fn},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, sleep, timeout_at},
+};
+use tracing::{Instrument, debug, debug_span, error, warn};
+
+use super::{panics::poll_caught, shutdown::Shutdown};
+use crate::{
+    connection::Connection,
+    defaults,
+    error::{BoxError, Chain},
+    listener::PipeListener,
+};
+
+/// The pause after the first failed accept, doubled after each further one.
+const FIRST_ACCEPT_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// Runs `code` for every connection of `listener`, each in a task of its own.
+///
+/// This is what [`serve`](crate::serve) is built on, for code that needs the whole connection: to send
+/// without being asked, to receive without replying, or for a protocol of its own. The connection is closed
+/// when the code drops it. An error is logged with the connection's id; so is a panic, which costs its own
+/// connection and nothing else.
+///
+/// Await the result, as that of [`serve`](crate::serve).
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), pipe_server::BoxError> {
+/// use pipe_server::{Client, Connection, PipeListener, SendError, Shutdown, serve_connections};
+///
+/// let name = format!("serve-connections-example-{}", std::process::id());
+/// let listener = PipeListener::bind(&name)?;
+/// let serving = serve_connections(listener, |mut connection: Connection, _: Shutdown| async move {
+///     connection.send(format!("you are number {}", connection.id())).await
+/// });
+/// tokio::spawn(serving.into_future());
+///
+/// let mut client = Client::connect(&name).await?;
+/// assert_eq!(client.recv().await?.unwrap(), "you are number 1");
+/// # Ok(()) }
+/// # use std::future::IntoFuture;
+/// ```
+pub fn serve_connections<F, Running>(listener: PipeListener, code: F) -> ServeConnections<F>
+where
+    F: Fn(Connection, Shutdown) -> Running + Send + Sync + 'static,
+    Running: Future<Output: ConnectionResult> + Send + 'static,
+{
+    ServeConnections {
+        listener,
+        code,
+        drain_timeout: Some(defaults::DRAIN_TIMEOUT),
+        signal: pending(),
+    }
+}
+
+/// What the code of a connection returns: nothing, or a `Result` whose error is logged.
+pub trait ConnectionResult {
+    /// Converts it into a result.
+    ///
+    /// # Errors
+    ///
+    /// The error to be logged.
+    fn into_result(self) -> Result<(), BoxError>;
+}
+
+impl ConnectionResult for () {
+    fn into_result(self) -> Result<(), BoxError> {
+        Ok(())
+    }
+}
+
+impl<E: Into<BoxError>> ConnectionResult for Result<(), E> {
+    fn into_result(self) -> Result<(), BoxError> {
+        self.map_err(Into::into)
+    }
+}
+
+/// A server that is ready to run, from [`serve_connections`]. Await it.
+#[must_use = "a server does nothing unless it is awaited"]
+pub struct ServeConnections<F, S = Pending<()>> {
+    listener: PipeListener,
+    code: F,
+    drain_timeout: Option<Duration>,
+    signal: S,
+}
+
+/// What a server has done, once it has shut down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Summary {
+    /// Connections that were served to their end.
+    pub served: u64,
+    /// Connections that were still at work when the drain timeout was over, and were ended.
+    pub cut_off: u64,
+    /// Connections that [`on_connect`](crate::Serve::on_connect) refused.
+    pub refused: u64,
+    /// Requests received by [`serve`](crate::serve); 0 for [`serve_connections`].
+    pub requests: u64,
+    /// Replies sent by [`serve`](crate::serve); 0 for [`serve_connections`].
+    pub replies: u64,
+}
+
+impl<F, S> ServeConnections<F, S> {
+    /// Shuts down when `signal` is ready: stops accepting, gives up the name, tells the connections' code
+    /// through [`Shutdown`], and ends what is left after the drain timeout.
+    ///
+    /// Messages that were sent can still be read after the server is gone.
+    pub fn with_graceful_shutdown<S2>(self, signal: S2) -> ServeConnections<F, S2>
+    where
+        S2: Future<Output = ()> + Send + 'static,
+    {
+        let Self {
+            listener,
+            code,
+            drain_timeout,
+            ..
+        } = self;
+        ServeConnections {
+            listener,
+            code,
+            drain_timeout,
+            signal,
+        }
+    }
+
+    /// How long the code of connections may take once a shutdown has begun; `None` for any time.
+    /// Default: [`defaults::DRAIN_TIMEOUT`], 10 s.
+    pub fn drain_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.drain_timeout = time.into();
+        self
+    }
+}
+
+impl<F, S> fmt::Debug for ServeConnections<F, S> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("ServeConnections")
+            .field("listener", &self.listener)
+            .field("drain_timeout", &self.drain_timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<F, Running, S> IntoFuture for ServeConnections<F, S>
+where
+    F: Fn(Connection, Shutdown) -> Running + Send + Sync + 'static,
+    Running: Future<Output: ConnectionResult> + Send + 'static,
+    S: Future<Output = ()> + Send + 'static,
+{
+    type Output = Summary;
+    type IntoFuture = ServeFuture;
+
+    fn into_future(self) -> ServeFuture {
+        ServeFuture::new(self.run())
+    }
+}
+
+/// A running server, from [`Serve`](crate::Serve) or [`ServeConnections`]. Dropping it ends every
+/// connection at once.
+#[must_use = "futures do nothing unless they are awaited"]
+pub struct ServeFuture(Pin<Box<dyn Future<Output = Summary> + Send>>);
+
+impl ServeFuture {
+    pub(super) fn new(running: impl Future<Output = Summary> + Send + 'static) -> Self {
+        Self(Box::pin(running))
+    }
+}
+
+impl Future for ServeFuture {
+    type Output = Summary;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Summary> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl fmt::Debug for ServeFuture {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("ServeFuture")
+            .finish_non_exhaustive()
+    }
+}
+
+impl<F, Running, S> ServeConnections<F, S>
+where
+    F: Fn(Connection, Shutdown) -> Running + Send + Sync + 'static,
+    Running: Future<Output: ConnectionResult> + Send + 'static,
+    S: Future<Output = ()> + Send + 'static,
+{
+    pub(super) async fn run(self) -> Summary {
+        let Self {
+            mut listener,
+            code,
+            drain_timeout,
+            signal,
+        } = self;
+        let code = Arc::new(code);
+        let (begin_shutdown, begun) = watch::channel(());
+        let shutdown = Shutdown::new(begun);
+        let mut tasks = JoinSet::new();
+        let mut summary = Summary::default();
+        let mut pause = FIRST_ACCEPT_PAUSE;
+        let mut signal = pin!(signal);
+
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = &mut signal => break,
+                Some(_) = tasks.join_next() => {
+                    summary.served += 1;
+                    continue;
+                }
+                accepted = listener.accept() => accepted,
+            };
+            let connection = match accepted {
+                Ok(connection) => connection,
+                Err(error) => {
+                    warn!(error = %Chain(&error), pipe.name = %listener.local_name(), ?pause, "accepting a client failed; trying again");
+                    tokio::select! {
+                        () = &mut signal => break,
+                        () = sleep(pause) => {}
+                    }
+                    pause = (pause * 2).min(LONGEST_ACCEPT_PAUSE);
+                    continue;
+                }
+            };
+            pause = FIRST_ACCEPT_PAUSE;
+            let span = debug_span!("connection", pipe.name = %listener.local_name(), connection.id = connection.id());
+            let running = run_one(Arc::clone(&code), connection, shutdown.clone());
+            tasks.spawn(running.instrument(span));
+        }
+
+        debug!(connections = tasks.len(), ?drain_timeout, "shutting down");
+        // No client can connect any more. One that nobody accepted yet sees its pipe closed.
+        drop(listener);
+        begin_shutdown.send_replace(());
+        let drained = async {
+            while tasks.join_next().await.is_some() {
+                summary.served += 1;
+            }
+        };
+        match drain_timeout.and_then(|time| Instant::now().checked_add(time)) {
+            Some(deadline) => _ = timeout_at(deadline, drained).await,
+            None => drained.await,
+        }
+        tasks.abort_all();
+        while let Some(ended) = tasks.join_next().await {
+            match ended {
+                Ok(()) => summary.served += 1,
+                Err(_) => summary.cut_off += 1,
+            }
+        }
+        summary
+    }
+}
+
+async fn run_one<F, Running>(code: Arc<F>, connection: Connection, shutdown: Shutdown)
+where
+    F: Fn(Connection, Shutdown) -> Running,
+    Running: Future<Output: ConnectionResult>,
+{
+    let id = connection.id();
+    // The call is inside the future, so that a panic of it is caught as well.
+    let mut running = pin!(async move { code(connection, shutdown).await });
+    match poll_fn(|cx| poll_caught(running.as_mut(), cx)).await {
+        Ok(result) => {
+            if let Err(error) = result.into_result() {
+                let reason = Chain(&*error);
+                error!(connection.id = id, "the connection's code failed: {reason}");
+            }
+        }
+        Err(panic) => {
+            error!(
+                connection.id = id,
+                "the connection's code panicked: {panic}"
+            );
+        }
+    }
+}

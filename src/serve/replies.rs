@@ -1,0 +1,111 @@
+//! One client's replies: those that may wait for the next one, and how many were sent.
+
+use std::{
+    future::poll_fn,
+    mem,
+    sync::atomic::{AtomicU64, Ordering},
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use tracing::trace;
+
+use super::{failure::Failure, timeout::within};
+use crate::{connection::SendHalf, error::SendError};
+
+/// How long a reply may wait for the next one, to be sent with it: about as long as a task may run without
+/// a pause that lets others have their turn. Only a handler that breaks this rule makes it wait longer.
+const LONGEST_WAIT: Duration = Duration::from_micros(100);
+
+/// The replies to one client. The engine may send several together: they wait in it only while further
+/// requests are there and can be answered at once.
+pub(super) struct Replies {
+    sender: SendHalf,
+    write_timeout: Option<Duration>,
+    /// How many were begun and not flushed.
+    unsent: u64,
+    /// When the first of them was seen to wait.
+    waiting_since: Option<Instant>,
+    sent: u64,
+}
+
+impl Replies {
+    pub(super) fn new(sender: SendHalf, write_timeout: Option<Duration>) -> Self {
+        Self {
+            sender,
+            write_timeout,
+            unsent: 0,
+            waiting_since: None,
+            sent: 0,
+        }
+    }
+
+    /// How many are known to be sent.
+    pub(super) fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Begins to send one.
+    pub(super) async fn feed(&mut self, reply: Bytes) -> Result<(), Failure> {
+        trace!(bytes = reply.len(), "reply");
+        match within(self.write_timeout, self.sender.feed(reply)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(SendError::Empty)) => return Err(Failure::EmptyReply),
+            Ok(Err(error @ SendError::TooLong { .. })) => return Err(Failure::Reply(error)),
+            Ok(Err(error)) => return Err(Failure::Send(error)),
+            Err(time) => return Err(Failure::WriteTimeout(time)),
+        }
+        self.unsent += 1;
+        Ok(())
+    }
+
+    /// Another request is about to be answered: sends the replies that have waited too long to wait for it.
+    pub(super) async fn flush_late(&mut self) -> Result<(), Failure> {
+        if self.unsent == 0 {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let since = *self.waiting_since.get_or_insert(now);
+        if now - since > LONGEST_WAIT {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    /// Ready when none waits. Counts nothing: `flush` does.
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        if self.unsent == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        self.sender.poll_flush(cx).map_err(Failure::Send)
+    }
+
+    /// Sends those that were begun.
+    pub(super) async fn flush(&mut self) -> Result<(), Failure> {
+        let sender = &mut self.sender;
+        let flushed = poll_fn(|cx| sender.poll_flush(cx));
+        match within(self.write_timeout, flushed).await {
+            Ok(sent) => sent.map_err(Failure::Send)?,
+            Err(time) => return Err(Failure::WriteTimeout(time)),
+        }
+        self.sent += mem::take(&mut self.unsent);
+        self.waiting_since = None;
+        Ok(())
+    }
+}
+
+/// What all conversations of a server have done.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) requests: AtomicU64,
+    pub(super) replies: AtomicU64,
+    pub(super) refused: AtomicU64,
+}
+
+impl Counters {
+    pub(super) fn add(&self, requests: u64, replies: u64) {
+        self.requests.fetch_add(requests, Ordering::Relaxed);
+        self.replies.fetch_add(replies, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,90 @@
+//! How a connection's code learns that the server shuts down.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::sync::watch;
+
+/// A future that is ready once the server shuts down or is dropped.
+///
+/// From then on the connection's code has the [`drain_timeout`](crate::ServeConnections::drain_timeout)
+/// to come to its end. The future may be polled again after it was ready, and is ready again.
+///
+/// # Examples
+///
+/// ```
+/// use pipe_server::{Connection, RecvError, Shutdown};
+///
+/// async fn receive(mut connection: Connection, mut shutdown: Shutdown) -> Result<(), RecvError> {
+///     loop {
+///         let message = tokio::select! {
+///             message = connection.recv() => message?,
+///             () = &mut shutdown => break,
+///         };
+///         let Some(message) = message else { break };
+///         println!("{} bytes", message.len());
+///     }
+///     Ok(())
+/// }
+/// ```
+#[must_use = "futures do nothing unless they are awaited"]
+pub struct Shutdown {
+    /// Sees one change, which is never marked as seen.
+    begun: watch::Receiver<()>,
+    waiting: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
+}
+
+impl Shutdown {
+    pub(super) fn new(begun: watch::Receiver<()>) -> Self {
+        let waiting = None;
+        Self { begun, waiting }
+    }
+
+    /// Whether the shutdown has begun.
+    #[must_use]
+    pub fn is_shutdown(&self) -> bool {
+        // An error is a server that was dropped.
+        self.begun.has_changed().unwrap_or(true)
+    }
+
+    /// Waits like the future itself, without its allocation.
+    pub(super) fn wait(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
+        wait(self.begun.clone())
+    }
+}
+
+async fn wait(mut begun: watch::Receiver<()>) {
+    _ = begun.changed().await;
+}
+
+impl Clone for Shutdown {
+    fn clone(&self) -> Self {
+        Self::new(self.begun.clone())
+    }
+}
+
+impl Future for Shutdown {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.is_shutdown() {
+            return Poll::Ready(());
+        }
+        let Self { begun, waiting } = &mut *self;
+        let waiting = waiting.get_or_insert_with(|| Box::pin(wait(begun.clone())));
+        waiting.as_mut().poll(cx)
+    }
+}
+
+impl fmt::Debug for Shutdown {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Shutdown")
+            .field("is_shutdown", &self.is_shutdown())
+            .finish_non_exhaustive()
+    }
+}

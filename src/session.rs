@@ -1,0 +1,102 @@
+//! What belongs to one client.
+
+use std::{any::type_name, fmt, io, ops::Deref, sync::Arc};
+
+use crate::{access::Peer, identity::Identity};
+
+/// What [`Serve::on_connect`](crate::Serve::on_connect) made for the client whose request is answered.
+///
+/// Handlers take it as an argument. A clone is cheap and refers to the same value, which is dropped once
+/// its client is gone and no clone and no [`Request`](crate::Request) of that client is left.
+///
+/// # Examples
+///
+/// ```
+/// use std::sync::atomic::{AtomicU64, Ordering};
+/// use pipe_server::{Handler, Session};
+///
+/// fn check<T>(_: impl Handler<T>) {}
+///
+/// check(|requests: Session<AtomicU64>, name: String| async move {
+///     let number = requests.fetch_add(1, Ordering::Relaxed);
+///     format!("hello {name}, that was request {number}")
+/// });
+/// ```
+pub struct Session<S>(Arc<S>);
+
+impl<S: Send + Sync + 'static> Session<S> {
+    pub(crate) fn of(identity: &Identity) -> Result<Self, NoSession> {
+        let session = identity.session().cloned();
+        match session.and_then(|session| session.downcast().ok()) {
+            Some(session) => Ok(Self(session)),
+            None => Err(NoSession {
+                wanted: type_name::<S>(),
+            }),
+        }
+    }
+}
+
+impl<S> Clone for Session<S> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<S> Deref for Session<S> {
+    type Target = S;
+
+    fn deref(&self) -> &S {
+        &self.0
+    }
+}
+
+impl<S: fmt::Debug> fmt::Debug for Session<S> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_tuple("Session").field(&**self).finish()
+    }
+}
+
+/// The connection has no session of the type that the handler takes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the connection has no Session<{wanted}>: return a {wanted} from on_connect")]
+pub struct NoSession {
+    wanted: &'static str,
+}
+
+/// A connection, as [`Serve::on_connect`](crate::Serve::on_connect) and handlers are told of it.
+#[derive(Clone)]
+pub struct ConnectionInfo {
+    identity: Arc<Identity>,
+}
+
+impl ConnectionInfo {
+    pub(crate) fn new(identity: &Arc<Identity>) -> Self {
+        let identity = Arc::clone(identity);
+        Self { identity }
+    }
+
+    /// The number of the connection, as [`Connection::id`](crate::Connection::id).
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.identity.id
+    }
+
+    /// Who is on the other side, as [`Connection::peer`](crate::Connection::peer).
+    ///
+    /// # Errors
+    ///
+    /// The system's. On Windows some clients are known only once a message of theirs has been received,
+    /// which is after `on_connect`: check those in the handler.
+    pub fn peer(&self) -> io::Result<Peer> {
+        self.identity.peer()
+    }
+}
+
+impl fmt::Debug for ConnectionInfo {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("ConnectionInfo")
+            .field("id", &self.id())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,110 @@
+//! Services of tower as handlers.
+
+use std::{
+    fmt,
+    future::poll_fn,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Poll, ready},
+};
+
+use tower_service::Service;
+
+use crate::{
+    error::BoxError,
+    handler::{Handler, Request},
+    into_reply::{IntoReply, Reply},
+};
+
+/// Makes a [`tower_service::Service`] over [`Request`] a handler.
+///
+/// Each connection has a clone of the service, which is called once it is ready.
+///
+/// # Examples
+///
+/// ```
+/// use std::{io, time::Duration};
+/// use pipe_server::{Bytes, Handler, Request, TowerHandler};
+/// use tower::{ServiceBuilder, service_fn};
+///
+/// fn check<T>(_: impl Handler<T>) {}
+///
+/// let service = ServiceBuilder::new()
+///     .concurrency_limit(8)
+///     .timeout(Duration::from_secs(1))
+///     .service(service_fn(|request: Request| async move { Ok::<_, io::Error>(request.into_bytes()) }));
+/// check(TowerHandler::new(service));
+/// ```
+pub struct TowerHandler<S> {
+    /// Locked only while it is polled: a service is called by `&mut`, and need not be `Sync`.
+    service: Mutex<S>,
+    /// Whether it is that of one connection. Otherwise each request has a clone: a service that is not
+    /// ready remembers one task only.
+    connected: bool,
+}
+
+impl<S> TowerHandler<S> {
+    /// Answers with `service`.
+    pub fn new(service: S) -> Self {
+        Self {
+            service: Mutex::new(service),
+            connected: false,
+        }
+    }
+}
+
+impl<S: Clone> TowerHandler<S> {
+    fn clone_service(&self) -> Mutex<S> {
+        Mutex::new(lock(&self.service).clone())
+    }
+}
+
+impl<S> Handler for TowerHandler<S>
+where
+    S: Service<Request> + Clone + Send + 'static,
+    S::Response: IntoReply,
+    S::Error: Into<BoxError>,
+    S::Future: Send,
+{
+    async fn call(&self, request: Request) -> Result<Reply, BoxError> {
+        let clone;
+        let service = if self.connected {
+            &self.service
+        } else {
+            clone = self.clone_service();
+            &clone
+        };
+        let mut request = Some(request);
+        // Under one lock, so that nobody else uses up what `poll_ready` has reserved.
+        let answer = poll_fn(|cx| {
+            let mut service = lock(service);
+            if let Err(error) = ready!(service.poll_ready(cx)) {
+                return Poll::Ready(Err(error));
+            }
+            match request.take() {
+                Some(request) => Poll::Ready(Ok(service.call(request))),
+                None => Poll::Pending,
+            }
+        });
+        let answer = answer.await.map_err(Into::into)?;
+        answer.await.map_err(Into::into)?.into_reply()
+    }
+
+    fn connected(self: &Arc<Self>) -> Arc<Self> {
+        Arc::new(Self {
+            service: self.clone_service(),
+            connected: true,
+        })
+    }
+}
+
+impl<S> fmt::Debug for TowerHandler<S> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("TowerHandler")
+            .finish_non_exhaustive()
+    }
+}
+
+fn lock<S>(service: &Mutex<S>) -> MutexGuard<'_, S> {
+    service.lock().unwrap_or_else(PoisonError::into_inner)
+}
