@@ -194,7 +194,7 @@ impl<H, T, S> Serve<H, T, S> {
     /// })
     /// .on_connect(|connection: ConnectionInfo| async move {
     ///     println!("client {}", connection.id());
-    ///     Ok::<_, BoxError>(Mutex::new(Vec::new()))
+    ///     Ok::<_, BoxError>(Mutex::new(Vec::<String>::new()))
     /// });
     /// tokio::spawn(serving.into_future());
     ///

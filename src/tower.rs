@@ -29,7 +29,6 @@ use crate::{
 /// fn check<T>(_: impl Handler<T>) {}
 ///
 /// let service = ServiceBuilder::new()
-///     .concurrency_limit(8)
 ///     .timeout(Duration::from_secs(1))
 ///     .service(service_fn(|request: Request| async move { Ok::<_, io::Error>(request.into_bytes()) }));
 /// check(TowerHandler::new(service));
