@@ -14,6 +14,8 @@ use std::{
 
 use pipe_server::{Client, ClientOptions, ListenerOptions, MemoryPipe, PipeListener};
 
+pub(crate) mod log;
+
 /// One test of each engine for each function that is named.
 macro_rules! on_every_engine {
     ($($test:ident),* $(,)?) => {
