@@ -344,11 +344,12 @@ impl Client {
         self.connection.finish().await
     }
 
-    /// Who is on the other side, as [`Connection::peer`].
+    /// Who serves the pipe. On Windows its user is the owner of the pipe.
     ///
     /// # Errors
     ///
-    /// The system's.
+    /// The system's. On Windows the owner can be read only if the client was connected with
+    /// [`only_current_user`](ClientOptions::only_current_user).
     pub fn peer(&self) -> io::Result<Peer> {
         self.connection.peer()
     }

@@ -35,7 +35,6 @@ use crate::{
 /// A type of one's own:
 ///
 /// ```
-/// use std::num::ParseIntError;
 /// use pipe_server::{BoxError, FromRequest, Handler, Request};
 ///
 /// struct Number(u64);
@@ -44,7 +43,7 @@ use crate::{
 ///     type Rejection = BoxError;
 ///
 ///     fn from_request(request: &Request) -> Result<Self, BoxError> {
-///         Ok(Self(str::from_utf8(request.bytes())?.trim().parse()?))
+///         Ok(Self(std::str::from_utf8(request.bytes())?.trim().parse()?))
 ///     }
 /// }
 ///

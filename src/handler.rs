@@ -39,7 +39,7 @@ use crate::{
 ///
 /// impl Handler for Greeter {
 ///     async fn call(&self, request: Request) -> Result<Reply, BoxError> {
-///         let name = str::from_utf8(request.bytes())?;
+///         let name = std::str::from_utf8(request.bytes())?;
 ///         Ok(Reply::new(format!("{} {name}", self.greeting)))
 ///     }
 /// }

@@ -331,7 +331,7 @@ mod our_client {
             let mut client = options.connect(&address).await.unwrap();
             let error = client.call("how much?").await.unwrap_err();
             assert!(
-                matches!(error, CallError::Recv(RecvError::TooLong { limit: 10 })),
+                matches!(error, CallError::Recv(RecvError::TooLong { limit: 10, .. })),
                 "{length} bytes: {error:?}"
             );
             serving.join().unwrap().unwrap();

@@ -1,0 +1,88 @@
+//! A server that sends without being asked: whatever one client says, all others are told.
+//!
+//! Run `cargo run --example push`, and connect two clients to the pipe `chat`.
+
+use std::{future::Future, sync::Arc};
+
+use pipe_server::{
+    BoxError, Bytes, Connection, PipeListener, Shutdown, Summary, serve_connections,
+};
+use tokio::sync::broadcast;
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    let listener = PipeListener::bind("chat")?;
+    println!("listening on {}", listener.path().display());
+    run(listener, async { _ = tokio::signal::ctrl_c().await }).await;
+    Ok(())
+}
+
+async fn run(listener: PipeListener, stop: impl Future<Output = ()> + Send + 'static) -> Summary {
+    let room = Arc::new(broadcast::Sender::new(64));
+    serve_connections(
+        listener,
+        move |connection: Connection, shutdown: Shutdown| {
+            chat(connection, shutdown, Arc::clone(&room))
+        },
+    )
+    .with_graceful_shutdown(stop)
+    .await
+}
+
+type Said = (u64, Bytes);
+
+async fn chat(
+    mut connection: Connection,
+    mut shutdown: Shutdown,
+    room: Arc<broadcast::Sender<Said>>,
+) -> Result<(), BoxError> {
+    let mut others = room.subscribe();
+    connection.send("welcome").await?;
+    loop {
+        tokio::select! {
+            // `recv` is cancel safe: what is half received is received the next time.
+            said = connection.recv() => match said? {
+                Some(text) => _ = room.send((connection.id(), text)),
+                None => return Ok(()),
+            },
+            said = others.recv() => match said {
+                Ok((speaker, text)) if speaker != connection.id() => connection.send(text).await?,
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return Ok(()),
+            },
+            () = &mut shutdown => {
+                connection.send("the server is shutting down").await?;
+                return Ok(());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pipe_server::Client;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_one_client_says_the_others_are_told() {
+        let name = format!("push-example-{}", std::process::id());
+        let listener = PipeListener::bind(&name).unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let server = tokio::spawn(run(listener, async { _ = stopped.await }));
+        let mut speaker = Client::connect(&name).await.unwrap();
+        let mut listener = Client::connect(&name).await.unwrap();
+        for client in [&mut speaker, &mut listener] {
+            assert_eq!(client.recv().await.unwrap().unwrap(), "welcome");
+        }
+        speaker.send("hello").await.unwrap();
+        assert_eq!(listener.recv().await.unwrap().unwrap(), "hello");
+        stop.send(()).unwrap();
+        for client in [&mut speaker, &mut listener] {
+            let last = client.recv().await.unwrap().unwrap();
+            assert_eq!(last, "the server is shutting down");
+        }
+        assert_eq!(server.await.unwrap().served, 2);
+    }
+}

@@ -1,0 +1,74 @@
+//! A handler with state: a store of keys and values that all clients share, and a count for each client.
+//!
+//! Run `cargo run --example stateful`, and in another terminal
+//! `cargo run --bin pipe-client -- --pipe-name store "set color blue" "get color"`.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use pipe_server::{
+    BoxError, ConnectionInfo, FromRequest, Handler, PipeListener, Reply, Request, Serve, Session,
+    serve,
+};
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    let listener = PipeListener::bind("store")?;
+    println!("listening on {}", listener.path().display());
+    server(listener).await;
+    Ok(())
+}
+
+fn server(listener: PipeListener) -> Serve<Store, Request> {
+    serve(listener, Store::default())
+        .on_connect(|_: ConnectionInfo| async { Ok::<_, BoxError>(AtomicU64::new(0)) })
+}
+
+#[derive(Default)]
+struct Store {
+    values: Mutex<HashMap<String, String>>,
+}
+
+impl Handler for Store {
+    async fn call(&self, request: Request) -> Result<Reply, BoxError> {
+        // What belongs to this client alone.
+        let requests = Session::<AtomicU64>::from_request(&request)?;
+        let number = requests.fetch_add(1, Ordering::Relaxed) + 1;
+        let text = std::str::from_utf8(request.bytes())?;
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
+        let reply = match words[..] {
+            ["get", key] => values.get(key).cloned().unwrap_or_default(),
+            ["set", key, value] => values.insert(key.into(), value.into()).unwrap_or_default(),
+            _ => "write: get KEY, or: set KEY VALUE".into(),
+        };
+        Ok(Reply::new(format!("{number}: {reply}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::IntoFuture;
+
+    use pipe_server::Client;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn values_are_shared_and_counts_are_not() {
+        let name = format!("stateful-example-{}", std::process::id());
+        let listener = PipeListener::bind(&name).unwrap();
+        tokio::spawn(server(listener).into_future());
+        let mut one = Client::connect(&name).await.unwrap();
+        let mut other = Client::connect(&name).await.unwrap();
+        assert_eq!(one.call("set color blue").await.unwrap(), "1: ");
+        assert_eq!(one.call("get color").await.unwrap(), "2: blue");
+        assert_eq!(other.call("get color").await.unwrap(), "1: blue");
+        assert!(other.call("what?").await.unwrap().starts_with(b"2: write"));
+    }
+}
