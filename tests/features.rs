@@ -5,6 +5,7 @@
 mod support;
 
 use std::{
+    cell::Cell,
     future::{self, Future, IntoFuture, poll_fn},
     io,
     pin::{Pin, pin},
@@ -33,8 +34,10 @@ on_every_engine! {
     a_flush_waits_until_a_full_pipe_is_read,
     a_sink_refuses_an_oversized_or_empty_item_and_sends_the_next,
     a_message_over_the_limit_is_the_last_item_of_its_stream,
+    a_client_is_a_stream_and_a_sink,
     a_service_keeps_its_state_between_requests,
     a_stack_of_services_is_a_handler,
+    a_service_is_cloned_once_a_connection_and_need_not_be_sync,
     a_service_is_not_called_before_it_is_ready,
     an_error_of_a_service_costs_its_client_the_connection,
 }
@@ -212,6 +215,22 @@ async fn a_message_over_the_limit_is_the_last_item_of_its_stream(kind: Kind) {
     assert!(connection.next().await.is_none());
 }
 
+async fn a_client_is_a_stream_and_a_sink(kind: Kind) {
+    let (mut listener, pipe) = kind.bind(ListenerOptions::new());
+    let client = pipe.connect().await;
+    let mut connection = listener.accept().await.unwrap();
+    let (mut sink, mut stream) = client.split();
+    sink.feed("one".into()).await.unwrap();
+    sink.send("two".into()).await.unwrap();
+    sink.close().await.unwrap();
+    for text in ["one", "two"] {
+        assert_eq!(connection.recv().await.unwrap().unwrap(), text);
+    }
+    assert!(connection.recv().await.unwrap().is_none());
+    connection.send("reply").await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap(), "reply");
+}
+
 /// Serves with a service, until the runtime of the test ends.
 fn start<T: 'static>(kind: Kind, handler: impl Handler<T>) -> Pipe {
     let (listener, pipe) = kind.bind(ListenerOptions::new());
@@ -261,6 +280,53 @@ async fn a_service_keeps_its_state_between_requests(kind: Kind) {
     assert_eq!(one.recv().await.unwrap().unwrap(), "3: c");
     assert_eq!(one.recv().await.unwrap().unwrap(), "4: d");
     assert_eq!(counter.requests.load(Ordering::Relaxed), 4);
+}
+
+/// Counts its own requests and not those of its clones. `Cell` makes it `!Sync`.
+#[derive(Default)]
+struct Unshared {
+    requests: Cell<u32>,
+    clones: Arc<AtomicUsize>,
+}
+
+impl Clone for Unshared {
+    fn clone(&self) -> Self {
+        self.clones.fetch_add(1, Ordering::Relaxed);
+        Self {
+            requests: Cell::new(0),
+            clones: Arc::clone(&self.clones),
+        }
+    }
+}
+
+impl Service<Request> for Unshared {
+    type Response = String;
+    type Error = io::Error;
+    type Future = future::Ready<io::Result<String>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request) -> Self::Future {
+        self.requests.set(self.requests.get() + 1);
+        future::ready(Ok(self.requests.get().to_string()))
+    }
+}
+
+async fn a_service_is_cloned_once_a_connection_and_need_not_be_sync(kind: Kind) {
+    let clones = Arc::default();
+    let service = Unshared {
+        requests: Cell::default(),
+        clones: Arc::clone(&clones),
+    };
+    let pipe = start(kind, TowerHandler::new(service));
+    let (mut one, mut other) = (pipe.connect().await, pipe.connect().await);
+    for number in ["1", "2", "3"] {
+        assert_eq!(one.call("x").await.unwrap(), number);
+    }
+    assert_eq!(other.call("x").await.unwrap(), "1");
+    assert_eq!(clones.load(Ordering::Relaxed), 2);
 }
 
 async fn a_stack_of_services_is_a_handler(kind: Kind) {
