@@ -14,7 +14,18 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Everything has to be called inside a Tokio runtime with I/O and time enabled.
+//! Pipes are bound, and clients connect, inside a Tokio runtime with I/O and time enabled.
+//!
+//! # Where to start
+//!
+//! | to | use |
+//! |---|---|
+//! | answer requests | [`serve`], with a [`Handler`] that takes what is [`FromRequest`] and returns what is [`IntoReply`] |
+//! | keep something for each client, or refuse it | [`Serve::on_connect`] and [`Session`] |
+//! | push messages, or speak a protocol of your own | [`serve_connections`], which hands out each [`Connection`] |
+//! | accept clients yourself | [`PipeListener`] |
+//! | call a server | [`Client`] |
+//! | test a handler | [`Handler::call`] with [`Request::new`]; pipes in memory (feature `test-util`) |
 //!
 //! # Guarantees
 //!
@@ -34,7 +45,7 @@
 //! | feature | what it adds |
 //! |---|---|
 //! | `cli` (default) | the programs; libraries turn it off |
-//! | `futures` | `Stream` and `Sink` for [`Connection`] and its halves |
+//! | `futures` | `Stream` and `Sink` for [`Connection`], its halves and [`Client`] |
 //! | `tower` | any `tower::Service` as a handler, through `TowerHandler` |
 //! | `test-util` | pipes inside the process, through `ListenerOptions::bind_memory` |
 //!
@@ -42,13 +53,16 @@
 //!
 //! | file | what is in it |
 //! |---|---|
-//! | `name.rs` | [`PipeName`] |
+//! | `name.rs`, `defaults.rs` | [`PipeName`], and what applies when nothing else is asked for |
 //! | `listener.rs` | [`PipeListener`], [`ListenerOptions`]: the waiting instances |
-//! | `serve.rs` | [`serve`]: the loop, tasks, drain, [`Summary`]; below it one client's conversation, timeouts |
-//! | `handler.rs` | [`Handler`], [`Request`], [`Reply`] |
 //! | `connection.rs` | [`Connection`] and its halves |
 //! | `client.rs` | [`Client`], [`ClientOptions`] |
+//! | `handler.rs` | [`Handler`], [`Request`]; `from_request.rs`, `into_reply.rs`: what handlers take and return |
+//! | `session.rs` | [`Session`], [`ConnectionInfo`] |
+//! | `serve.rs` | [`serve`]; below it [`serve_connections`] with the accept loop, and one client's conversation |
+//! | `tower.rs` | `TowerHandler` |
 //! | `access.rs` | [`Access`] (who may connect), [`Peer`] (who did) |
+//! | `error.rs` | one error for each kind of operation |
 //! | `engine.rs` | the inner interface of an engine; the engines are below it |
 //! | `windows/` | the only unsafe code |
 

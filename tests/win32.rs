@@ -394,6 +394,7 @@ mod our_client {
         let _server = create(&address, PIPE_TYPE_BYTE);
         let error = Client::connect(&address).await.unwrap_err();
         assert!(matches!(error, ConnectError::Io { .. }), "{error:?}");
-        assert!(error.to_string().contains("byte pipe"), "{error}");
+        let reason = std::error::Error::source(&error).unwrap().to_string();
+        assert!(reason.contains("byte pipe"), "{reason}");
     }
 }
