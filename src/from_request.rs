@@ -59,6 +59,11 @@ use crate::{
 /// ```
 // One trait and not two, as axum has them for the parts and the body of a request: a message is whole and
 // its clone costs a reference, so that each argument can have it.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` can't be an argument of a handler",
+    note = "implement `FromRequest` for it, or take one of `Bytes`, `String`, `Request`, `Peer`, \
+            `ConnectionInfo` and `Session`"
+)]
 pub trait FromRequest: Sized {
     /// Why a request is rejected.
     type Rejection: Into<BoxError>;

@@ -64,6 +64,11 @@ use crate::{
 ///     }
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a handler",
+    note = "a handler is an async function with one to four arguments, each of a type that implements \
+            `FromRequest`, and a return type that implements `IntoReply`"
+)]
 pub trait Handler<T = Request>: Send + Sync + 'static {
     /// Answers one request.
     ///

@@ -71,6 +71,10 @@ impl Reply {
 ///     }
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` can't be returned by a handler",
+    note = "a handler returns bytes, text, `Reply`, `()`, or an `Option` or `Result` of these"
+)]
 pub trait IntoReply {
     /// Converts it into the reply.
     ///

@@ -36,7 +36,8 @@ const MAX_ADDRESS_BYTES: usize = 107;
 /// Windows compares names without regard to case; Linux does not.
 ///
 /// Everything that takes a name takes what converts to one: a `PipeName`, `&str`, `String`, `&Path`,
-/// `PathBuf`, `&OsStr` and `OsString`. A path of Linux need not be UTF-8; a short name has to be.
+/// `PathBuf`, `&OsStr` and `OsString`. A path of Linux need not be UTF-8; a short name has to be. None can
+/// contain control characters.
 ///
 /// # Examples
 ///
@@ -302,10 +303,12 @@ fn parse(name: &str) -> Result<PipeName, NameError> {
 
 #[cfg(target_os = "linux")]
 fn path(name: &OsStr) -> Result<PipeName, NameError> {
-    if name.as_encoded_bytes().contains(&0) {
+    let text = name.to_string_lossy();
+    // A path with a newline would forge the lines that name it.
+    if let Some(character) = text.chars().find(|c| c.is_control()) {
         return Err(NameError::Character {
-            name: Path::new(name).display().to_string(),
-            character: '\0',
+            name: text.into_owned(),
+            character,
         });
     }
     check_length(name)?;
@@ -436,7 +439,10 @@ mod tests {
             assert_eq!(name.short(), None);
             assert_eq!(name.to_string(), path);
         }
-        assert!(parse("/a\0b").is_err());
+        for name in ["/a\0b", "/a\nb", "./a\x1b[2Jb"] {
+            let error = parse(name).unwrap_err();
+            assert!(matches!(error, NameError::Character { .. }), "{error:?}");
+        }
     }
 
     #[cfg(target_os = "linux")]
@@ -446,6 +452,8 @@ mod tests {
 
         let path = OsStr::from_bytes(b"/tmp/\xff");
         assert_eq!(PipeName::try_from(path).unwrap().to_path(), path);
+        let error = PipeName::try_from(OsStr::from_bytes(b"/tmp/\n\xff")).unwrap_err();
+        assert!(matches!(error, NameError::Character { .. }), "{error:?}");
         let error = PipeName::try_from(OsStr::from_bytes(b"\xff")).unwrap_err();
         assert!(matches!(error, NameError::NotUnicode { .. }), "{error:?}");
     }
