@@ -75,7 +75,7 @@ fn servers() -> io::Result<Vec<Server>> {
 
 #[cfg(windows)]
 fn servers() -> io::Result<Vec<Server>> {
-    use pipe_server::Engine;
+    use pipe_server::os::windows::{Engine, ListenerOptionsExt as _};
 
     let overlapped = ListenerOptions::new().max_message_size(LONGEST);
     let tokio = ListenerOptions::new().engine(Engine::Tokio);
@@ -93,7 +93,7 @@ fn this_library(title: &'static str, options: ListenerOptions) -> io::Result<Ser
     let listener = options.bind(&name)?;
     let serving = serve(listener, move |request: Bytes| {
         log.lock().unwrap().push(request.clone());
-        async move { Ok::<_, io::Error>(request) }
+        async move { request }
     });
     tokio::spawn(serving.into_future());
     Ok(Server {

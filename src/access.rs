@@ -88,7 +88,7 @@ impl FromStr for Access {
     }
 }
 
-/// Who is on the other side of a connection.
+/// Who is on the other side of a connection. [`os`](crate::os) has what only one system knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     pub(crate) process_id: u32,
@@ -146,20 +146,6 @@ impl Peer {
     #[must_use]
     pub fn user(&self) -> &UserId {
         &self.user
-    }
-
-    /// The effective group that the process ran with when it connected.
-    #[cfg(target_os = "linux")]
-    #[must_use]
-    pub fn group_id(&self) -> u32 {
-        self.group_id
-    }
-
-    /// The process's terminal services session.
-    #[cfg(windows)]
-    #[must_use]
-    pub fn session_id(&self) -> u32 {
-        self.session_id
     }
 }
 

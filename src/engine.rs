@@ -40,6 +40,33 @@ pub(crate) mod seqpacket;
 #[cfg(windows)]
 pub(crate) mod tokio_pipe;
 
+/// How bytes move under a connection on Windows.
+#[cfg(windows)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Engine {
+    /// The one that suits most programs: `Overlapped`.
+    #[default]
+    Auto,
+    /// `tokio::net::windows::named_pipe`, whose messages are 4,095 bytes long at most: for hosts that
+    /// want Tokio's own I/O.
+    Tokio,
+    /// Overlapped I/O of our own, completed by the system's thread pool, with messages of any length.
+    Overlapped,
+}
+
+/// The word of the option `--engine` of `pipe-server`.
+#[cfg(windows)]
+impl fmt::Display for Engine {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(match self {
+            Self::Auto => "auto",
+            Self::Tokio => "tokio",
+            Self::Overlapped => "overlapped",
+        })
+    }
+}
+
 /// A name that this process serves. Dropping it gives the name up.
 pub(crate) trait Endpoint: Send + Sync {
     /// Creates one more instance. Clients can connect to it from here on, before it is first

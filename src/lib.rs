@@ -60,9 +60,8 @@
 //! | `handler.rs` | [`Handler`], [`Request`]; `from_request.rs`, `into_reply.rs`: what handlers take and return |
 //! | `session.rs` | [`Session`], [`ConnectionInfo`] |
 //! | `serve.rs` | [`serve`]; below it [`serve_connections`] with the accept loop, and one client's conversation |
-//! | `tower.rs` | `TowerHandler` |
 //! | `access.rs` | [`Access`] (who may connect), [`Peer`] (who did) |
-//! | `error.rs` | one error for each kind of operation |
+//! | `os.rs` | what only one system has |
 //! | `engine.rs` | the inner interface of an engine; the engines are below it |
 //! | `windows/` | the only unsafe code |
 
@@ -83,6 +82,7 @@ mod identity;
 mod into_reply;
 mod listener;
 mod name;
+pub mod os;
 mod serve;
 mod session;
 #[cfg(feature = "tower")]
@@ -99,8 +99,6 @@ pub use bytes::Bytes;
 
 #[cfg(feature = "test-util")]
 pub use crate::client::MemoryPipe;
-#[cfg(windows)]
-pub use crate::listener::Engine;
 #[cfg(feature = "tower")]
 pub use crate::tower::TowerHandler;
 pub use crate::{

@@ -11,6 +11,8 @@ use std::{
 
 use tracing::warn;
 
+#[cfg(windows)]
+use crate::engine::Engine;
 use crate::{
     access::Access,
     connection::Connection,
@@ -22,7 +24,7 @@ use crate::{
 #[cfg(feature = "test-util")]
 use crate::{client::MemoryPipe, engine::memory};
 
-/// Options of a pipe before it is served.
+/// Options of a pipe before it is served. [`os`](crate::os) has those of one system.
 ///
 /// # Examples
 ///
@@ -42,36 +44,10 @@ pub struct ListenerOptions {
     buffer_size: usize,
     backlog: usize,
     access: Access,
-    allow_remote: bool,
     #[cfg(windows)]
-    engine: Engine,
-}
-
-/// How bytes move under a connection on Windows.
-#[cfg(windows)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Engine {
-    /// The one that suits most programs: `Overlapped`.
-    #[default]
-    Auto,
-    /// `tokio::net::windows::named_pipe`, whose messages are 4,095 bytes long at most: for hosts that
-    /// want Tokio's own I/O.
-    Tokio,
-    /// Overlapped I/O of our own, completed by the system's thread pool, with messages of any length.
-    Overlapped,
-}
-
-/// The word of the option `--engine` of `pipe-server`.
-#[cfg(windows)]
-impl fmt::Display for Engine {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.pad(match self {
-            Self::Auto => "auto",
-            Self::Tokio => "tokio",
-            Self::Overlapped => "overlapped",
-        })
-    }
+    pub(crate) allow_remote: bool,
+    #[cfg(windows)]
+    pub(crate) engine: Engine,
 }
 
 impl Default for ListenerOptions {
@@ -90,6 +66,7 @@ impl ListenerOptions {
             buffer_size: defaults::BUFFER_SIZE,
             backlog: defaults::BACKLOG,
             access: Access::default(),
+            #[cfg(windows)]
             allow_remote: false,
             #[cfg(windows)]
             engine: Engine::default(),
@@ -141,20 +118,6 @@ impl ListenerOptions {
         self
     }
 
-    /// Whether clients on other machines may connect. Default: no (`PIPE_REJECT_REMOTE_CLIENTS`). No
-    /// effect on Linux, where none can.
-    pub fn allow_remote(mut self, allow: bool) -> Self {
-        self.allow_remote = allow;
-        self
-    }
-
-    /// How bytes move under the connections. Default: [`Engine::Auto`].
-    #[cfg(windows)]
-    pub fn engine(mut self, engine: Engine) -> Self {
-        self.engine = engine;
-        self
-    }
-
     /// Serves the pipe `name`: clients can connect from here on.
     ///
     /// # Errors
@@ -181,7 +144,7 @@ impl ListenerOptions {
 
     /// Serves a pipe inside this process, for tests of a handler: no pipe of the system is made.
     ///
-    /// Ignores `access` and `engine`.
+    /// Ignores `access`, and `engine` on Windows.
     ///
     /// # Errors
     ///

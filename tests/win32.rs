@@ -12,8 +12,10 @@ mod win32;
 use std::{future::IntoFuture, io, thread};
 
 use pipe_server::{
-    Bytes, CallError, Client, ClientOptions, ConnectError, Engine, ListenerOptions, PipeName,
-    RecvError, SendError, serve,
+    Bytes, CallError, Client, ClientOptions, ConnectError, ListenerOptions, PipeName, RecvError,
+    SendError,
+    os::windows::{Engine, ListenerOptionsExt as _},
+    serve,
 };
 use windows_sys::Win32::{
     Foundation::{ERROR_BROKEN_PIPE, ERROR_PIPE_BUSY, GENERIC_READ, GENERIC_WRITE},

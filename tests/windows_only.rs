@@ -10,7 +10,8 @@ mod support;
 mod win32;
 
 use pipe_server::{
-    Access, BindError, Client, ClientOptions, ConnectError, Engine, ListenerOptions, PipeListener,
+    Access, BindError, Client, ClientOptions, ConnectError, ListenerOptions, PipeListener,
+    os::windows::{Engine, ListenerOptionsExt as _},
 };
 use windows_sys::Win32::{
     Foundation::{GENERIC_READ, GENERIC_WRITE},

@@ -92,9 +92,11 @@ impl Kind {
 
     #[cfg(windows)]
     fn with_engine(self, options: ListenerOptions) -> ListenerOptions {
+        use pipe_server::os::windows::{Engine, ListenerOptionsExt as _};
+
         options.engine(match self {
-            Self::Tokio => pipe_server::Engine::Tokio,
-            _ => pipe_server::Engine::Overlapped,
+            Self::Tokio => Engine::Tokio,
+            _ => Engine::Overlapped,
         })
     }
 

@@ -59,6 +59,8 @@ impl Options {
         }
         #[cfg(windows)]
         {
+            use pipe_server::os::windows::ListenerOptionsExt as _;
+
             options = options
                 .allow_remote(self.pipe.allow_remote)
                 .engine(self.pipe.engine.into());
@@ -196,7 +198,7 @@ enum Engine {
 }
 
 #[cfg(windows)]
-impl From<Engine> for pipe_server::Engine {
+impl From<Engine> for pipe_server::os::windows::Engine {
     fn from(engine: Engine) -> Self {
         match engine {
             Engine::Auto => Self::Auto,

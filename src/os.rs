@@ -1,0 +1,14 @@
+//! What only one system has.
+
+#[cfg(target_os = "linux")]
+pub mod linux;
+#[cfg(windows)]
+pub mod windows;
+
+/// Keeps the traits below to the types of this crate, so that they can grow.
+mod sealed {
+    pub trait Sealed {}
+
+    impl Sealed for crate::access::Peer {}
+    impl Sealed for crate::listener::ListenerOptions {}
+}

@@ -1,0 +1,41 @@
+//! What only Windows has.
+
+use super::sealed::Sealed;
+use crate::{access::Peer, listener::ListenerOptions};
+
+pub use crate::engine::Engine;
+
+/// Options of a Windows pipe.
+pub trait ListenerOptionsExt: Sealed {
+    /// How bytes move under the connections. Default: [`Engine::Auto`].
+    #[must_use]
+    fn engine(self, engine: Engine) -> Self;
+
+    /// Whether clients on other machines may connect. Default: no (`PIPE_REJECT_REMOTE_CLIENTS`).
+    #[must_use]
+    fn allow_remote(self, allow: bool) -> Self;
+}
+
+impl ListenerOptionsExt for ListenerOptions {
+    fn engine(mut self, engine: Engine) -> Self {
+        self.engine = engine;
+        self
+    }
+
+    fn allow_remote(mut self, allow: bool) -> Self {
+        self.allow_remote = allow;
+        self
+    }
+}
+
+/// What Windows knows of a [`Peer`] besides.
+pub trait PeerExt: Sealed {
+    /// The process's terminal services session.
+    fn session_id(&self) -> u32;
+}
+
+impl PeerExt for Peer {
+    fn session_id(&self) -> u32 {
+        self.session_id
+    }
+}
