@@ -4,12 +4,14 @@ use std::{
     fmt,
     future::{Future, IntoFuture, Pending, pending},
     marker::PhantomData,
-    pin::Pin,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use self::{conversation::Conversation, replies::Counters};
+use self::{
+    conversation::{Conversation, OnConnect, Options, Server},
+    replies::Counters,
+};
 use crate::{
     defaults, error::BoxError, handler::Handler, identity::AnySession, listener::PipeListener,
     session::ConnectionInfo,
@@ -77,29 +79,6 @@ pub struct Serve<H, T, S = Pending<()>> {
     drain_timeout: Option<Duration>,
     signal: S,
     _requests: PhantomData<fn(T)>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Options {
-    idle_timeout: Option<Duration>,
-    handler_timeout: Option<Duration>,
-    write_timeout: Option<Duration>,
-    cancel_on_disconnect: bool,
-}
-
-/// Makes the session of a client, or refuses it.
-type OnConnect = Box<
-    dyn Fn(ConnectionInfo) -> Pin<Box<dyn Future<Output = Result<AnySession, BoxError>> + Send>>
-        + Send
-        + Sync,
->;
-
-/// What all conversations share.
-struct Server<H> {
-    handler: Arc<H>,
-    options: Options,
-    on_connect: Option<OnConnect>,
-    counters: Counters,
 }
 
 impl<H, T, S> Serve<H, T, S> {

@@ -118,6 +118,23 @@ fn a_reply_comes_in_the_encoding_of_its_request() {
 }
 
 #[test]
+fn a_size_that_the_system_can_not_carry_is_bad_usage() {
+    let name = unique_name();
+    let server = Command::new(env!("CARGO_BIN_EXE_pipe-server"));
+    let client = Command::new(env!("CARGO_BIN_EXE_pipe-client"));
+    for mut command in [server, client] {
+        let output = command
+            .args(["--pipe-name", &name.text, "--max-message-size", "1TiB"])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let text = stderr(&output);
+        assert!(text.contains("--max-message-size is "), "{text}");
+    }
+}
+
+#[test]
 fn bad_usage_exits_2_and_says_what_to_do() {
     for (arguments, cure) in [
         (["--max-instances", "0"], "1 or more, or unlimited"),

@@ -1,25 +1,30 @@
 //! One client's conversation: requests in, replies out.
 
 use std::{
-    future::poll_fn,
+    future::{Future, poll_fn},
     marker::PhantomData,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{Arc, atomic::Ordering},
     task::Poll,
+    time::Duration,
 };
 
 use bytes::Bytes;
 use tracing::{debug, trace, warn};
 
 use super::{
-    Server, failure::Failure, panics::poll_caught, replies::Replies, requests::Requests,
-    shutdown::Shutdown, timeout::within,
+    failure::Failure,
+    panics::poll_caught,
+    replies::{Counters, Replies},
+    requests::Requests,
+    shutdown::Shutdown,
+    timeout::within,
 };
 use crate::{
     connection::Connection,
-    error::Chain,
+    error::{BoxError, Chain},
     handler::{Handler, Request},
-    identity::Identity,
+    identity::{AnySession, Identity},
     into_reply::Reply,
     session::ConnectionInfo,
 };
@@ -36,6 +41,30 @@ pub(super) struct Conversation<H, T> {
     shutdown: Shutdown,
     _requests: PhantomData<fn(T)>,
 }
+
+/// What all conversations share.
+pub(super) struct Server<H> {
+    pub(super) handler: Arc<H>,
+    pub(super) options: Options,
+    pub(super) on_connect: Option<OnConnect>,
+    pub(super) counters: Counters,
+}
+
+/// The options of [`Serve`](crate::Serve) that a conversation needs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Options {
+    pub(super) idle_timeout: Option<Duration>,
+    pub(super) handler_timeout: Option<Duration>,
+    pub(super) write_timeout: Option<Duration>,
+    pub(super) cancel_on_disconnect: bool,
+}
+
+/// Makes the session of a client, or refuses it.
+pub(super) type OnConnect = Box<
+    dyn Fn(ConnectionInfo) -> Pin<Box<dyn Future<Output = Result<AnySession, BoxError>> + Send>>
+        + Send
+        + Sync,
+>;
 
 impl<H: Handler<T>, T> Conversation<H, T> {
     pub(super) fn new(connection: Connection, shutdown: Shutdown, server: Arc<Server<H>>) -> Self {
