@@ -241,7 +241,11 @@ where
         });
         let shared = Arc::clone(&server);
         let serving = serve_connections(self.listener, move |connection, shutdown| {
-            Conversation::<H, T>::new(connection, shutdown, Arc::clone(&shared)).run()
+            let server = Arc::clone(&shared);
+            async move {
+                let mut conversation = Conversation::<H, T>::new(connection, shutdown, server);
+                conversation.run().await;
+            }
         });
         let mut summary = serving
             .drain_timeout(self.drain_timeout)

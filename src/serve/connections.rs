@@ -16,7 +16,10 @@ use tokio::{
 };
 use tracing::{Instrument, debug, debug_span, error, warn};
 
-use super::{panics::poll_caught, shutdown::Shutdown};
+use super::{
+    panics::{call_caught, poll_caught},
+    shutdown::Shutdown,
+};
 use crate::{
     connection::Connection,
     defaults,
@@ -276,8 +279,17 @@ where
     Running: Future<Output: ConnectionResult>,
 {
     let id = connection.id();
-    // The call is inside the future, so that a panic of it is caught as well.
-    let mut running = pin!(async move { code(connection, shutdown).await });
+    let panicked = |panic| {
+        error!(
+            connection.id = id,
+            "the connection's code panicked: {panic}"
+        )
+    };
+    // Straight into its place: a future kept in a variable would be held twice.
+    let mut running = pin!(match call_caught(|| code(connection, shutdown)) {
+        Ok(running) => running,
+        Err(panic) => return panicked(panic),
+    });
     match poll_fn(|cx| poll_caught(running.as_mut(), cx)).await {
         Ok(result) => {
             if let Err(error) = result.into_result() {
@@ -285,11 +297,6 @@ where
                 error!(connection.id = id, "the connection's code failed: {reason}");
             }
         }
-        Err(panic) => {
-            error!(
-                connection.id = id,
-                "the connection's code panicked: {panic}"
-            );
-        }
+        Err(panic) => panicked(panic),
     }
 }

@@ -82,7 +82,8 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         }
     }
 
-    pub(super) async fn run(mut self) {
+    /// Runs it to its end. Called once; by reference, since a future holds what it is given by value twice.
+    pub(super) async fn run(&mut self) {
         debug!("client connected");
         if self.begin().await.is_err() {
             return;

@@ -8,15 +8,20 @@ use std::{
     task::{Context, Poll},
 };
 
+/// Calls `function`, whose panic is an error with its text.
+pub(super) fn call_caught<T>(function: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(function)).map_err(|panic| text(&*panic))
+}
+
 /// Polls `future`, whose panic is an error with its text. What a panic leaves half done is dropped with
 /// the connection and seen by nobody.
 pub(super) fn poll_caught<F: Future>(
     future: Pin<&mut F>,
     cx: &mut Context<'_>,
 ) -> Poll<Result<F::Output, String>> {
-    match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
+    match call_caught(|| future.poll(cx)) {
         Ok(polled) => polled.map(Ok),
-        Err(panic) => Poll::Ready(Err(text(&*panic))),
+        Err(panic) => Poll::Ready(Err(panic)),
     }
 }
 
