@@ -88,7 +88,7 @@ impl FromStr for Access {
     }
 }
 
-/// Who is on the other side of a connection. [`os`](crate::os) has what only one system knows.
+/// Who is on the other side of a connection. [`os`](crate::os) adds what one system knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     pub(crate) process_id: u32,

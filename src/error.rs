@@ -64,7 +64,7 @@ pub enum BindError {
 }
 
 impl BindError {
-    /// Sorts the error of an engine.
+    /// Classifies an engine's error.
     pub(crate) fn create(address: impl Into<String>, source: io::Error) -> Self {
         let source = match OutOfRange::take(source) {
             Ok(out_of_range) => return out_of_range.into(),
@@ -161,7 +161,7 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// Sorts the error of an engine that further attempts won't change.
+    /// Classifies an engine's error that a further attempt would not change.
     pub(crate) fn open(address: impl Into<String>, source: io::Error) -> Self {
         let source = match OutOfRange::take(source) {
             Ok(out_of_range) => return out_of_range.into(),
@@ -283,8 +283,8 @@ impl From<CallError> for io::Error {
     }
 }
 
-/// An option that is out of range. An engine that finds it only when it asks the system returns it inside
-/// an `io::Error`.
+/// An option that is out of range. An engine that learns the range from the system returns it inside an
+/// `io::Error`.
 #[derive(Debug, thiserror::Error)]
 #[error("{option} {problem}")]
 pub(crate) struct OutOfRange {
@@ -298,7 +298,7 @@ impl OutOfRange {
         Self { option, problem }
     }
 
-    /// The one that is inside of `error`, or else `error` itself.
+    /// Extracts it from `error`, or returns `error`.
     fn take(error: io::Error) -> Result<Self, io::Error> {
         error.downcast()
     }

@@ -57,8 +57,8 @@ use crate::{
 ///     }
 /// });
 /// ```
-// One trait and not two, as axum has them for the parts and the body of a request: a message is whole and
-// its clone costs a reference, so that each argument can have it.
+// One trait, where axum has two for the parts and the body of a request: a message is whole, and its clone
+// shares the bytes, so every argument can have it.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` can't be an argument of a handler",
     note = "implement `FromRequest` for it, or take one of `Bytes`, `String`, `Request`, `Peer`, \

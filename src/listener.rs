@@ -24,7 +24,7 @@ use crate::{
 #[cfg(feature = "test-util")]
 use crate::{client::MemoryPipe, engine::memory};
 
-/// Options of a pipe before it is served. [`os`](crate::os) has those of one system.
+/// Options of a pipe before it is served. [`os`](crate::os) adds those of one system.
 ///
 /// # Examples
 ///

@@ -142,7 +142,7 @@ impl PipeName {
         }
     }
 
-    /// The path, if the system can have one of that length.
+    /// The path, if it is not too long for the system.
     pub(crate) fn resolve(&self) -> Result<PathBuf, NameError> {
         let path = self.to_path();
         // On Windows it has been checked: no environment can change it.
@@ -163,7 +163,7 @@ impl PipeName {
     }
 }
 
-/// The name as it was given; that of a full path of a local Windows pipe is the short one.
+/// Writes the name as it was given, but the full path of a local Windows pipe as its short name.
 impl fmt::Display for PipeName {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.short() {
@@ -198,7 +198,7 @@ impl TryFrom<&OsStr> for PipeName {
     }
 }
 
-/// Whatever can be seen as an [`OsStr`] is converted as one.
+/// Converts through [`OsStr`].
 macro_rules! try_from {
     ($($source:ty),* $(,)?) => {$(
         impl TryFrom<$source> for PipeName {
@@ -295,7 +295,7 @@ fn parse(name: &str) -> Result<PipeName, NameError> {
         None => name,
     };
     check_short(short, name)?;
-    // In whatever directory it will be.
+    // Checked again with its directory when it is resolved.
     check_length(OsStr::new(short))?;
     let place = Place::Short(short.to_owned());
     Ok(PipeName { place })

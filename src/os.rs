@@ -1,4 +1,4 @@
-//! What only one system has.
+//! What exists on one system only, as extension traits.
 
 #[cfg(target_os = "linux")]
 pub mod linux;

@@ -1,4 +1,4 @@
-//! What belongs to one client.
+//! State that belongs to one client.
 
 use std::{any::type_name, fmt, io, ops::Deref, sync::Arc};
 
@@ -63,7 +63,7 @@ pub struct NoSession {
     wanted: &'static str,
 }
 
-/// A connection, as [`Serve::on_connect`](crate::Serve::on_connect) and handlers are told of it.
+/// A connection, as [`Serve::on_connect`](crate::Serve::on_connect) and handlers see it.
 #[derive(Clone)]
 pub struct ConnectionInfo {
     identity: Arc<Identity>,

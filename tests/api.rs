@@ -40,7 +40,7 @@ on_every_engine! {
     a_session_belongs_to_one_client_and_is_dropped_with_it,
     a_session_of_another_type_is_rejected,
     a_refused_client_is_closed_counted_and_logged,
-    a_client_that_on_connect_forgets_is_cut_off,
+    an_on_connect_that_takes_too_long_refuses_its_client,
     code_that_has_the_connection_can_send_unasked,
     code_learns_of_a_shutdown_and_may_finish,
     code_that_does_not_end_is_cut_off,
@@ -358,7 +358,7 @@ async fn a_refused_client_is_closed_counted_and_logged(kind: Kind) {
     assert!(line.contains(&who) || cfg!(windows), "{line}");
 }
 
-async fn a_client_that_on_connect_forgets_is_cut_off(kind: Kind) {
+async fn an_on_connect_that_takes_too_long_refuses_its_client(kind: Kind) {
     let (server, pipe) = start_with(
         kind,
         |request: Bytes| async move { request },

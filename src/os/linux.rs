@@ -3,7 +3,7 @@
 use super::sealed::Sealed;
 use crate::access::Peer;
 
-/// What Linux knows of a [`Peer`] besides.
+/// What Linux adds to [`Peer`].
 pub trait PeerExt: Sealed {
     /// The effective group of the process when it connected (`SO_PEERCRED`).
     fn group_id(&self) -> u32;

@@ -5,7 +5,7 @@ use crate::{access::Peer, listener::ListenerOptions};
 
 pub use crate::engine::Engine;
 
-/// Options of a Windows pipe.
+/// What Windows adds to [`ListenerOptions`].
 pub trait ListenerOptionsExt: Sealed {
     /// How bytes move under the connections. Default: [`Engine::Auto`].
     #[must_use]
@@ -28,7 +28,7 @@ impl ListenerOptionsExt for ListenerOptions {
     }
 }
 
-/// What Windows knows of a [`Peer`] besides.
+/// What Windows adds to [`Peer`].
 pub trait PeerExt: Sealed {
     /// The process's terminal services session.
     fn session_id(&self) -> u32;

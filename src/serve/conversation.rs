@@ -96,7 +96,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         }
     }
 
-    /// Makes the client's session, if there is to be one, or refuses the client.
+    /// Creates the client's session if `on_connect` is set, or refuses the client.
     async fn begin(&mut self) -> Result<(), ()> {
         let Some(on_connect) = &self.server.on_connect else {
             return Ok(());
@@ -191,7 +191,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
 }
 
 impl<H, T> Drop for Conversation<H, T> {
-    /// Here, since a conversation that is cut off counts as well.
+    /// Counted on drop, so that a conversation that is cut off counts as well.
     fn drop(&mut self) {
         let counters = &self.server.counters;
         counters.add(self.requested, self.replies.sent());

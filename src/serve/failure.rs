@@ -57,7 +57,8 @@ impl Failure {
         !matches!(self, Self::WriteTimeout(_) | Self::Send(_))
     }
 
-    /// Says which connection ends and why, as loudly as it concerns who runs the server.
+    /// Logs which connection is closed and why: what the handler did wrong as an error, what the client or a
+    /// limit did as a warning.
     pub(super) fn log(&self, connection: u64, requests: u64, replies: u64) {
         let reason = Chain(self);
         match self {

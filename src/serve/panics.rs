@@ -1,4 +1,4 @@
-//! Panics of the user's code, caught where they happen.
+//! Panics of the user's code.
 
 use std::{
     any::Any,

@@ -1,4 +1,4 @@
-//! One client's requests: whose turn it is, and what came in early.
+//! One client's requests: when its turn is over, and what came in early.
 
 use std::{
     future::{Future, poll_fn},
@@ -20,7 +20,7 @@ const TURN: u32 = 16;
 pub(super) struct Requests {
     receiver: RecvHalf,
     idle_timeout: Option<Duration>,
-    /// One that came in while the handler was at work.
+    /// One that came in while the handler was running.
     early: Option<Bytes>,
     /// How many were taken since this client had to be waited for.
     turn: u32,
@@ -55,7 +55,7 @@ impl Requests {
         }
     }
 
-    /// Waits for the next request, after others had their turn. `None` when there will be none, or the
+    /// Waits for the next request, and lets other clients go first if the turn is over. `None` when there will be none, or the
     /// server shuts down.
     pub(super) async fn wait(
         &mut self,
@@ -79,8 +79,8 @@ impl Requests {
         }
     }
 
-    /// Looks for the client's leaving while the handler is at work. Ready when nothing more will be seen: it
-    /// has ended the conversation and may be reading, or the next request has come in.
+    /// Watches for the client's disconnect while the handler runs. Ready when there is nothing left to watch:
+    /// the client has ended the conversation and may still be reading, or the next request has come in.
     pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         if self.early.is_some() {
             return Poll::Ready(Ok(()));
