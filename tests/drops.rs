@@ -22,7 +22,7 @@ use tokio::{
     time::timeout,
 };
 
-use support::{Kind, Pipe, message, on_every_engine};
+use support::{Kind, Pipe, message, on_every_engine, same_system};
 
 on_every_engine! {
     everything_can_be_dropped_outside_the_runtime,
@@ -191,12 +191,20 @@ fn runtime(workers: usize) -> Runtime {
     if workers > 0 {
         builder.worker_threads(workers);
     }
-    builder.enable_all().build().unwrap()
+    builder.on_thread_start(same_system());
+    #[cfg(not(miri))]
+    builder.enable_io();
+    builder.enable_time().build().unwrap()
 }
 
 /// Runs it on a thread that knows no runtime.
 fn on_a_thread<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> T {
-    thread::spawn(run).join().unwrap()
+    let enter = same_system();
+    let thread = thread::spawn(move || {
+        enter();
+        run()
+    });
+    thread.join().unwrap()
 }
 
 /// The name is gone, and whoever serves it next is reached.

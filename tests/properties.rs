@@ -5,20 +5,34 @@
 
 mod support;
 
-use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
+use std::{
+    array,
+    future::{Future, poll_fn},
+    pin::pin,
+    task::Poll,
+    time::Duration,
+};
 
 use pipe_server::{Bytes, ListenerOptions, RecvError, RecvHalf, SendHalf};
 use proptest::{
     collection::vec,
     prelude::*,
     sample::select,
-    test_runner::{TestCaseResult, TestRunner},
+    test_runner::{RngAlgorithm, TestCaseResult, TestRng, TestRunner},
 };
-use tokio::{runtime::Runtime, task::yield_now, time::timeout};
+#[cfg(not(all(windows, any(miri, pipe_model))))]
+use tokio::runtime::Runtime;
+use tokio::{task::yield_now, time::timeout};
 
 use support::{Kind, message};
 
-const CASES: u32 = 24;
+const CASES: u32 = if cfg!(miri) {
+    2
+} else if cfg!(pipe_model) {
+    400
+} else {
+    24
+};
 
 /// The longest message that the default options allow.
 const LIMIT: usize = 65_536;
@@ -38,11 +52,14 @@ macro_rules! on {
 mod every_conversation_comes_whole_and_in_order_on {
     use super::*;
 
+    #[cfg(not(all(windows, any(miri, pipe_model))))]
     on! { memory, Memory; }
     #[cfg(target_os = "linux")]
     on! { seqpacket, Seqpacket; }
     #[cfg(windows)]
-    on! { overlapped, Overlapped; tokio_pipe, Tokio; }
+    on! { overlapped, Overlapped; }
+    #[cfg(all(windows, not(any(miri, pipe_model))))]
+    on! { tokio_pipe, Tokio; }
 }
 
 /// What goes one way: the messages and how both ends handle them.
@@ -65,16 +82,23 @@ enum Habit {
 }
 
 fn every_conversation_comes_whole_and_in_order(kind: Kind) {
-    let runtime = Runtime::new().unwrap();
-    let mut runner = TestRunner::new(ProptestConfig {
-        cases: CASES,
-        failure_persistence: None,
-        max_shrink_time: 30_000,
-        ..ProptestConfig::default()
-    });
-    let cases = (select(&[512, 4096, 65_536][..]), flow(kind), flow(kind));
-    let result = runner.run(&cases, |(buffer_size, up, down)| {
-        runtime.block_on(async {
+    let mut runner = TestRunner::new_with_rng(
+        ProptestConfig {
+            cases: CASES,
+            failure_persistence: None,
+            max_shrink_time: 30_000,
+            ..ProptestConfig::default()
+        },
+        rng(),
+    );
+    let cases = (
+        select(&[512, 4096, 65_536][..]),
+        flow(kind),
+        flow(kind),
+        any::<u64>(),
+    );
+    let result = runner.run(&cases, |(buffer_size, up, down, seed)| {
+        run(seed, async move {
             match timeout(DEADLINE, converse(kind, buffer_size, up, down)).await {
                 Ok(result) => result,
                 Err(_) => Err(TestCaseError::fail("the conversation hangs")),
@@ -83,6 +107,28 @@ fn every_conversation_comes_whole_and_in_order(kind: Kind) {
     });
     if let Err(error) = result {
         panic!("{error}");
+    }
+}
+
+#[cfg(not(all(windows, any(miri, pipe_model))))]
+fn run<T>(_seed: u64, conversation: impl Future<Output = T>) -> T {
+    Runtime::new().unwrap().block_on(conversation)
+}
+
+#[cfg(all(windows, any(miri, pipe_model)))]
+fn run<T>(seed: u64, conversation: impl Future<Output = T>) -> T {
+    let options = pipe_server::model::Options::seeded(seed);
+    pipe_server::model::run(options, || conversation)
+}
+
+/// On the model a failure comes again.
+fn rng() -> TestRng {
+    match cfg!(pipe_model) {
+        true => TestRng::deterministic_rng(RngAlgorithm::ChaCha),
+        false => TestRng::from_seed(
+            RngAlgorithm::ChaCha,
+            &array::from_fn::<_, 32, _>(|_| fastrand::u8(..)),
+        ),
     }
 }
 

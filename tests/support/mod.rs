@@ -7,6 +7,7 @@
 )]
 
 use std::{
+    future::Future,
     process,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
@@ -14,7 +15,9 @@ use std::{
 
 use pipe_server::{Client, ClientOptions, ListenerOptions, MemoryPipe, PipeListener};
 
-/// One test of each engine for each function that is named.
+/// One test of each engine for each function that is named. On the model of Windows there is one engine, and each
+/// test runs with many seeds.
+#[cfg(not(all(windows, any(miri, pipe_model))))]
 macro_rules! on_every_engine {
     ($($test:ident),* $(,)?) => {
         on_every_engine!(@engine memory, Memory, $($test),*);
@@ -38,7 +41,40 @@ macro_rules! on_every_engine {
         }
     };
 }
+#[cfg(all(windows, any(miri, pipe_model)))]
+macro_rules! on_every_engine {
+    ($($test:ident),* $(,)?) => {
+        mod overlapped {
+            $(
+                #[test]
+                fn $test() {
+                    crate::support::on_the_model(|| super::$test(crate::support::Kind::Overlapped));
+                }
+            )*
+        }
+    };
+}
 pub(crate) use on_every_engine;
+
+/// Runs a test on the model with many seeds, by itself or, `PIPE_MODEL_SEEDS=FIRST..LAST`, with others.
+#[cfg(all(windows, any(miri, pipe_model)))]
+pub(crate) fn on_the_model<F: Future<Output = ()>>(test: impl Fn() -> F) {
+    use pipe_server::model::{Options, run, seeds};
+    for seed in seeds(30) {
+        run(Options::seeded(seed), || async {
+            let ended = tokio::time::timeout(DEADLINE, test()).await;
+            ended.expect("it hangs");
+        });
+    }
+}
+
+/// A function that makes another thread one of the system that this one runs on. Only the model has more than one.
+pub(crate) fn same_system() -> impl Fn() + Clone + Send + Sync + 'static {
+    #[cfg(all(windows, any(miri, pipe_model)))]
+    return pipe_server::model::Model::entered();
+    #[cfg(not(all(windows, any(miri, pipe_model))))]
+    || {}
+}
 
 /// No test takes as long, however busy the machine is: something hangs.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
@@ -59,6 +95,9 @@ impl Kind {
     /// The longest message that the engine carries, or one that is long enough for any test.
     pub(crate) fn longest(self) -> usize {
         match self {
+            // Miri is slow, and so are thousands of seeds.
+            _ if cfg!(miri) => 20_000,
+            _ if cfg!(pipe_model) => 200_000,
             Self::Memory => 16 << 20,
             #[cfg(target_os = "linux")]
             Self::Seqpacket => 200_000,
