@@ -3,7 +3,8 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::{
-    io,
+    ffi::{CStr, c_char},
+    io, mem,
     os::windows::io::{AsRawHandle, FromRawHandle, OwnedHandle},
     ptr,
 };
@@ -290,8 +291,23 @@ unsafe fn text_of(descriptor: PSECURITY_DESCRIPTOR) -> io::Result<String> {
 
 /// Whether this is Wine, which never enforces access lists and knows no exclusive names.
 pub(crate) fn is_wine() -> bool {
+    wine_version().is_some()
+}
+
+/// The version of the Wine that this is, such as `8.0 (Debian 8.0~repack-4)`.
+pub(crate) fn wine_version() -> Option<String> {
     // SAFETY: both names end in NUL, and ntdll is part of every process.
-    unsafe { GetProcAddress(GetModuleHandleA(s!("ntdll.dll")), s!("wine_get_version")) }.is_some()
+    let function =
+        unsafe { GetProcAddress(GetModuleHandleA(s!("ntdll.dll")), s!("wine_get_version")) }?;
+    // SAFETY: this is the function's type in Wine (dlls/ntdll/version.c).
+    let wine_get_version = unsafe {
+        mem::transmute::<unsafe extern "system" fn() -> isize, extern "C" fn() -> *const c_char>(
+            function,
+        )
+    };
+    // SAFETY: it returns a constant that ends in NUL.
+    let version = unsafe { CStr::from_ptr(wine_get_version()) };
+    Some(version.to_string_lossy().into_owned())
 }
 
 /// Whether this is Wine. If so it is said what it lacks.
