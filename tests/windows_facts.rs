@@ -60,7 +60,7 @@ enum System {
 }
 
 impl System {
-    /// The one place that says it.
+    /// Decides it, here and nowhere else.
     fn current() -> Self {
         match win32::wine_version() {
             None => Self::Windows,
@@ -71,7 +71,7 @@ impl System {
         }
     }
 
-    /// Wine lets everybody in, whatever the access list says.
+    /// Wine keeps access lists and never enforces them.
     fn checks_access(self) -> bool {
         !matches!(self, Self::Wine8 | Self::Wine10 | Self::ModelWine)
     }
@@ -80,8 +80,8 @@ impl System {
         !matches!(self, Self::Wine8 | Self::Wine10 | Self::ModelWine)
     }
 
-    /// Whether a read in skip mode that is too short for a message that waits is pending first. Otherwise it fails
-    /// at once, and there is no callback.
+    /// Whether a read in skip mode pends when it has too little room for the message that is queued. Otherwise it fails
+    /// at once and sends no callback.
     fn short_read_pends(self) -> bool {
         matches!(self, Self::Windows | Self::Model8)
     }
@@ -91,17 +91,17 @@ impl System {
 const CLIENT_RIGHTS: u32 =
     FILE_READ_DATA | FILE_WRITE_DATA | FILE_READ_ATTRIBUTES | FILE_WRITE_ATTRIBUTES | SYNCHRONIZE;
 
-/// All that `CreateNamedPipeW` asks for with `PIPE_ACCESS_DUPLEX`, and the right to create instances (0x4).
+/// What `CreateNamedPipeW` asks for with `PIPE_ACCESS_DUPLEX`, the right to create instances (0x4) included.
 const INSTANCE_RIGHTS: u32 = 0x12019f;
 
-/// What the library grants to everyone with `Access::Everyone`: the same without 0x4.
+/// What `Access::Everyone` grants to other users: the same without 0x4.
 const EVERYONE_RIGHTS: u32 = 0x12019b;
 
 mod connecting {
     use super::*;
 
     #[test]
-    fn an_instance_is_opened_and_written_to_before_connect_is_called() {
+    fn a_client_can_open_and_write_before_connect_is_called() {
         let name = Name::new();
         let server = name.create().in_the_pool();
         let client = name.open();
@@ -111,12 +111,12 @@ mod connecting {
     }
 
     #[test]
-    fn connect_says_535_and_calls_nobody_back_when_a_client_is_there() {
+    fn connect_fails_with_535_and_no_callback_when_a_client_is_connected() {
         let name = Name::new();
         let server = name.create().in_the_pool();
         let client = name.open();
         let connect = server.start_connect();
-        assert_eq!(connect.said, ERROR_PIPE_CONNECTED);
+        assert_eq!(connect.returned, ERROR_PIPE_CONNECTED);
         let read = server.start_read(64);
         assert_eq!(client.write(b"next"), ERROR_SUCCESS);
         assert_eq!(server.end(read), ended(ERROR_SUCCESS, b"next"));
@@ -124,7 +124,7 @@ mod connecting {
     }
 
     #[test]
-    fn connect_says_232_when_the_client_has_left_and_what_it_wrote_is_read() {
+    fn connect_fails_with_232_after_the_client_closed_and_its_data_stays_readable() {
         let name = Name::new();
         let server = name.create().in_the_pool();
         let client = name.open();
@@ -136,7 +136,7 @@ mod connecting {
     }
 
     #[test]
-    fn connect_says_232_until_a_client_that_left_is_disconnected() {
+    fn connect_fails_with_232_until_a_closed_client_is_disconnected() {
         let name = Name::new();
         let server = name.create().in_the_pool();
         drop(name.open());
@@ -144,17 +144,17 @@ mod connecting {
         assert_eq!(server.connect(), ERROR_NO_DATA);
         assert_eq!(server.disconnect(), ERROR_SUCCESS);
         let connect = server.start_connect();
-        assert_eq!(connect.said, ERROR_IO_PENDING);
+        assert_eq!(connect.returned, ERROR_IO_PENDING);
         let _client = name.open();
         assert_eq!(server.end(connect).code, ERROR_SUCCESS);
     }
 
     #[test]
-    fn connect_is_pending_until_a_client_opens_and_then_calls_back_once() {
+    fn connect_pends_until_a_client_opens_and_calls_back_once() {
         let name = Name::new();
         let server = name.create().in_the_pool();
         let connect = server.start_connect();
-        assert_eq!(connect.said, ERROR_IO_PENDING);
+        assert_eq!(connect.returned, ERROR_IO_PENDING);
         let _client = name.open();
         assert_eq!(server.end(connect).code, ERROR_SUCCESS);
     }
@@ -167,7 +167,7 @@ mod connecting {
         assert_eq!(server.disconnect(), ERROR_SUCCESS);
         assert_eq!(name.try_open(READ_WRITE).err(), Some(ERROR_PIPE_BUSY));
         let connect = server.start_connect();
-        assert_eq!(connect.said, ERROR_IO_PENDING);
+        assert_eq!(connect.returned, ERROR_IO_PENDING);
         let second = name.open();
         assert_eq!(server.end(connect).code, ERROR_SUCCESS);
         assert_eq!(second.write(b"second"), ERROR_SUCCESS);
@@ -176,14 +176,14 @@ mod connecting {
     }
 
     #[test]
-    fn a_second_disconnect_says_233() {
+    fn a_second_disconnect_fails_with_233() {
         let (server, _client) = pair();
         assert_eq!(server.disconnect(), ERROR_SUCCESS);
         assert_eq!(server.disconnect(), ERROR_PIPE_NOT_CONNECTED);
     }
 
     #[test]
-    fn reads_and_writes_say_536_while_listening_and_233_when_disconnected() {
+    fn reads_and_writes_fail_with_536_while_listening_and_233_when_disconnected() {
         let name = Name::new();
         let server = name.create().in_the_pool();
         assert_eq!(server.read(64).code, ERROR_PIPE_LISTENING);
@@ -197,7 +197,7 @@ mod connecting {
     }
 
     #[test]
-    fn the_name_is_busy_while_every_instance_has_a_client_also_one_that_left() {
+    fn the_name_is_busy_while_every_instance_has_a_client_even_a_closed_one() {
         let name = Name::new();
         let _servers = [name.create(), name.create()];
         let first = name.open();
@@ -219,7 +219,7 @@ mod connecting {
     }
 
     #[test]
-    fn a_byte_pipe_says_87_to_message_read_mode() {
+    fn a_byte_pipe_refuses_message_read_mode_with_87() {
         let name = Name::new();
         let instance = Instance {
             mode: PIPE_TYPE_BYTE,
@@ -259,24 +259,24 @@ mod messages {
     }
 
     #[test]
-    fn an_empty_message_is_read_alone_whether_it_waits_or_is_waited_for() {
+    fn an_empty_message_is_received_whether_queued_or_awaited() {
         let (server, client) = pair();
         assert_eq!(client.write(b""), ERROR_SUCCESS);
         assert_eq!(client.write(b"next"), ERROR_SUCCESS);
         assert_eq!(server.read(64), ended(ERROR_SUCCESS, b""));
         assert_eq!(server.read(64), ended(ERROR_SUCCESS, b"next"));
         let read = server.start_read(64);
-        assert_eq!(read.said, ERROR_IO_PENDING);
+        assert_eq!(read.returned, ERROR_IO_PENDING);
         assert_eq!(client.write(b""), ERROR_SUCCESS);
         assert_eq!(server.end(read), ended(ERROR_SUCCESS, b""));
     }
 
     #[test]
-    fn without_a_port_a_short_read_says_234_at_once() {
+    fn without_a_port_a_short_read_fails_with_234_at_once() {
         let (server, client) = pair_with(Mode::Event);
         assert_eq!(client.write(b"0123456789"), ERROR_SUCCESS);
         let read = server.start_read(4);
-        assert_eq!(read.said, ERROR_MORE_DATA);
+        assert_eq!(read.returned, ERROR_MORE_DATA);
         assert_eq!(server.end(read), ended(ERROR_MORE_DATA, b"0123"));
     }
 
@@ -285,17 +285,17 @@ mod messages {
         let (server, client) = pair_with(Mode::Callback);
         assert_eq!(client.write(b"0123456789"), ERROR_SUCCESS);
         let read = server.start_read(4);
-        // .NET and mio expect 234 and a packet; that it is never 997 on Windows 8 and newer nobody says.
+        // .NET and mio expect 234 and a packet. No source rules out 997 on Windows 8 and newer.
         let expected: &[u32] = match System::current() {
             System::Windows | System::Model8 => &[ERROR_MORE_DATA, ERROR_IO_PENDING],
             _ => &[ERROR_MORE_DATA],
         };
-        assert!(expected.contains(&read.said), "{}", read.said);
+        assert!(expected.contains(&read.returned), "{}", read.returned);
         assert_eq!(server.end(read), ended(ERROR_MORE_DATA, b"0123"));
     }
 
     #[test]
-    fn in_skip_mode_a_short_read_is_pending_first_and_calls_back_with_234() {
+    fn in_skip_mode_a_short_read_pends_and_calls_back_with_234() {
         let (server, client) = pair();
         assert_eq!(client.write(b"0123456789"), ERROR_SUCCESS);
         let read = server.start_read(4);
@@ -304,9 +304,9 @@ mod messages {
             // At once, and no callback.
             false => ERROR_MORE_DATA,
         };
-        assert_eq!(read.said, expected);
+        assert_eq!(read.returned, expected);
         assert_eq!(server.end(read), ended(ERROR_MORE_DATA, b"0123"));
-        // The next callback is another operation's: of that read came one at most.
+        // The next callback belongs to another operation, so the short read had one at most.
         assert_eq!(server.read(64), ended(ERROR_SUCCESS, b"456789"));
         let read = server.start_read(64);
         assert_eq!(client.write(b"next"), ERROR_SUCCESS);
@@ -314,11 +314,11 @@ mod messages {
     }
 
     #[test]
-    fn a_short_read_that_waits_calls_back_with_234() {
+    fn a_short_read_that_pended_first_ends_with_234() {
         for mode in [Mode::Event, Mode::Callback, Mode::Skip] {
             let (server, client) = pair_with(mode);
             let read = server.start_read(4);
-            assert_eq!(read.said, ERROR_IO_PENDING);
+            assert_eq!(read.returned, ERROR_IO_PENDING);
             assert_eq!(client.write(b"0123456789"), ERROR_SUCCESS);
             assert_eq!(server.end(read), ended(ERROR_MORE_DATA, b"0123"));
             assert_eq!(server.read(64), ended(ERROR_SUCCESS, b"456789"));
@@ -326,7 +326,7 @@ mod messages {
     }
 
     #[test]
-    fn the_rest_of_a_message_follows_and_never_the_next_one_with_it() {
+    fn the_rest_of_a_message_is_read_before_the_next_one_and_apart_from_it() {
         let (server, client) = pair();
         assert_eq!(client.write(b"0123456789"), ERROR_SUCCESS);
         assert_eq!(client.write(b"next"), ERROR_SUCCESS);
@@ -337,7 +337,7 @@ mod messages {
     }
 
     #[test]
-    fn the_rest_of_a_message_is_read_also_when_its_sender_has_closed() {
+    fn the_rest_of_a_message_stays_readable_after_its_sender_closed() {
         let (server, client) = pair();
         assert_eq!(client.write(b"0123456789"), ERROR_SUCCESS);
         assert_eq!(server.read(4), ended(ERROR_MORE_DATA, b"0123"));
@@ -347,10 +347,10 @@ mod messages {
     }
 
     #[test]
-    fn the_rest_of_a_cancelled_write_is_gone_and_the_next_message_whole() {
+    fn the_rest_of_a_cancelled_write_is_gone_and_the_next_message_is_whole() {
         let (server, client) = pair();
         let write = client.start_write(&long_message());
-        assert_eq!(write.said, ERROR_IO_PENDING);
+        assert_eq!(write.returned, ERROR_IO_PENDING);
         assert_eq!(server.read(4), ended(ERROR_MORE_DATA, &long_message()[..4]));
         assert_eq!(client.cancel(&write), ERROR_SUCCESS);
         assert_eq!(client.end(write).code, ERROR_OPERATION_ABORTED);
@@ -359,7 +359,7 @@ mod messages {
     }
 
     #[test]
-    fn the_rest_of_a_write_that_is_cancelled_and_closed_says_109() {
+    fn the_rest_of_a_cancelled_write_reads_as_109_once_its_sender_closed() {
         let (server, client) = pair();
         let write = client.start_write(&long_message());
         assert_eq!(server.read(4), ended(ERROR_MORE_DATA, &long_message()[..4]));
@@ -370,11 +370,11 @@ mod messages {
     }
 
     #[test]
-    fn one_read_takes_a_message_far_longer_than_the_buffers() {
+    fn one_read_takes_a_message_longer_than_the_buffers() {
         let (server, client) = pair();
         let message = long_message().repeat(100);
         let write = client.start_write(&message);
-        assert_eq!(write.said, ERROR_IO_PENDING);
+        assert_eq!(write.returned, ERROR_IO_PENDING);
         let read = server.read(message.len());
         assert!(read == ended(ERROR_SUCCESS, &message), "{}", read.code);
         assert_eq!(client.end(write).code, ERROR_SUCCESS);
@@ -385,63 +385,63 @@ mod completions {
     use super::*;
 
     #[test]
-    fn in_skip_mode_a_call_that_ends_at_once_calls_nobody_back() {
+    fn in_skip_mode_a_call_that_ends_at_once_sends_no_callback() {
         let (server, client) = pair();
         assert_eq!(client.write(b"waits"), ERROR_SUCCESS);
         for operation in [server.start_read(64), server.start_write(b"fits")] {
-            assert_eq!(operation.said, ERROR_SUCCESS);
+            assert_eq!(operation.returned, ERROR_SUCCESS);
             server.end(operation);
         }
-        // After it `CancelThreadpoolIo` was right: callbacks still come.
+        // `CancelThreadpoolIo` was right after those: callbacks still come.
         let read = server.start_read(64);
-        assert_eq!(read.said, ERROR_IO_PENDING);
+        assert_eq!(read.returned, ERROR_IO_PENDING);
         assert_eq!(client.write(b"next"), ERROR_SUCCESS);
         assert_eq!(server.end(read), ended(ERROR_SUCCESS, b"next"));
         drop(client);
-        assert_eq!(server.start_read(64).said, ERROR_BROKEN_PIPE);
-        assert_eq!(server.start_write(b"late").said, ERROR_NO_DATA);
+        assert_eq!(server.start_read(64).returned, ERROR_BROKEN_PIPE);
+        assert_eq!(server.start_write(b"late").returned, ERROR_NO_DATA);
     }
 
     #[test]
-    fn without_skip_mode_a_call_that_succeeds_at_once_calls_back_all_the_same() {
+    fn without_skip_mode_a_call_that_succeeds_at_once_still_calls_back() {
         let (server, client) = pair_with(Mode::Callback);
         assert_eq!(client.write(b"waits"), ERROR_SUCCESS);
         let read = server.start_read(64);
-        assert_eq!(read.said, ERROR_SUCCESS);
+        assert_eq!(read.returned, ERROR_SUCCESS);
         assert_eq!(server.end(read), ended(ERROR_SUCCESS, b"waits"));
         let write = server.start_write(b"fits");
-        assert_eq!(write.said, ERROR_SUCCESS);
+        assert_eq!(write.returned, ERROR_SUCCESS);
         assert_eq!(server.end(write), ended(ERROR_SUCCESS, b"fits"));
     }
 
     #[test]
-    fn a_read_that_waits_calls_back_once_with_its_message() {
+    fn a_pending_read_calls_back_once_with_its_message() {
         let (server, client) = pair();
         let read = server.start_read(64);
-        assert_eq!(read.said, ERROR_IO_PENDING);
+        assert_eq!(read.returned, ERROR_IO_PENDING);
         assert_eq!(client.write(b"hello"), ERROR_SUCCESS);
         assert_eq!(server.end(read), ended(ERROR_SUCCESS, b"hello"));
     }
 
     #[test]
-    fn a_write_that_waits_calls_back_once_when_it_is_read() {
+    fn a_pending_write_calls_back_once_when_it_is_read() {
         let (server, client) = pair();
         let write = server.start_write(&long_message());
-        assert_eq!(write.said, ERROR_IO_PENDING);
+        assert_eq!(write.returned, ERROR_IO_PENDING);
         let read = client.read(LONG);
         assert_eq!(read, ended(ERROR_SUCCESS, &long_message()));
         assert_eq!(server.end(write), ended(ERROR_SUCCESS, &long_message()));
     }
 
     #[test]
-    fn writes_within_the_quota_end_at_once_and_the_one_over_it_waits_for_the_reader() {
+    fn writes_within_the_quota_end_at_once_and_one_over_it_pends() {
         let (server, client) = pair();
         let message = vec![7; QUOTA as usize / 4];
         for _ in 0..3 {
-            assert_eq!(server.start_write(&message).said, ERROR_SUCCESS);
+            assert_eq!(server.start_write(&message).returned, ERROR_SUCCESS);
         }
         let write = server.start_write(&[7; QUOTA as usize]);
-        assert_eq!(write.said, ERROR_IO_PENDING);
+        assert_eq!(write.returned, ERROR_IO_PENDING);
         for _ in 0..3 {
             assert_eq!(client.read(LONG), ended(ERROR_SUCCESS, &message));
         }
@@ -450,12 +450,12 @@ mod completions {
     }
 
     #[test]
-    fn an_empty_write_ends_at_once_also_behind_one_that_waits() {
+    fn an_empty_write_ends_at_once_even_behind_a_pending_one() {
         let (server, client) = pair();
         let write = server.start_write(&long_message());
-        assert_eq!(write.said, ERROR_IO_PENDING);
+        assert_eq!(write.returned, ERROR_IO_PENDING);
         let empty = server.start_write(b"");
-        assert_eq!(empty.said, ERROR_SUCCESS);
+        assert_eq!(empty.returned, ERROR_SUCCESS);
         assert_eq!(client.read(LONG).code, ERROR_SUCCESS);
         assert_eq!(server.end(write).code, ERROR_SUCCESS);
         assert_eq!(client.read(LONG), ended(ERROR_SUCCESS, b""));
@@ -493,7 +493,7 @@ mod completions {
     }
 
     #[test]
-    fn cancelling_all_of_a_handle_ends_each_operation_with_995() {
+    fn cancelling_everything_on_a_handle_ends_each_operation_with_995() {
         let (server, _client) = pair_with(Mode::Event);
         let read = server.start_read(64);
         let write = server.start_write(&long_message());
@@ -503,12 +503,12 @@ mod completions {
     }
 
     #[test]
-    fn cancelling_what_is_over_changes_nothing() {
+    fn cancelling_a_completed_read_changes_nothing() {
         let (server, client) = pair();
         let read = server.start_read(64);
         assert_eq!(client.write(b"hello"), ERROR_SUCCESS);
         let said = server.cancel(&read);
-        // The callback may still be on its way, and Windows may still find the operation.
+        // Until its packet is taken from the port, Windows may still find the operation.
         let expected = match System::current() {
             System::Windows => &[ERROR_NOT_FOUND, ERROR_SUCCESS][..],
             _ => &[ERROR_NOT_FOUND],
@@ -518,36 +518,36 @@ mod completions {
     }
 
     #[test]
-    fn closing_a_handle_calls_back_its_read_once() {
+    fn closing_a_handle_calls_back_its_pending_read_once() {
         let (mut server, _client) = pair();
         let read = server.start_read(64);
-        assert_eq!(read.said, ERROR_IO_PENDING);
+        assert_eq!(read.returned, ERROR_IO_PENDING);
         server.close();
         assert_closed(server.end(read).code, ERROR_BROKEN_PIPE);
     }
 
     #[test]
-    fn closing_a_handle_calls_back_its_connect_once() {
+    fn closing_a_handle_calls_back_its_pending_connect_once() {
         let mut server = Name::new().create().in_the_pool();
         let connect = server.start_connect();
-        assert_eq!(connect.said, ERROR_IO_PENDING);
+        assert_eq!(connect.returned, ERROR_IO_PENDING);
         server.close();
         assert_closed(server.end(connect).code, ERROR_HANDLES_CLOSED);
     }
 
-    /// Why the library cancels first: the write may wait for a peer that never reads.
+    /// Until the peer closes, the write may stay pending: hence the library cancels first.
     #[test]
-    fn closing_a_handle_calls_back_its_write_once_at_the_latest_when_the_peer_closes() {
+    fn closing_both_ends_calls_back_a_pending_write_once() {
         let (mut server, client) = pair();
         let write = server.start_write(&long_message());
-        assert_eq!(write.said, ERROR_IO_PENDING);
+        assert_eq!(write.returned, ERROR_IO_PENDING);
         server.close();
         drop(client);
         assert_closed(server.end(write).code, ERROR_BROKEN_PIPE);
     }
 
     fn assert_closed(code: u32, under_wine: u32) {
-        // The pipe's file system says 109 in ReactOS; the I/O manager may cancel first.
+        // 109 in ReactOS's file system; Windows may cancel first.
         let expected = match System::current() {
             System::Wine8 | System::Wine10 | System::ModelWine => &[under_wine][..],
             _ => &[ERROR_BROKEN_PIPE, ERROR_OPERATION_ABORTED],
@@ -555,9 +555,9 @@ mod completions {
         assert!(expected.contains(&code), "{code}");
     }
 
-    /// How the library closes a handle: a write would else be left to a peer that may never read.
+    /// How the library closes a handle.
     #[test]
-    fn cancelling_all_and_closing_calls_back_each_operation_once() {
+    fn cancelling_and_closing_calls_back_each_operation_once() {
         let (mut server, client) = pair();
         assert_eq!(server.write(b"before"), ERROR_SUCCESS);
         let operations = [server.start_read(64), server.start_write(&long_message())];
@@ -570,7 +570,7 @@ mod completions {
     }
 
     #[test]
-    fn the_pools_object_may_be_closed_in_its_own_callback() {
+    fn a_thread_pool_io_object_can_be_closed_in_its_own_callback() {
         let name = Name::new();
         let server = name.create();
         let (sender, received) = mpsc::channel::<()>();
@@ -616,7 +616,7 @@ mod leaving {
     use super::*;
 
     #[test]
-    fn after_the_peer_closed_reads_say_109_and_writes_232() {
+    fn after_the_peer_closed_reads_fail_with_109_and_writes_with_232() {
         let (server, client) = pair();
         drop(client);
         assert_eq!(server.read(64).code, ERROR_BROKEN_PIPE);
@@ -628,7 +628,7 @@ mod leaving {
     }
 
     #[test]
-    fn reads_and_writes_that_wait_end_with_109_when_the_peer_closes() {
+    fn pending_reads_and_writes_end_with_109_when_the_peer_closes() {
         let (server, client) = pair();
         let read = server.start_read(64);
         drop(client);
@@ -640,7 +640,7 @@ mod leaving {
     }
 
     #[test]
-    fn reads_and_writes_that_wait_end_with_233_when_the_server_disconnects() {
+    fn pending_reads_and_writes_end_with_233_when_the_server_disconnects() {
         for start in [
             |end: &End| end.start_read(64),
             |end: &End| end.start_write(&long_message()),
@@ -674,7 +674,7 @@ mod leaving {
 mod access {
     use super::*;
 
-    /// What a list that refuses the call makes of it.
+    /// How a call ends that the access list refuses.
     fn refused() -> Option<u32> {
         match System::current().checks_access() {
             true => Some(ERROR_ACCESS_DENIED),
@@ -687,7 +687,7 @@ mod access {
     }
 
     #[test]
-    fn the_first_instance_is_not_checked_against_its_own_list_and_the_second_is() {
+    fn the_second_instance_is_checked_against_the_access_list_and_the_first_is_not() {
         let name = Name::new();
         let _first = name.try_create(Instance::for_whom("D:P")).unwrap();
         let second = name.try_create(Instance::for_whom("D:P"));
@@ -695,12 +695,12 @@ mod access {
     }
 
     #[test]
-    fn a_second_instance_takes_all_of_0x12019f() {
+    fn a_second_instance_needs_every_right_of_0x12019f() {
         let list = everyone(INSTANCE_RIGHTS);
         let name = Name::new();
         let _first = name.try_create(Instance::for_whom(&list)).unwrap();
         assert!(name.try_create(Instance::for_whom(&list)).is_ok());
-        // READ_CONTROL (0x20000) is not among them: the owner has it, whatever the list says.
+        // Not READ_CONTROL (0x20000): the owner always has it.
         for right in [1, 2, 4, 8, 0x10, 0x80, 0x100, SYNCHRONIZE] {
             let list = everyone(INSTANCE_RIGHTS & !right);
             let name = Name::new();
@@ -711,7 +711,7 @@ mod access {
     }
 
     #[test]
-    fn a_client_whom_the_list_denies_gets_5() {
+    fn a_client_that_the_access_list_denies_fails_with_5() {
         for list in ["D:P", "D:P(A;;GR;;;WD)", "D:P(D;;GA;;;WD)(A;;GA;;;WD)"] {
             let name = Name::new();
             let _server = name.try_create(Instance::for_whom(list)).unwrap();
@@ -720,7 +720,7 @@ mod access {
     }
 
     #[test]
-    fn the_rights_of_this_librarys_client_are_within_those_of_everyone() {
+    fn this_librarys_client_needs_no_more_than_0x12019b() {
         let name = Name::new();
         let list = everyone(EVERYONE_RIGHTS);
         let _server = name.try_create(Instance::for_whom(&list)).unwrap();
@@ -729,7 +729,7 @@ mod access {
     }
 
     #[test]
-    fn a_clients_open_for_generic_write_takes_no_right_to_create_instances() {
+    fn a_client_that_asks_for_generic_write_needs_no_right_to_create_instances() {
         let name = Name::new();
         let list = everyone(EVERYONE_RIGHTS);
         let _server = name.try_create(Instance::for_whom(&list)).unwrap();
@@ -737,14 +737,14 @@ mod access {
         assert_eq!(
             client.err(),
             None,
-            "Windows does not take 0x4 off a client's open, as ReactOS does. So Access::Everyone (src/access.rs, \
+            "Windows checks a client's open for 0x4, unlike ReactOS. So Access::Everyone (src/access.rs, \
              EVERYONE_RIGHTS in src/windows/security.rs) refuses every foreign client of another user: say so in \
              the docs of Access::Everyone, in --help and in README.md"
         );
     }
 
     #[test]
-    fn the_flag_for_the_first_instance_says_5_to_a_name_that_is_taken() {
+    fn first_pipe_instance_fails_with_5_on_a_taken_name() {
         let name = Name::new();
         let first = || Instance {
             flags: FILE_FLAG_FIRST_PIPE_INSTANCE,
@@ -756,12 +756,12 @@ mod access {
             false => None,
         };
         assert_eq!(name.try_create(first()).err(), expected);
-        // Without the flag the name can be joined.
+        // Without the flag another instance can be created.
         assert!(name.try_create(Instance::default()).is_ok());
     }
 
     #[test]
-    fn the_flag_for_the_first_instance_says_5_or_231_to_a_name_at_its_limit() {
+    fn first_pipe_instance_fails_with_5_or_231_on_a_name_at_its_limit() {
         let name = Name::new();
         let limited = |flags| Instance {
             flags,
@@ -772,7 +772,7 @@ mod access {
         let error = name
             .try_create(limited(FILE_FLAG_FIRST_PIPE_INSTANCE))
             .err();
-        // Windows and ReactOS look at the limit and at the flag, and in which order is not documented.
+        // Whether the limit or the flag is checked first is not documented.
         let expected: &[u32] = match System::current().knows_exclusive_names() {
             true => &[ERROR_ACCESS_DENIED, ERROR_PIPE_BUSY],
             false => &[ERROR_PIPE_BUSY],
@@ -839,9 +839,9 @@ mod beyond_the_model {
         information.NamedPipeState
     }
 
-    /// The `tokio` engine tells an empty message from an end by it.
+    /// The `tokio` engine relies on it.
     #[test]
-    fn the_state_is_connected_beside_an_empty_message_and_closing_when_the_client_has_closed() {
+    fn the_pipe_state_tells_an_empty_message_from_a_closed_client() {
         for mode in [Mode::Event, Mode::Callback, Mode::Skip] {
             let name = Name::new();
             let server = name.create().with(mode);
@@ -862,9 +862,9 @@ mod beyond_the_model {
         }
     }
 
-    /// It is no operation on the handle: it neither waits for one nor completes as one.
+    /// The query neither waits for other operations nor completes through the port.
     #[test]
-    fn the_state_is_said_while_a_read_and_a_write_wait() {
+    fn the_pipe_state_can_be_queried_while_operations_pend() {
         let (server, client) = pair();
         let operations = [server.start_read(64), server.start_write(&long_message())];
         assert_eq!(state(&server), FILE_PIPE_CONNECTED_STATE);
@@ -874,7 +874,7 @@ mod beyond_the_model {
     }
 
     #[test]
-    fn the_owner_is_the_user_where_the_descriptor_says_so() {
+    fn the_owner_is_the_one_that_the_descriptor_names() {
         let user = sid_of_process(TokenUser);
         let descriptor = format!("O:{user}D:P(A;;GA;;;{user})");
         let instance = Instance::for_whom(&descriptor);
@@ -882,9 +882,9 @@ mod beyond_the_model {
         assert_eq!(owner(&server), Some(user));
     }
 
-    /// The Administrators group's, where an administrator is elevated.
+    /// For an elevated administrator that is the Administrators group.
     #[test]
-    fn the_owner_is_the_tokens_where_the_descriptor_names_none() {
+    fn a_descriptor_without_an_owner_leaves_it_to_the_token() {
         let instance = Instance::for_whom("D:P(A;;GA;;;WD)");
         let server = Name::new().try_create(instance).unwrap();
         let expected = match System::current() {
@@ -895,7 +895,7 @@ mod beyond_the_model {
     }
 
     #[test]
-    fn the_owner_is_the_tokens_where_there_is_no_descriptor() {
+    fn without_a_descriptor_the_owner_is_left_to_the_token() {
         let server = Name::new().create();
         let expected = match System::current() {
             System::Windows => Some(sid_of_process(TokenOwner)),
@@ -904,9 +904,9 @@ mod beyond_the_model {
         assert_eq!(owner(&server), expected);
     }
 
-    /// As the library's client opens: the server may learn who it is and no more.
+    /// The library's client opens like this: the server may identify it and no more.
     #[test]
-    fn a_client_with_static_tracking_is_known_from_its_open_on() {
+    fn a_client_with_static_tracking_can_be_identified_before_a_read() {
         let name = Name::new();
         let server = name.create();
         let flags = SECURITY_SQOS_PRESENT | SECURITY_IDENTIFICATION;
@@ -919,12 +919,12 @@ mod beyond_the_model {
     }
 
     #[test]
-    fn a_client_that_asks_for_nothing_is_known_once_a_message_was_read() {
+    fn a_client_without_security_qos_can_be_identified_after_a_read() {
         let name = Name::new();
         let server = name.create();
         let client = name.open();
         let known = Ok((sid_of_process(TokenUser), SecurityImpersonation));
-        // Before, newer systems may know it already.
+        // Some systems can identify it even before.
         let early = client_of(&server);
         assert!(
             early == known || early == Err(ERROR_CANNOT_IMPERSONATE),
@@ -936,7 +936,7 @@ mod beyond_the_model {
     }
 
     #[test]
-    fn a_client_that_asks_to_be_anonymous_is_not_known() {
+    fn an_anonymous_client_cannot_be_identified() {
         let name = Name::new();
         let server = name.create();
         let flags = SECURITY_SQOS_PRESENT | SECURITY_ANONYMOUS;
@@ -951,7 +951,7 @@ mod beyond_the_model {
     }
 
     #[test]
-    fn the_processes_and_sessions_of_both_ends_are_known_also_when_the_other_has_left() {
+    fn process_and_session_ids_stay_known_after_the_client_closed() {
         let (server, client) = pair();
         let session = number(&server, GetNamedPipeServerSessionId).unwrap();
         for end in [&server, &client] {
@@ -1081,7 +1081,6 @@ mod beyond_the_model {
     }
 }
 
-/// The page's claims are those that are tested, and each says who says so.
 #[test]
 fn every_fact_has_its_row_in_the_table() {
     let facts = include_str!("windows_facts.rs");

@@ -289,8 +289,8 @@ impl End {
         };
         // SAFETY: the address of a field of memory that is ours.
         let done = call(buffer, length, unsafe { &raw mut (*memory).overlapped });
-        operation.said = code(done);
-        operation.pending = operation.said == ERROR_IO_PENDING || self.calls_back(&operation);
+        operation.returned = code(done);
+        operation.pending = operation.returned == ERROR_IO_PENDING || self.calls_back(&operation);
         if let (Some(callbacks), false) = (&self.callbacks, operation.pending) {
             // SAFETY: the call is over, and no callback follows.
             unsafe { system::CancelThreadpoolIo(callbacks.io) };
@@ -300,13 +300,13 @@ impl End {
 
     /// Whether a callback follows a call that ended at once.
     fn calls_back(&self, operation: &Operation) -> bool {
-        self.mode == Mode::Callback && matches!(operation.said, ERROR_SUCCESS | ERROR_MORE_DATA)
+        self.mode == Mode::Callback && matches!(operation.returned, ERROR_SUCCESS | ERROR_MORE_DATA)
     }
 
     /// Waits until an operation is over: exactly one event, or exactly one callback where one follows.
     pub(crate) fn end(&self, mut operation: Operation) -> Ended {
         let started = matches!(
-            operation.said,
+            operation.returned,
             ERROR_SUCCESS | ERROR_IO_PENDING | ERROR_MORE_DATA
         );
         let (code, length) = match &self.callbacks {
@@ -319,7 +319,7 @@ impl End {
                 (callback.code, callback.length)
             }
             _ if started => self.result(&operation),
-            _ => (operation.said, 0),
+            _ => (operation.returned, 0),
         };
         operation.pending = false;
         // SAFETY: the operation is over, so nobody else has the memory.
@@ -399,18 +399,18 @@ impl End {
 }
 
 impl Drop for End {
-    // Before the callbacks' object: that is to be closed after the handle (*CloseThreadpoolIo function*).
+    // The handle goes first: `callbacks` has to outlive it (*CloseThreadpoolIo function*).
     fn drop(&mut self) {
         self.close();
     }
 }
 
-/// An operation that was started. Its memory is freed when it is over, and lost where a failing test leaves it.
+/// An operation that was started. Its memory is freed once it is over; a failing test leaks that of a pending one.
 pub(crate) struct Operation {
     pub(crate) memory: *mut Memory,
-    /// What the call said: `ERROR_SUCCESS` for nothing.
-    pub(crate) said: u32,
-    /// The system has the memory, or will say that it had it.
+    /// What the call returned: `ERROR_SUCCESS` for nothing.
+    pub(crate) returned: u32,
+    /// The system still uses the memory, or a callback for it is on its way.
     pub(crate) pending: bool,
 }
 
@@ -438,7 +438,7 @@ impl Operation {
         }
         Self {
             memory: Box::into_raw(Box::new(Memory { overlapped, buffer })),
-            said: ERROR_SUCCESS,
+            returned: ERROR_SUCCESS,
             pending: false,
         }
     }
@@ -469,7 +469,7 @@ pub(crate) fn ended(code: u32, data: &[u8]) -> Ended {
     }
 }
 
-/// A thread pool's object of one handle, and the callbacks that came.
+/// A handle's object of the thread pool (`PTP_IO`), and the callbacks that came.
 struct Callbacks {
     io: PTP_IO,
     number: usize,
@@ -483,7 +483,8 @@ struct Callback {
     length: usize,
 }
 
-/// Whom a callback tells. It gets a number instead of an address, so that one that nobody expects touches nothing.
+/// Where callbacks are delivered. A callback's context is a key of this map and no address, so that an unexpected one
+/// touches no memory.
 static RECEIVERS: Mutex<Option<HashMap<usize, Sender<Callback>>>> = Mutex::new(None);
 
 fn receivers() -> MutexGuard<'static, Option<HashMap<usize, Sender<Callback>>>> {
@@ -524,7 +525,7 @@ impl Drop for Callbacks {
         }
         receivers().get_or_insert_default().remove(&self.number);
         if let (Ok(callback), false) = (self.received.try_recv(), thread::panicking()) {
-            panic!("nobody expects {callback:?}");
+            panic!("unexpected: {callback:?}");
         }
     }
 }
