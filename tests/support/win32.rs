@@ -6,7 +6,7 @@ use std::{
     ffi::{CStr, c_char},
     io, mem,
     os::windows::io::{AsRawHandle, FromRawHandle, OwnedHandle},
-    ptr,
+    process, ptr,
 };
 
 use windows_sys::{
@@ -21,7 +21,9 @@ use windows_sys::{
                 ConvertStringSecurityDescriptorToSecurityDescriptorW, GetSecurityInfo,
                 SDDL_REVISION_1, SE_KERNEL_OBJECT,
             },
-            DACL_SECURITY_INFORMATION, PSECURITY_DESCRIPTOR,
+            CreateRestrictedToken, DACL_SECURITY_INFORMATION, GetTokenInformation,
+            ImpersonateLoggedOnUser, PSECURITY_DESCRIPTOR, RevertToSelf, SID_AND_ATTRIBUTES,
+            TOKEN_DUPLICATE, TOKEN_IMPERSONATE, TOKEN_QUERY, TOKEN_USER, TokenUser,
         },
         Storage::FileSystem::{
             CreateFileW, FILE_FLAG_OVERLAPPED, OPEN_EXISTING, ReadFile, WriteFile,
@@ -33,7 +35,7 @@ use windows_sys::{
                 ConnectNamedPipe, CreateNamedPipeW, DisconnectNamedPipe, PIPE_READMODE_MESSAGE,
                 PIPE_UNLIMITED_INSTANCES, SetNamedPipeHandleState, WaitNamedPipeW,
             },
-            Threading::CreateEventW,
+            Threading::{CreateEventW, GetCurrentProcess, OpenProcessToken},
         },
     },
     core::{BOOL, s},
@@ -235,6 +237,71 @@ impl PlainPipe {
 
     fn raw(&self) -> HANDLE {
         self.handle.as_raw_handle()
+    }
+}
+
+/// While it lives, this thread acts without the access that this user's SID gives: with that of the groups alone, as
+/// another user would. Not for a thread that other tests use.
+#[derive(Debug)]
+pub(crate) struct WithoutThisUser(());
+
+impl WithoutThisUser {
+    pub(crate) fn new() -> io::Result<Self> {
+        let access = TOKEN_DUPLICATE | TOKEN_IMPERSONATE | TOKEN_QUERY;
+        let mut token = ptr::null_mut();
+        // SAFETY: the pseudo handle of the process is always valid; `token` is written on success.
+        check(unsafe { OpenProcessToken(GetCurrentProcess(), access, &mut token) })?;
+        // SAFETY: the system has just opened it for us.
+        let token = unsafe { OwnedHandle::from_raw_handle(token) };
+        // In units of u64, so that the structure in it is aligned; long enough for any SID.
+        let mut buffer = [0_u64; 32];
+        let mut length = 0;
+        // SAFETY: the token is open, and `buffer` as long as the call is told.
+        check(unsafe {
+            GetTokenInformation(
+                token.as_raw_handle(),
+                TokenUser,
+                buffer.as_mut_ptr().cast(),
+                mem::size_of_val(&buffer) as u32,
+                &mut length,
+            )
+        })?;
+        // SAFETY: the call succeeded, so the buffer begins with a TOKEN_USER, whose SID lies in it.
+        let user = unsafe { (*buffer.as_ptr().cast::<TOKEN_USER>()).User };
+        let deny_only = SID_AND_ATTRIBUTES {
+            Sid: user.Sid,
+            Attributes: 0,
+        };
+        let mut restricted = ptr::null_mut();
+        // SAFETY: the token is open; `deny_only`, and the SID in `buffer`, live through the call.
+        check(unsafe {
+            CreateRestrictedToken(
+                token.as_raw_handle(),
+                0,
+                1,
+                &deny_only,
+                0,
+                ptr::null(),
+                0,
+                ptr::null(),
+                &mut restricted,
+            )
+        })?;
+        // SAFETY: the system has just opened it for us.
+        let restricted = unsafe { OwnedHandle::from_raw_handle(restricted) };
+        // SAFETY: the token is open, and copied.
+        check(unsafe { ImpersonateLoggedOnUser(restricted.as_raw_handle()) })?;
+        Ok(Self(()))
+    }
+}
+
+impl Drop for WithoutThisUser {
+    fn drop(&mut self) {
+        // SAFETY: ends the impersonation that `new` began.
+        if unsafe { RevertToSelf() } == 0 {
+            // The thread would go on as somebody else (*RevertToSelf function*).
+            process::abort();
+        }
     }
 }
 
