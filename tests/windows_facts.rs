@@ -1,8 +1,8 @@
 //! What the pipes of Windows do, as far as this library relies on it.
 //!
-//! Each test is one claim, in plain Windows calls, and asserts what Windows does; where the test knows that it runs
-//! under Wine, it asserts what that Wine does instead. `docs/wine.md` has a row for each: who says so, and what was
-//! seen where. A test that fails on Windows shows a wrong belief, and names what rests on it.
+//! Each test is one claim, in plain Windows calls. It asserts what Windows does, or what Wine does where it finds
+//! itself under Wine. `docs/wine.md` has a row for each, with the evidence for it and what was seen where. A test that
+//! fails on Windows shows a wrong belief.
 //!
 //! Nothing here uses the library. The facts also hold on the model of Windows that the library's own tests use
 //! (`--cfg pipe_model`), all but those that need more of Windows than the model has.
@@ -800,7 +800,7 @@ mod beyond_the_model {
                 Authorization::{ConvertSidToStringSidW, GetSecurityInfo, SE_KERNEL_OBJECT},
                 GetTokenInformation, OWNER_SECURITY_INFORMATION, PSID, RevertToSelf,
                 SecurityIdentification, SecurityImpersonation, TOKEN_INFORMATION_CLASS,
-                TOKEN_QUERY, TokenImpersonationLevel, TokenOwner, TokenPrimaryGroup, TokenUser,
+                TOKEN_QUERY, TokenImpersonationLevel, TokenOwner, TokenUser,
             },
             Storage::FileSystem::{
                 READ_CONTROL, SECURITY_ANONYMOUS, SECURITY_IDENTIFICATION, SECURITY_SQOS_PRESENT,
@@ -885,16 +885,12 @@ mod beyond_the_model {
         assert_eq!(owner(&client), Some(user));
     }
 
-    /// For an elevated administrator that is the Administrators group.
+    /// For an elevated administrator that is the Administrators group; under Wine it is the primary group.
     #[test]
     fn a_descriptor_without_an_owner_leaves_it_to_the_token() {
         let instance = Instance::for_whom("D:P(A;;GA;;;WD)");
         let server = Name::new().try_create(instance).unwrap();
-        let expected = match System::current() {
-            System::Windows => TokenOwner,
-            _ => TokenPrimaryGroup,
-        };
-        assert_eq!(owner(&server), Some(sid_of_process(expected)));
+        assert_eq!(owner(&server), Some(sid_of_process(TokenOwner)));
     }
 
     #[test]
@@ -1021,7 +1017,7 @@ mod beyond_the_model {
         sid
     }
 
-    /// A SID that a token holds in text form: its user, its owner or its primary group.
+    /// A SID that a token holds in text form: its user or its owner.
     fn sid_of(token: HANDLE, class: TOKEN_INFORMATION_CLASS) -> String {
         let information = token_information(token, class);
         // SAFETY: the structures of these classes begin with the address of a SID, which lies behind them.
