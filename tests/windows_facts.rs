@@ -417,10 +417,13 @@ mod completions {
     #[test]
     fn a_pending_read_calls_back_once_with_its_message() {
         let (server, client) = pair();
-        let read = server.start_read(64);
-        assert_eq!(read.returned, ERROR_IO_PENDING);
-        assert_eq!(client.write(b"hello"), ERROR_SUCCESS);
-        assert_eq!(server.end(read), ended(ERROR_SUCCESS, b"hello"));
+        let client = client.in_the_pool();
+        for (reader, writer) in [(&server, &client), (&client, &server)] {
+            let read = reader.start_read(64);
+            assert_eq!(read.returned, ERROR_IO_PENDING);
+            assert_eq!(writer.write(b"hello"), ERROR_SUCCESS);
+            assert_eq!(reader.end(read), ended(ERROR_SUCCESS, b"hello"));
+        }
     }
 
     #[test]
