@@ -19,7 +19,7 @@ use windows_sys::Win32::{
 };
 
 use support::unique_name;
-use win32::{PlainPipe, canonical_access_list, wine_lacks};
+use win32::{PlainPipe, WithoutThisUser, canonical_access_list, wine_lacks};
 
 const ENGINES: [Engine; 2] = [Engine::Overlapped, Engine::Tokio];
 
@@ -32,14 +32,28 @@ async fn a_user_whom_the_access_list_denies_can_not_connect() {
     if wine_lacks("access checks") {
         return;
     }
+    let user = this_user().await;
+    let everyone = Access::Sddl(format!("D:P(A;;GA;;;{user})(A;;0x12019b;;;WD)"));
+    let cases = [
+        (Access::CurrentUser, false),
+        (Access::Sddl(format!("D:P(A;;GA;;;{user})")), false),
+        (Access::Everyone, true),
+        (everyone, true),
+    ];
     for engine in ENGINES {
-        // The server may create instances: it has to, for its second one. Nobody may read.
-        let access = Access::Sddl("D:P(A;;0x100004;;;WD)".to_owned());
-        let listener = bind(engine, ListenerOptions::new().access(access));
-        let error = Client::connect(listener.local_name().address())
-            .await
-            .unwrap_err();
-        assert!(matches!(error, ConnectError::Denied { .. }), "{error:?}");
+        for (access, may_connect) in &cases {
+            let listener = bind(engine, ListenerOptions::new().access(access.clone()));
+            let address = listener.local_name().address();
+            let without_this_user = WithoutThisUser::new().unwrap();
+            // Opened on this thread, the only one of the runtime.
+            let connected = Client::connect(address).await;
+            drop(without_this_user);
+            match connected {
+                Ok(_) => assert!(may_connect, "{access:?}"),
+                Err(ConnectError::Denied { .. }) => assert!(!may_connect, "{access:?}"),
+                Err(error) => panic!("{access:?}: {error:?}"),
+            }
+        }
     }
 }
 

@@ -3,9 +3,10 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::{
-    io,
+    ffi::{CStr, c_char},
+    io, mem,
     os::windows::io::{AsRawHandle, FromRawHandle, OwnedHandle},
-    ptr,
+    process, ptr,
 };
 
 use windows_sys::{
@@ -20,7 +21,9 @@ use windows_sys::{
                 ConvertStringSecurityDescriptorToSecurityDescriptorW, GetSecurityInfo,
                 SDDL_REVISION_1, SE_KERNEL_OBJECT,
             },
-            DACL_SECURITY_INFORMATION, PSECURITY_DESCRIPTOR,
+            CreateRestrictedToken, DACL_SECURITY_INFORMATION, GetTokenInformation,
+            ImpersonateLoggedOnUser, PSECURITY_DESCRIPTOR, RevertToSelf, SID_AND_ATTRIBUTES,
+            TOKEN_DUPLICATE, TOKEN_IMPERSONATE, TOKEN_QUERY, TOKEN_USER, TokenUser,
         },
         Storage::FileSystem::{
             CreateFileW, FILE_FLAG_OVERLAPPED, OPEN_EXISTING, ReadFile, WriteFile,
@@ -32,7 +35,7 @@ use windows_sys::{
                 ConnectNamedPipe, CreateNamedPipeW, DisconnectNamedPipe, PIPE_READMODE_MESSAGE,
                 PIPE_UNLIMITED_INSTANCES, SetNamedPipeHandleState, WaitNamedPipeW,
             },
-            Threading::CreateEventW,
+            Threading::{CreateEventW, GetCurrentProcess, OpenProcessToken},
         },
     },
     core::{BOOL, s},
@@ -237,6 +240,71 @@ impl PlainPipe {
     }
 }
 
+/// While it lives, this thread acts without the access that this user's SID gives: with that of the groups alone, as
+/// another user would. Not for a thread that other tests use.
+#[derive(Debug)]
+pub(crate) struct WithoutThisUser(());
+
+impl WithoutThisUser {
+    pub(crate) fn new() -> io::Result<Self> {
+        let access = TOKEN_DUPLICATE | TOKEN_IMPERSONATE | TOKEN_QUERY;
+        let mut token = ptr::null_mut();
+        // SAFETY: the pseudo handle of the process is always valid; `token` is written on success.
+        check(unsafe { OpenProcessToken(GetCurrentProcess(), access, &mut token) })?;
+        // SAFETY: the system has just opened it for us.
+        let token = unsafe { OwnedHandle::from_raw_handle(token) };
+        // In units of u64, so that the structure in it is aligned; long enough for any SID.
+        let mut buffer = [0_u64; 32];
+        let mut length = 0;
+        // SAFETY: the token is open, and `buffer` as long as the call is told.
+        check(unsafe {
+            GetTokenInformation(
+                token.as_raw_handle(),
+                TokenUser,
+                buffer.as_mut_ptr().cast(),
+                mem::size_of_val(&buffer) as u32,
+                &mut length,
+            )
+        })?;
+        // SAFETY: the call succeeded, so the buffer begins with a TOKEN_USER, whose SID lies in it.
+        let user = unsafe { (*buffer.as_ptr().cast::<TOKEN_USER>()).User };
+        let deny_only = SID_AND_ATTRIBUTES {
+            Sid: user.Sid,
+            Attributes: 0,
+        };
+        let mut restricted = ptr::null_mut();
+        // SAFETY: the token is open; `deny_only`, and the SID in `buffer`, live through the call.
+        check(unsafe {
+            CreateRestrictedToken(
+                token.as_raw_handle(),
+                0,
+                1,
+                &deny_only,
+                0,
+                ptr::null(),
+                0,
+                ptr::null(),
+                &mut restricted,
+            )
+        })?;
+        // SAFETY: the system has just opened it for us.
+        let restricted = unsafe { OwnedHandle::from_raw_handle(restricted) };
+        // SAFETY: the token is open, and copied.
+        check(unsafe { ImpersonateLoggedOnUser(restricted.as_raw_handle()) })?;
+        Ok(Self(()))
+    }
+}
+
+impl Drop for WithoutThisUser {
+    fn drop(&mut self) {
+        // SAFETY: ends the impersonation that `new` began.
+        if unsafe { RevertToSelf() } == 0 {
+            // The thread would go on as somebody else (*RevertToSelf function*).
+            process::abort();
+        }
+    }
+}
+
 /// Waits until an instance of the pipe can be opened (`WaitNamedPipeW`).
 pub(crate) fn wait(address: &str, milliseconds: u32) -> io::Result<()> {
     let address = wide(address);
@@ -290,8 +358,23 @@ unsafe fn text_of(descriptor: PSECURITY_DESCRIPTOR) -> io::Result<String> {
 
 /// Whether this is Wine, which never enforces access lists and knows no exclusive names.
 pub(crate) fn is_wine() -> bool {
+    wine_version().is_some()
+}
+
+/// The version of the Wine that this is, such as `8.0 (Debian 8.0~repack-4)`.
+pub(crate) fn wine_version() -> Option<String> {
     // SAFETY: both names end in NUL, and ntdll is part of every process.
-    unsafe { GetProcAddress(GetModuleHandleA(s!("ntdll.dll")), s!("wine_get_version")) }.is_some()
+    let function =
+        unsafe { GetProcAddress(GetModuleHandleA(s!("ntdll.dll")), s!("wine_get_version")) }?;
+    // SAFETY: this is the function's type in Wine (dlls/ntdll/version.c).
+    let wine_get_version = unsafe {
+        mem::transmute::<unsafe extern "system" fn() -> isize, extern "C" fn() -> *const c_char>(
+            function,
+        )
+    };
+    // SAFETY: it returns a constant that ends in NUL.
+    let version = unsafe { CStr::from_ptr(wine_get_version()) };
+    Some(version.to_string_lossy().into_owned())
 }
 
 /// Whether this is Wine. If so it is said what it lacks.
