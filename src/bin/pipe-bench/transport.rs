@@ -1,6 +1,6 @@
 //! What carries the messages between a client and its server.
 //!
-//! Here it is a message pipe. The comparisons in `benches/` put other carriers in its place, so that all
+//! Here it is a message pipe. The comparisons in `comparison/` put other carriers in its place, so that all
 //! are loaded and measured by the same code.
 
 use std::future::Future;

@@ -7,34 +7,34 @@ use clap::{Parser, ValueEnum};
 
 use crate::{exit::Failure, options::Options};
 
-#[path = "../../../../../src/bin/pipe-bench/bench.rs"]
+#[path = "../../../../src/bin/pipe-bench/bench.rs"]
 mod bench;
-#[path = "../../../../../src/bin/pipe-bench/conversation.rs"]
+#[path = "../../../../src/bin/pipe-bench/conversation.rs"]
 mod conversation;
-#[path = "../../../../../src/bin/shared/exit.rs"]
+#[path = "../../../../src/bin/shared/exit.rs"]
 mod exit;
 mod framed;
-#[path = "../../../../../src/bin/pipe-bench/idle.rs"]
+#[path = "../../../../src/bin/pipe-bench/idle.rs"]
 mod idle;
-#[path = "../../../../../src/bin/pipe-bench/memory.rs"]
+#[path = "../../../../src/bin/pipe-bench/memory.rs"]
 mod memory;
 #[cfg(feature = "nng")]
 mod nng;
-#[path = "../../../../../src/bin/pipe-bench/options.rs"]
+#[path = "../../../../src/bin/pipe-bench/options.rs"]
 mod options;
-#[path = "../../../../../src/bin/pipe-bench/progress.rs"]
+#[path = "../../../../src/bin/pipe-bench/progress.rs"]
 mod progress;
-#[path = "../../../../../src/bin/pipe-bench/report.rs"]
+#[path = "../../../../src/bin/pipe-bench/report.rs"]
 mod report;
-#[path = "../../../../../src/bin/pipe-bench/run.rs"]
+#[path = "../../../../src/bin/pipe-bench/run.rs"]
 mod run;
-#[path = "../../../../../src/bin/shared/runtime.rs"]
+#[path = "../../../../src/bin/shared/runtime.rs"]
 mod runtime;
-#[path = "../../../../../src/bin/pipe-bench/transport.rs"]
+#[path = "../../../../src/bin/pipe-bench/transport.rs"]
 mod transport;
-#[path = "../../../../../src/bin/shared/values.rs"]
+#[path = "../../../../src/bin/shared/values.rs"]
 mod values;
-#[path = "../../../../../src/bin/pipe-bench/visits.rs"]
+#[path = "../../../../src/bin/pipe-bench/visits.rs"]
 mod visits;
 #[cfg(feature = "zeromq")]
 mod zeromq;

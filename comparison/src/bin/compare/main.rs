@@ -1,5 +1,5 @@
 //! Compares pipe-server with what a user would take instead: every contender in turns, by the same clients, and
-//! medians of several rounds. `benches/compare-linux` and `benches/compare-windows` build what it needs and
+//! medians of several rounds. `comparison/compare-linux` and `comparison/compare-windows` build what it needs and
 //! run it.
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
@@ -12,7 +12,7 @@ mod client;
 mod contenders;
 mod loads;
 mod measure;
-#[path = "../../../../../src/bin/pipe-bench/memory.rs"]
+#[path = "../../../../src/bin/pipe-bench/memory.rs"]
 mod memory;
 mod page;
 mod picture;
