@@ -12,8 +12,6 @@ mod client;
 mod contenders;
 mod loads;
 mod measure;
-#[path = "../../../../src/bin/pipe-bench/memory.rs"]
-mod memory;
 mod page;
 mod picture;
 mod programs;

@@ -9,10 +9,11 @@ use std::{
     time::Duration,
 };
 
+use pipe_server_cli::load::memory;
+
 use crate::{
     contenders::Contender,
     loads::Load,
-    memory,
     programs::{self, Programs},
 };
 

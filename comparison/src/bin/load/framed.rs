@@ -3,14 +3,12 @@
 use std::io;
 
 use bytes::Bytes;
-use futures_util::{SinkExt, StreamExt as _};
-use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
-
-use crate::{
+use futures_util::{SinkExt as _, StreamExt as _};
+use pipe_server_cli::{
     exit::Failure,
-    options::Options,
-    transport::{Receiver, Sender, Transport},
+    load::{Options, Receiver, Sender, Transport},
 };
+use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
 /// Connections to one address.
 #[derive(Clone, Debug)]
@@ -66,11 +64,13 @@ mod halves {
     }
 }
 
-type Frames<T> = FramedRead<T, LengthDelimitedCodec>;
+pub(crate) struct Writer(FramedWrite<halves::Write, LengthDelimitedCodec>);
+
+pub(crate) struct Reader(FramedRead<halves::Read, LengthDelimitedCodec>);
 
 impl Transport for Stream {
-    type Sender = FramedWrite<halves::Write, LengthDelimitedCodec>;
-    type Receiver = Frames<halves::Read>;
+    type Sender = Writer;
+    type Receiver = Reader;
 
     const IO_DRIVER: bool = true;
 
@@ -80,8 +80,8 @@ impl Transport for Stream {
             .map_err(|error| Failure::new(format!("can't connect to {}: {error}", self.address)))?;
         let codec = LengthDelimitedCodec::new();
         Ok((
-            FramedWrite::new(writer, codec.clone()),
-            FramedRead::new(reader, codec),
+            Writer(FramedWrite::new(writer, codec.clone())),
+            Reader(FramedRead::new(reader, codec)),
         ))
     }
 
@@ -90,15 +90,15 @@ impl Transport for Stream {
     }
 }
 
-impl Sender for FramedWrite<halves::Write, LengthDelimitedCodec> {
+impl Sender for Writer {
     async fn send(&mut self, message: Bytes) -> Result<(), String> {
-        SinkExt::send(self, message).await.map_err(text)
+        self.0.send(message).await.map_err(text)
     }
 }
 
-impl Receiver for Frames<halves::Read> {
+impl Receiver for Reader {
     async fn recv(&mut self) -> Result<Option<Bytes>, String> {
-        match self.next().await {
+        match self.0.next().await {
             Some(Ok(message)) => Ok(Some(message.freeze())),
             Some(Err(error)) => Err(text(error)),
             None => Ok(None),

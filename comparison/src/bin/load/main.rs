@@ -4,38 +4,14 @@
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
+use pipe_server_cli::{
+    exit::Failure,
+    load::{self, Options},
+};
 
-use crate::{exit::Failure, options::Options};
-
-#[path = "../../../../src/bin/pipe-bench/bench.rs"]
-mod bench;
-#[path = "../../../../src/bin/pipe-bench/conversation.rs"]
-mod conversation;
-#[path = "../../../../src/bin/shared/exit.rs"]
-mod exit;
 mod framed;
-#[path = "../../../../src/bin/pipe-bench/idle.rs"]
-mod idle;
-#[path = "../../../../src/bin/pipe-bench/memory.rs"]
-mod memory;
 #[cfg(feature = "nng")]
 mod nng;
-#[path = "../../../../src/bin/pipe-bench/options.rs"]
-mod options;
-#[path = "../../../../src/bin/pipe-bench/progress.rs"]
-mod progress;
-#[path = "../../../../src/bin/pipe-bench/report.rs"]
-mod report;
-#[path = "../../../../src/bin/pipe-bench/run.rs"]
-mod run;
-#[path = "../../../../src/bin/shared/runtime.rs"]
-mod runtime;
-#[path = "../../../../src/bin/pipe-bench/transport.rs"]
-mod transport;
-#[path = "../../../../src/bin/shared/values.rs"]
-mod values;
-#[path = "../../../../src/bin/pipe-bench/visits.rs"]
-mod visits;
 #[cfg(feature = "zeromq")]
 mod zeromq;
 
@@ -72,10 +48,10 @@ fn main() -> ExitCode {
 
 fn run(wire: Wire, options: &Options) -> Result<(), Failure> {
     match wire {
-        Wire::Framed => bench::run(options, framed::Stream::new(options)),
+        Wire::Framed => load::run(options, framed::Stream::new(options)),
         #[cfg(feature = "zeromq")]
-        Wire::Zeromq => bench::run(options, zeromq::Dealer::new(options)),
+        Wire::Zeromq => load::run(options, zeromq::Dealer::new(options)),
         #[cfg(feature = "nng")]
-        Wire::Nng => bench::run(options, nng::Requester::new(options)),
+        Wire::Nng => load::run(options, nng::Requester::new(options)),
     }
 }

@@ -7,13 +7,11 @@ use nng::{
     Aio, AioResult, Context, Message, Protocol, Socket,
     options::{Options as _, RecvMaxSize},
 };
-use tokio::sync::{mpsc, oneshot};
-
-use crate::{
+use pipe_server_cli::{
     exit::Failure,
-    options::Options,
-    transport::{self, Transport},
+    load::{self, Options, Transport},
 };
+use tokio::sync::{mpsc, oneshot};
 
 /// Connections to one address.
 #[derive(Clone, Debug)]
@@ -120,7 +118,7 @@ pub(crate) struct Sender {
     _socket: Socket,
 }
 
-impl transport::Sender for Sender {
+impl load::Sender for Sender {
     async fn send(&mut self, message: Bytes) -> Result<(), String> {
         // In turns, so it is the one whose reply was received longest ago.
         let exchange = &self.exchanges[self.next];
@@ -143,7 +141,7 @@ pub(crate) struct Receiver {
     oldest: Option<oneshot::Receiver<Reply>>,
 }
 
-impl transport::Receiver for Receiver {
+impl load::Receiver for Receiver {
     async fn recv(&mut self) -> Result<Option<Bytes>, String> {
         if self.oldest.is_none() {
             self.oldest = self.replies.recv().await;

@@ -6,13 +6,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::io::{Interest, unix::AsyncFd};
-
-use crate::{
+use pipe_server_cli::{
     exit::Failure,
-    options::Options,
-    transport::{Receiver, Sender, Transport},
+    load::{Options, Receiver, Sender, Transport},
 };
+use tokio::io::{Interest, unix::AsyncFd};
 
 /// Connections to one address.
 #[derive(Clone)]
