@@ -1,12 +1,9 @@
 //! The other side of a pipe.
 
-use std::{
-    io,
-    time::{Duration, Instant},
-};
+use std::{io, time::Duration};
 
 use bytes::Bytes;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 #[cfg(feature = "test-util")]
 use crate::engine::memory;
@@ -35,6 +32,8 @@ pub struct ClientOptions {
     wait_for_server: bool,
     max_message_size: Option<usize>,
     only_current_user: bool,
+    #[cfg(windows)]
+    allow_remote: bool,
 }
 
 impl Default for ClientOptions {
@@ -51,6 +50,8 @@ impl ClientOptions {
             wait_for_server: false,
             max_message_size: None,
             only_current_user: false,
+            #[cfg(windows)]
+            allow_remote: false,
         }
     }
 
@@ -78,10 +79,29 @@ impl ClientOptions {
     /// Whether to refuse a pipe that another user serves, who could read what is sent there. Default:
     /// no.
     ///
-    /// On Windows the pipe's owner must be this user or, for an elevated administrator, the
-    /// Administrators group, which owns what such a user makes.
+    /// On Windows the pipe's owner has to be this user, or the one that this process's token names as the
+    /// owner of new objects: for an elevated administrator that is the Administrators group. Who reaches
+    /// whom, when both are the same user and the server is one of ours:
+    ///
+    /// | server | owner of its pipe | plain client | elevated client |
+    /// |---|---|---|---|
+    /// | plain | the user | connects | connects |
+    /// | elevated | Administrators | is refused | connects |
+    ///
+    /// .NET's `PipeOptions.CurrentUserOnly` compares the owner with its token's alone
+    /// (`NamedPipeClientStream.Windows.cs`), so there an elevated client refuses a plain server as well.
     pub fn only_current_user(mut self, only: bool) -> Self {
         self.only_current_user = only;
+        self
+    }
+
+    /// Whether to connect to a pipe on another machine, `\\HOST\pipe\NAME`. Default: no.
+    ///
+    /// Connecting sends this user's credentials to HOST over SMB, whoever HOST may be. So a name that
+    /// comes from outside has to be checked before this is turned on.
+    #[cfg(windows)]
+    pub fn allow_remote(mut self, allow: bool) -> Self {
+        self.allow_remote = allow;
         self
     }
 
@@ -96,6 +116,12 @@ impl ClientOptions {
     /// Cancel safe: if the future is dropped, there is no connection.
     pub async fn connect(self, name: impl AsRef<str>) -> Result<Client, ConnectError> {
         let name: PipeName = name.as_ref().parse()?;
+        #[cfg(windows)]
+        if name.is_remote() && !self.allow_remote {
+            return Err(ConnectError::Remote {
+                address: name.address().to_owned(),
+            });
+        }
         let sizes = self.sizes(ENGINE_MAX_MESSAGE_SIZE)?;
         let identify = self.only_current_user;
         let open = || open(&name, sizes, identify);
@@ -220,11 +246,15 @@ fn check_owner(name: &PipeName, channel: &Channel) -> Result<(), ConnectError> {
 #[cfg(windows)]
 fn check_owner(name: &PipeName, channel: &Channel) -> Result<(), ConnectError> {
     let address = name.address().to_owned();
-    match channel.link.peer() {
-        Ok(peer) if crate::windows::is_current_user(peer.user()) => Ok(()),
-        Ok(peer) => Err(ConnectError::OtherUser {
+    let owner = match channel.link.peer() {
+        Ok(peer) => peer.user().clone(),
+        Err(source) => return Err(ConnectError::Io { address, source }),
+    };
+    match crate::windows::is_own(&owner) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(ConnectError::OtherUser {
             address,
-            owner: peer.user().to_string(),
+            owner: owner.to_string(),
         }),
         Err(source) => Err(ConnectError::Io { address, source }),
     }

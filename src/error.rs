@@ -83,6 +83,20 @@ pub enum ConnectError {
         /// What is wrong with its value, and which values can be.
         problem: String,
     },
+    /// The pipe is on another machine, and
+    #[cfg_attr(
+        windows,
+        doc = "[`allow_remote`](crate::ClientOptions::allow_remote) was not turned on."
+    )]
+    #[cfg_attr(not(windows), doc = "`allow_remote` was not turned on.")]
+    #[error(
+        "{address} is on another machine, which would be sent this user's credentials: allow remote \
+         pipes if that is meant (allow_remote)"
+    )]
+    Remote {
+        /// The pipe's address.
+        address: String,
+    },
     /// Nobody serves the pipe.
     #[error("nobody serves {address}: start the server, or check the name")]
     NotFound {
@@ -129,7 +143,9 @@ pub enum ConnectError {
 impl From<ConnectError> for io::Error {
     fn from(error: ConnectError) -> Self {
         let kind = match &error {
-            ConnectError::Name(_) | ConnectError::Option { .. } => io::ErrorKind::InvalidInput,
+            ConnectError::Name(_) | ConnectError::Option { .. } | ConnectError::Remote { .. } => {
+                io::ErrorKind::InvalidInput
+            }
             ConnectError::NotFound { .. } => io::ErrorKind::NotFound,
             ConnectError::Busy { .. } => io::ErrorKind::TimedOut,
             ConnectError::Denied { .. } | ConnectError::OtherUser { .. } => {
@@ -151,6 +167,10 @@ pub enum RecvError {
         /// The limit, in bytes.
         limit: usize,
     },
+    /// The other side left, or took the message back, when a part of it had arrived. Nothing of it was
+    /// delivered, and nothing more can be received.
+    #[error("a message was cut short: the other side closed the pipe while it was being received")]
+    Incomplete,
     /// The system's error.
     #[error("receiving failed: {0}")]
     Io(#[source] io::Error),
@@ -161,6 +181,9 @@ impl From<RecvError> for io::Error {
         match error {
             RecvError::Io(error) => error,
             too_long @ RecvError::TooLong { .. } => Self::new(io::ErrorKind::InvalidData, too_long),
+            incomplete @ RecvError::Incomplete => {
+                Self::new(io::ErrorKind::UnexpectedEof, incomplete)
+            }
         }
     }
 }

@@ -75,6 +75,11 @@ struct Readme;
 
 pub use bytes::Bytes;
 
+/// For the tests in `tests/`.
+#[cfg(all(windows, any(miri, pipe_model)))]
+#[doc(hidden)]
+pub use crate::windows::model;
+
 #[cfg(feature = "test-util")]
 pub use crate::client::MemoryPipe;
 #[cfg(feature = "tower")]
