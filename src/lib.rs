@@ -33,7 +33,6 @@
 //!
 //! | feature | what it adds |
 //! |---|---|
-//! | `cli` (default) | the programs; libraries turn it off |
 //! | `futures` | `Stream` and `Sink` for [`Connection`] and its halves |
 //! | `tower` | any `tower::Service` as a handler, through `TowerHandler` |
 //! | `test-util` | pipes inside the process, through `ListenerOptions::bind_memory` |

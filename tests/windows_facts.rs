@@ -10,11 +10,6 @@
 #![cfg(windows)]
 #![allow(unsafe_code, reason = "no crate between a test and the system's calls")]
 
-#[path = "support/raw_pipe.rs"]
-mod raw_pipe;
-#[path = "support/win32.rs"]
-mod win32;
-
 use std::{ffi::c_void, ptr, sync::mpsc};
 
 use windows_sys::Win32::{
@@ -34,9 +29,11 @@ use windows_sys::Win32::{
     },
 };
 
-use raw_pipe::{
+#[cfg(any(miri, pipe_model))]
+use pipe_server::model::Form;
+use support::raw_pipe::{
     DEADLINE, End, Instance, LONG, Mode, Name, Operation, QUOTA, READ_WRITE, code, ended,
-    long_message, pair, pair_with, system,
+    long_message, on_the_model, pair, pair_with, system,
 };
 
 /// What the tests run on.
@@ -62,7 +59,14 @@ enum System {
 impl System {
     /// Decides it, here and nowhere else.
     fn current() -> Self {
-        match win32::wine_version() {
+        #[cfg(any(miri, pipe_model))]
+        match pipe_server::model::Model::form() {
+            Form::Windows7 => return Self::Model7,
+            Form::Windows8 => return Self::Model8,
+            Form::Wine8 => return Self::ModelWine,
+        }
+        #[cfg(not(any(miri, pipe_model)))]
+        match support::win32::wine_version() {
             None => Self::Windows,
             Some(version) => match version.split('.').next().map(str::parse::<u32>) {
                 Some(Ok(10..)) => Self::Wine10,
@@ -102,6 +106,7 @@ mod connecting {
 
     #[test]
     fn a_client_can_open_and_write_before_connect_is_called() {
+        let _model = on_the_model();
         let name = Name::new();
         let server = name.create().in_the_pool();
         let client = name.open();
@@ -112,6 +117,7 @@ mod connecting {
 
     #[test]
     fn connect_fails_with_535_and_no_callback_when_a_client_is_connected() {
+        let _model = on_the_model();
         let name = Name::new();
         let server = name.create().in_the_pool();
         let client = name.open();
@@ -125,6 +131,7 @@ mod connecting {
 
     #[test]
     fn connect_fails_with_232_after_the_client_closed_and_its_data_stays_readable() {
+        let _model = on_the_model();
         let name = Name::new();
         let server = name.create().in_the_pool();
         let client = name.open();
@@ -137,6 +144,7 @@ mod connecting {
 
     #[test]
     fn connect_fails_with_232_until_a_closed_client_is_disconnected() {
+        let _model = on_the_model();
         let name = Name::new();
         let server = name.create().in_the_pool();
         drop(name.open());
@@ -151,6 +159,7 @@ mod connecting {
 
     #[test]
     fn connect_pends_until_a_client_opens_and_calls_back_once() {
+        let _model = on_the_model();
         let name = Name::new();
         let server = name.create().in_the_pool();
         let connect = server.start_connect();
@@ -161,6 +170,7 @@ mod connecting {
 
     #[test]
     fn a_disconnected_instance_is_busy_until_connect_and_then_serves_the_next_client() {
+        let _model = on_the_model();
         let name = Name::new();
         let server = name.create().in_the_pool();
         let first = name.open();
@@ -177,6 +187,7 @@ mod connecting {
 
     #[test]
     fn a_second_disconnect_fails_with_233() {
+        let _model = on_the_model();
         let (server, _client) = pair();
         assert_eq!(server.disconnect(), ERROR_SUCCESS);
         assert_eq!(server.disconnect(), ERROR_PIPE_NOT_CONNECTED);
@@ -184,6 +195,7 @@ mod connecting {
 
     #[test]
     fn reads_and_writes_fail_with_536_while_listening_and_233_when_disconnected() {
+        let _model = on_the_model();
         let name = Name::new();
         let server = name.create().in_the_pool();
         assert_eq!(server.read(64).code, ERROR_PIPE_LISTENING);
@@ -198,6 +210,7 @@ mod connecting {
 
     #[test]
     fn the_name_is_busy_while_every_instance_has_a_client_even_a_closed_one() {
+        let _model = on_the_model();
         let name = Name::new();
         let _servers = [name.create(), name.create()];
         let first = name.open();
@@ -209,6 +222,7 @@ mod connecting {
 
     #[test]
     fn the_name_is_gone_with_its_last_instance() {
+        let _model = on_the_model();
         let name = Name::new();
         assert_eq!(name.try_open(READ_WRITE).err(), Some(ERROR_FILE_NOT_FOUND));
         let (first, second) = (name.create(), name.create());
@@ -220,6 +234,7 @@ mod connecting {
 
     #[test]
     fn a_byte_pipe_refuses_message_read_mode_with_87() {
+        let _model = on_the_model();
         let name = Name::new();
         let instance = Instance {
             mode: PIPE_TYPE_BYTE,
@@ -236,6 +251,7 @@ mod messages {
 
     #[test]
     fn one_write_is_one_message() {
+        let _model = on_the_model();
         let (server, client) = pair();
         for message in [&b"three"[..], b"s", b"messages"] {
             assert_eq!(client.write(message), ERROR_SUCCESS);
@@ -247,6 +263,7 @@ mod messages {
 
     #[test]
     fn a_new_client_reads_bytes_until_it_asks_for_messages() {
+        let _model = on_the_model();
         let name = Name::new();
         let server = name.create().in_the_pool();
         let client = name.try_open(READ_WRITE).unwrap();
@@ -260,6 +277,7 @@ mod messages {
 
     #[test]
     fn an_empty_message_is_received_whether_queued_or_awaited() {
+        let _model = on_the_model();
         let (server, client) = pair();
         assert_eq!(client.write(b""), ERROR_SUCCESS);
         assert_eq!(client.write(b"next"), ERROR_SUCCESS);
@@ -273,6 +291,7 @@ mod messages {
 
     #[test]
     fn without_a_port_a_short_read_fails_with_234_at_once() {
+        let _model = on_the_model();
         let (server, client) = pair_with(Mode::Event);
         assert_eq!(client.write(b"0123456789"), ERROR_SUCCESS);
         let read = server.start_read(4);
@@ -282,6 +301,7 @@ mod messages {
 
     #[test]
     fn with_a_port_a_short_read_calls_back_with_234() {
+        let _model = on_the_model();
         let (server, client) = pair_with(Mode::Callback);
         assert_eq!(client.write(b"0123456789"), ERROR_SUCCESS);
         let read = server.start_read(4);
@@ -296,6 +316,7 @@ mod messages {
 
     #[test]
     fn in_skip_mode_a_short_read_pends_and_calls_back_with_234() {
+        let _model = on_the_model();
         let (server, client) = pair();
         assert_eq!(client.write(b"0123456789"), ERROR_SUCCESS);
         let read = server.start_read(4);
@@ -315,6 +336,7 @@ mod messages {
 
     #[test]
     fn a_short_read_that_pended_first_ends_with_234() {
+        let _model = on_the_model();
         for mode in [Mode::Event, Mode::Callback, Mode::Skip] {
             let (server, client) = pair_with(mode);
             let read = server.start_read(4);
@@ -327,6 +349,7 @@ mod messages {
 
     #[test]
     fn the_rest_of_a_message_is_read_before_the_next_one_and_apart_from_it() {
+        let _model = on_the_model();
         let (server, client) = pair();
         assert_eq!(client.write(b"0123456789"), ERROR_SUCCESS);
         assert_eq!(client.write(b"next"), ERROR_SUCCESS);
@@ -338,6 +361,7 @@ mod messages {
 
     #[test]
     fn the_rest_of_a_message_stays_readable_after_its_sender_closed() {
+        let _model = on_the_model();
         let (server, client) = pair();
         assert_eq!(client.write(b"0123456789"), ERROR_SUCCESS);
         assert_eq!(server.read(4), ended(ERROR_MORE_DATA, b"0123"));
@@ -348,6 +372,7 @@ mod messages {
 
     #[test]
     fn the_rest_of_a_cancelled_write_is_gone_and_the_next_message_is_whole() {
+        let _model = on_the_model();
         let (server, client) = pair();
         let write = client.start_write(&long_message());
         assert_eq!(write.returned, ERROR_IO_PENDING);
@@ -360,6 +385,7 @@ mod messages {
 
     #[test]
     fn the_rest_of_a_cancelled_write_reads_as_109_once_its_sender_closed() {
+        let _model = on_the_model();
         let (server, client) = pair();
         let write = client.start_write(&long_message());
         assert_eq!(server.read(4), ended(ERROR_MORE_DATA, &long_message()[..4]));
@@ -371,6 +397,7 @@ mod messages {
 
     #[test]
     fn one_read_takes_a_message_longer_than_the_buffers() {
+        let _model = on_the_model();
         let (server, client) = pair();
         let message = long_message().repeat(100);
         let write = client.start_write(&message);
@@ -386,6 +413,7 @@ mod completions {
 
     #[test]
     fn in_skip_mode_a_call_that_ends_at_once_sends_no_callback() {
+        let _model = on_the_model();
         let (server, client) = pair();
         assert_eq!(client.write(b"waits"), ERROR_SUCCESS);
         for operation in [server.start_read(64), server.start_write(b"fits")] {
@@ -404,6 +432,7 @@ mod completions {
 
     #[test]
     fn without_skip_mode_a_call_that_succeeds_at_once_still_calls_back() {
+        let _model = on_the_model();
         let (server, client) = pair_with(Mode::Callback);
         assert_eq!(client.write(b"waits"), ERROR_SUCCESS);
         let read = server.start_read(64);
@@ -416,6 +445,7 @@ mod completions {
 
     #[test]
     fn a_pending_read_calls_back_once_with_its_message() {
+        let _model = on_the_model();
         let (server, client) = pair();
         let client = client.in_the_pool();
         for (reader, writer) in [(&server, &client), (&client, &server)] {
@@ -428,6 +458,7 @@ mod completions {
 
     #[test]
     fn a_pending_write_calls_back_once_when_it_is_read() {
+        let _model = on_the_model();
         let (server, client) = pair();
         let write = server.start_write(&long_message());
         assert_eq!(write.returned, ERROR_IO_PENDING);
@@ -438,6 +469,7 @@ mod completions {
 
     #[test]
     fn writes_within_the_quota_end_at_once_and_one_over_it_pends() {
+        let _model = on_the_model();
         let (server, client) = pair();
         let message = vec![7; QUOTA as usize / 4];
         for _ in 0..3 {
@@ -454,6 +486,7 @@ mod completions {
 
     #[test]
     fn an_empty_write_ends_at_once_even_behind_a_pending_one() {
+        let _model = on_the_model();
         let (server, client) = pair();
         let write = server.start_write(&long_message());
         assert_eq!(write.returned, ERROR_IO_PENDING);
@@ -466,6 +499,7 @@ mod completions {
 
     #[test]
     fn a_cancelled_read_calls_back_once_with_995_and_takes_no_message() {
+        let _model = on_the_model();
         let (server, client) = pair();
         let read = server.start_read(64);
         assert_eq!(server.cancel(&read), ERROR_SUCCESS);
@@ -476,6 +510,7 @@ mod completions {
 
     #[test]
     fn a_cancelled_write_calls_back_once_with_995_and_leaves_no_message() {
+        let _model = on_the_model();
         let (server, client) = pair();
         let write = server.start_write(&long_message());
         assert_eq!(server.cancel(&write), ERROR_SUCCESS);
@@ -486,6 +521,7 @@ mod completions {
 
     #[test]
     fn a_cancelled_connect_calls_back_once_with_995_and_the_instance_still_listens() {
+        let _model = on_the_model();
         let name = Name::new();
         let server = name.create().in_the_pool();
         let connect = server.start_connect();
@@ -497,6 +533,7 @@ mod completions {
 
     #[test]
     fn cancelling_everything_on_a_handle_ends_each_operation_with_995() {
+        let _model = on_the_model();
         let (server, _client) = pair_with(Mode::Event);
         let read = server.start_read(64);
         let write = server.start_write(&long_message());
@@ -507,6 +544,7 @@ mod completions {
 
     #[test]
     fn cancelling_a_completed_read_changes_nothing() {
+        let _model = on_the_model();
         let (server, client) = pair();
         let read = server.start_read(64);
         assert_eq!(client.write(b"hello"), ERROR_SUCCESS);
@@ -522,6 +560,7 @@ mod completions {
 
     #[test]
     fn closing_a_handle_calls_back_its_pending_read_once() {
+        let _model = on_the_model();
         let (mut server, _client) = pair();
         let read = server.start_read(64);
         assert_eq!(read.returned, ERROR_IO_PENDING);
@@ -531,6 +570,7 @@ mod completions {
 
     #[test]
     fn closing_a_handle_calls_back_its_pending_connect_once() {
+        let _model = on_the_model();
         let mut server = Name::new().create().in_the_pool();
         let connect = server.start_connect();
         assert_eq!(connect.returned, ERROR_IO_PENDING);
@@ -541,6 +581,7 @@ mod completions {
     /// Until the peer closes, the write may stay pending: hence the library cancels first.
     #[test]
     fn closing_both_ends_calls_back_a_pending_write_once() {
+        let _model = on_the_model();
         let (mut server, client) = pair();
         let write = server.start_write(&long_message());
         assert_eq!(write.returned, ERROR_IO_PENDING);
@@ -561,6 +602,7 @@ mod completions {
     /// How the library closes a handle.
     #[test]
     fn cancelling_and_closing_calls_back_each_operation_once() {
+        let _model = on_the_model();
         let (mut server, client) = pair();
         assert_eq!(server.write(b"before"), ERROR_SUCCESS);
         let operations = [server.start_read(64), server.start_write(&long_message())];
@@ -574,6 +616,7 @@ mod completions {
 
     #[test]
     fn a_thread_pool_io_object_can_be_closed_in_its_own_callback() {
+        let _model = on_the_model();
         let name = Name::new();
         let server = name.create();
         let (sender, received) = mpsc::channel::<()>();
@@ -620,6 +663,7 @@ mod leaving {
 
     #[test]
     fn after_the_peer_closed_reads_fail_with_109_and_writes_with_232() {
+        let _model = on_the_model();
         let (server, client) = pair();
         drop(client);
         assert_eq!(server.read(64).code, ERROR_BROKEN_PIPE);
@@ -632,6 +676,7 @@ mod leaving {
 
     #[test]
     fn pending_reads_and_writes_end_with_109_when_the_peer_closes() {
+        let _model = on_the_model();
         let (server, client) = pair();
         let read = server.start_read(64);
         drop(client);
@@ -644,6 +689,7 @@ mod leaving {
 
     #[test]
     fn pending_reads_and_writes_end_with_233_when_the_server_disconnects() {
+        let _model = on_the_model();
         for start in [
             |end: &End| end.start_read(64),
             |end: &End| end.start_write(&long_message()),
@@ -658,6 +704,7 @@ mod leaving {
 
     #[test]
     fn closing_keeps_what_was_written_readable() {
+        let _model = on_the_model();
         let (server, client) = pair();
         assert_eq!(server.write(b"goodbye"), ERROR_SUCCESS);
         drop(server);
@@ -667,6 +714,7 @@ mod leaving {
 
     #[test]
     fn disconnecting_discards_what_was_written() {
+        let _model = on_the_model();
         let (server, client) = pair();
         assert_eq!(server.write(b"goodbye"), ERROR_SUCCESS);
         assert_eq!(server.disconnect(), ERROR_SUCCESS);
@@ -691,6 +739,7 @@ mod access {
 
     #[test]
     fn the_second_instance_is_checked_against_the_access_list_and_the_first_is_not() {
+        let _model = on_the_model();
         let name = Name::new();
         let _first = name.try_create(Instance::for_whom("D:P")).unwrap();
         let second = name.try_create(Instance::for_whom("D:P"));
@@ -699,6 +748,7 @@ mod access {
 
     #[test]
     fn a_second_instance_needs_every_right_of_0x12019f() {
+        let _model = on_the_model();
         let list = everyone(INSTANCE_RIGHTS);
         let name = Name::new();
         let _first = name.try_create(Instance::for_whom(&list)).unwrap();
@@ -715,6 +765,7 @@ mod access {
 
     #[test]
     fn a_client_that_the_access_list_denies_fails_with_5() {
+        let _model = on_the_model();
         for list in ["D:P", "D:P(A;;GR;;;WD)", "D:P(D;;GA;;;WD)(A;;GA;;;WD)"] {
             let name = Name::new();
             let _server = name.try_create(Instance::for_whom(list)).unwrap();
@@ -724,6 +775,7 @@ mod access {
 
     #[test]
     fn this_librarys_client_needs_no_more_than_0x12019b() {
+        let _model = on_the_model();
         let name = Name::new();
         let list = everyone(EVERYONE_RIGHTS);
         let _server = name.try_create(Instance::for_whom(&list)).unwrap();
@@ -733,6 +785,7 @@ mod access {
 
     #[test]
     fn a_client_that_asks_for_generic_write_needs_no_right_to_create_instances() {
+        let _model = on_the_model();
         let name = Name::new();
         let list = everyone(EVERYONE_RIGHTS);
         let _server = name.try_create(Instance::for_whom(&list)).unwrap();
@@ -748,6 +801,7 @@ mod access {
 
     #[test]
     fn first_pipe_instance_fails_with_5_on_a_taken_name() {
+        let _model = on_the_model();
         let name = Name::new();
         let first = || Instance {
             flags: FILE_FLAG_FIRST_PIPE_INSTANCE,
@@ -765,6 +819,7 @@ mod access {
 
     #[test]
     fn first_pipe_instance_fails_with_5_or_231_on_a_name_at_its_limit() {
+        let _model = on_the_model();
         let name = Name::new();
         let limited = |flags| Instance {
             flags,

@@ -21,7 +21,8 @@
 use std::{
     cell::RefCell,
     collections::BTreeMap,
-    panic,
+    mem, panic,
+    str::FromStr,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, Once, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
@@ -51,6 +52,16 @@ pub enum Form {
 
 impl Form {
     pub const ALL: [Self; 3] = [Self::Windows7, Self::Windows8, Self::Wine8];
+}
+
+impl FromStr for Form {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let named = |form: &Self| format!("{form:?}") == text;
+        let form = Self::ALL.into_iter().find(named);
+        form.ok_or_else(|| format!("{text:?} is none of {:?}", Self::ALL))
+    }
 }
 
 /// When and where completions are delivered.
@@ -92,7 +103,6 @@ impl Options {
 #[derive(Debug)]
 pub struct Model {
     world: Arc<World>,
-    pool: Vec<JoinHandle<()>>,
 }
 
 /// What a model's handles lead to.
@@ -102,6 +112,7 @@ struct World {
     options: Options,
     state: Mutex<State>,
     changed: Condvar,
+    pool: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// How many handles and thread pool objects one world has room for, by the bits of their numbers.
@@ -124,29 +135,31 @@ impl Model {
             options,
             state: Mutex::new(State::new(id, options)),
             changed: Condvar::new(),
+            pool: Mutex::default(),
         });
         lock(&WORLDS).insert(id, Arc::downgrade(&world));
-        let threads = match options.delivery {
-            Delivery::Stepped => 0,
-            Delivery::Threads(threads) => threads,
-        };
-        let pool = (0..threads)
-            .map(|_| {
-                let world = Arc::clone(&world);
-                thread::spawn(move || {
-                    enter(&world);
-                    world.deliver_until_stopped();
-                })
-            })
-            .collect();
-        Self { world, pool }
+        if let Delivery::Threads(threads) = options.delivery {
+            world.start_pool(threads);
+        }
+        Self { world }
     }
 
     /// A function that has the thread that calls it enter the system of this thread.
+    ///
+    /// That system gets a pool of threads, if it has none: nobody can step where several threads run.
     #[must_use]
     pub fn entered() -> impl Fn() + Clone + Send + Sync + 'static {
         let world = current();
+        if lock(&world.pool).is_empty() {
+            world.start_pool(2);
+        }
         move || enter(&world)
+    }
+
+    /// The form of the system of this thread.
+    #[must_use]
+    pub fn form() -> Form {
+        current().options.form
     }
 
     /// Makes this the system of the calling thread.
@@ -178,15 +191,16 @@ impl Model {
     /// # Panics
     ///
     /// Panics if anything was not given back.
-    pub fn finish(mut self) {
+    pub fn finish(self) {
         self.stop();
         self.world.lock().check_empty();
     }
 
-    fn stop(&mut self) {
+    fn stop(&self) {
         self.world.lock().stopping = true;
         self.world.changed.notify_all();
-        for thread in self.pool.drain(..) {
+        let pool = mem::take(&mut *lock(&self.world.pool));
+        for thread in pool {
             if let Err(panic) = thread.join() {
                 panic::resume_unwind(panic);
             }
@@ -220,6 +234,16 @@ impl Drop for Model {
 impl World {
     fn lock(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+
+    fn start_pool(self: &Arc<Self>, threads: usize) {
+        lock(&self.pool).extend((0..threads).map(|_| {
+            let world = Arc::clone(self);
+            thread::spawn(move || {
+                enter(&world);
+                world.deliver_until_stopped();
+            })
+        }));
     }
 
     fn step(&self) -> bool {
