@@ -1,18 +1,14 @@
 //! The other side of a pipe.
 
-use std::{
-    io,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{io, path::Path, time::Duration};
 
 use bytes::Bytes;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 #[cfg(feature = "test-util")]
 use crate::engine::memory;
 use crate::{
-    access::Peer,
+    access::{Peer, UserId},
     connection::{Connection, RecvHalf, SendHalf},
     defaults,
     engine::{Channel, Sizes},
@@ -26,7 +22,7 @@ use crate::{
 const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
-/// Options of a client before it connects.
+/// Options of a client before it connects. [`os`](crate::os) adds those of one system.
 #[derive(Clone, Debug)]
 #[must_use = "options do nothing until connect is called"]
 pub struct ClientOptions {
@@ -34,6 +30,8 @@ pub struct ClientOptions {
     wait_for_server: bool,
     max_message_size: Option<usize>,
     only_current_user: bool,
+    #[cfg(windows)]
+    pub(crate) allow_remote: bool,
 }
 
 impl Default for ClientOptions {
@@ -50,6 +48,8 @@ impl ClientOptions {
             wait_for_server: false,
             max_message_size: None,
             only_current_user: false,
+            #[cfg(windows)]
+            allow_remote: false,
         }
     }
 
@@ -79,8 +79,17 @@ impl ClientOptions {
     /// Whether to refuse a pipe that another user serves, who could read what is sent there. Default:
     /// no.
     ///
-    /// On Windows the pipe's owner must be this user or, for an elevated administrator, the
-    /// Administrators group, which owns what such a user makes.
+    /// On Windows the pipe's owner has to be this user, or the one that this process's token names as the
+    /// owner of new objects: for an elevated administrator that is the Administrators group. Who reaches
+    /// whom, when both are the same user and the server is one of ours:
+    ///
+    /// | server | owner of its pipe | plain client | elevated client |
+    /// |---|---|---|---|
+    /// | plain | the user | connects | connects |
+    /// | elevated | Administrators | is refused | connects |
+    ///
+    /// .NET's `PipeOptions.CurrentUserOnly` compares the owner with its token's alone
+    /// (`NamedPipeClientStream.Windows.cs`), so there an elevated client refuses a plain server as well.
     pub fn only_current_user(mut self, only: bool) -> Self {
         self.only_current_user = only;
         self
@@ -105,6 +114,11 @@ impl ClientOptions {
             return Err(ConnectError::NoRuntime);
         }
         let path = name.resolve()?;
+        #[cfg(windows)]
+        if name.is_remote() && !self.allow_remote {
+            let address = path.display().to_string();
+            return Err(ConnectError::Remote { address });
+        }
         let identify = self.only_current_user;
         let open = || open(&name, &path, sizes, identify);
         let address = path.display().to_string();
@@ -215,24 +229,28 @@ fn open(name: &PipeName, _: &Path, sizes: Sizes, identify: bool) -> io::Result<C
 
 fn check_owner(address: &str, channel: &Channel) -> Result<(), ConnectError> {
     let address = address.to_owned();
-    match channel.link.peer() {
-        Ok(peer) if is_current_user(&peer) => Ok(()),
-        Ok(peer) => Err(ConnectError::OtherUser {
+    let owner = match channel.link.peer() {
+        Ok(peer) => peer.user().clone(),
+        Err(source) => return Err(ConnectError::Io { address, source }),
+    };
+    match is_own(&owner) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(ConnectError::OtherUser {
             address,
-            owner: peer.user().to_string(),
+            owner: owner.to_string(),
         }),
         Err(source) => Err(ConnectError::Io { address, source }),
     }
 }
 
 #[cfg(target_os = "linux")]
-fn is_current_user(peer: &Peer) -> bool {
-    *peer.user() == crate::access::UserId::Uid(rustix::process::geteuid().as_raw())
+fn is_own(owner: &UserId) -> io::Result<bool> {
+    Ok(*owner == UserId::Uid(rustix::process::geteuid().as_raw()))
 }
 
 #[cfg(windows)]
-fn is_current_user(peer: &Peer) -> bool {
-    crate::windows::is_current_user(peer.user())
+fn is_own(owner: &UserId) -> io::Result<bool> {
+    crate::windows::is_own(owner)
 }
 
 /// One connection to a server.

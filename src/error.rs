@@ -112,6 +112,16 @@ pub enum ConnectError {
     /// There is no Tokio runtime to connect on.
     #[error("a client can't connect outside a Tokio runtime: await it on one")]
     NoRuntime,
+    /// The pipe is on another machine, and `allow_remote` was not turned on (`os::windows`).
+    #[error(
+        "{address} is on another machine, which would be sent this user's credentials: allow remote \
+         pipes if that is meant (allow_remote)"
+    )]
+    #[non_exhaustive]
+    Remote {
+        /// The pipe's address.
+        address: String,
+    },
     /// Nobody serves the pipe.
     #[error("nobody serves {address}: start the server, or check the name")]
     #[non_exhaustive]
@@ -178,7 +188,9 @@ impl ConnectError {
 impl From<ConnectError> for io::Error {
     fn from(error: ConnectError) -> Self {
         let kind = match &error {
-            ConnectError::Name(_) | ConnectError::Option { .. } => io::ErrorKind::InvalidInput,
+            ConnectError::Name(_) | ConnectError::Option { .. } | ConnectError::Remote { .. } => {
+                io::ErrorKind::InvalidInput
+            }
             ConnectError::NoRuntime => io::ErrorKind::Other,
             ConnectError::NotFound { .. } => io::ErrorKind::NotFound,
             ConnectError::Busy { .. } => io::ErrorKind::TimedOut,
@@ -202,6 +214,10 @@ pub enum RecvError {
         /// The limit, in bytes.
         limit: usize,
     },
+    /// The other side left, or took the message back, when a part of it had arrived. Nothing of it was
+    /// delivered, and nothing more can be received.
+    #[error("a message was cut short: the other side closed the pipe while it was being received")]
+    Incomplete,
     /// The system's error.
     #[error("receiving failed")]
     Io(#[source] io::Error),
@@ -212,6 +228,9 @@ impl From<RecvError> for io::Error {
         match error {
             RecvError::Io(error) => error,
             too_long @ RecvError::TooLong { .. } => Self::new(io::ErrorKind::InvalidData, too_long),
+            incomplete @ RecvError::Incomplete => {
+                Self::new(io::ErrorKind::UnexpectedEof, incomplete)
+            }
         }
     }
 }

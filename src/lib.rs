@@ -44,7 +44,6 @@
 //!
 //! | feature | what it adds |
 //! |---|---|
-//! | `cli` (default) | the programs; libraries turn it off |
 //! | `futures` | `Stream` and `Sink` for [`Connection`], its halves and [`Client`] |
 //! | `tower` | any `tower::Service` as a handler, through `TowerHandler` |
 //! | `test-util` | pipes inside the process, through `ListenerOptions::bind_memory` |
@@ -96,6 +95,11 @@ mod windows;
 struct Readme;
 
 pub use bytes::Bytes;
+
+/// For the tests in `tests/`.
+#[cfg(all(windows, any(miri, pipe_model)))]
+#[doc(hidden)]
+pub use crate::windows::model;
 
 #[cfg(feature = "test-util")]
 pub use crate::client::MemoryPipe;

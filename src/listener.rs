@@ -421,7 +421,10 @@ impl Drop for Slot {
                 instances.finished.push(Arc::clone(&self.link));
             }
         }
-        if let Some(acceptor) = instances.acceptor.take() {
+        let acceptor = instances.acceptor.take();
+        // A waker is code of the caller's, which may drop a connection or the listener.
+        drop(instances);
+        if let Some(acceptor) = acceptor {
             acceptor.wake();
         }
     }

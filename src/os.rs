@@ -10,5 +10,6 @@ mod sealed {
     pub trait Sealed {}
 
     impl Sealed for crate::access::Peer {}
+    impl Sealed for crate::client::ClientOptions {}
     impl Sealed for crate::listener::ListenerOptions {}
 }

@@ -1,10 +1,7 @@
 //! What a request costs in allocations, once a connection is warm: none, for a handler that returns its
 //! input. One test alone in its process: the allocator counts for all threads.
 
-#![cfg(feature = "test-util")]
 #![allow(unsafe_code)]
-
-mod support;
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},

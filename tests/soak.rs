@@ -11,13 +11,6 @@
 //!
 //! `SOAK_SECONDS` says how long it takes: 600 when it is not set.
 
-mod support {
-    pub(crate) mod process;
-}
-#[cfg(windows)]
-#[path = "support/win32.rs"]
-mod win32;
-
 use std::{
     env,
     future::{Future, IntoFuture},
@@ -137,7 +130,7 @@ async fn whatever_clients_do_replies_are_right_and_nothing_is_left_behind() {
     assert!(after.heap <= before.heap + HEAP_ALLOWANCE);
     // Wine itself leaves memory behind for every connection (docs/wine.md). What we allocate is in the heap above.
     #[cfg(windows)]
-    if win32::is_wine() {
+    if support::win32::is_wine() {
         return;
     }
     assert!(after.memory <= before.memory + MEMORY_ALLOWANCE);

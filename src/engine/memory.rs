@@ -1,7 +1,8 @@
 //! The memory engine: a pipe inside the process.
 //!
 //! Messages are queued under one lock for each direction. A queue takes messages until they hold
-//! `buffer_size` bytes, then the sender waits, as on a real pipe.
+//! `buffer_size` bytes, then the sender waits, as on a real pipe. Nobody is woken under a lock: a waker
+//! is code of the caller's, which may come back here.
 
 use std::{
     collections::VecDeque,
@@ -56,21 +57,22 @@ pub(crate) fn bind(sizes: Sizes) -> (Box<dyn Endpoint>, Switchboard) {
 ///
 /// `NotFound` when the pipe is not served any more, `ResourceBusy` when no instance waits.
 pub(crate) fn connect(board: &Switchboard, max_message_size: usize) -> io::Result<Channel> {
-    let mut board = lock(board);
-    if !board.served {
-        return Err(io::ErrorKind::NotFound.into());
-    }
-    let socket = board
-        .waiting
-        .pop_front()
-        .ok_or(io::ErrorKind::ResourceBusy)?;
-    let up = Queue::new(board.sizes.buffer_size);
-    let down = Queue::new(board.sizes.buffer_size);
-    let mut socket = lock(&socket);
-    socket.channel = Some(channel(&up, &down, board.sizes.max_message_size));
-    if let Some(waker) = socket.waker.take() {
-        waker.wake();
-    }
+    let (socket, sizes) = {
+        let mut board = lock(board);
+        if !board.served {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let socket = board.waiting.pop_front();
+        (socket.ok_or(io::ErrorKind::ResourceBusy)?, board.sizes)
+    };
+    let up = Queue::new(sizes.buffer_size);
+    let down = Queue::new(sizes.buffer_size);
+    let waker = {
+        let mut socket = lock(&socket);
+        socket.channel = Some(channel(&up, &down, sizes.max_message_size));
+        socket.waker.take()
+    };
+    wake(waker);
     Ok(channel(&down, &up, max_message_size))
 }
 
@@ -171,11 +173,12 @@ impl Queue {
     }
 
     fn finish(&self, last: Last) {
-        let mut state = lock(&self.state);
-        state.last.get_or_insert(last);
-        if let Some(waker) = state.reader.take() {
-            waker.wake();
-        }
+        let reader = {
+            let mut state = lock(&self.state);
+            state.last.get_or_insert(last);
+            state.reader.take()
+        };
+        wake(reader);
     }
 }
 
@@ -194,12 +197,13 @@ impl Link for MemoryLink {
 impl Drop for MemoryLink {
     fn drop(&mut self) {
         self.outbound.finish(Last::Closed);
-        let mut inbound = lock(&self.inbound.state);
-        inbound.reader_gone = true;
-        inbound.messages.clear();
-        if let Some(waker) = inbound.writer.take() {
-            waker.wake();
-        }
+        let writer = {
+            let mut inbound = lock(&self.inbound.state);
+            inbound.reader_gone = true;
+            inbound.messages.clear();
+            inbound.writer.take()
+        };
+        wake(writer);
     }
 }
 
@@ -213,9 +217,9 @@ impl Receive for MemoryReceiver {
         let mut state = lock(&self.link.inbound.state);
         if let Some(message) = state.messages.pop_front() {
             state.held -= message.len();
-            if let Some(waker) = state.writer.take() {
-                waker.wake();
-            }
+            let writer = state.writer.take();
+            drop(state);
+            wake(writer);
             return Poll::Ready(if message.len() > self.max_message_size {
                 Err(RecvError::TooLong {
                     limit: self.max_message_size,
@@ -268,10 +272,16 @@ impl Transmit for MemorySender {
         // is let in when the buffer is empty, so that one task can play both sides.
         state.held += message.len();
         state.messages.push_back(message);
-        if let Some(waker) = state.reader.take() {
-            waker.wake();
-        }
+        let reader = state.reader.take();
+        drop(state);
+        wake(reader);
         Poll::Ready(Ok(()))
+    }
+}
+
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
     }
 }
 

@@ -1,8 +1,16 @@
 //! The Windows engine on overlapped I/O of our own: messages of any length.
 //!
 //! A message that fits the buffer costs one `ReadFile`, straight into the memory that its receiver gets.
-//! Of a longer one the first part comes with `ERROR_MORE_DATA`, `PeekNamedPipe` tells how much is left,
-//! and a second `ReadFile` takes it. Each message that is sent is one `WriteFile`.
+//! A longer one ends a read with `ERROR_MORE_DATA`; the buffer grows and the next read goes on behind
+//! what is there, until the message is whole or over the limit. Each message that is sent is one
+//! `WriteFile`.
+//!
+//! How much of a message is left is never asked: the call for it can block (see `windows/overlapped.rs`).
+//! So one thing is not detected: a sender that cancels a write of which a part has been read, and then
+//! writes another message, has sent that part and that message as one. Windows drops the rest of the
+//! first (WT kernel32 `test_CancelIoEx`) and no read says so. It is the sender's own doing, since it
+//! could have written the same bytes in one call; the clients of this library never cancel a write and
+//! go on.
 
 use std::{
     io, mem,
@@ -16,8 +24,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use tokio::task::coop;
 use windows_sys::Win32::Foundation::{
-    ERROR_BROKEN_PIPE, ERROR_INVALID_PARAMETER, ERROR_NO_DATA, ERROR_PIPE_BUSY,
-    ERROR_PIPE_NOT_CONNECTED,
+    ERROR_INVALID_PARAMETER, ERROR_PIPE_BUSY, ERROR_PIPE_NOT_CONNECTED,
 };
 
 use super::{Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit};
@@ -33,6 +40,10 @@ use crate::{
 /// call and one that idles holds no more than it has needed.
 const FIRST_ROOM: usize = 4096;
 
+/// By how much the buffer grows when a message does not fit. Four, so that a message of 1 MiB takes two
+/// more reads than one that fits the pipe's default buffer.
+const GROWTH: usize = 4;
+
 /// The longest message that one `WriteFile` takes.
 pub(crate) const MAX_MESSAGE_SIZE: usize = u32::MAX as usize;
 
@@ -46,7 +57,7 @@ pub(crate) fn bind(
 ) -> io::Result<Box<dyn Endpoint>> {
     Ok(Box::new(OverlappedEndpoint {
         address: name.address().to_owned(),
-        descriptor: SecurityDescriptor::new(access, allow_remote)?,
+        descriptor: SecurityDescriptor::new(access)?,
         allow_remote,
         sizes,
         first: AtomicBool::new(true),
@@ -121,8 +132,8 @@ fn channel(pipe: Pipe, peer: fn(&Pipe) -> io::Result<Peer>, sizes: Sizes) -> Cha
             buffer: BytesMut::new(),
             room: FIRST_ROOM,
             longest_room: sizes.buffer_size.max(FIRST_ROOM),
+            last_long: 0,
             reading: false,
-            expected: None,
         }),
         sender: Box::new(OverlappedSender {
             link: Arc::clone(&link),
@@ -148,13 +159,13 @@ struct OverlappedReceiver {
     max_message_size: usize,
     /// The part of a message that was read, and the room for the rest of it or for the next one.
     buffer: BytesMut,
-    /// How much room a read has at least, in bytes.
+    /// How much room the first read of a message has at least, in bytes.
     room: usize,
     longest_room: usize,
-    /// A read is under way, and the buffer with it.
+    /// How long the last message was that did not fit `longest_room`: the next one may be as long.
+    last_long: usize,
+    /// A read is in flight, and the buffer with it.
     reading: bool,
-    /// How long the message is that was read in part, once that is known.
-    expected: Option<usize>,
 }
 
 impl Receive for OverlappedReceiver {
@@ -169,8 +180,9 @@ impl Receive for OverlappedReceiver {
 
 impl OverlappedReceiver {
     fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
+        let mut begun = !self.buffer.is_empty();
         loop {
-            if !self.reading && self.expected.is_none() {
+            if !self.reading && !begun {
                 self.make_room();
             }
             self.reading = true;
@@ -178,15 +190,10 @@ impl OverlappedReceiver {
             self.reading = false;
             match read {
                 Ok(Read::Whole) => return Poll::Ready(self.message()),
-                Ok(Read::Part) if self.expected.is_none() => self.expect_rest()?,
-                Ok(Read::Part) => return Poll::Ready(Err(torn())),
-                Err(error) => {
-                    return Poll::Ready(match windows::code(&error) {
-                        Some(ERROR_BROKEN_PIPE | ERROR_PIPE_NOT_CONNECTED) => Ok(Received::Closed),
-                        _ => Err(RecvError::Io(error)),
-                    });
-                }
+                Ok(Read::Part) => self.grow()?,
+                Err(error) => return Poll::Ready(self.failed(error)),
             }
+            begun = true;
         }
     }
 
@@ -197,48 +204,56 @@ impl OverlappedReceiver {
         }
     }
 
-    /// Makes room for the rest of a message, if all of it may be received.
-    fn expect_rest(&mut self) -> Result<(), RecvError> {
-        let rest = self.link.pipe.rest_of_message().map_err(RecvError::Io)?;
-        let length = self.buffer.len().saturating_add(rest);
+    /// Makes room for more of a message that has filled the buffer, unless that is over the limit.
+    fn grow(&mut self) -> Result<(), RecvError> {
+        let length = self.buffer.len();
         if length > self.max_message_size {
             return Err(self.too_long());
         }
-        if rest == 0 {
-            return Err(torn());
-        }
-        self.buffer.reserve(rest);
-        self.expected = Some(length);
-        let ordinary = length.min(self.longest_room);
-        self.room = self
-            .room
-            .max(ordinary.next_power_of_two())
-            .min(self.longest_room);
+        let next = if length < self.last_long {
+            self.last_long
+        } else {
+            length.saturating_mul(GROWTH)
+        };
+        // One byte over the limit is enough to see that a message is too long.
+        let next = next.min(self.max_message_size.saturating_add(1));
+        self.buffer.reserve(next - length);
         Ok(())
     }
 
     /// The message that is now whole.
     fn message(&mut self) -> Result<Received, RecvError> {
         let length = self.buffer.len();
-        if self
-            .expected
-            .take()
-            .is_some_and(|expected| expected != length)
-        {
-            return Err(torn());
-        }
         if length > self.max_message_size {
             return Err(self.too_long());
         }
         if length == 0 {
             return Ok(Received::End);
         }
-        if length <= self.room && self.buffer.capacity() > self.longest_room {
-            // Memory of an uncommonly long message: not to be kept for short ones.
-            let long = mem::take(&mut self.buffer);
-            return Ok(Received::Message(Bytes::copy_from_slice(&long)));
+        if length > self.longest_room {
+            self.last_long = length;
+        }
+        if length > self.room {
+            self.room = length.next_power_of_two().min(self.longest_room);
+        }
+        let capacity = self.buffer.capacity();
+        if capacity > self.longest_room && capacity / 2 > length {
+            // Memory for an uncommonly long message, which a short one would keep from being freed.
+            let message = mem::take(&mut self.buffer);
+            return Ok(Received::Message(Bytes::copy_from_slice(&message)));
         }
         Ok(Received::Message(self.buffer.split().freeze()))
+    }
+
+    /// What the failure of a read means.
+    fn failed(&self, error: io::Error) -> Result<Received, RecvError> {
+        if !windows::is_closed(&error) {
+            Err(RecvError::Io(error))
+        } else if self.buffer.is_empty() {
+            Ok(Received::Closed)
+        } else {
+            Err(RecvError::Incomplete)
+        }
     }
 
     fn too_long(&self) -> RecvError {
@@ -246,15 +261,6 @@ impl OverlappedReceiver {
             limit: self.max_message_size,
         }
     }
-}
-
-/// A sender can cancel a write of which a part has been read. What is read next belongs to another
-/// message.
-fn torn() -> RecvError {
-    RecvError::Io(io::Error::new(
-        io::ErrorKind::InvalidData,
-        "the sender took a message back while it was being received",
-    ))
 }
 
 struct OverlappedSender {
@@ -278,8 +284,9 @@ impl Transmit for OverlappedSender {
 }
 
 fn send_error(error: io::Error) -> SendError {
-    match windows::code(&error) {
-        Some(ERROR_BROKEN_PIPE | ERROR_NO_DATA | ERROR_PIPE_NOT_CONNECTED) => SendError::Closed,
-        _ => SendError::Io(error),
+    if windows::is_closed(&error) {
+        SendError::Closed
+    } else {
+        SendError::Io(error)
     }
 }

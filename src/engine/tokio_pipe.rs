@@ -23,7 +23,7 @@ use tokio::{
     net::windows::named_pipe::{NamedPipeServer, PipeMode, ServerOptions},
     runtime::Handle,
 };
-use windows_sys::Win32::Foundation::{ERROR_BROKEN_PIPE, ERROR_NO_DATA, ERROR_PIPE_NOT_CONNECTED};
+use windows_sys::Win32::Foundation::ERROR_NO_DATA;
 
 use super::{Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit};
 use crate::{
@@ -59,7 +59,7 @@ pub(crate) fn bind(
         .out_buffer_size(buffer_size);
     Ok(Box::new(TokioEndpoint {
         address: name.address().to_owned(),
-        descriptor: SecurityDescriptor::new(access, allow_remote)?,
+        descriptor: SecurityDescriptor::new(access)?,
         options,
         max_message_size: sizes.max_message_size,
         runtime: Handle::current(),
@@ -162,10 +162,11 @@ impl Link for TokioLink {
 
 impl Drop for TokioLink {
     fn drop(&mut self) {
-        // Otherwise mio keeps the handle, and the instance with it, until the client reads (mio#1944).
-        // An orderly end never comes here: closing keeps what was sent for the client to read.
+        // mio lets a write that waits for its reader go on, and with it the instance (mio#1944). The write
+        // alone can't be named here, but nothing else that is in flight is of use any more. Disconnecting
+        // would also throw away the replies before it, which the client may still read.
         if self.cut_off.load(Ordering::Relaxed) {
-            _ = self.server.disconnect();
+            windows::cancel(&self.server);
         }
     }
 }
@@ -184,15 +185,16 @@ impl Receive for TokioReceiver {
                 Ok(length) => length,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => {
-                    return Poll::Ready(match windows::code(&error) {
-                        Some(ERROR_BROKEN_PIPE | ERROR_PIPE_NOT_CONNECTED) => Ok(Received::Closed),
-                        _ => Err(RecvError::Io(error)),
+                    return Poll::Ready(if windows::is_closed(&error) {
+                        Ok(Received::Closed)
+                    } else {
+                        Err(RecvError::Io(error))
                     });
                 }
             };
             return Poll::Ready(if length == 0 {
                 // An empty message, or the other side has closed: Tokio says the same of both.
-                Ok(if windows::is_broken(&self.link.server) {
+                Ok(if windows::is_closing(&self.link.server) {
                     Received::Closed
                 } else {
                     Received::End
@@ -255,8 +257,9 @@ impl Drop for TokioSender {
 }
 
 fn send_error(error: io::Error) -> SendError {
-    match windows::code(&error) {
-        Some(ERROR_BROKEN_PIPE | ERROR_NO_DATA | ERROR_PIPE_NOT_CONNECTED) => SendError::Closed,
-        _ => SendError::Io(error),
+    if windows::is_closed(&error) {
+        SendError::Closed
+    } else {
+        SendError::Io(error)
     }
 }

@@ -1,7 +1,7 @@
 //! What only Windows has.
 
 use super::sealed::Sealed;
-use crate::{access::Peer, listener::ListenerOptions};
+use crate::{access::Peer, client::ClientOptions, listener::ListenerOptions};
 
 pub use crate::engine::Engine;
 
@@ -22,6 +22,23 @@ impl ListenerOptionsExt for ListenerOptions {
         self
     }
 
+    fn allow_remote(mut self, allow: bool) -> Self {
+        self.allow_remote = allow;
+        self
+    }
+}
+
+/// What Windows adds to [`ClientOptions`].
+pub trait ClientOptionsExt: Sealed {
+    /// Whether to connect to a pipe on another machine, `\\HOST\pipe\NAME`. Default: no.
+    ///
+    /// Connecting sends this user's credentials to HOST over SMB, whoever HOST may be. So a name that
+    /// comes from outside has to be checked before this is turned on.
+    #[must_use]
+    fn allow_remote(self, allow: bool) -> Self;
+}
+
+impl ClientOptionsExt for ClientOptions {
     fn allow_remote(mut self, allow: bool) -> Self {
         self.allow_remote = allow;
         self

@@ -11,49 +11,69 @@
 //! - **One of each kind at a time.** [`Operation::start`] refuses a second one, so nobody touches an
 //!   `OVERLAPPED` or a buffer that the system has.
 //! - **Nothing is started on a closed handle.** Only [`Pipe`] starts operations, and it owns the handle.
+//!
+//! What this file believes of Windows, each with its evidence ("WT" is a conformance test of Wine, which
+//! is run on Windows; `tests/windows_facts.rs` asks the system itself):
+//!
+//! - A read that is too short for the message that waits ends in one of two ways, both handled: at once
+//!   with `ERROR_MORE_DATA` and no completion (Windows 7, Wine), or pending, with the code in its
+//!   completion (Windows 8 and later; WT ntdll `test_completion`). The rest of the message is what the
+//!   next read returns (*Named Pipe Type, Read, and Wait Modes*).
+//! - An operation that fails at once sends no completion (WT ntdll `test_completion`; mio and .NET rely on
+//!   it).
+//! - The notification mode is set after the thread pool has bound the handle (WT ntdll).
+//! - `CancelThreadpoolIo` follows a call that sends no completion (its page).
+//! - `CloseThreadpoolIo` may be called inside the object's last callback (.NET does).
+//!
+//! No call here can wait for a client. `PeekNamedPipe` could: from Windows 8 on its request returns
+//! `STATUS_PENDING` (WT ntdll `test_completion`), and the function then waits for the handle's own event,
+//! which any other operation on the handle resets (ebpf-for-windows#3325) and which
+//! `FILE_SKIP_SET_EVENT_ON_HANDLE` keeps from ever being set (WT ntdll). So nobody asks how much of a
+//! message is left, and that mode is not set, in case another call of the system waits in the same way.
 
 use std::{
     ffi::c_void,
     io, mem,
-    os::windows::io::{AsRawHandle, FromRawHandle, OwnedHandle, RawHandle},
+    os::windows::io::{AsRawHandle, RawHandle},
     ptr,
-    sync::Arc,
+    sync::{Arc, Weak},
     task::{Context, Poll},
 };
 
 use bytes::{Bytes, BytesMut};
 use windows_sys::Win32::{
-    Foundation::{
-        ERROR_MORE_DATA, ERROR_NO_DATA, ERROR_PIPE_CONNECTED, ERROR_SUCCESS, HANDLE,
-        INVALID_HANDLE_VALUE,
-    },
+    Foundation::{ERROR_MORE_DATA, ERROR_NO_DATA, ERROR_PIPE_CONNECTED, ERROR_SUCCESS},
     Storage::FileSystem::{
-        CreateFileW, FILE_FLAG_FIRST_PIPE_INSTANCE, FILE_FLAG_OVERLAPPED, FILE_READ_ATTRIBUTES,
-        FILE_READ_DATA, FILE_WRITE_ATTRIBUTES, FILE_WRITE_DATA, OPEN_EXISTING, PIPE_ACCESS_DUPLEX,
-        READ_CONTROL, ReadFile, SECURITY_IDENTIFICATION, SECURITY_SQOS_PRESENT, SYNCHRONIZE,
-        SetFileCompletionNotificationModes, WriteFile,
+        FILE_FLAG_FIRST_PIPE_INSTANCE, FILE_FLAG_OVERLAPPED, FILE_READ_ATTRIBUTES, FILE_READ_DATA,
+        FILE_WRITE_ATTRIBUTES, FILE_WRITE_DATA, OPEN_EXISTING, PIPE_ACCESS_DUPLEX, READ_CONTROL,
+        SECURITY_IDENTIFICATION, SECURITY_SQOS_PRESENT, SYNCHRONIZE,
     },
     System::{
-        IO::CancelIoEx,
         Pipes::{
-            ConnectNamedPipe, CreateNamedPipeW, PIPE_READMODE_MESSAGE, PIPE_REJECT_REMOTE_CLIENTS,
-            PIPE_TYPE_MESSAGE, PIPE_UNLIMITED_INSTANCES, PIPE_WAIT, PeekNamedPipe,
-            SetNamedPipeHandleState,
+            PIPE_READMODE_MESSAGE, PIPE_REJECT_REMOTE_CLIENTS, PIPE_TYPE_MESSAGE,
+            PIPE_UNLIMITED_INSTANCES, PIPE_WAIT,
         },
-        Threading::CreateThreadpoolIo,
-        WindowsProgramming::{FILE_SKIP_COMPLETION_PORT_ON_SUCCESS, FILE_SKIP_SET_EVENT_ON_HANDLE},
+        WindowsProgramming::FILE_SKIP_COMPLETION_PORT_ON_SUCCESS,
     },
 };
 
 use self::operations::{Done, Operation, Operations, Progress, completed};
-use super::{check, security::SecurityDescriptor, wide};
+use super::{
+    cancel,
+    security::SecurityDescriptor,
+    system::{
+        ConnectNamedPipe, CreateFileW, CreateNamedPipeW, CreateThreadpoolIo, Handle, ReadFile,
+        SetFileCompletionNotificationModes, SetNamedPipeHandleState, WriteFile, check, last_error,
+    },
+    wide,
+};
 
 mod operations;
 #[cfg(test)]
 mod tests;
 
-/// What a client needs and no more: the right to create instances (`FILE_APPEND_DATA`), which
-/// `GENERIC_WRITE` holds, is refused to other users by a careful server.
+/// What a client needs and no more: `GENERIC_WRITE` also holds the right to create instances
+/// (`FILE_APPEND_DATA`), which a careful server withholds from other users.
 const CLIENT_RIGHTS: u32 =
     FILE_READ_DATA | FILE_WRITE_DATA | FILE_READ_ATTRIBUTES | FILE_WRITE_ATTRIBUTES | SYNCHRONIZE;
 
@@ -67,10 +87,10 @@ pub(crate) struct InstanceOptions {
     pub(crate) buffer_size: u32,
 }
 
-/// One end of a pipe. Dropping it cancels what is under way and closes the handle at once.
+/// One end of a pipe. Dropping it cancels what is in flight and closes the handle at once.
 #[derive(Debug)]
 pub(crate) struct Pipe {
-    handle: OwnedHandle,
+    handle: Handle,
     operations: Arc<Operations>,
 }
 
@@ -102,31 +122,7 @@ impl Pipe {
         descriptor: &SecurityDescriptor,
         options: InstanceOptions,
     ) -> io::Result<Self> {
-        let address = wide(address);
-        let attributes = descriptor.attributes();
-        let mut open_mode = PIPE_ACCESS_DUPLEX | FILE_FLAG_OVERLAPPED;
-        if options.first {
-            open_mode |= FILE_FLAG_FIRST_PIPE_INSTANCE;
-        }
-        let mut pipe_mode = PIPE_TYPE_MESSAGE | PIPE_READMODE_MESSAGE | PIPE_WAIT;
-        if !options.allow_remote {
-            pipe_mode |= PIPE_REJECT_REMOTE_CLIENTS;
-        }
-        // SAFETY: `address` ends in NUL; it and `attributes`, with the descriptor that they point to,
-        // live through the call.
-        let handle = unsafe {
-            CreateNamedPipeW(
-                address.as_ptr(),
-                open_mode,
-                pipe_mode,
-                PIPE_UNLIMITED_INSTANCES,
-                options.buffer_size,
-                options.buffer_size,
-                0,
-                &attributes,
-            )
-        };
-        Self::new(owned(handle)?)
+        Self::new(instance(address, descriptor, options)?)
     }
 
     /// Opens a client's end (`CreateFileW`), in message read mode. The server may learn who this is, not
@@ -137,9 +133,9 @@ impl Pipe {
             true => CLIENT_RIGHTS | READ_CONTROL,
             false => CLIENT_RIGHTS,
         };
-        // SAFETY: `address` ends in NUL and lives through the call.
+        // SAFETY: `address` ends in NUL and lives through the call, whose handle is new.
         let handle = unsafe {
-            CreateFileW(
+            Handle::owned(CreateFileW(
                 address.as_ptr(),
                 rights,
                 0,
@@ -147,9 +143,8 @@ impl Pipe {
                 OPEN_EXISTING,
                 FILE_FLAG_OVERLAPPED | SECURITY_SQOS_PRESENT | SECURITY_IDENTIFICATION,
                 ptr::null_mut(),
-            )
+            ))?
         };
-        let handle = owned(handle)?;
         let mode = PIPE_READMODE_MESSAGE;
         // SAFETY: the handle is open, and `mode` lives through the call.
         let done = unsafe {
@@ -159,9 +154,9 @@ impl Pipe {
         Self::new(handle)
     }
 
-    fn new(handle: OwnedHandle) -> io::Result<Self> {
+    fn new(handle: Handle) -> io::Result<Self> {
         let raw = handle.as_raw_handle();
-        let operations = Arc::new_cyclic(|this: &std::sync::Weak<Operations>| Operations {
+        let operations = Arc::new_cyclic(|this: &Weak<Operations>| Operations {
             // SAFETY: the handle is open and overlapped. The address that the callback gets is that of
             // the value which is being made; no operation is started, and the callback not called,
             // before it is.
@@ -178,9 +173,9 @@ impl Pipe {
             write: Operation::default(),
         });
         if operations.io == 0 {
-            return Err(io::Error::last_os_error());
+            return Err(last_error());
         }
-        let modes = FILE_SKIP_COMPLETION_PORT_ON_SUCCESS | FILE_SKIP_SET_EVENT_ON_HANDLE;
+        let modes = FILE_SKIP_COMPLETION_PORT_ON_SUCCESS;
         // SAFETY: the handle is open.
         check(unsafe { SetFileCompletionNotificationModes(raw, modes as u8) })?;
         Ok(Self { handle, operations })
@@ -189,7 +184,7 @@ impl Pipe {
     fn start_connect(&self) -> io::Result<()> {
         let connect = &self.operations.connect;
         // SAFETY: as `Operation::start` asks, with no buffer.
-        let done = connect.start(&self.operations, (), None, |(), overlapped| unsafe {
+        let done = connect.start(&self.operations, (), |(), overlapped| unsafe {
             ConnectNamedPipe(self.handle.as_raw_handle(), overlapped)
         });
         match done {
@@ -225,31 +220,16 @@ impl Pipe {
         buffer: &mut BytesMut,
     ) -> Poll<io::Result<Read>> {
         let read = &self.operations.read;
-        let done = match read.poll(cx) {
-            Progress::Pending => return Poll::Pending,
-            Progress::Done(done) => done,
-            Progress::None => {
-                let handle = self.handle.as_raw_handle();
-                let (buffer, waker) = (mem::take(buffer), Some(cx.waker()));
-                let started = read.start(&self.operations, buffer, waker, |buffer, overlapped| {
-                    let room = buffer.spare_capacity_mut();
-                    let length = u32::try_from(room.len()).unwrap_or(u32::MAX);
-                    // SAFETY: as `Operation::start` asks; `room` is part of the buffer.
-                    unsafe {
-                        ReadFile(
-                            handle,
-                            room.as_mut_ptr().cast(),
-                            length,
-                            ptr::null_mut(),
-                            overlapped,
-                        )
-                    }
-                });
-                match started {
-                    Some(done) => done,
-                    None => return Poll::Pending,
-                }
+        let done = loop {
+            match read.poll(cx) {
+                Progress::Pending => return Poll::Pending,
+                Progress::Done(done) => break done,
+                Progress::None => {}
             }
+            if let Some(done) = self.start_read(mem::take(buffer)) {
+                break done;
+            }
+            // Pending: the next poll says who is woken.
         };
         let (code, length) = (done.code, done.length);
         *buffer = done.buffer;
@@ -262,29 +242,30 @@ impl Pipe {
         })
     }
 
-    /// How much is left of the message that a read has returned a part of, in bytes.
-    pub(crate) fn rest_of_message(&self) -> io::Result<usize> {
-        let mut left = 0;
-        // SAFETY: the handle is open, and `left` is written on success.
-        let done = unsafe {
-            PeekNamedPipe(
-                self.handle.as_raw_handle(),
-                ptr::null_mut(),
-                0,
-                ptr::null_mut(),
-                ptr::null_mut(),
-                &mut left,
-            )
-        };
-        check(done)?;
-        Ok(left as usize)
+    fn start_read(&self, buffer: BytesMut) -> Option<Done<BytesMut>> {
+        let handle = self.handle.as_raw_handle();
+        let read = &self.operations.read;
+        read.start(&self.operations, buffer, |buffer, overlapped| {
+            let room = buffer.spare_capacity_mut();
+            let length = u32::try_from(room.len()).unwrap_or(u32::MAX);
+            // SAFETY: as `Operation::start` asks; `room` is part of the buffer.
+            unsafe {
+                ReadFile(
+                    handle,
+                    room.as_mut_ptr().cast(),
+                    length,
+                    ptr::null_mut(),
+                    overlapped,
+                )
+            }
+        })
     }
 
     /// Writes one message of less than 4 GiB, in one `WriteFile`. Only called when `poll_write` is ready.
     pub(crate) fn start_write(&self, message: Bytes) -> io::Result<()> {
         let handle = self.handle.as_raw_handle();
         let write = &self.operations.write;
-        let started = write.start(&self.operations, message, None, |message, overlapped| {
+        let started = write.start(&self.operations, message, |message, overlapped| {
             // SAFETY: as `Operation::start` asks; the message is the buffer.
             unsafe {
                 WriteFile(
@@ -299,7 +280,7 @@ impl Pipe {
         started.map_or(Ok(()), Done::result)
     }
 
-    /// Ready when no write is under way any more, with the result of the one that was.
+    /// Ready when no write is in flight any more, with the result of the one that was.
     pub(crate) fn poll_write(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.operations.write.poll(cx) {
             Progress::Pending => Poll::Pending,
@@ -314,8 +295,7 @@ impl Drop for Pipe {
         // Closing alone would leave a pending write, and with it the instance, to a peer that may never
         // read (mio#1944). What was written before stays readable.
         if self.operations.any_pending() {
-            // SAFETY: the handle is open.
-            unsafe { CancelIoEx(self.handle.as_raw_handle(), ptr::null()) };
+            cancel(&self.handle);
         }
     }
 }
@@ -326,10 +306,34 @@ impl AsRawHandle for Pipe {
     }
 }
 
-fn owned(handle: HANDLE) -> io::Result<OwnedHandle> {
-    if handle == INVALID_HANDLE_VALUE {
-        return Err(io::Error::last_os_error());
+/// A new instance, which clients can open (`CreateNamedPipeW`).
+pub(super) fn instance(
+    address: &str,
+    descriptor: &SecurityDescriptor,
+    options: InstanceOptions,
+) -> io::Result<Handle> {
+    let address = wide(address);
+    let attributes = descriptor.attributes();
+    let mut open_mode = PIPE_ACCESS_DUPLEX | FILE_FLAG_OVERLAPPED;
+    if options.first {
+        open_mode |= FILE_FLAG_FIRST_PIPE_INSTANCE;
     }
-    // SAFETY: the system has just opened it for us.
-    Ok(unsafe { OwnedHandle::from_raw_handle(handle) })
+    let mut pipe_mode = PIPE_TYPE_MESSAGE | PIPE_READMODE_MESSAGE | PIPE_WAIT;
+    if !options.allow_remote {
+        pipe_mode |= PIPE_REJECT_REMOTE_CLIENTS;
+    }
+    // SAFETY: `address` ends in NUL; it and `attributes`, with the descriptor that they point to, live
+    // through the call, whose handle is new.
+    unsafe {
+        Handle::owned(CreateNamedPipeW(
+            address.as_ptr(),
+            open_mode,
+            pipe_mode,
+            PIPE_UNLIMITED_INSTANCES,
+            options.buffer_size,
+            options.buffer_size,
+            0,
+            &attributes,
+        ))
+    }
 }

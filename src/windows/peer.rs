@@ -1,39 +1,49 @@
 //! Who is on the other side of a pipe.
 
-use std::{io, os::windows::io::AsRawHandle, process, ptr};
+use std::{io, mem, os::windows::io::AsRawHandle, process, ptr};
 
-use windows_sys::Win32::{
-    Foundation::{ERROR_CANNOT_IMPERSONATE, HANDLE, LocalFree},
-    Security::{
-        Authorization::{GetSecurityInfo, SE_KERNEL_OBJECT},
-        OWNER_SECURITY_INFORMATION, RevertToSelf, TOKEN_QUERY,
+use windows_sys::{
+    Wdk::Storage::FileSystem::{
+        FILE_PIPE_CONNECTED_STATE, FILE_PIPE_LOCAL_INFORMATION, FilePipeLocalInformation,
     },
-    System::{
-        Pipes::{
-            GetNamedPipeClientProcessId, GetNamedPipeClientSessionId, GetNamedPipeServerProcessId,
-            GetNamedPipeServerSessionId, ImpersonateNamedPipeClient, PeekNamedPipe,
-        },
-        Threading::{GetCurrentThread, OpenThreadToken},
+    Win32::{
+        Foundation::{ERROR_CANNOT_IMPERSONATE, HANDLE},
+        Security::{Authorization::SE_KERNEL_OBJECT, OWNER_SECURITY_INFORMATION, TOKEN_QUERY},
+        System::IO::IO_STATUS_BLOCK,
     },
 };
 
-use super::security::{Token, sid_text, user_of};
+use super::{
+    security::{sid_text, user_of},
+    system::{
+        GetCurrentThread, GetNamedPipeClientProcessId, GetNamedPipeClientSessionId,
+        GetNamedPipeServerProcessId, GetNamedPipeServerSessionId, GetSecurityInfo, Handle,
+        ImpersonateNamedPipeClient, LocalFree, NtQueryInformationFile, OpenThreadToken,
+        RevertToSelf, last_error,
+    },
+};
 use crate::access::{Peer, UserId};
 
-/// Whether the other side is gone and nothing of it is left to read.
-pub(crate) fn is_broken(end: &impl AsRawHandle) -> bool {
-    let null = ptr::null_mut();
-    // SAFETY: the handle is open as long as `end` is borrowed; nothing is asked to be written.
-    unsafe {
-        PeekNamedPipe(
+/// Whether the other side has closed its end.
+///
+/// Asked with `NtQueryInformationFile`, as libuv asks about a pipe. `PeekNamedPipe` may wait on the
+/// handle's event (see `overlapped`); this call waits, if at all, on an event of its own (ReactOS
+/// `NtQueryInformationFile`, for files that were not opened for synchronous I/O).
+pub(crate) fn is_closing(end: &impl AsRawHandle) -> bool {
+    let mut information = FILE_PIPE_LOCAL_INFORMATION::default();
+    let mut status_block = IO_STATUS_BLOCK::default();
+    // SAFETY: the handle is open as long as `end` is borrowed; both structures live through the call,
+    // which writes no more than the length that it is given.
+    let status = unsafe {
+        NtQueryInformationFile(
             end.as_raw_handle(),
-            null,
-            0,
-            null.cast(),
-            null.cast(),
-            null.cast(),
-        ) == 0
-    }
+            &mut status_block,
+            (&raw mut information).cast(),
+            mem::size_of::<FILE_PIPE_LOCAL_INFORMATION>() as u32,
+            FilePipeLocalInformation,
+        )
+    };
+    status < 0 || information.NamedPipeState != FILE_PIPE_CONNECTED_STATE
 }
 
 /// The client of a server's end, by its token: a process number is used again.
@@ -46,7 +56,7 @@ pub(crate) fn client_of(server: &impl AsRawHandle) -> io::Result<Peer> {
             && GetNamedPipeClientSessionId(pipe, &mut session_id) != 0
     };
     if !done {
-        return Err(io::Error::last_os_error());
+        return Err(last_error());
     }
     let user = UserId::Sid(user_of(&client_token(pipe)?)?);
     Ok(Peer {
@@ -57,10 +67,10 @@ pub(crate) fn client_of(server: &impl AsRawHandle) -> io::Result<Peer> {
 }
 
 /// The token that the client connected with. Impersonation belongs to the thread: it begins and ends here.
-fn client_token(pipe: HANDLE) -> io::Result<Token> {
+fn client_token(pipe: HANDLE) -> io::Result<Handle> {
     // SAFETY: the handle is open.
     if unsafe { ImpersonateNamedPipeClient(pipe) } == 0 {
-        let error = io::Error::last_os_error();
+        let error = last_error();
         if error.raw_os_error() == Some(ERROR_CANNOT_IMPERSONATE as i32) {
             let problem = "the client's user is known only once a message of it has been received";
             return Err(io::Error::new(io::ErrorKind::NotConnected, problem));
@@ -71,17 +81,17 @@ fn client_token(pipe: HANDLE) -> io::Result<Token> {
     // SAFETY: the thread's pseudo handle is always valid. Opened as the process itself: the client's
     // token may be for identification only.
     let opened = unsafe { OpenThreadToken(GetCurrentThread(), TOKEN_QUERY, 1, &mut token) };
-    let error = io::Error::last_os_error();
+    let error = last_error();
     // SAFETY: ends the impersonation that was begun above.
     if unsafe { RevertToSelf() } == 0 {
         // Going on as somebody else would be worse than not going on (*RevertToSelf function*).
         process::abort();
     }
     if opened == 0 {
-        Err(error)
-    } else {
-        Ok(Token(token))
+        return Err(error);
     }
+    // SAFETY: the system has just opened it for us.
+    unsafe { Handle::owned(token) }
 }
 
 /// The server of a client's end: its process, and the owner of the pipe.
@@ -94,7 +104,7 @@ pub(crate) fn server_of(client: &impl AsRawHandle) -> io::Result<Peer> {
             && GetNamedPipeServerSessionId(pipe, &mut session_id) != 0
     };
     if !done {
-        return Err(io::Error::last_os_error());
+        return Err(last_error());
     }
     let (mut owner, mut descriptor) = (ptr::null_mut(), ptr::null_mut());
     // SAFETY: the handle is open; `owner` points into `descriptor`, which is ours to free on success.

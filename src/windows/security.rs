@@ -1,31 +1,32 @@
 //! Access lists, and the current user.
 
-use std::{ffi::c_void, io, mem, ptr};
+use std::{ffi::c_void, io, mem, os::windows::io::AsRawHandle, ptr};
 
 use tokio::net::windows::named_pipe::{NamedPipeServer, ServerOptions};
 use windows_sys::Win32::{
-    Foundation::{CloseHandle, HANDLE, LocalFree},
+    Foundation::ERROR_ACCESS_DENIED,
     Security::{
-        Authorization::{
-            ConvertSidToStringSidW, ConvertStringSecurityDescriptorToSecurityDescriptorW,
-            SDDL_REVISION_1,
-        },
-        GetTokenInformation, PSECURITY_DESCRIPTOR, PSID, SECURITY_ATTRIBUTES, TOKEN_QUERY,
-        TOKEN_USER, TokenUser,
+        Authorization::SDDL_REVISION_1, PSECURITY_DESCRIPTOR, PSID, SECURITY_ATTRIBUTES,
+        TOKEN_INFORMATION_CLASS, TOKEN_OWNER, TOKEN_QUERY, TOKEN_USER, TokenOwner, TokenUser,
     },
-    System::Threading::{GetCurrentProcess, OpenProcessToken},
 };
 
-use super::wide;
+use super::{
+    code,
+    overlapped::{InstanceOptions, instance},
+    system::{
+        ConvertSidToStringSidW, ConvertStringSecurityDescriptorToSecurityDescriptorW,
+        GetCurrentProcess, GetTokenInformation, Handle, LocalFree, OpenProcessToken, check,
+        last_error,
+    },
+    wide,
+};
 use crate::access::{Access, UserId};
 
 /// `FILE_READ_DATA | FILE_WRITE_DATA | FILE_READ_EA | FILE_WRITE_EA | FILE_READ_ATTRIBUTES |
 /// FILE_WRITE_ATTRIBUTES | READ_CONTROL | SYNCHRONIZE`: all that a client needs, and not the right to
 /// create instances (`FILE_APPEND_DATA`), which `GENERIC_WRITE` holds.
 const CLIENT_RIGHTS: &str = "0x12019b";
-
-/// The well-known Administrators group, which owns what an elevated administrator makes.
-const ADMINISTRATORS: &str = "S-1-5-32-544";
 
 /// A security descriptor in the system's memory.
 pub(crate) struct SecurityDescriptor(PSECURITY_DESCRIPTOR);
@@ -36,14 +37,38 @@ unsafe impl Send for SecurityDescriptor {}
 unsafe impl Sync for SecurityDescriptor {}
 
 impl SecurityDescriptor {
-    pub(crate) fn new(access: &Access, allow_remote: bool) -> io::Result<Self> {
+    pub(crate) fn new(access: &Access) -> io::Result<Self> {
         match access {
-            Access::Sddl(text) => Self::parse(text),
-            Access::CurrentUser => Self::parse(&list(&current_user()?, allow_remote, "")),
-            Access::Everyone => {
-                let everyone = format!("(A;;{CLIENT_RIGHTS};;;WD)");
-                Self::parse(&list(&current_user()?, allow_remote, &everyone))
+            Access::Sddl(text) => Self::parse_list(text),
+            Access::CurrentUser => Self::parse(&list("")?),
+            Access::Everyone => Self::parse(&list(&format!("(A;;{CLIENT_RIGHTS};;;WD)"))?),
+        }
+    }
+
+    /// A descriptor that lets this process create a second instance, and so any number.
+    ///
+    /// The first instance of a pipe is created whatever its list says, every further one is checked
+    /// against it (*Named Pipe Security and Access Rights*). A list that shuts out its own server would
+    /// show only when the first client connects, so it is tried on a pipe that no client knows of.
+    fn parse_list(text: &str) -> io::Result<Self> {
+        let descriptor = Self::parse(text)?;
+        let address = format!(r"\\.\pipe\pipe-server-{:032x}", fastrand::u128(..));
+        let options = |first| InstanceOptions {
+            first,
+            allow_remote: false,
+            buffer_size: 0,
+        };
+        let _first = instance(&address, &descriptor, options(true))?;
+        match instance(&address, &descriptor, options(false)) {
+            Err(error) if code(&error) == Some(ERROR_ACCESS_DENIED) => {
+                let problem = format!(
+                    "the access list {text:?} does not let this process itself create further \
+                     instances: add an entry that gives its user all rights, such as (A;;GA;;;{})",
+                    current_user()?
+                );
+                Err(io::Error::new(io::ErrorKind::InvalidInput, problem))
             }
+            second => second.map(|_| descriptor),
         }
     }
 
@@ -59,8 +84,7 @@ impl SecurityDescriptor {
                 ptr::null_mut(),
             )
         };
-        if done == 0 {
-            let error = io::Error::last_os_error();
+        if let Err(error) = check(done) {
             let problem = format!("the security descriptor {text:?} is not understood: {error}");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
         }
@@ -84,13 +108,18 @@ impl Drop for SecurityDescriptor {
     }
 }
 
-/// A protected list: the user and SYSTEM may do anything, NETWORK nothing unless asked for.
+/// A protected list: this user and SYSTEM may do anything, and `others` what they are given.
 ///
-/// The owner is this user, also where an elevated administrator's objects would be owned by the
-/// Administrators group: so a client of the same user knows whose pipe it is.
-fn list(user: &str, allow_remote: bool, others: &str) -> String {
-    let network = if allow_remote { "" } else { "(D;;GA;;;NU)" };
-    format!("O:{user}D:P{network}(A;;GA;;;{user})(A;;GA;;;SY){others}")
+/// Nobody is denied. An entry for NETWORK would be, but tokens of users who log on through SSH or WinRM
+/// hold that group too, and their own second instance is checked against the list.
+/// `PIPE_REJECT_REMOTE_CLIENTS` is what keeps clients on other machines out.
+///
+/// The owner is the one that this process's token names for new objects. It is what the system would
+/// choose by itself, but not what Wine does.
+fn list(others: &str) -> io::Result<String> {
+    let token = process_token()?;
+    let (user, owner) = (user_of(&token)?, owner_of(&token)?);
+    Ok(format!("O:{owner}D:P(A;;GA;;;{user})(A;;GA;;;SY){others}"))
 }
 
 /// Creates an instance with an access list.
@@ -108,54 +137,64 @@ pub(crate) fn create_server(
 
 /// The user that this process runs as, as a SID in text form.
 pub(crate) fn current_user() -> io::Result<String> {
-    let mut token = ptr::null_mut();
-    // SAFETY: the pseudo handle of the process is always valid; `token` is written on success.
-    let done = unsafe { OpenProcessToken(GetCurrentProcess(), TOKEN_QUERY, &mut token) };
-    if done == 0 {
-        return Err(io::Error::last_os_error());
-    }
-    user_of(&Token(token))
+    user_of(&process_token()?)
 }
 
-/// Whether what `owner` made was made by this user.
-pub(crate) fn is_current_user(owner: &UserId) -> bool {
+/// Whether a pipe of `owner` belongs to this process's user: to the user, or to whom the process's token
+/// names as the owner of new objects, which for an elevated administrator is the Administrators group.
+pub(crate) fn is_own(owner: &UserId) -> io::Result<bool> {
     let UserId::Sid(sid) = owner;
-    sid == ADMINISTRATORS || current_user().is_ok_and(|current| *sid == current)
+    let token = process_token()?;
+    Ok(*sid == user_of(&token)? || *sid == owner_of(&token)?)
 }
 
-/// An access token.
-pub(super) struct Token(pub(super) HANDLE);
-
-impl Drop for Token {
-    fn drop(&mut self) {
-        // SAFETY: the handle is open and nobody else has it.
-        unsafe { CloseHandle(self.0) };
+fn process_token() -> io::Result<Handle> {
+    let mut token = ptr::null_mut();
+    // SAFETY: the pseudo handle of the process is always valid; `token` is written on success, and is
+    // ours then.
+    unsafe {
+        check(OpenProcessToken(
+            GetCurrentProcess(),
+            TOKEN_QUERY,
+            &mut token,
+        ))?;
+        Handle::owned(token)
     }
 }
 
 /// The user of a token.
-pub(super) fn user_of(token: &Token) -> io::Result<String> {
+pub(super) fn user_of(token: &Handle) -> io::Result<String> {
+    let information = token_information(token, TokenUser, mem::size_of::<TOKEN_USER>())?;
+    // SAFETY: the buffer, aligned and long enough, begins with a TOKEN_USER, whose SID lies in the same
+    // buffer.
+    unsafe { sid_text((*information.as_ptr().cast::<TOKEN_USER>()).User.Sid) }
+}
+
+/// Who owns what is created with a token.
+fn owner_of(token: &Handle) -> io::Result<String> {
+    let information = token_information(token, TokenOwner, mem::size_of::<TOKEN_OWNER>())?;
+    // SAFETY: as above, with a TOKEN_OWNER.
+    unsafe { sid_text((*information.as_ptr().cast::<TOKEN_OWNER>()).Owner) }
+}
+
+/// What the system says of a token: at least `shortest` bytes, in units of u64 so that the structure in
+/// them is aligned.
+fn token_information(
+    token: &Handle,
+    class: TOKEN_INFORMATION_CLASS,
+    shortest: usize,
+) -> io::Result<Vec<u64>> {
+    let token = token.as_raw_handle();
     let mut length = 0;
     // SAFETY: no buffer is given, so only the length that is needed is written.
-    unsafe { GetTokenInformation(token.0, TokenUser, ptr::null_mut(), 0, &mut length) };
-    // In units of u64, so that the structure in it is aligned.
-    let mut buffer = vec![0_u64; (length as usize).div_ceil(8)];
-    // SAFETY: `buffer` has room for `length` bytes.
-    let done = unsafe {
-        GetTokenInformation(
-            token.0,
-            TokenUser,
-            buffer.as_mut_ptr().cast(),
-            length,
-            &mut length,
-        )
-    };
-    if done == 0 || buffer.len() * 8 < mem::size_of::<TOKEN_USER>() {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the call succeeded, so the buffer, aligned and long enough, begins with a TOKEN_USER, whose
-    // SID lies in the same buffer.
-    unsafe { sid_text((*buffer.as_ptr().cast::<TOKEN_USER>()).User.Sid) }
+    unsafe { GetTokenInformation(token, class, ptr::null_mut(), 0, &mut length) };
+    let mut buffer = vec![0_u64; (length as usize).max(shortest).div_ceil(8)];
+    let room = (buffer.len() * 8) as u32;
+    // SAFETY: `buffer` has room for as many bytes.
+    check(unsafe {
+        GetTokenInformation(token, class, buffer.as_mut_ptr().cast(), room, &mut length)
+    })?;
+    Ok(buffer)
 }
 
 /// A SID in text form.
@@ -167,7 +206,7 @@ pub(super) unsafe fn sid_text(sid: PSID) -> io::Result<String> {
     let mut text = ptr::null_mut();
     // SAFETY: the caller vouches for `sid`; `text` is written on success.
     if unsafe { ConvertSidToStringSidW(sid, &mut text) } == 0 {
-        return Err(io::Error::last_os_error());
+        return Err(last_error());
     }
     // SAFETY: the system wrote a text that ends in NUL.
     let units = unsafe {

@@ -1,4 +1,4 @@
-//! What can be under way on a handle, and how it ends. The invariants are those of `overlapped`.
+//! What can be in flight on a handle, and how it ends. The invariants are those of `overlapped`.
 
 use std::{
     cell::UnsafeCell,
@@ -11,19 +11,20 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use windows_sys::{
     Win32::{
-        Foundation::{ERROR_IO_PENDING, ERROR_SUCCESS, GetLastError},
+        Foundation::{ERROR_IO_PENDING, ERROR_SUCCESS},
         System::{
             IO::OVERLAPPED,
-            Threading::{
-                CancelThreadpoolIo, CloseThreadpoolIo, PTP_CALLBACK_INSTANCE, PTP_IO,
-                StartThreadpoolIo,
-            },
+            Threading::{PTP_CALLBACK_INSTANCE, PTP_IO},
         },
     },
     core::BOOL,
 };
 
-/// What can be under way on one handle.
+use crate::windows::system::{
+    CancelThreadpoolIo, CloseThreadpoolIo, GetLastError, StartThreadpoolIo,
+};
+
+/// What can be in flight on one handle.
 #[derive(Debug)]
 pub(super) struct Operations {
     pub(super) io: PTP_IO,
@@ -41,7 +42,7 @@ impl Operations {
 impl Drop for Operations {
     fn drop(&mut self) {
         if self.io != 0 {
-            // SAFETY: the object was created with this value, and no operation is under way: each holds
+            // SAFETY: the object was created with this value, and no operation is in flight: each holds
             // a reference. Inside the last completion's callback the system waits until it returns.
             unsafe { CloseThreadpoolIo(self.io) };
         }
@@ -68,7 +69,7 @@ pub(super) unsafe extern "system" fn completed(
     }
 }
 
-/// A kind of operation, of which one at a time can be under way. `B` is the buffer that it owns.
+/// A kind of operation, of which one at a time can be in flight. `B` is the buffer that it owns.
 #[derive(Debug)]
 pub(super) struct Operation<B> {
     overlapped: UnsafeCell<OVERLAPPED>,
@@ -115,8 +116,8 @@ impl<B> Default for Operation<B> {
 }
 
 impl<B> Operation<B> {
-    /// Starts an operation with `call`, and returns it if it is over at once. Otherwise `waker` is woken
-    /// when it is over, or the one of a later `poll`.
+    /// Starts an operation with `call`, and returns it if it is over at once. Otherwise it is pending:
+    /// `poll` says when it is over.
     ///
     /// `call` makes one overlapped system call with the `OVERLAPPED` that it gets, on the handle that
     /// `operations` belong to. The system may use this `OVERLAPPED` and the memory that `buffer` refers
@@ -125,16 +126,15 @@ impl<B> Operation<B> {
         &self,
         operations: &Arc<Operations>,
         mut buffer: B,
-        waker: Option<&Waker>,
         call: impl FnOnce(&mut B, *mut OVERLAPPED) -> BOOL,
     ) -> Option<Done<B>> {
         let mut state = self.lock();
         assert!(
             matches!(*state, State::None),
-            "an operation is under way already"
+            "an operation is in flight already"
         );
         let overlapped = self.overlapped.get();
-        // SAFETY: no operation is under way, and the lock is held: nobody else looks at it.
+        // SAFETY: no operation is in flight, and the lock is held: nobody else looks at it.
         unsafe { *overlapped = OVERLAPPED::default() };
         let reference = Arc::into_raw(Arc::clone(operations));
         // SAFETY: `io` is the object of this handle; the call that it announces follows.
@@ -147,9 +147,13 @@ impl<B> Operation<B> {
             unsafe { GetLastError() }
         };
         if code == ERROR_IO_PENDING {
-            // A completion that is there already waits for the lock.
-            let waker = waker.cloned();
-            *state = State::Pending { buffer, waker };
+            // A completion that is there already waits for the lock. Nothing of the caller's, such as
+            // the clone of a waker, runs before the system's buffer is in the state: it could panic, and
+            // the buffer would be freed under the system.
+            *state = State::Pending {
+                buffer,
+                waker: None,
+            };
             return None;
         }
         // SAFETY: the call is over and sends no completion; so the reference is still ours.
@@ -167,21 +171,30 @@ impl<B> Operation<B> {
     }
 
     pub(super) fn poll(&self, cx: &mut Context<'_>) -> Progress<B> {
-        let mut state = self.lock();
-        match mem::replace(&mut *state, State::None) {
-            State::None => Progress::None,
-            State::Done(done) => Progress::Done(done),
-            State::Pending { buffer, waker } => {
-                let waker = match waker {
-                    Some(waker) if waker.will_wake(cx.waker()) => waker,
-                    _ => cx.waker().clone(),
-                };
-                *state = State::Pending {
-                    buffer,
-                    waker: Some(waker),
-                };
-                Progress::Pending
+        // Cloned and dropped without the lock: both are code of the caller's.
+        let mut new = None;
+        loop {
+            let mut state = self.lock();
+            match &mut *state {
+                State::None => return Progress::None,
+                State::Pending { waker, .. } => {
+                    if waker.as_ref().is_some_and(|old| old.will_wake(cx.waker())) {
+                        return Progress::Pending;
+                    }
+                    if let Some(new) = new.take() {
+                        let _old = waker.replace(new);
+                        drop(state);
+                        return Progress::Pending;
+                    }
+                }
+                State::Done(_) => {
+                    if let State::Done(done) = mem::replace(&mut *state, State::None) {
+                        return Progress::Done(done);
+                    }
+                }
             }
+            drop(state);
+            new = Some(cx.waker().clone());
         }
     }
 

@@ -2,12 +2,10 @@
 
 use std::{
     future::poll_fn,
+    panic::{AssertUnwindSafe, catch_unwind},
     process,
-    sync::{
-        Weak,
-        atomic::{AtomicU32, Ordering},
-    },
-    thread,
+    sync::atomic::{AtomicU32, Ordering},
+    task::{RawWaker, RawWakerVTable, Waker},
     time::{Duration, Instant},
 };
 
@@ -15,13 +13,43 @@ use windows_sys::Win32::Foundation::ERROR_BROKEN_PIPE;
 
 use super::*;
 use crate::access::Access;
+#[cfg(any(miri, pipe_model))]
+use crate::windows::model;
+
+/// Each test on the system, or on the model with so many seeds.
+macro_rules! tests {
+    ($($(#[$attribute:meta])* async fn $test:ident() $body:block)*) => {$(
+        $(#[$attribute])*
+        #[test]
+        fn $test() {
+            #[cfg(not(any(miri, pipe_model)))]
+            tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .build()
+                .unwrap()
+                .block_on(async $body);
+            #[cfg(any(miri, pipe_model))]
+            for seed in model::seeds(300) {
+                model::run(model::Options::seeded(seed), || async $body);
+            }
+        }
+    )*};
+}
+
+/// Lets the system's threads work.
+fn let_others_work() {
+    #[cfg(not(pipe_model))]
+    std::thread::yield_now();
+    #[cfg(pipe_model)]
+    model::Model::step();
+}
 
 /// An instance that nobody has called `ConnectNamedPipe` for, and its address.
 fn instance() -> (Pipe, String) {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let address = format!(r"\\.\pipe\pipe-server-overlapped-{}-{count}", process::id());
-    let descriptor = SecurityDescriptor::new(&Access::CurrentUser, false).unwrap();
+    let descriptor = SecurityDescriptor::new(&Access::CurrentUser).unwrap();
     let options = InstanceOptions {
         first: true,
         allow_remote: false,
@@ -57,7 +85,7 @@ fn wait_until_freed(operations: &Weak<Operations>) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while operations.strong_count() > 0 {
         assert!(Instant::now() < deadline, "the operations are never freed");
-        thread::yield_now();
+        let_others_work();
     }
 }
 
@@ -66,106 +94,121 @@ fn long_message() -> Bytes {
     Bytes::from(vec![7; 100_000])
 }
 
-#[tokio::test]
-async fn a_client_may_be_there_before_connect_is_called() {
-    let (server, address) = instance();
-    let client = Pipe::open(&address, false).unwrap();
-    client.start_write("early".into()).unwrap();
-    server.start_connect().unwrap();
-    poll_fn(|cx| server.poll_connect(cx)).await.unwrap();
-    assert_eq!(read_message(&server).await.unwrap(), "early");
-}
+tests! {
+    async fn a_client_may_be_there_before_connect_is_called() {
+        let (server, address) = instance();
+        let client = Pipe::open(&address, false).unwrap();
+        client.start_write("early".into()).unwrap();
+        server.start_connect().unwrap();
+        poll_fn(|cx| server.poll_connect(cx)).await.unwrap();
+        assert_eq!(read_message(&server).await.unwrap(), "early");
+    }
 
-#[tokio::test]
-async fn what_a_client_wrote_that_left_before_connect_was_called_is_read() {
-    let (server, address) = instance();
-    let client = Pipe::open(&address, false).unwrap();
-    client.start_write("gone already".into()).unwrap();
-    drop(client);
-    server.start_connect().unwrap();
-    poll_fn(|cx| server.poll_connect(cx)).await.unwrap();
-    assert_eq!(read_message(&server).await.unwrap(), "gone already");
-    assert!(broken(read_message(&server).await));
-}
+    async fn what_a_client_wrote_that_left_before_connect_was_called_is_read() {
+        let (server, address) = instance();
+        let client = Pipe::open(&address, false).unwrap();
+        client.start_write("gone already".into()).unwrap();
+        drop(client);
+        server.start_connect().unwrap();
+        poll_fn(|cx| server.poll_connect(cx)).await.unwrap();
+        assert_eq!(read_message(&server).await.unwrap(), "gone already");
+        assert!(broken(read_message(&server).await));
+    }
 
-#[tokio::test]
-async fn a_message_longer_than_the_buffer_comes_in_two_parts() {
-    for waits_already in [true, false] {
+    async fn a_message_longer_than_the_buffer_comes_in_parts() {
+        for waits_already in [true, false] {
+            let (server, client) = connected();
+            let mut buffer = BytesMut::with_capacity(4096);
+            if waits_already {
+                client.start_write(long_message()).unwrap();
+            } else {
+                let polled = poll_fn(|cx| Poll::Ready(server.poll_read(cx, &mut buffer))).await;
+                assert!(polled.is_pending());
+                client.start_write(long_message()).unwrap();
+            }
+            while read(&server, &mut buffer).await.unwrap() == Read::Part {
+                assert_eq!(buffer.len(), buffer.capacity());
+                buffer.reserve(30_000);
+            }
+            assert!(buffer == long_message());
+            poll_fn(|cx| client.poll_write(cx)).await.unwrap();
+        }
+    }
+
+    async fn a_waker_that_panics_leaves_the_system_its_buffer() {
         let (server, client) = connected();
         let mut buffer = BytesMut::with_capacity(4096);
-        if waits_already {
-            client.start_write(long_message()).unwrap();
-        } else {
-            let polled = poll_fn(|cx| Poll::Ready(server.poll_read(cx, &mut buffer))).await;
-            assert!(polled.is_pending());
-            client.start_write(long_message()).unwrap();
-        }
-        assert_eq!(read(&server, &mut buffer).await.unwrap(), Read::Part);
-        let rest = server.rest_of_message().unwrap();
-        assert_eq!(buffer.len() + rest, 100_000);
-        buffer.reserve(rest);
+        let waker = panicking_waker();
+        let polled = catch_unwind(AssertUnwindSafe(|| {
+            server.poll_read(&mut Context::from_waker(&waker), &mut buffer)
+        }));
+        assert!(polled.is_err(), "the clone of the waker panics");
+        client.start_write("whole".into()).unwrap();
         assert_eq!(read(&server, &mut buffer).await.unwrap(), Read::Whole);
-        assert!(buffer == long_message());
-        poll_fn(|cx| client.poll_write(cx)).await.unwrap();
+        assert_eq!(buffer, "whole");
+    }
+
+    async fn a_pipe_can_be_dropped_while_it_waits_for_its_client() {
+        let (server, address) = instance();
+        server.start_connect().unwrap();
+        let operations = Arc::downgrade(&server.operations);
+        drop(server);
+        assert!(
+            Pipe::open(&address, false).is_err(),
+            "the name is still served"
+        );
+        wait_until_freed(&operations);
+    }
+
+    async fn a_pipe_can_be_dropped_while_it_reads() {
+        let (server, client) = connected();
+        let operations = Arc::downgrade(&server.operations);
+        let mut buffer = BytesMut::with_capacity(4096);
+        let polled = poll_fn(|cx| Poll::Ready(server.poll_read(cx, &mut buffer))).await;
+        assert!(polled.is_pending());
+        drop(server);
+        wait_until_freed(&operations);
+        assert!(broken(read_message(&client).await));
+    }
+
+    async fn a_pipe_can_be_dropped_while_it_writes() {
+        let (server, client) = connected();
+        let operations = Arc::downgrade(&server.operations);
+        server.start_write("before".into()).unwrap();
+        poll_fn(|cx| server.poll_write(cx)).await.unwrap();
+        server.start_write(long_message()).unwrap();
+        let polled = poll_fn(|cx| Poll::Ready(server.poll_write(cx))).await;
+        assert!(polled.is_pending());
+        drop(server);
+        // The client reads nothing and keeps its end open, and still all is given back.
+        wait_until_freed(&operations);
+        assert_eq!(read_message(&client).await.unwrap(), "before");
+        assert!(broken(read_message(&client).await));
+    }
+
+    async fn a_write_ends_when_the_other_side_closes() {
+        let (server, client) = connected();
+        server.start_write(long_message()).unwrap();
+        drop(client);
+        let written = poll_fn(|cx| server.poll_write(cx)).await;
+        assert!(written.is_err(), "{written:?}");
+    }
+
+    async fn a_message_that_is_taken_back_half_read_is_not_mixed_with_another() {
+        let (server, client) = connected();
+        client.start_write(long_message()).unwrap();
+        let mut buffer = BytesMut::with_capacity(4096);
+        assert_eq!(read(&server, &mut buffer).await.unwrap(), Read::Part);
+        drop(client);
+        buffer.reserve(100_000);
+        assert!(broken(read(&server, &mut buffer).await));
     }
 }
 
-#[test]
-fn a_pipe_can_be_dropped_while_it_waits_for_its_client() {
-    let (server, address) = instance();
-    server.start_connect().unwrap();
-    let operations = Arc::downgrade(&server.operations);
-    drop(server);
-    assert!(
-        Pipe::open(&address, false).is_err(),
-        "the name is still served"
-    );
-    wait_until_freed(&operations);
-}
-
-#[tokio::test]
-async fn a_pipe_can_be_dropped_while_it_reads() {
-    let (server, client) = connected();
-    let operations = Arc::downgrade(&server.operations);
-    let mut buffer = BytesMut::with_capacity(4096);
-    let polled = poll_fn(|cx| Poll::Ready(server.poll_read(cx, &mut buffer))).await;
-    assert!(polled.is_pending());
-    drop(server);
-    wait_until_freed(&operations);
-    assert!(broken(read_message(&client).await));
-}
-
-#[tokio::test]
-async fn a_pipe_can_be_dropped_while_it_writes() {
-    let (server, client) = connected();
-    let operations = Arc::downgrade(&server.operations);
-    server.start_write("before".into()).unwrap();
-    server.start_write(long_message()).unwrap();
-    let polled = poll_fn(|cx| Poll::Ready(server.poll_write(cx))).await;
-    assert!(polled.is_pending());
-    drop(server);
-    // The client reads nothing and keeps its end open, and still all is given back.
-    wait_until_freed(&operations);
-    assert_eq!(read_message(&client).await.unwrap(), "before");
-    assert!(broken(read_message(&client).await));
-}
-
-#[tokio::test]
-async fn a_write_ends_when_the_other_side_closes() {
-    let (server, client) = connected();
-    server.start_write(long_message()).unwrap();
-    drop(client);
-    let written = poll_fn(|cx| server.poll_write(cx)).await;
-    assert!(written.is_err(), "{written:?}");
-}
-
-#[tokio::test]
-async fn a_message_that_is_taken_back_half_read_is_not_mixed_with_another() {
-    let (server, client) = connected();
-    client.start_write(long_message()).unwrap();
-    let mut buffer = BytesMut::with_capacity(4096);
-    assert_eq!(read(&server, &mut buffer).await.unwrap(), Read::Part);
-    drop(client);
-    buffer.reserve(100_000);
-    assert!(broken(read(&server, &mut buffer).await));
+/// A waker that can't be cloned.
+fn panicking_waker() -> Waker {
+    const VTABLE: RawWakerVTable =
+        RawWakerVTable::new(|_| panic!("as asked for"), |_| {}, |_| {}, |_| {});
+    // SAFETY: nothing is done with the pointer.
+    unsafe { Waker::from_raw(RawWaker::new(ptr::null(), &VTABLE)) }
 }

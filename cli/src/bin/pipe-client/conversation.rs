@@ -1,0 +1,137 @@
+//! Requests and replies, in text.
+
+use std::io::{self, Write as _};
+
+use pipe_server::{CallError, Client, RecvError, SendError};
+use pipe_server_cli::{
+    exit::{Failure, chain},
+    text::{Encoding, Form},
+    values::TimeLimit,
+};
+use tokio::time::timeout;
+
+use crate::options::Options;
+
+/// A connection to the server, and how to read what it says.
+#[derive(Debug)]
+pub(crate) struct Conversation {
+    client: Client,
+    encoding: Encoding,
+    /// For each reply.
+    time: TimeLimit,
+    address: String,
+}
+
+impl Conversation {
+    pub(crate) fn new(client: Client, options: &Options) -> Self {
+        let address = options.pipe_name.to_path().display().to_string();
+        Self {
+            client,
+            encoding: options.encoding,
+            time: options.timeout,
+            address,
+        }
+    }
+
+    /// Sends a message and returns its reply.
+    pub(crate) async fn exchange(&mut self, message: &str) -> Result<String, Failure> {
+        // The sample's server for Unicode reads up to the NUL. UTF-8 goes without: it is for everybody
+        // else, commands of `pipe-server --exec` among them.
+        let wide = self.encoding == Encoding::Utf16;
+        let request = Form {
+            wide,
+            terminated: wide,
+        }
+        .encode(message);
+        match self.call(request).await? {
+            Ok(reply) => Ok(decode(&reply, self.encoding)),
+            Err(error) => {
+                let cure = match error {
+                    CallError::Send(SendError::TooLong { .. })
+                    | CallError::Recv(RecvError::TooLong { .. }) => ": see --max-message-size",
+                    _ => "",
+                };
+                Err(Failure::new(format!(
+                    "no reply from {}: {}{cure}",
+                    self.address,
+                    chain(&error)
+                )))
+            }
+        }
+    }
+
+    async fn call(
+        &mut self,
+        request: Vec<u8>,
+    ) -> Result<Result<pipe_server::Bytes, CallError>, Failure> {
+        let reply = self.client.call(request);
+        let Some(time) = self.time.0 else {
+            return Ok(reply.await);
+        };
+        timeout(time, reply).await.map_err(|_| {
+            let time = humantime::format_duration(time);
+            Failure::new(format!(
+                "no reply from {} within {time}: see --timeout",
+                self.address
+            ))
+        })
+    }
+}
+
+/// Prints a reply at once: whoever waits for it may be a program.
+pub(crate) fn print(reply: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{reply}")?;
+    stdout.flush()
+}
+
+/// The text of a message without its terminator. What is no text shows as U+FFFD.
+fn decode(message: &[u8], encoding: Encoding) -> String {
+    let form = Form::of(message, encoding);
+    let mut text = match form.wide {
+        true => {
+            let units: Vec<u16> = message
+                .chunks(2)
+                .map(|unit| u16::from_le_bytes([unit[0], *unit.get(1).unwrap_or(&0)]))
+                .collect();
+            String::from_utf16_lossy(&units)
+        }
+        false => String::from_utf8_lossy(message).into_owned(),
+    };
+    if form.terminated {
+        text.pop();
+    }
+    match text.strip_prefix('\u{feff}') {
+        Some(rest) => rest.to_owned(),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminating_nul_is_not_text() {
+        assert_eq!(decode(b"answer\0", Encoding::Auto), "answer");
+        assert_eq!(decode(b"a\0n\0s\0\0\0", Encoding::Auto), "ans");
+        assert_eq!(decode(b"answer", Encoding::Auto), "answer");
+    }
+
+    #[test]
+    fn every_form_is_decoded_to_what_was_encoded() {
+        for (wide, terminated) in [(false, false), (false, true), (true, true)] {
+            for text in ["default answer from server", "Grüße", "猫 🐈"] {
+                let message = Form { wide, terminated }.encode(text);
+                assert_eq!(decode(&message, Encoding::Auto), text);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_text_is_shown_all_the_same() {
+        assert_eq!(decode(b"a\xff", Encoding::Utf8), "a\u{fffd}");
+        assert_eq!(decode(b"a\0\x00\xd8", Encoding::Utf16), "a\u{fffd}");
+        assert_eq!(decode(b"a\0b", Encoding::Utf16), "ab");
+    }
+}

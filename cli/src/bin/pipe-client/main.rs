@@ -1,0 +1,56 @@
+//! `pipe-client`: sends messages to a pipe's server and prints its replies.
+
+use std::{io, process::ExitCode};
+
+use clap::Parser;
+use pipe_server::ConnectError;
+use pipe_server_cli::{
+    exit::{Failure, chain},
+    runtime,
+};
+use tokio::runtime::Builder;
+
+use crate::{conversation::Conversation, messages::Messages, options::Options};
+
+mod conversation;
+mod messages;
+mod options;
+
+fn main() -> ExitCode {
+    let client = run(Options::parse());
+    let ended = runtime::run(Builder::new_current_thread(), cfg!(unix), client);
+    match ended.and_then(|ended| ended) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report("pipe-client"),
+    }
+}
+
+async fn run(options: Options) -> Result<(), Failure> {
+    let connected = options.client().connect(&options.pipe_name).await;
+    let client = connected.map_err(|error| connect_failure(error, &options))?;
+    let mut conversation = Conversation::new(client, &options);
+    let mut messages = Messages::new(options.messages);
+    while let Some(message) = messages.next().await? {
+        let reply = conversation.exchange(&message).await?;
+        match conversation::print(&reply) {
+            // Whoever reads the replies has seen enough, as in `pipe-client | head`.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
+            Err(error) => return Err(Failure::new(format!("can't write to stdout: {error}"))),
+            Ok(()) => {}
+        }
+    }
+    Ok(())
+}
+
+fn connect_failure(error: ConnectError, options: &Options) -> Failure {
+    match error {
+        ConnectError::Option {
+            option, problem, ..
+        } => Failure::usage(format!("--{} {problem}", option.replace('_', "-"))),
+        ConnectError::Name(error) => Failure::usage(error.to_string()),
+        ConnectError::NotFound { .. } if !options.wait => {
+            Failure::new(format!("{error}, or wait for it with --wait"))
+        }
+        other => Failure::new(chain(&other)),
+    }
+}

@@ -1,0 +1,75 @@
+//! The command line.
+
+use std::time::Duration;
+
+use clap::{Parser, builder::NonEmptyStringValueParser};
+use pipe_server::{ClientOptions, PipeName};
+use pipe_server_cli::{
+    text::Encoding,
+    values::{self, TimeLimit},
+};
+
+/// Sends messages to a pipe and prints each reply on a line of its own.
+///
+/// Without MESSAGE each line of stdin is a message; at a terminal the message of Microsoft's sample is
+/// sent.
+#[derive(Debug, Parser)]
+#[command(name = "pipe-client", version, after_help = AFTER_HELP)]
+pub(crate) struct Options {
+    /// Name of the pipe, or its whole address
+    #[arg(long, value_name = "NAME", default_value = "mynamedpipe")]
+    pub(crate) pipe_name: PipeName,
+
+    /// Encoding of the messages, and of the replies
+    ///
+    /// auto sends UTF-8 and prints what comes back in the encoding that it looks like. utf-16 sends a
+    /// terminating NUL too, as the sample's client for Unicode does.
+    #[arg(long, value_name = "ENCODING", value_enum, default_value_t)]
+    pub(crate) encoding: Encoding,
+
+    /// How long to wait for a busy pipe and, with --wait, for a server
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = values::duration)]
+    connect_timeout: Duration,
+
+    /// Wait for a server that is not there yet
+    #[arg(long)]
+    pub(crate) wait: bool,
+
+    /// Longest message, both ways [default: 64KiB, or what the engine can carry if that is less]
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    max_message_size: Option<usize>,
+
+    /// How long to wait for each reply, or none
+    #[arg(long, value_name = "TIME", default_value = "none")]
+    pub(crate) timeout: TimeLimit,
+
+    /// What to send, each as one message
+    #[arg(value_name = "MESSAGE", value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) messages: Vec<String>,
+}
+
+const AFTER_HELP: &str = "\
+Sizes are in bytes, or have a unit: 4096, 64KiB, 1MB. Times have a unit: 500ms, 10s, 5min.
+Exit codes: 0 when every message was replied to, 1 for a failure, 2 for bad usage.";
+
+impl Options {
+    /// The connection's options. What the user did not ask for stays the library's default.
+    pub(crate) fn client(&self) -> ClientOptions {
+        ClientOptions::new()
+            .connect_timeout(self.connect_timeout)
+            .wait_for_server(self.wait)
+            .max_message_size(self.max_message_size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Options::command().debug_assert();
+    }
+}

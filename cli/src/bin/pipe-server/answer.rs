@@ -1,0 +1,83 @@
+//! What the server answers.
+
+use pipe_server::{Bytes, Reply};
+use pipe_server_cli::text::{Encoding, Form};
+
+use crate::{
+    exec::{Exec, ExecError},
+    options::Options,
+};
+
+/// The sample's answer (*Multithreaded Pipe Server*).
+const DEFAULT_REPLY: &str = "default answer from server";
+
+/// One of the three ways to answer.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// Always the same text.
+    Text { text: String, encoding: Encoding },
+    /// The request.
+    Echo,
+    /// What a command prints.
+    Exec(Exec),
+}
+
+impl Answer {
+    /// The one that the user has chosen; the sample's without a choice.
+    pub(crate) fn new(options: &Options, max_message_size: usize) -> Self {
+        let chosen = &options.answer;
+        if let Some(command) = &chosen.exec {
+            return Self::Exec(Exec::new(command.clone(), max_message_size));
+        }
+        if chosen.echo {
+            return Self::Echo;
+        }
+        let text = chosen
+            .reply
+            .clone()
+            .unwrap_or_else(|| DEFAULT_REPLY.to_owned());
+        Self::Text {
+            text,
+            encoding: chosen.encoding,
+        }
+    }
+
+    /// The reply to one request.
+    pub(crate) async fn to(&self, request: Bytes) -> Result<Reply, ExecError> {
+        match self {
+            Self::Text { text, encoding } => Ok(Form::of(&request, *encoding).encode(text).into()),
+            Self::Echo => Ok(request.into()),
+            // Boxed: every connection has room for the largest of these futures.
+            Self::Exec(exec) => Box::pin(exec.run(&request)).await.map(Into::into),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn default_answer_to(request: &'static [u8]) -> Reply {
+        let answer = Answer::Text {
+            text: DEFAULT_REPLY.to_owned(),
+            encoding: Encoding::Auto,
+        };
+        answer
+            .to(Bytes::from_static(request))
+            .await
+            .expect("a text can always be answered")
+    }
+
+    #[tokio::test]
+    async fn a_plain_request_gets_a_plain_answer() {
+        assert_eq!(default_answer_to(b"hello").await, DEFAULT_REPLY.into());
+    }
+
+    #[tokio::test]
+    async fn both_builds_of_the_samples_client_get_their_own_encoding_and_terminator() {
+        let narrow = b"default answer from server\0".to_vec();
+        let wide: Vec<u8> = narrow.iter().flat_map(|&byte| [byte, 0]).collect();
+        assert_eq!(default_answer_to(b"hello\0").await, narrow.into());
+        assert_eq!(default_answer_to(b"h\0e\0l\0l\0o\0\0\0").await, wide.into());
+    }
+}

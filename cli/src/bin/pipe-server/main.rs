@@ -1,0 +1,92 @@
+//! `pipe-server`: answers the messages of a pipe's clients.
+
+use std::{future::IntoFuture as _, panic, process::ExitCode, sync::Arc};
+
+use clap::Parser;
+use pipe_server::{BindError, Request, Summary, serve};
+use pipe_server_cli::{
+    exit::{Failure, chain},
+    runtime,
+};
+use tokio::runtime::Builder;
+use tracing::info;
+
+use crate::{answer::Answer, options::Options, signals::Signals};
+
+mod answer;
+mod exec;
+mod logging;
+mod options;
+mod signals;
+
+/// As a shell reports a program that SIGINT has ended.
+const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let io_driver = options.need_io_driver();
+    let ended = runtime::run(Builder::new_multi_thread(), io_driver, run(options));
+    match ended.and_then(|ended| ended) {
+        Ok(Some(summary)) => {
+            let Summary {
+                served,
+                cut_off,
+                requests,
+                replies,
+                ..
+            } = summary;
+            info!(served, cut_off, requests, replies, "stopped");
+            ExitCode::SUCCESS
+        }
+        Ok(None) => ExitCode::from(INTERRUPTED),
+        Err(failure) => failure.report("pipe-server"),
+    }
+}
+
+/// Serves until a signal; `None` if a second one cut the drain short.
+async fn run(options: Options) -> Result<Option<Summary>, Failure> {
+    logging::start(&options.logging)?;
+    let listener = options
+        .listener()
+        .bind(&options.pipe_name)
+        .map_err(bind_failure)?;
+    let address = listener.path().display().to_string();
+    let answer = Arc::new(Answer::new(&options, listener.max_message_size()));
+
+    // Before the address is printed: who has read it may send a signal.
+    let signals = Signals::install()
+        .map_err(|error| Failure::new(format!("can't handle signals: {error}")))?;
+    let serving = serve(listener, move |request: Request| {
+        let answer = Arc::clone(&answer);
+        async move { answer.to(request.into_bytes()).await }
+    })
+    .drain_timeout(options.limits.drain_timeout)
+    .idle_timeout(options.limits.idle_timeout.0)
+    .handler_timeout(options.limits.handler_timeout.0)
+    .write_timeout(options.limits.write_timeout.0)
+    // A command's work is of no use to anybody once its client is gone.
+    .cancel_on_disconnect(options.answer.exec.is_some())
+    .with_graceful_shutdown(signals.first());
+
+    logging::announce(&address);
+    // In a task of its own: one of the runtime's workers accepts and serves without waking another thread.
+    let serving = tokio::spawn(serving.into_future());
+    tokio::select! {
+        ended = serving => match ended {
+            Ok(summary) => Ok(Some(summary)),
+            Err(error) => panic::resume_unwind(error.into_panic()),
+        },
+        // The runtime's end drops the server, and that ends the commands of `--exec` too.
+        () = signals.second() => Ok(None),
+    }
+}
+
+fn bind_failure(error: BindError) -> Failure {
+    match error {
+        BindError::Option {
+            option, problem, ..
+        } => Failure::usage(format!("--{} {problem}", option.replace('_', "-"))),
+        BindError::Name(error) => Failure::usage(error.to_string()),
+        other => Failure::new(chain(&other)),
+    }
+}

@@ -1,0 +1,261 @@
+//! The command line.
+
+use std::{str::FromStr, time::Duration};
+
+use clap::{ArgAction, Args, Parser, ValueEnum, builder::NonEmptyStringValueParser};
+use pipe_server::{Access, ListenerOptions, PipeName};
+use pipe_server_cli::{
+    text::Encoding,
+    values::{self, TimeLimit},
+};
+
+/// Serves a message pipe: a named pipe on Windows, a SEQPACKET socket on Linux.
+///
+/// Without options it is Microsoft's sample server: every request is answered with the same text. When
+/// clients can connect, "listening on ADDRESS" is printed to stdout; the log goes to stderr. Ctrl-C and
+/// SIGTERM let running requests finish; a second one ends the server at once.
+#[derive(Debug, Parser)]
+#[command(name = "pipe-server", version, after_help = AFTER_HELP)]
+pub(crate) struct Options {
+    /// Name of the pipe, or its whole address
+    #[arg(long, value_name = "NAME", default_value = "mynamedpipe")]
+    pub(crate) pipe_name: PipeName,
+
+    /// How many clients are served at once, 1 or more, or unlimited; further ones wait
+    #[arg(long, value_name = "N|unlimited", default_value = "unlimited")]
+    max_instances: MaxInstances,
+
+    #[command(flatten)]
+    pub(crate) answer: AnswerOptions,
+
+    #[command(flatten)]
+    pub(crate) pipe: PipeOptions,
+
+    #[command(flatten)]
+    pub(crate) limits: LimitOptions,
+
+    #[command(flatten)]
+    pub(crate) logging: LoggingOptions,
+}
+
+const AFTER_HELP: &str = "\
+Sizes are in bytes, or have a unit: 4096, 64KiB, 1MB. Times have a unit: 500ms, 10s, 5min.
+RUST_LOG, if set, decides what is logged in place of -v and -q.
+Exit codes: 0 after a signal, 1 for a failure, 2 for bad usage, 130 after a second signal.";
+
+impl Options {
+    /// The listener's options. What the user did not ask for stays the library's default.
+    pub(crate) fn listener(&self) -> ListenerOptions {
+        let mut options = ListenerOptions::new()
+            .access(self.pipe.access.clone())
+            .max_instances(self.max_instances.0)
+            .max_message_size(self.pipe.max_message_size);
+        if let Some(bytes) = self.pipe.buffer_size {
+            options = options.buffer_size(bytes);
+        }
+        if let Some(instances) = self.pipe.backlog {
+            options = options.backlog(instances);
+        }
+        #[cfg(windows)]
+        {
+            use pipe_server::os::windows::ListenerOptionsExt as _;
+
+            options = options
+                .allow_remote(self.pipe.allow_remote)
+                .engine(self.pipe.engine.into());
+        }
+        options
+    }
+
+    /// Whether the engine is on Tokio's own I/O.
+    pub(crate) fn need_io_driver(&self) -> bool {
+        #[cfg(windows)]
+        return matches!(self.pipe.engine, Engine::Tokio);
+        #[cfg(not(windows))]
+        true
+    }
+}
+
+/// What every request is answered with.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Answer (one of them)")]
+pub(crate) struct AnswerOptions {
+    /// Answer with TEXT [default: default answer from server]
+    #[arg(long, value_name = "TEXT", group = "answer", value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) reply: Option<String>,
+
+    /// Answer with the request itself
+    #[arg(long, group = "answer")]
+    pub(crate) echo: bool,
+
+    /// Answer with what COMMAND prints: run by the shell for each request, which is its stdin
+    ///
+    /// It is killed, and what it has started with it, when --handler-timeout is over, its client is
+    /// gone or the server ends. What it leaves running when it ends by itself goes on; the reply is
+    /// complete when nothing holds the command's stdout and stderr any more. If it fails or prints
+    /// nothing, its client loses the connection.
+    #[arg(long, value_name = "COMMAND", group = "answer", value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) exec: Option<String>,
+
+    /// Encoding of --reply; auto takes the request's, and its terminating NUL if it has one
+    #[arg(long, value_name = "ENCODING", value_enum, default_value_t)]
+    pub(crate) encoding: Encoding,
+}
+
+/// The pipe itself.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Pipe")]
+pub(crate) struct PipeOptions {
+    /// Longest message, both ways [default: 64KiB, or 4095 with --engine tokio]
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    max_message_size: Option<usize>,
+
+    /// What may lie in the pipe each way before a writer waits [default: 64KiB]
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    buffer_size: Option<usize>,
+
+    /// How many instances wait for clients, 1 or more [default: 2]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    backlog: Option<usize>,
+
+    /// Who may connect: current-user, everyone, sddl:TEXT (Windows) or mode:OCTAL (Linux)
+    /// [default: current-user]
+    #[arg(
+        long,
+        value_name = "WHO",
+        default_value = "current-user",
+        hide_default_value = true
+    )]
+    access: Access,
+
+    /// Let clients on other machines connect
+    #[cfg(windows)]
+    #[arg(long)]
+    allow_remote: bool,
+
+    /// How bytes move under the connections
+    #[cfg(windows)]
+    #[arg(long, value_name = "ENGINE", value_enum, default_value = "auto")]
+    engine: Engine,
+}
+
+/// What a client can hold, and for how long.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Time limits")]
+pub(crate) struct LimitOptions {
+    /// How long a client may send nothing, or none
+    #[arg(long, value_name = "TIME", default_value = "none")]
+    pub(crate) idle_timeout: TimeLimit,
+
+    /// How long the answer to a request may take, or none
+    #[arg(long, value_name = "TIME", default_value = "none")]
+    pub(crate) handler_timeout: TimeLimit,
+
+    /// How long a client may leave a reply unread, or none
+    #[arg(long, value_name = "TIME", default_value = "30s")]
+    pub(crate) write_timeout: TimeLimit,
+
+    /// How long running requests may take to finish after a signal
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = values::duration)]
+    pub(crate) drain_timeout: Duration,
+}
+
+/// The log on stderr.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Log")]
+pub(crate) struct LoggingOptions {
+    /// Form of the log
+    #[arg(long, value_name = "FORMAT", value_enum, default_value = "text")]
+    pub(crate) log_format: LogFormat,
+
+    /// Log more: connections with -v, messages with -vv
+    #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
+    pub(crate) verbose: u8,
+
+    /// Log errors only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// Lines to read
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+#[cfg(windows)]
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Engine {
+    /// The best one there is: overlapped
+    Auto,
+    /// Tokio's own pipe, with messages of 4095 bytes at most
+    Tokio,
+    /// Overlapped I/O, with messages of any length
+    Overlapped,
+}
+
+#[cfg(windows)]
+impl From<Engine> for pipe_server::os::windows::Engine {
+    fn from(engine: Engine) -> Self {
+        match engine {
+            Engine::Auto => Self::Auto,
+            Engine::Tokio => Self::Tokio,
+            Engine::Overlapped => Self::Overlapped,
+        }
+    }
+}
+
+/// How many clients at once; `None` is unlimited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct MaxInstances(Option<usize>);
+
+impl FromStr for MaxInstances {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "unlimited" {
+            return Ok(Self(None));
+        }
+        match text.parse() {
+            Ok(instances @ 1..) => Ok(Self(Some(instances))),
+            _ => Err("give 1 or more, or unlimited"),
+        }
+    }
+}
+
+fn at_least_one(text: &str) -> Result<usize, &'static str> {
+    text.parse()
+        .ok()
+        .filter(|&number| number > 0)
+        .ok_or("give 1 or more")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Options::command().debug_assert();
+    }
+
+    #[test]
+    fn instances_are_1_or_more_or_unlimited() {
+        assert_eq!("1".parse(), Ok(MaxInstances(Some(1))));
+        assert_eq!("1000".parse(), Ok(MaxInstances(Some(1000))));
+        assert_eq!("unlimited".parse(), Ok(MaxInstances(None)));
+        for wrong in ["0", "-1", "", "all"] {
+            assert!(wrong.parse::<MaxInstances>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn only_one_answer_can_be_chosen() {
+        assert!(Options::try_parse_from(["pipe-server", "--echo", "--reply", "a"]).is_err());
+        assert!(Options::try_parse_from(["pipe-server", "--echo", "--exec", "a"]).is_err());
+    }
+}

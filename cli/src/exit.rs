@@ -1,0 +1,44 @@
+//! How a program ends: 0 when all went well, 1 for a failure, 2 for bad usage, as clap does.
+
+use std::{
+    error::Error,
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+/// An error followed by its sources.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+/// Why the program can't do what it was asked for, in one line.
+#[derive(Debug)]
+pub struct Failure {
+    message: String,
+    code: u8,
+}
+
+impl Failure {
+    /// What failed, on what, and what to do.
+    pub fn new(message: String) -> Self {
+        Self { message, code: 1 }
+    }
+
+    /// An option that turned out to be impossible only when it was used.
+    pub fn usage(message: String) -> Self {
+        Self { message, code: 2 }
+    }
+
+    /// Prints the line. That it can't be printed is no reason to panic: the code still tells.
+    pub fn report(self, program: &str) -> ExitCode {
+        let line = self.message.replace(['\r', '\n'], " ");
+        _ = writeln!(io::stderr(), "{program}: {line}");
+        ExitCode::from(self.code)
+    }
+}

@@ -1,0 +1,166 @@
+//! The command line.
+
+use std::{num::NonZero, str::FromStr, thread, time::Duration};
+
+use clap::{Parser, ValueEnum, value_parser};
+use pipe_server::PipeName;
+
+use crate::{
+    exit::Failure,
+    values::{self, TimeLimit},
+};
+
+/// Long enough for the noise of one second to even out.
+const DEFAULT_DURATION: Duration = Duration::from_secs(5);
+
+/// Loads a message pipe and prints how fast its server answers.
+///
+/// Each client has a connection of its own. It sends requests, each as one message, and takes what comes
+/// back for the replies, in order. The pipe may be served by any program.
+#[derive(Debug, Parser)]
+#[command(name = "pipe-bench", version, after_help = AFTER_HELP)]
+pub struct Options {
+    /// Name of the pipe, or its whole address
+    #[arg(long, value_name = "NAME", default_value = "mynamedpipe")]
+    pub pipe_name: PipeName,
+
+    /// Connect, have one request answered and close, over and over
+    #[arg(long)]
+    pub(crate) connect_rate: bool,
+
+    /// Hold N connections, on each of which one request was answered
+    #[arg(long, value_name = "N", conflicts_with_all = ["connect_rate", "requests"], value_parser = value_parser!(u32).range(1..))]
+    pub(crate) idle: Option<u32>,
+
+    /// Process id of the server, to tell what memory idle connections take there
+    #[arg(long, value_name = "PID", requires = "idle")]
+    pub(crate) pid: Option<u32>,
+
+    /// How many clients at once
+    #[arg(long, value_name = "C", default_value = "8", value_parser = value_parser!(u32).range(1..))]
+    pub(crate) clients: u32,
+
+    /// How many requests in all, shared out evenly among the clients; with --connect-rate, connections
+    #[arg(long, value_name = "N", conflicts_with = "duration", value_parser = value_parser!(u64).range(1..))]
+    requests: Option<u64>,
+
+    /// How long to load instead, or to hold idle connections [default: 5s; --idle: until Ctrl-C]
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
+    pub(crate) duration: Option<Duration>,
+
+    /// Length of each request
+    #[arg(long, value_name = "SIZE", default_value = "64", value_parser = values::size)]
+    pub(crate) size: usize,
+
+    /// How many requests a client has on their way at a time; 1 waits for each reply
+    #[arg(long, value_name = "D", default_value = "1", value_parser = value_parser!(u32).range(1..))]
+    pub depth: u32,
+
+    /// How long a client waits after a reply before its next request
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = values::duration)]
+    pub(crate) pause: Duration,
+
+    /// What to load before measuring: requests of each client, or a time
+    #[arg(long, value_name = "N|TIME", default_value = "100")]
+    pub(crate) warm_up: Limit,
+
+    /// What every reply is checked for
+    #[arg(long, value_name = "WHAT", value_enum)]
+    pub(crate) verify: Option<Verify>,
+
+    /// How long to wait for a busy pipe
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = values::duration)]
+    pub(crate) connect_timeout: Duration,
+
+    /// How long no client may get a reply before the server is given up, or none
+    #[arg(long, value_name = "TIME", default_value = "30s")]
+    pub(crate) timeout: TimeLimit,
+
+    /// How many threads the clients share [default: one a core]
+    #[arg(long, value_name = "T", value_parser = value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+const AFTER_HELP: &str = "\
+Sizes are in bytes, or have a unit: 4096, 64KiB, 1MB. Times have a unit: 500ms, 10s, 5min.
+messages/s counts requests that were answered. A latency is the time from the begin of a request's
+sending to its reply.
+Exit codes: 0 when every request was answered, 1 for a failure, 2 for bad usage.";
+
+impl Options {
+    /// Refuses what can't go together.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        if !self.pause.is_zero() && self.depth > 1 {
+            return Err(Failure::usage(
+                "--pause needs --depth 1: replies that come during a pause would be read late"
+                    .to_owned(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// How much is measured.
+    pub(crate) fn limit(&self) -> Limit {
+        match self.requests {
+            Some(requests) => Limit::Requests(requests),
+            None => Limit::Time(self.duration.unwrap_or(DEFAULT_DURATION)),
+        }
+    }
+
+    pub(crate) fn threads(&self) -> usize {
+        match self.threads {
+            Some(threads) => threads.into(),
+            None => thread::available_parallelism().map_or(1, NonZero::get),
+        }
+    }
+}
+
+/// How much to load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Limit {
+    Requests(u64),
+    Time(Duration),
+}
+
+impl FromStr for Limit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(requests) = text.parse() {
+            return Ok(Self::Requests(requests));
+        }
+        let time = values::duration(text).map_err(|error| format!("{error}, or a number"))?;
+        Ok(Self::Time(time))
+    }
+}
+
+/// What replies are checked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Verify {
+    /// Each reply is its own request, byte for byte
+    Echo,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Options::command().debug_assert();
+    }
+
+    #[test]
+    fn a_warm_up_is_a_number_or_a_time() {
+        assert_eq!("10".parse(), Ok(Limit::Requests(10)));
+        assert_eq!("0".parse(), Ok(Limit::Requests(0)));
+        assert_eq!("2s".parse(), Ok(Limit::Time(Duration::from_secs(2))));
+        assert!("soon".parse::<Limit>().is_err());
+    }
+}

@@ -1,0 +1,86 @@
+//! How far the clients are, for a bar on the terminal and for whoever waits for a reply.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{options::Limit, run::nanoseconds};
+
+/// What one client has done so far. It lies alone in its cache lines: counting must not slow down the
+/// neighbours.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct Count(AtomicU64);
+
+impl Count {
+    /// Counts one more. Only its own client does.
+    pub(crate) fn add(&self) {
+        let count = self.0.load(Ordering::Relaxed);
+        self.0.store(count + 1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn reset(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+}
+
+/// The counts of all clients, and a bar on stderr if that is a terminal.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    counts: Vec<Arc<Count>>,
+    limit: Limit,
+    begun: Instant,
+    bar: ProgressBar,
+}
+
+impl Progress {
+    pub(crate) fn new(limit: Limit, clients: usize) -> Self {
+        let (length, template) = match limit {
+            Limit::Requests(requests) => (requests, "{wide_bar} {human_pos}/{human_len} {eta:>4}"),
+            Limit::Time(time) => (nanoseconds(time), "{wide_bar} {msg} {elapsed:>4}"),
+        };
+        let bar = ProgressBar::new(length);
+        bar.set_style(ProgressStyle::with_template(template).expect("the template is right"));
+        Self {
+            counts: (0..clients).map(|_| Arc::default()).collect(),
+            limit,
+            begun: Instant::now(),
+            bar,
+        }
+    }
+
+    pub(crate) fn count(&self, client: usize) -> Arc<Count> {
+        Arc::clone(&self.counts[client])
+    }
+
+    /// Draws the bar and gives the sum.
+    pub(crate) fn show(&self) -> u64 {
+        let sum = self
+            .counts
+            .iter()
+            .map(|count| count.0.load(Ordering::Relaxed))
+            .sum();
+        match self.limit {
+            Limit::Requests(_) => self.bar.set_position(sum),
+            Limit::Time(time) => {
+                self.bar.set_message(sum.to_string());
+                self.bar
+                    .set_position(nanoseconds(self.begun.elapsed().min(time)));
+            }
+        }
+        sum
+    }
+}
+
+impl Drop for Progress {
+    /// The bar is of no interest once the result is there.
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

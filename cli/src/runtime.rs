@@ -1,0 +1,27 @@
+//! The runtime of a program.
+
+use std::future::Future;
+
+use tokio::runtime::Builder;
+
+use crate::exit::Failure;
+
+/// Runs `program` to its end, with Tokio's I/O driver only if it is needed.
+///
+/// The overlapped engine does not need it: the system's thread pool completes its operations. An idle
+/// worker then waits for its wake-up alone and not for I/O that never comes, which costs every message
+/// fewer system calls (docs/performance.md).
+pub fn run<F: Future>(
+    mut builder: Builder,
+    io_driver: bool,
+    program: F,
+) -> Result<F::Output, Failure> {
+    builder.enable_time();
+    if io_driver {
+        builder.enable_io();
+    }
+    let runtime = builder
+        .build()
+        .map_err(|error| Failure::new(format!("can't start the threads: {error}")))?;
+    Ok(runtime.block_on(program))
+}

@@ -1,0 +1,61 @@
+//! Values on the command line that clap does not know.
+
+use std::{str::FromStr, time::Duration};
+
+use bytesize::ByteSize;
+
+/// A size in bytes, at least 1: `4096`, `64KiB`, `1MB`.
+pub fn size(text: &str) -> Result<usize, String> {
+    let size: ByteSize = text
+        .parse()
+        .map_err(|_| "give bytes, as in 4096, 64KiB or 1MB".to_owned())?;
+    match usize::try_from(size.as_u64()) {
+        Ok(0) => Err("give 1 byte or more".to_owned()),
+        Ok(bytes) => Ok(bytes),
+        Err(_) => Err("larger than this system can address".to_owned()),
+    }
+}
+
+/// A time: `500ms`, `10s`, `1h 30min`, and `0`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; give a time, as in 500ms, 10s or 5min"))
+}
+
+/// A time after which something is given up, or `none`. `0` is none as well: nothing could be done in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeLimit(pub Option<Duration>);
+
+impl FromStr for TimeLimit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        Ok(Self(Some(duration(text)?).filter(|time| !time.is_zero())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(size("4096"), Ok(4096));
+        assert_eq!(size("64KiB"), Ok(65_536));
+        assert_eq!(size("1MB"), Ok(1_000_000));
+        assert!(size("0").is_err());
+        assert!(size("many").is_err());
+    }
+
+    #[test]
+    fn a_time_limit_can_be_none() {
+        assert_eq!("none".parse(), Ok(TimeLimit(None)));
+        assert_eq!("0".parse(), Ok(TimeLimit(None)));
+        assert_eq!("0s".parse(), Ok(TimeLimit(None)));
+        assert_eq!("5s".parse(), Ok(TimeLimit(Some(Duration::from_secs(5)))));
+        assert!("5".parse::<TimeLimit>().is_err());
+    }
+}

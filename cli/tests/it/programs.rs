@@ -1,0 +1,564 @@
+//! The programs as a user runs them: answers, exit codes, stdout and stderr apart, signals.
+
+use std::{
+    io::{BufReader, Read, Write},
+    process::{Child, Command, Output, Stdio},
+};
+
+use support::{UniqueName, unique_name};
+
+use crate::program::{Server, server};
+
+#[cfg(unix)]
+impl Server {
+    fn signal(&self, signal: rustix::process::Signal) {
+        let process = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(process, signal).unwrap();
+    }
+
+    /// Ends it with a signal and gives its exit code and the rest of its stdout.
+    fn end(mut self, signal: rustix::process::Signal) -> (Option<i32>, String) {
+        self.signal(signal);
+        let mut rest = String::new();
+        self.stdout.read_to_string(&mut rest).unwrap();
+        (self.child.wait().unwrap().code(), rest)
+    }
+}
+
+fn client(name: &UniqueName, arguments: &[&str], input: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_pipe-client"))
+        .args(["--pipe-name", &name.text])
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It may have ended already.
+    _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+fn replies(name: &UniqueName, arguments: &[&str], input: &str) -> String {
+    let output = client(name, arguments, input);
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn the_first_line_on_stdout_is_the_address() {
+    let name = unique_name();
+    let server = Server::start(&name, &[]);
+    let name: pipe_server::PipeName = name.text.parse().unwrap();
+    let address = name.to_path();
+    assert_eq!(
+        server.first_line.trim_end(),
+        format!("listening on {}", address.display())
+    );
+}
+
+#[test]
+fn the_default_answer_is_the_samples() {
+    let name = unique_name();
+    let _server = Server::start(&name, &[]);
+    assert_eq!(
+        replies(&name, &["hello"], ""),
+        "default answer from server\n"
+    );
+}
+
+#[test]
+fn each_message_gets_a_reply_on_a_line_of_its_own() {
+    let name = unique_name();
+    let _server = Server::start(&name, &["--echo", "--max-instances", "1"]);
+    assert_eq!(
+        replies(&name, &["one", "two words", "grüße"], ""),
+        "one\ntwo words\ngrüße\n"
+    );
+    assert_eq!(replies(&name, &["again"], ""), "again\n");
+}
+
+#[test]
+fn lines_of_stdin_are_messages_and_empty_ones_are_left_out() {
+    let name = unique_name();
+    let _server = Server::start(&name, &["--echo"]);
+    let output = client(&name, &[], "one\n\ntwo\n");
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "one\ntwo\n");
+    assert!(
+        stderr(&output).contains("is empty and is not sent"),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn a_reply_comes_in_the_encoding_of_its_request() {
+    let name = unique_name();
+    let _server = Server::start(&name, &["--reply", "grüße"]);
+    for encoding in ["utf-8", "utf-16"] {
+        assert_eq!(
+            replies(&name, &["--encoding", encoding, "hello"], ""),
+            "grüße\n"
+        );
+    }
+}
+
+#[test]
+fn a_size_that_the_system_can_not_carry_is_bad_usage() {
+    let name = unique_name();
+    let server = Command::new(env!("CARGO_BIN_EXE_pipe-server"));
+    let client = Command::new(env!("CARGO_BIN_EXE_pipe-client"));
+    for mut command in [server, client] {
+        let output = command
+            .args(["--pipe-name", &name.text, "--max-message-size", "1TiB"])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let text = stderr(&output);
+        assert!(text.contains("--max-message-size is "), "{text}");
+    }
+}
+
+#[test]
+fn bad_usage_exits_2_and_says_what_to_do() {
+    for (arguments, cure) in [
+        (["--max-instances", "0"], "1 or more, or unlimited"),
+        (["--pipe-name", "a\\b"], "can't be part of the pipe name"),
+        (["--idle-timeout", "soon"], "--idle-timeout"),
+        (["--no-such-flag", "x"], "--no-such-flag"),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pipe-server"));
+        let output = command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
+        assert!(stderr(&output).contains(cure), "{arguments:?}: {output:?}");
+    }
+}
+
+#[test]
+fn a_missing_server_is_named_and_exits_1() {
+    let name = unique_name();
+    let output = client(&name, &["hello"], "");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(
+        stderr(&output).starts_with("pipe-client: nobody serves "),
+        "{output:?}"
+    );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_missing_directory_is_named() {
+    let name = unique_name();
+    for (xdg, pipe) in [
+        ("/nowhere", format!("{}/x/pipe", name.text)),
+        (name.text.as_str(), "short".to_owned()),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_pipe-server"))
+            .args(["--pipe-name", &pipe])
+            .env("XDG_RUNTIME_DIR", xdg)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let said = stderr(&output);
+        assert!(said.contains(&name.text), "{said}");
+        assert!(
+            said.contains("make it") || said.contains("XDG_RUNTIME_DIR"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn a_second_server_on_the_name_exits_1_with_one_line() {
+    #[cfg(windows)]
+    if support::win32::wine_lacks("exclusive names") {
+        return;
+    }
+    let name = unique_name();
+    let _server = Server::start(&name, &[]);
+    let output = server(&name, &[]).stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = stderr(&output);
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains("is served already"), "{said}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    assert_eq!(
+        replies(&name, &["hello"], ""),
+        "default answer from server\n"
+    );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_socket_that_a_killed_server_left_is_replaced() {
+    let name = unique_name();
+    // Killed by the guard: it can't clean up.
+    drop(Server::start(&name, &[]));
+    assert!(std::path::Path::new(&name.text).exists());
+    let _server = Server::start(&name, &[]);
+    assert_eq!(
+        replies(&name, &["hello"], ""),
+        "default answer from server\n"
+    );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_file_that_is_no_socket_is_left_as_it_is() {
+    let name = unique_name();
+    std::fs::write(&name.text, "precious").unwrap();
+    let output = server(&name, &[]).stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("no socket"), "{output:?}");
+    assert_eq!(std::fs::read_to_string(&name.text).unwrap(), "precious");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn only_this_user_may_connect_unless_told_otherwise() {
+    use std::os::unix::fs::PermissionsExt;
+
+    for (arguments, mode) in [
+        (&[][..], 0o600),
+        (&["--access", "mode:0660"], 0o660),
+        (&["--access", "everyone"], 0o666),
+    ] {
+        let name = unique_name();
+        let _server = Server::start(&name, arguments);
+        let permissions = std::fs::metadata(&name.text).unwrap().permissions();
+        assert_eq!(permissions.mode() & 0o777, mode);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_and_sigterm_drain_exit_0_and_leave_nothing_behind() {
+    for signal in [rustix::process::Signal::INT, rustix::process::Signal::TERM] {
+        let name = unique_name();
+        let server = Server::start(&name, &["--echo"]);
+        assert_eq!(replies(&name, &["hello"], ""), "hello\n");
+        assert_eq!(server.end(signal), (Some(0), String::new()));
+        let directory = std::path::Path::new(&name.text).parent().unwrap();
+        assert_eq!(std::fs::read_dir(directory).unwrap().count(), 0);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn exec_answers_with_what_the_command_prints() {
+    let name = unique_name();
+    let _server = Server::start(&name, &["--exec", "tr a-z A-Z"]);
+    assert_eq!(replies(&name, &["hello", "again"], ""), "HELLO\nAGAIN\n");
+}
+
+#[cfg(windows)]
+#[test]
+fn exec_answers_with_what_the_command_prints() {
+    let name = unique_name();
+    let _server = Server::start(&name, &["--exec", "echo hello"]);
+    assert!(replies(&name, &["x"], "").starts_with("hello"));
+}
+
+#[test]
+fn a_failing_command_is_reported_and_costs_its_client_the_connection() {
+    let (failing, status) = match cfg!(windows) {
+        true => ("echo complaint 1>&2 & exit 3", "exit code: 3"),
+        false => ("echo complaint >&2; exit 3", "exit status: 3"),
+    };
+    let name = unique_name();
+    let mut command = server(&name, &["--exec", failing]);
+    let mut server = Server::spawn(command.stderr(Stdio::piped()));
+    let log = server.child.stderr.take().unwrap();
+    let output = client(&name, &["hello"], "");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("did not reply"), "{output:?}");
+    drop(server);
+    let mut logged = String::new();
+    BufReader::new(log).read_to_string(&mut logged).unwrap();
+    assert!(
+        logged.contains(status) && logged.contains("complaint"),
+        "{logged}"
+    );
+}
+
+/// What ends a command and what it has started, and what does not.
+mod endings {
+    use std::{future::Future, time::Duration};
+
+    use pipe_server::{Connection, PipeListener};
+    use pipe_server_cli::family::Family;
+    use tokio::{
+        runtime::{Builder, Runtime},
+        time::timeout,
+    };
+
+    use super::*;
+
+    /// Far more than a loaded machine needs, far less than the commands would go on for.
+    const DEADLINE: Duration = Duration::from_secs(100);
+
+    /// A pipe that commands are clients of: it shows whether they run.
+    struct Presence {
+        name: UniqueName,
+        listener: PipeListener,
+        runtime: Runtime,
+    }
+
+    impl Presence {
+        fn new() -> Self {
+            let name = unique_name();
+            let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+            let listener = {
+                let _inside = runtime.enter();
+                PipeListener::bind(&name.text).unwrap()
+            };
+            Self {
+                name,
+                listener,
+                runtime,
+            }
+        }
+
+        /// A command of the shell that sends the messages to this pipe, each when the one before was
+        /// replied to, and waits for the last reply for as long as this exists.
+        fn process(&self, messages: &str) -> String {
+            // Built on Linux for Windows it is a path of Linux, which cmd does not understand.
+            let program = std::path::absolute(env!("CARGO_BIN_EXE_pipe-client")).unwrap();
+            format!(
+                r#""{}" --pipe-name "{}" {messages}"#,
+                program.display(),
+                self.name.text
+            )
+        }
+
+        /// A command with two processes that never end: one in the background, one that the shell
+        /// waits for.
+        fn endless_family(&self) -> String {
+            in_background(&self.process("child")) + &self.process("child")
+        }
+
+        fn accept_family(&mut self) -> [Connection; 2] {
+            [(); 2].map(|()| {
+                let mut process = self.accept();
+                assert_eq!(self.hear(&mut process).as_deref(), Some("child"));
+                process
+            })
+        }
+
+        fn assert_gone(&self, family: &mut [Connection; 2]) {
+            for process in family {
+                assert_eq!(self.hear(process), None);
+            }
+        }
+
+        /// The next process to come.
+        fn accept(&mut self) -> Connection {
+            Self::wait_for(&self.runtime, self.listener.accept()).unwrap()
+        }
+
+        /// What a process says next; nothing if it is over.
+        fn hear(&self, process: &mut Connection) -> Option<String> {
+            let message = Self::wait_for(&self.runtime, process.recv());
+            // A killed client may be an error or the end, depending on the system.
+            let message = message.ok().flatten()?;
+            Some(String::from_utf8_lossy(&message).into_owned())
+        }
+
+        fn answer(&self, process: &mut Connection) {
+            Self::wait_for(&self.runtime, process.send("go on")).unwrap();
+        }
+
+        fn wait_for<T>(runtime: &Runtime, event: impl Future<Output = T>) -> T {
+            runtime
+                .block_on(async { timeout(DEADLINE, event).await })
+                .expect("nothing happened for a long time")
+        }
+    }
+
+    fn in_background(command: &str) -> String {
+        match cfg!(windows) {
+            true => format!(r#"start "" /b {command} & "#),
+            false => format!("{command} & "),
+        }
+    }
+
+    /// A server that runs such a command, and the client that waits for its reply.
+    struct Endless {
+        presence: Presence,
+        family: [Connection; 2],
+        #[cfg_attr(
+            windows,
+            allow(
+                dead_code,
+                reason = "read by the tests with signals; kept running here"
+            )
+        )]
+        server: Server,
+        client: Child,
+    }
+
+    impl Endless {
+        fn start(arguments: &[&str]) -> Self {
+            let mut presence = Presence::new();
+            let name = unique_name();
+            let command = presence.endless_family();
+            let server = Server::start(&name, &[arguments, &["--exec", &command]].concat());
+            let client = Command::new(env!("CARGO_BIN_EXE_pipe-client"))
+                .args(["--pipe-name", &name.text, "hello"])
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            let family = presence.accept_family();
+            Self {
+                presence,
+                family,
+                server,
+                client,
+            }
+        }
+
+        fn assert_killed(&mut self) {
+            self.presence.assert_gone(&mut self.family);
+        }
+    }
+
+    #[test]
+    fn a_command_is_killed_with_its_children_when_its_time_is_over() {
+        // They must have started by then, which takes a while under Wine.
+        let time = if cfg!(windows) { "10s" } else { "2s" };
+        let mut endless = Endless::start(&["--handler-timeout", time]);
+        endless.assert_killed();
+        assert_eq!(endless.client.wait().unwrap().code(), Some(1));
+    }
+
+    #[test]
+    fn a_command_is_killed_with_its_children_when_its_client_is_gone() {
+        let mut endless = Endless::start(&[]);
+        endless.client.kill().unwrap();
+        endless.assert_killed();
+        endless.client.wait().unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_command_is_killed_with_its_children_when_the_drain_time_is_over() {
+        use rustix::process::Signal;
+
+        let mut endless = Endless::start(&["--drain-timeout", "100ms"]);
+        endless.server.signal(Signal::TERM);
+        endless.assert_killed();
+        assert_eq!(endless.server.child.wait().unwrap().code(), Some(0));
+        assert_eq!(endless.client.wait().unwrap().code(), Some(1));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_second_signal_ends_the_server_and_its_commands_at_once() {
+        use rustix::process::Signal;
+
+        let mut endless = Endless::start(&["--drain-timeout", "1h"]);
+        // SIGINT and SIGTERM: two of the same may become one on their way.
+        endless.server.signal(Signal::INT);
+        endless.server.signal(Signal::TERM);
+        endless.assert_killed();
+        assert_eq!(endless.server.child.wait().unwrap().code(), Some(130));
+        assert_eq!(endless.client.wait().unwrap().code(), Some(1));
+    }
+
+    #[test]
+    fn a_command_is_killed_with_its_children_when_the_runtime_ends() {
+        let mut presence = Presence::new();
+        let command = presence.endless_family();
+        let runtime = Runtime::new().unwrap();
+        runtime.spawn(async move { Family::start(&command).unwrap().wait().await });
+        let mut family = presence.accept_family();
+        drop(runtime);
+        presence.assert_gone(&mut family);
+    }
+
+    #[test]
+    fn what_a_command_leaves_running_goes_on() {
+        let mut presence = Presence::new();
+        let command = in_background(&presence.process("left behind")) + "echo done";
+        let pipes = Presence::wait_for(&presence.runtime, async {
+            let mut family = Family::start(&command).unwrap();
+            let pipes = family.take_pipes();
+            assert!(family.wait().await.unwrap().success());
+            pipes
+        });
+        let mut process = presence.accept();
+        assert_eq!(presence.hear(&mut process).as_deref(), Some("left"));
+        presence.answer(&mut process);
+        assert_eq!(presence.hear(&mut process).as_deref(), Some("behind"));
+        drop(pipes);
+    }
+
+    /// On Windows it holds the command's stdout, whatever its own is, and the reply would wait for it.
+    #[cfg(unix)]
+    #[test]
+    fn a_reply_does_not_wait_for_what_does_not_print() {
+        let mut presence = Presence::new();
+        let silent = format!("{} >/dev/null 2>&1", presence.process("left"));
+        let name = unique_name();
+        let command = in_background(&silent) + "echo done";
+        let _server = Server::start(&name, &["--exec", &command]);
+        assert_eq!(replies(&name, &["hello"], ""), "done\n\n");
+        let mut process = presence.accept();
+        assert_eq!(presence.hear(&mut process).as_deref(), Some("left"));
+    }
+
+    #[test]
+    fn a_command_may_leave_its_request_unread() {
+        let command = match cfg!(windows) {
+            true => "echo done",
+            false => "exec <&-; printf done",
+        };
+        let name = unique_name();
+        let _server = Server::start(&name, &["--exec", command]);
+        let reply = replies(&name, &[&"x".repeat(60_000)], "");
+        assert_eq!(reply.trim_end(), "done");
+    }
+
+    #[test]
+    fn a_command_that_prints_too_much_or_nothing_costs_its_client_the_connection() {
+        let commands = match cfg!(windows) {
+            true => ["for /L %i in (1, 0, 2) do @echo yes", "cd ."],
+            false => ["yes", "true"],
+        };
+        for command in commands {
+            let name = unique_name();
+            let _server = Server::start(&name, &["--max-message-size", "10", "--exec", command]);
+            assert_eq!(
+                client(&name, &["hello"], "").status.code(),
+                Some(1),
+                "{command}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_server_that_nobody_reads_serves_all_the_same() {
+    let name = unique_name();
+    let mut child = server(&name, &["-vv"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop((child.stdout.take(), child.stderr.take()));
+    let output = client(&name, &["--wait", "hello"], "");
+    _ = child.kill();
+    _ = child.wait();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "default answer from server\n"
+    );
+}

@@ -1,0 +1,109 @@
+//! Runs tests on the model: many seeds, or one under Miri, whose own seeds say what happens.
+
+use std::{
+    cell::RefCell,
+    env,
+    future::{Future, poll_fn},
+    ops::Range,
+    pin::pin,
+    task::Waker,
+};
+
+use tokio::runtime::Builder;
+
+use super::{Delivery, Model, Options};
+
+thread_local! {
+    /// What wakes the main future of this thread's runtime.
+    static MAIN: RefCell<Option<Waker>> = const { RefCell::new(None) };
+}
+
+/// The seeds to run a test with: from `PIPE_MODEL_SEEDS`, `first..last` or a single one, else `count` of
+/// them from 0 on.
+///
+/// # Panics
+///
+/// Panics if the variable is neither.
+#[must_use]
+pub fn seeds(count: u64) -> Range<u64> {
+    if cfg!(miri) {
+        let seed = fastrand::u64(..1 << 32);
+        return seed..seed + 1;
+    }
+    let Ok(text) = env::var("PIPE_MODEL_SEEDS") else {
+        return 0..count;
+    };
+    let parse = |number: &str| {
+        number
+            .parse()
+            .expect("PIPE_MODEL_SEEDS is FIRST..LAST or SEED")
+    };
+    match text.split_once("..") {
+        Some((first, last)) => parse(first)..parse(last),
+        None => parse(&text)..parse(&text) + 1,
+    }
+}
+
+/// Runs `test` on a system of its own, and checks that it leaves nothing behind.
+///
+/// Time is paused and the schedule is the seed's. Under Miri completions come on threads of their own.
+///
+/// # Panics
+///
+/// Panics if the test does, or if anything is left.
+pub fn run<T: Future>(options: Options, test: impl FnOnce() -> T) -> T::Output {
+    if cfg!(miri) {
+        return run_on_threads(options, test);
+    }
+    let model = Model::new(options);
+    model.enter();
+    fastrand::seed(options.seed);
+    let mut builder = Builder::new_current_thread();
+    builder.enable_time();
+    #[cfg(pipe_model)]
+    builder
+        .start_paused(true)
+        .rng_seed(tokio::runtime::RngSeed::from_bytes(
+            &options.seed.to_le_bytes(),
+        ))
+        // One at a time when nothing else can be done, and now and then when something can.
+        .on_thread_park(|| {
+            if Model::step() {
+                MAIN.with_borrow(|main| main.as_ref().map(Waker::wake_by_ref));
+            }
+        })
+        .on_before_task_poll(|_| Model::maybe_step());
+    let runtime = builder.build().expect("a runtime");
+    let mut test = pin!(test());
+    let output = runtime.block_on(poll_fn(|cx| {
+        // The main future of a runtime has no hook.
+        Model::maybe_step();
+        MAIN.set(Some(cx.waker().clone()));
+        test.as_mut().poll(cx)
+    }));
+    MAIN.set(None);
+    drop(runtime);
+    model.finish();
+    output
+}
+
+/// As `run`, with completions on threads of their own and no schedule.
+///
+/// # Panics
+///
+/// As `run`.
+pub fn run_on_threads<T: Future>(options: Options, test: impl FnOnce() -> T) -> T::Output {
+    let model = Model::new(Options {
+        delivery: Delivery::Threads(2),
+        ..options
+    });
+    model.enter();
+    let runtime = Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .expect("a runtime");
+    let output = runtime.block_on(test());
+    drop(runtime);
+    model.finish();
+    output
+}

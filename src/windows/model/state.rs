@@ -1,0 +1,983 @@
+//! The pipes of a model: instances, their queues, and the operations in flight.
+//!
+//! The rules are those of the named-pipe file system as Wine's conformance tests show them from outside
+//! and ReactOS' `npfs` explains them from inside.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    ffi::c_void,
+    ptr,
+};
+
+use windows_sys::Win32::{
+    Foundation::{
+        ERROR_ACCESS_DENIED, ERROR_BROKEN_PIPE, ERROR_FILE_NOT_FOUND, ERROR_INVALID_PARAMETER,
+        ERROR_MORE_DATA, ERROR_NO_DATA, ERROR_NOT_FOUND, ERROR_OPERATION_ABORTED, ERROR_PIPE_BUSY,
+        ERROR_PIPE_CONNECTED, ERROR_PIPE_LISTENING, ERROR_PIPE_NOT_CONNECTED, ERROR_SUCCESS,
+    },
+    Storage::FileSystem::{FILE_APPEND_DATA, FILE_GENERIC_READ, FILE_GENERIC_WRITE},
+    System::{
+        IO::OVERLAPPED,
+        Threading::{PTP_IO, PTP_WIN32_IO_CALLBACK},
+        WindowsProgramming::{FILE_SKIP_COMPLETION_PORT_ON_SUCCESS, FILE_SKIP_SET_EVENT_ON_HANDLE},
+    },
+};
+
+use super::{
+    Form, Options, WORLD_BITS,
+    security::{Blocks, Descriptor, Token},
+};
+
+/// `OVERLAPPED::Internal` while an operation is pending.
+pub(super) const STATUS_PENDING: usize = 0x103;
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) options: Options,
+    pub(super) rng: fastrand::Rng,
+    pub(super) token: Token,
+    pub(super) blocks: Blocks,
+    pub(super) objects: BTreeMap<usize, Object>,
+    pub(super) stopping: bool,
+    /// What the next handle or object is called.
+    next: usize,
+    pipes: BTreeMap<String, Pipe>,
+    instances: BTreeMap<usize, Instance>,
+    pools: BTreeMap<PTP_IO, PoolObject>,
+    completions: Vec<Completion>,
+}
+
+// SAFETY: the pointers in it are the callers', who let any thread of the system use them.
+unsafe impl Send for State {}
+
+/// What a handle stands for.
+#[derive(Debug)]
+pub(super) enum Object {
+    File(File),
+    Event { signaled: bool },
+    Token(Token),
+}
+
+/// One end of an instance, as a handle has it.
+#[derive(Clone, Debug)]
+pub(super) struct File {
+    instance: usize,
+    side: Side,
+    pub(super) rights: u32,
+    pub(super) overlapped: bool,
+    pub(super) reads_messages: bool,
+    pub(super) modes: u32,
+    pub(super) signaled: bool,
+    pool: Option<PTP_IO>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Server,
+    Client,
+}
+
+/// A name and what it was created with.
+#[derive(Debug)]
+struct Pipe {
+    descriptor: Descriptor,
+    limit: u32,
+    keeps_messages: bool,
+    instances: Vec<usize>,
+}
+
+#[derive(Debug)]
+struct Instance {
+    name: String,
+    state: Connection,
+    server: Option<usize>,
+    client: Option<usize>,
+    connects: Vec<Operation>,
+    to_server: Queue,
+    to_client: Queue,
+    /// Who opened the client's end, and whether the server may know it before it has read.
+    client_token: Option<(Token, bool)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Connection {
+    Listening,
+    Connected,
+    Closing,
+    Disconnected,
+}
+
+/// What goes one way: messages that wait for reads, or reads that wait for messages.
+#[derive(Debug, Default)]
+struct Queue {
+    quota: usize,
+    messages: VecDeque<Message>,
+    reads: VecDeque<Operation>,
+}
+
+#[derive(Debug)]
+struct Message {
+    data: Data,
+    /// How much of it was read.
+    read: usize,
+}
+
+#[derive(Debug)]
+enum Data {
+    /// The system's copy.
+    Copied(Vec<u8>),
+    /// In the memory of a write that is pending.
+    Pending(Operation),
+}
+
+/// An operation in flight.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Operation {
+    file: usize,
+    overlapped: *mut OVERLAPPED,
+    buffer: *mut u8,
+    length: usize,
+    pool: Option<PTP_IO>,
+}
+
+/// How an operation stands when its call returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Over { code: u32, length: usize },
+    Pending,
+}
+
+#[derive(Debug)]
+struct PoolObject {
+    callback: PTP_WIN32_IO_CALLBACK,
+    context: *mut c_void,
+    /// Calls that were announced and have sent no completion so far.
+    announced: usize,
+}
+
+/// A callback that is to be made.
+#[derive(Debug)]
+pub(super) struct Completion {
+    pool: PTP_IO,
+    callback: PTP_WIN32_IO_CALLBACK,
+    context: *mut c_void,
+    overlapped: *mut OVERLAPPED,
+    code: u32,
+    length: usize,
+}
+
+// SAFETY: as for `State`.
+unsafe impl Send for Completion {}
+
+impl Completion {
+    pub(super) fn call(self) {
+        let callback = self.callback.expect("a callback");
+        // SAFETY: the caller of CreateThreadpoolIo vouches for the callback and its context, the one who
+        // started the operation for the OVERLAPPED.
+        unsafe {
+            callback(
+                0,
+                self.context,
+                self.overlapped.cast(),
+                self.code,
+                self.length,
+                self.pool,
+            );
+        }
+    }
+}
+
+impl State {
+    pub(super) fn new(world: usize, options: Options) -> Self {
+        Self {
+            options,
+            rng: fastrand::Rng::with_seed(options.seed),
+            token: Token::new(super::User::PLAIN),
+            blocks: Blocks::default(),
+            objects: BTreeMap::new(),
+            stopping: false,
+            next: world << WORLD_BITS,
+            pipes: BTreeMap::new(),
+            instances: BTreeMap::new(),
+            pools: BTreeMap::new(),
+            completions: Vec::new(),
+        }
+    }
+
+    pub(super) fn check_empty(&self) {
+        assert!(self.objects.is_empty(), "left open: {:?}", self.objects);
+        assert!(self.pools.is_empty(), "left open: {:?}", self.pools);
+        assert!(
+            self.completions.is_empty(),
+            "left over: {:?}",
+            self.completions
+        );
+        assert!(self.instances.is_empty(), "left: {:?}", self.instances);
+        assert!(self.pipes.is_empty(), "left: {:?}", self.pipes);
+        assert!(self.blocks.is_empty(), "never freed: {:?}", self.blocks);
+    }
+
+    /// Whether something merely legal happens, with a chance of one in `n`.
+    pub(super) fn may(&mut self, n: u32) -> bool {
+        !self.options.strict && self.rng.u32(..n) == 0
+    }
+
+    /// The error of a call that fails without a reason, if this one does.
+    pub(super) fn fault(&mut self, errors: &[u32]) -> Option<u32> {
+        let fails = self.rng.u32(..1000) < self.options.faults;
+        fails.then(|| errors[self.rng.usize(..errors.len())])
+    }
+
+    fn number(&mut self) -> usize {
+        self.next += 4;
+        self.next
+    }
+
+    pub(super) fn add(&mut self, object: Object) -> usize {
+        let handle = self.number();
+        self.objects.insert(handle, object);
+        handle
+    }
+
+    pub(super) fn file(&mut self, handle: usize) -> &mut File {
+        match self.objects.get_mut(&handle) {
+            Some(Object::File(file)) => file,
+            other => panic!("{handle:#x} is no open pipe: {other:?}"),
+        }
+    }
+
+    fn instance(&mut self, handle: usize) -> (&mut Instance, Side) {
+        let (number, side) = {
+            let file = self.file(handle);
+            (file.instance, file.side)
+        };
+        match self.instances.get_mut(&number) {
+            Some(instance) => (instance, side),
+            None => unreachable!("an open end keeps its instance"),
+        }
+    }
+
+    pub(super) fn connection(&mut self, handle: usize) -> Connection {
+        self.instance(handle).0.state
+    }
+
+    pub(super) fn owner(&mut self, handle: usize) -> Option<String> {
+        let name = self.instance(handle).0.name.clone();
+        self.pipes.get(&name)?.descriptor.owner.clone()
+    }
+
+    /// The client of a server's end, if the server may know it already.
+    pub(super) fn client_token(&mut self, handle: usize) -> Option<Token> {
+        match &self.instance(handle).0.client_token {
+            Some((token, true)) => Some(token.clone()),
+            _ => None,
+        }
+    }
+
+    /// `CreateNamedPipe`: a handle or an error.
+    pub(super) fn create(&mut self, pipe: NewInstance) -> Result<usize, u32> {
+        let name = pipe.name.to_lowercase();
+        let wine = self.options.form == Form::Wine8;
+        if let Some(existing) = self.pipes.get(&name) {
+            if pipe.first && !wine {
+                return Err(ERROR_ACCESS_DENIED);
+            }
+            // What a duplex instance asks for, with the right to create instances in it.
+            let rights = FILE_GENERIC_READ | FILE_GENERIC_WRITE;
+            if !wine && !existing.descriptor.allows(&self.token, rights) {
+                return Err(ERROR_ACCESS_DENIED);
+            }
+            if existing.limit < 255 && existing.instances.len() >= existing.limit as usize {
+                return Err(ERROR_PIPE_BUSY);
+            }
+        }
+        let number = self.number();
+        let descriptor = pipe
+            .descriptor
+            .unwrap_or_else(|| Descriptor::default_of(&self.token));
+        self.pipes
+            .entry(name.clone())
+            .or_insert(Pipe {
+                descriptor,
+                limit: pipe.limit,
+                keeps_messages: pipe.keeps_messages,
+                instances: Vec::new(),
+            })
+            .instances
+            .push(number);
+        let handle = self.add(Object::File(File {
+            instance: number,
+            side: Side::Server,
+            rights: FILE_GENERIC_READ | FILE_GENERIC_WRITE,
+            overlapped: pipe.overlapped,
+            reads_messages: pipe.reads_messages,
+            modes: 0,
+            signaled: false,
+            pool: None,
+        }));
+        let queue = |quota| Queue {
+            quota,
+            ..Queue::default()
+        };
+        self.instances.insert(
+            number,
+            Instance {
+                name,
+                state: Connection::Listening,
+                server: Some(handle),
+                client: None,
+                connects: Vec::new(),
+                to_server: queue(pipe.in_quota),
+                to_client: queue(pipe.out_quota),
+                client_token: None,
+            },
+        );
+        Ok(handle)
+    }
+
+    /// `CreateFile` of a pipe: a handle or an error. A server that may not know its client at once has to
+    /// read first.
+    pub(super) fn open(
+        &mut self,
+        name: &str,
+        rights: u32,
+        overlapped: bool,
+        known_at_once: bool,
+    ) -> Result<usize, u32> {
+        let pipe = self.pipes.get(&name.to_lowercase());
+        let pipe = pipe.ok_or(ERROR_FILE_NOT_FOUND)?;
+        if self.options.form != Form::Wine8 {
+            // ReactOS' NpCreateClientEnd takes the right to create instances off what a client asks for.
+            let rights = super::security::mapped(rights) & !FILE_APPEND_DATA;
+            if !pipe.descriptor.allows(&self.token, rights) {
+                return Err(ERROR_ACCESS_DENIED);
+            }
+        }
+        let listening: Vec<usize> = pipe
+            .instances
+            .iter()
+            .copied()
+            .filter(|number| self.instances[number].state == Connection::Listening)
+            .collect();
+        if listening.is_empty() {
+            return Err(ERROR_PIPE_BUSY);
+        }
+        // Which one is the system's choice.
+        let number = listening[self.rng.usize(..listening.len())];
+        let handle = self.add(Object::File(File {
+            instance: number,
+            side: Side::Client,
+            rights: super::security::mapped(rights),
+            overlapped,
+            reads_messages: false,
+            modes: 0,
+            signaled: false,
+            pool: None,
+        }));
+        let token = self.token.clone();
+        let instance = self.instances.get_mut(&number).expect("it listens");
+        instance.state = Connection::Connected;
+        instance.client = Some(handle);
+        instance.client_token = Some((token, known_at_once));
+        for connect in std::mem::take(&mut instance.connects) {
+            self.end(connect, ERROR_SUCCESS, 0);
+        }
+        Ok(handle)
+    }
+
+    /// `SetNamedPipeHandleState`.
+    pub(super) fn set_read_mode(&mut self, handle: usize, messages: bool) -> u32 {
+        let (instance, side) = self.instance(handle);
+        if instance.state == Connection::Disconnected && side == Side::Client {
+            return ERROR_PIPE_NOT_CONNECTED;
+        }
+        let name = instance.name.clone();
+        let keeps_messages = self.pipes.get(&name).is_none_or(|pipe| pipe.keeps_messages);
+        if messages && !keeps_messages {
+            return ERROR_INVALID_PARAMETER;
+        }
+        self.file(handle).reads_messages = messages;
+        ERROR_SUCCESS
+    }
+
+    /// An operation that is about to begin on a handle.
+    pub(super) fn operation(
+        &mut self,
+        handle: usize,
+        overlapped: *mut OVERLAPPED,
+        buffer: *mut u8,
+        length: usize,
+    ) -> Operation {
+        let file = self.file(handle);
+        file.signaled = false;
+        let operation = Operation {
+            file: handle,
+            overlapped,
+            buffer,
+            length,
+            pool: file.pool,
+        };
+        // SAFETY: the caller lends the OVERLAPPED until the operation is over.
+        let event = unsafe {
+            (*overlapped).Internal = STATUS_PENDING;
+            (*overlapped).InternalHigh = 0;
+            (*overlapped).hEvent
+        };
+        self.signal(event.addr(), false);
+        operation
+    }
+
+    /// How a call returns whose operation has come so far.
+    pub(super) fn settle(&mut self, operation: Operation, outcome: Outcome) -> Outcome {
+        let Outcome::Over { code, length } = outcome else {
+            return outcome;
+        };
+        let modes = self.file(operation.file).modes;
+        let skips = modes & FILE_SKIP_COMPLETION_PORT_ON_SUCCESS != 0;
+        let bound = operation.pool.is_some();
+        match code {
+            ERROR_SUCCESS if bound && (!skips || self.may(4)) => {
+                self.end(operation, code, length);
+                // Without skip mode the call returns success although a completion comes.
+                if skips { Outcome::Pending } else { outcome }
+            }
+            ERROR_MORE_DATA if bound && !skips => {
+                self.end(operation, code, length);
+                outcome
+            }
+            ERROR_MORE_DATA if bound && self.options.form == Form::Windows8 => {
+                self.end(operation, code, length);
+                Outcome::Pending
+            }
+            ERROR_SUCCESS | ERROR_MORE_DATA => {
+                self.report(&operation, code, length);
+                outcome
+            }
+            // A call that fails at once leaves nothing behind.
+            code => {
+                // SAFETY: as in `operation`.
+                unsafe { (*operation.overlapped).Internal = status_of(code) };
+                outcome
+            }
+        }
+    }
+
+    /// `ConnectNamedPipe`.
+    pub(super) fn connect(&mut self, operation: Operation) -> Outcome {
+        let (instance, _) = self.instance(operation.file);
+        let code = match instance.state {
+            Connection::Connected => ERROR_PIPE_CONNECTED,
+            Connection::Closing => ERROR_NO_DATA,
+            Connection::Listening | Connection::Disconnected => {
+                instance.state = Connection::Listening;
+                instance.connects.push(operation);
+                return Outcome::Pending;
+            }
+        };
+        Outcome::Over { code, length: 0 }
+    }
+
+    /// `ReadFile`.
+    pub(super) fn read(&mut self, operation: Operation) -> Outcome {
+        let reads_messages = self.file(operation.file).reads_messages;
+        let (instance, side) = self.instance(operation.file);
+        let over = |code, length| Outcome::Over { code, length };
+        match instance.state {
+            Connection::Listening => return over(ERROR_PIPE_LISTENING, 0),
+            Connection::Disconnected => return over(ERROR_PIPE_NOT_CONNECTED, 0),
+            Connection::Connected | Connection::Closing => {}
+        }
+        if side == Side::Server {
+            if let Some((_, known)) = &mut instance.client_token {
+                *known = true;
+            }
+        }
+        let state = instance.state;
+        let queue = match side {
+            Side::Server => &mut instance.to_server,
+            Side::Client => &mut instance.to_client,
+        };
+        if queue.messages.is_empty() {
+            if state == Connection::Closing {
+                return over(ERROR_BROKEN_PIPE, 0);
+            }
+            queue.reads.push_back(operation);
+            return Outcome::Pending;
+        }
+        let mut length = 0;
+        let mut code = ERROR_SUCCESS;
+        let mut written = Vec::new();
+        while let Some(message) = queue.messages.front_mut() {
+            length += message.copy_to(&operation, length);
+            if message.left() > 0 {
+                if reads_messages {
+                    code = ERROR_MORE_DATA;
+                }
+                break;
+            }
+            let message = queue.messages.pop_front().expect("it is there");
+            written.extend(message.write());
+            if reads_messages {
+                break;
+            }
+        }
+        scribble(&operation, length);
+        for write in written {
+            self.end(write, ERROR_SUCCESS, write.length);
+        }
+        self.copy_stalled_writes(operation.file);
+        over(code, length)
+    }
+
+    /// `WriteFile`.
+    pub(super) fn write(&mut self, operation: Operation) -> Outcome {
+        let (instance, side) = self.instance(operation.file);
+        let over = |code, length| Outcome::Over { code, length };
+        match instance.state {
+            Connection::Listening => return over(ERROR_PIPE_LISTENING, 0),
+            Connection::Disconnected => return over(ERROR_PIPE_NOT_CONNECTED, 0),
+            Connection::Closing => return over(ERROR_NO_DATA, 0),
+            Connection::Connected => {}
+        }
+        let reader = match side {
+            Side::Server => instance.client,
+            Side::Client => instance.server,
+        };
+        let reader = reader.expect("both ends of a connected instance are open");
+        let reads_messages = self.file(reader).reads_messages;
+        if operation.length == 0 && !reads_messages {
+            return over(ERROR_SUCCESS, 0);
+        }
+        let mut message = Message {
+            data: Data::Pending(operation),
+            read: 0,
+        };
+        loop {
+            let Some(read) = self.queue_from(operation.file).reads.pop_front() else {
+                break;
+            };
+            let length = message.copy_to(&read, 0);
+            scribble(&read, length);
+            let cut = message.left() > 0;
+            let code = match cut && reads_messages {
+                true => ERROR_MORE_DATA,
+                false => ERROR_SUCCESS,
+            };
+            self.end(read, code, length);
+            if !cut {
+                return over(ERROR_SUCCESS, operation.length);
+            }
+        }
+        let queue = self.queue_from(operation.file);
+        let fits = message.left() <= queue.free();
+        let stalled = queue.messages.iter().any(|message| message.is_pending());
+        if fits && !stalled || message.left() == 0 {
+            message.copy();
+            queue.messages.push_back(message);
+            return over(ERROR_SUCCESS, operation.length);
+        }
+        queue.messages.push_back(message);
+        Outcome::Pending
+    }
+
+    /// `PeekNamedPipe`: how much waits, and how much of it is the rest of the first message.
+    pub(super) fn peek(&mut self, handle: usize) -> Result<(usize, usize), u32> {
+        let reads_messages = self.file(handle).reads_messages;
+        let (instance, side) = self.instance(handle);
+        let queue = match side {
+            Side::Server => &instance.to_server,
+            Side::Client => &instance.to_client,
+        };
+        let available = queue.messages.iter().map(Message::left).sum();
+        let rest = queue.messages.front().map_or(0, Message::left);
+        match instance.state {
+            Connection::Listening | Connection::Disconnected => Err(230),
+            Connection::Closing if queue.messages.is_empty() => Err(ERROR_BROKEN_PIPE),
+            _ => Ok((available, if reads_messages { rest } else { 0 })),
+        }
+    }
+
+    /// Whether `PeekNamedPipe` waits for an event that is never set.
+    pub(super) fn peek_hangs(&mut self, handle: usize) -> bool {
+        self.options.form == Form::Windows8
+            && self.file(handle).modes & FILE_SKIP_SET_EVENT_ON_HANDLE != 0
+    }
+
+    /// `CancelIoEx`: with no `OVERLAPPED`, everything in flight on the handle.
+    pub(super) fn cancel(&mut self, handle: usize, overlapped: *const OVERLAPPED) -> u32 {
+        let meant = |operation: &Operation| {
+            operation.file == handle
+                && (overlapped.is_null() || ptr::eq(operation.overlapped, overlapped))
+        };
+        let (instance, _) = self.instance(handle);
+        let (mut cancelled, kept): (Vec<_>, _) = instance.connects.drain(..).partition(meant);
+        instance.connects = kept;
+        for queue in [&mut instance.to_server, &mut instance.to_client] {
+            let (now, later): (Vec<_>, Vec<_>) = queue.reads.drain(..).partition(meant);
+            queue.reads = later.into();
+            cancelled.extend(now);
+            // The rest of a write that was read in part goes with it.
+            queue.messages.retain(|message| match message.data {
+                Data::Pending(write) if meant(&write) => {
+                    cancelled.push(write);
+                    false
+                }
+                _ => true,
+            });
+        }
+        if cancelled.is_empty() {
+            return ERROR_NOT_FOUND;
+        }
+        for operation in cancelled {
+            self.end(operation, ERROR_OPERATION_ABORTED, 0);
+        }
+        ERROR_SUCCESS
+    }
+
+    /// `DisconnectNamedPipe`.
+    pub(super) fn disconnect(&mut self, handle: usize) -> u32 {
+        let (instance, _) = self.instance(handle);
+        match instance.state {
+            Connection::Listening => return ERROR_PIPE_LISTENING,
+            Connection::Disconnected => return ERROR_PIPE_NOT_CONNECTED,
+            Connection::Connected | Connection::Closing => {}
+        }
+        instance.state = Connection::Disconnected;
+        instance.client_token = None;
+        let mut ended = Vec::new();
+        for queue in [&mut instance.to_server, &mut instance.to_client] {
+            ended.extend(queue.reads.drain(..));
+            ended.extend(queue.messages.drain(..).filter_map(Message::write));
+        }
+        for operation in ended {
+            self.end(operation, ERROR_PIPE_NOT_CONNECTED, 0);
+        }
+        ERROR_SUCCESS
+    }
+
+    /// `CloseHandle`.
+    pub(super) fn close(&mut self, handle: usize) {
+        match self.objects.get(&handle) {
+            Some(Object::File(_)) => self.close_end(handle),
+            Some(_) => {}
+            None => panic!("{handle:#x} is not open"),
+        }
+        self.objects.remove(&handle);
+    }
+
+    fn close_end(&mut self, handle: usize) {
+        let own_code = if self.rng.bool() {
+            ERROR_BROKEN_PIPE
+        } else {
+            ERROR_OPERATION_ABORTED
+        };
+        let cancels_writes = self.may(2);
+        let file = self.file(handle).clone();
+        let (instance, side) = self.instance(handle);
+        let mut ended = Vec::new();
+        for connect in instance.connects.drain(..) {
+            ended.push((connect, own_code));
+        }
+        let (inbound, outbound) = match side {
+            Side::Server => (&mut instance.to_server, &mut instance.to_client),
+            Side::Client => (&mut instance.to_client, &mut instance.to_server),
+        };
+        ended.extend(inbound.reads.drain(..).map(|read| (read, own_code)));
+        // What was sent here and not read is gone; what was sent from here stays readable.
+        let unread = inbound.messages.drain(..).filter_map(Message::write);
+        ended.extend(unread.map(|write| (write, ERROR_BROKEN_PIPE)));
+        ended.extend(
+            outbound
+                .reads
+                .drain(..)
+                .map(|read| (read, ERROR_BROKEN_PIPE)),
+        );
+        if cancels_writes {
+            outbound.messages.retain(|message| match message.data {
+                Data::Pending(write) => {
+                    ended.push((write, own_code));
+                    false
+                }
+                Data::Copied(_) => true,
+            });
+        }
+        match side {
+            Side::Server => instance.server = None,
+            Side::Client => instance.client = None,
+        }
+        if instance.state == Connection::Connected {
+            instance.state = Connection::Closing;
+        }
+        if instance.server.is_none() && instance.client.is_none() {
+            // Nobody is left to read what was written from here.
+            for queue in [&mut instance.to_server, &mut instance.to_client] {
+                let unread = queue.messages.drain(..).filter_map(Message::write);
+                ended.extend(unread.map(|write| (write, ERROR_BROKEN_PIPE)));
+            }
+            self.forget(file.instance);
+        } else if side == Side::Server && self.options.form == Form::Wine8 {
+            // Wine gives up a name with its last server's end, Windows with the last end of either side
+            // (ReactOS' NpDeleteCcb).
+            self.unlist(file.instance);
+        }
+        for (operation, code) in ended {
+            self.end(operation, code, 0);
+        }
+    }
+
+    fn forget(&mut self, number: usize) {
+        self.unlist(number);
+        self.instances.remove(&number);
+    }
+
+    fn unlist(&mut self, number: usize) {
+        let name = &self.instances[&number].name;
+        if let Some(pipe) = self.pipes.get_mut(name) {
+            pipe.instances.retain(|&instance| instance != number);
+            if pipe.instances.is_empty() {
+                self.pipes.remove(name);
+            }
+        }
+    }
+
+    /// The queue that what is written on this handle goes into.
+    fn queue_from(&mut self, handle: usize) -> &mut Queue {
+        let (instance, side) = self.instance(handle);
+        match side {
+            Side::Server => &mut instance.to_client,
+            Side::Client => &mut instance.to_server,
+        }
+    }
+
+    /// Writes that waited for room are over once the system has room for a copy.
+    fn copy_stalled_writes(&mut self, reader: usize) {
+        if self.may(2) {
+            return;
+        }
+        let (instance, side) = self.instance(reader);
+        let queue = match side {
+            Side::Server => &mut instance.to_server,
+            Side::Client => &mut instance.to_client,
+        };
+        let mut ended = Vec::new();
+        let mut free = queue.free();
+        for message in &mut queue.messages {
+            if let Data::Pending(write) = message.data {
+                if message.left() > free {
+                    break;
+                }
+                free -= message.left();
+                message.copy();
+                ended.push(write);
+            }
+        }
+        for write in ended {
+            self.end(write, ERROR_SUCCESS, write.length);
+        }
+    }
+
+    /// An operation that was pending is over.
+    fn end(&mut self, operation: Operation, code: u32, length: usize) {
+        self.report(&operation, code, length);
+        if let Some(pool) = operation.pool {
+            let object = self.pools.get(&pool);
+            let object = object.expect("a thread pool object that outlives its operations");
+            self.completions.push(Completion {
+                pool,
+                callback: object.callback,
+                context: object.context,
+                overlapped: operation.overlapped,
+                code,
+                length,
+            });
+        }
+    }
+
+    /// Writes down how an operation has ended, and signals what is to be signaled.
+    fn report(&mut self, operation: &Operation, code: u32, length: usize) {
+        // SAFETY: the caller of the operation has lent its OVERLAPPED until now.
+        let event = unsafe {
+            (*operation.overlapped).InternalHigh = length;
+            (*operation.overlapped).Internal = status_of(code);
+            (*operation.overlapped).hEvent
+        };
+        self.signal(event.addr(), true);
+        if let Some(Object::File(file)) = self.objects.get_mut(&operation.file) {
+            file.signaled = file.modes & FILE_SKIP_SET_EVENT_ON_HANDLE == 0;
+        }
+    }
+
+    fn signal(&mut self, event: usize, now: bool) {
+        if let Some(Object::Event { signaled }) = self.objects.get_mut(&event) {
+            *signaled = now;
+        }
+    }
+
+    /// `CreateThreadpoolIo`.
+    pub(super) fn bind_pool(
+        &mut self,
+        handle: usize,
+        callback: PTP_WIN32_IO_CALLBACK,
+        context: *mut c_void,
+    ) -> PTP_IO {
+        let pool = self.number() as PTP_IO;
+        self.pools.insert(
+            pool,
+            PoolObject {
+                callback,
+                context,
+                announced: 0,
+            },
+        );
+        let before = self.file(handle).pool.replace(pool);
+        assert_eq!(before, None, "a handle is bound once");
+        pool
+    }
+
+    pub(super) fn announce(&mut self, pool: PTP_IO) {
+        self.pool(pool).announced += 1;
+    }
+
+    pub(super) fn take_back(&mut self, pool: PTP_IO) {
+        let announced = &mut self.pool(pool).announced;
+        assert!(*announced > 0, "CancelThreadpoolIo without a start");
+        *announced -= 1;
+    }
+
+    pub(super) fn close_pool(&mut self, pool: PTP_IO) {
+        let announced = self.pool(pool).announced;
+        assert_eq!(announced, 0, "closed with operations in flight");
+        self.pools.remove(&pool);
+    }
+
+    fn pool(&mut self, pool: PTP_IO) -> &mut PoolObject {
+        self.pools
+            .get_mut(&pool)
+            .expect("an open thread pool object")
+    }
+
+    /// One of the callbacks that are to be made, which the caller makes.
+    pub(super) fn take_completion(&mut self) -> Option<Completion> {
+        if self.completions.is_empty() {
+            return None;
+        }
+        let index = match self.options.strict {
+            true => 0,
+            false => self.rng.usize(..self.completions.len()),
+        };
+        let completion = self.completions.remove(index);
+        let announced = &mut self.pool(completion.pool).announced;
+        assert!(*announced > 0, "a completion that was not announced");
+        *announced -= 1;
+        Some(completion)
+    }
+}
+
+/// What `CreateNamedPipe` is asked for.
+#[derive(Debug)]
+pub(super) struct NewInstance {
+    pub(super) name: String,
+    pub(super) first: bool,
+    pub(super) overlapped: bool,
+    pub(super) keeps_messages: bool,
+    pub(super) reads_messages: bool,
+    pub(super) limit: u32,
+    pub(super) in_quota: usize,
+    pub(super) out_quota: usize,
+    pub(super) descriptor: Option<Descriptor>,
+}
+
+impl Queue {
+    fn free(&self) -> usize {
+        let used: usize = self
+            .messages
+            .iter()
+            .filter(|message| !message.is_pending())
+            .map(Message::left)
+            .sum();
+        self.quota.saturating_sub(used)
+    }
+}
+
+impl Message {
+    fn is_pending(&self) -> bool {
+        matches!(self.data, Data::Pending(_))
+    }
+
+    fn left(&self) -> usize {
+        let length = match &self.data {
+            Data::Copied(bytes) => bytes.len(),
+            Data::Pending(write) => write.length,
+        };
+        length - self.read
+    }
+
+    /// Hands over as much as fits behind the first `filled` bytes of a read's buffer.
+    fn copy_to(&mut self, read: &Operation, filled: usize) -> usize {
+        let length = self.left().min(read.length - filled);
+        let source = match &self.data {
+            Data::Copied(bytes) => bytes.as_ptr(),
+            Data::Pending(write) => write.buffer.cast_const(),
+        };
+        // SAFETY: both operations are in flight, so their buffers are lent; neither goes over its length.
+        unsafe {
+            let target = read.buffer.add(filled);
+            ptr::copy_nonoverlapping(source.add(self.read), target, length);
+        }
+        self.read += length;
+        length
+    }
+
+    /// Copies what is left of a write's memory, which the write then does not need any more.
+    fn copy(&mut self) {
+        if let Data::Pending(write) = &self.data {
+            // SAFETY: the write is in flight, so its buffer is lent.
+            let bytes = unsafe { std::slice::from_raw_parts(write.buffer, write.length) };
+            self.data = Data::Copied(bytes[self.read..].to_vec());
+            self.read = 0;
+        }
+    }
+
+    /// The write that waits for this message to be read.
+    fn write(self) -> Option<Operation> {
+        match self.data {
+            Data::Pending(write) => Some(write),
+            Data::Copied(_) => None,
+        }
+    }
+}
+
+/// Overwrites what a read has left of its buffer: nothing is promised of it.
+fn scribble(read: &Operation, length: usize) {
+    // A little of it is enough to be noticed.
+    let rest = (read.length - length).min(64);
+    // SAFETY: the read is in flight, so its buffer is lent.
+    unsafe { ptr::write_bytes(read.buffer.add(length), 0xa5, rest) };
+}
+
+/// The status that stands in an `OVERLAPPED` for an error.
+fn status_of(code: u32) -> usize {
+    let status: u32 = match code {
+        ERROR_SUCCESS => 0,
+        ERROR_MORE_DATA => 0x8000_0005,
+        ERROR_OPERATION_ABORTED => 0xc000_0120,
+        ERROR_BROKEN_PIPE => 0xc000_014b,
+        ERROR_NO_DATA => 0xc000_00b1,
+        ERROR_PIPE_NOT_CONNECTED => 0xc000_00b0,
+        code => 0xc007_0000 | code,
+    };
+    status as usize
+}
+
+/// The error that a status in an `OVERLAPPED` stands for.
+pub(super) fn code_of(status: usize) -> u32 {
+    match status as u32 {
+        0 => ERROR_SUCCESS,
+        0x8000_0005 => ERROR_MORE_DATA,
+        0xc000_0120 => ERROR_OPERATION_ABORTED,
+        0xc000_014b => ERROR_BROKEN_PIPE,
+        0xc000_00b1 => ERROR_NO_DATA,
+        0xc000_00b0 => ERROR_PIPE_NOT_CONNECTED,
+        status => status & 0xffff,
+    }
+}

@@ -1,0 +1,92 @@
+//! Every function of Windows that the project calls, by name. It is the only seam: under
+//! `--cfg pipe_model`, and always under Miri, the model of [`super::model`] takes their place.
+//!
+//! `SetLastError` has no place here: errors are read with [`last_error`] right after the call.
+
+use std::{io, os::windows::io::AsRawHandle};
+
+use windows_sys::{
+    Win32::Foundation::{HANDLE, INVALID_HANDLE_VALUE},
+    core::BOOL,
+};
+
+#[cfg(not(any(miri, pipe_model)))]
+pub(crate) use windows_sys::{
+    Wdk::Storage::FileSystem::NtQueryInformationFile,
+    Win32::{
+        Foundation::{CloseHandle, GetLastError, LocalFree},
+        Security::{
+            Authorization::{
+                ConvertSidToStringSidW, ConvertStringSecurityDescriptorToSecurityDescriptorW,
+                GetSecurityInfo,
+            },
+            GetTokenInformation, RevertToSelf,
+        },
+        Storage::FileSystem::{
+            CreateFileW, ReadFile, SetFileCompletionNotificationModes, WriteFile,
+        },
+        System::{
+            IO::CancelIoEx,
+            Pipes::{
+                ConnectNamedPipe, CreateNamedPipeW, GetNamedPipeClientProcessId,
+                GetNamedPipeClientSessionId, GetNamedPipeServerProcessId,
+                GetNamedPipeServerSessionId, ImpersonateNamedPipeClient, SetNamedPipeHandleState,
+            },
+            Threading::{
+                CancelThreadpoolIo, CloseThreadpoolIo, CreateThreadpoolIo, GetCurrentProcess,
+                GetCurrentThread, OpenProcessToken, OpenThreadToken, StartThreadpoolIo,
+            },
+        },
+    },
+};
+
+#[cfg(any(miri, pipe_model))]
+pub(crate) use super::model::functions::*;
+
+/// A handle that is closed when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Handle(HANDLE);
+
+// SAFETY: a handle is a number that any thread of the process may use.
+unsafe impl Send for Handle {}
+// SAFETY: as above.
+unsafe impl Sync for Handle {}
+
+impl Handle {
+    /// Takes a handle that a call has just returned, or the call's error.
+    ///
+    /// # Safety
+    ///
+    /// `handle` is `INVALID_HANDLE_VALUE`, or open and owned by nobody else.
+    pub(super) unsafe fn owned(handle: HANDLE) -> io::Result<Self> {
+        if handle == INVALID_HANDLE_VALUE {
+            Err(last_error())
+        } else {
+            Ok(Self(handle))
+        }
+    }
+}
+
+impl AsRawHandle for Handle {
+    fn as_raw_handle(&self) -> HANDLE {
+        self.0
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: the handle is open and nobody else has it.
+        unsafe { CloseHandle(self.0) };
+    }
+}
+
+/// The error of the call before.
+pub(super) fn last_error() -> io::Error {
+    // SAFETY: always allowed.
+    io::Error::from_raw_os_error(unsafe { GetLastError() } as i32)
+}
+
+/// The error of the call that returned `done`, if that says that there is one.
+pub(super) fn check(done: BOOL) -> io::Result<()> {
+    if done == 0 { Err(last_error()) } else { Ok(()) }
+}

@@ -1,0 +1,819 @@
+//! The contract (see the crate's documentation), checked on every engine of this system and on the memory engine.
+
+use std::{
+    future::{Future, IntoFuture, pending, poll_fn},
+    io,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::Poll,
+    time::Duration,
+};
+
+use pipe_server::{
+    Bytes, CallError, ClientOptions, ConnectError, Connection, ListenerOptions, PipeListener,
+    RecvError, Reply, Request, SendError, Summary, serve,
+};
+use tokio::{sync::oneshot, task::JoinHandle};
+
+use support::{Kind, Pipe, message, on_every_engine};
+
+on_every_engine! {
+    messages_of_every_size_come_whole,
+    pipelined_neighbours_stay_apart,
+    a_message_over_the_limit_ends_its_connection_and_nothing_else,
+    sending_an_oversized_or_empty_message_sends_nothing,
+    an_empty_message_ends_the_conversation_and_the_replies_come,
+    requests_of_one_client_are_answered_in_order_one_at_a_time,
+    a_reply_does_not_wait_for_a_later_request,
+    what_was_answered_before_a_failure_is_sent,
+    sixty_four_clients_are_served_at_once,
+    a_client_that_left_at_once_costs_nothing_and_its_message_is_read,
+    a_client_gone_before_its_reply_hurts_nobody,
+    with_one_instance_clients_take_turns,
+    at_the_limit_a_client_waits_and_is_not_lost,
+    a_panic_or_an_error_costs_its_own_client_the_connection,
+    a_reply_can_be_read_after_the_connection_was_dropped,
+    a_dropped_recv_loses_nothing,
+    a_dropped_send_sends_all_of_its_message_or_nothing,
+    a_connection_dropped_in_the_middle_of_a_send_is_closed,
+    a_dropped_accept_loses_nothing,
+    a_dropped_call_is_noticed,
+    an_idle_shutdown_ends_at_once,
+    a_shutdown_lets_a_request_in_progress_finish,
+    a_shutdown_ends_what_is_stuck,
+    after_a_shutdown_nobody_serves_the_name,
+    clients_that_come_and_go_while_the_server_drains_get_whole_replies_or_none,
+    a_slow_handler_is_cut_off,
+    a_silent_client_is_cut_off,
+    a_client_that_does_not_read_is_cut_off,
+    a_handler_is_cancelled_when_its_client_leaves_if_asked,
+    the_peer_of_a_request_is_this_process,
+    both_halves_work_at_once,
+}
+
+struct Server {
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<Summary>,
+}
+
+impl Server {
+    async fn stop(mut self) -> Summary {
+        _ = self.stop.take().unwrap().send(());
+        self.task.await.unwrap()
+    }
+}
+
+/// Serves with the given changes to the server's options.
+macro_rules! start {
+    ($listener:expr, $handler:expr $(, $option:ident($value:expr))*) => {{
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serving = serve($listener, $handler)
+            $(.$option($value))*
+            .with_graceful_shutdown(async { _ = stopped.await; });
+        Server { stop: Some(stop), task: tokio::spawn(serving.into_future()) }
+    }};
+}
+
+async fn echo(request: Bytes) -> io::Result<Bytes> {
+    Ok(request)
+}
+
+fn echo_server(kind: Kind, options: ListenerOptions) -> (Server, Pipe) {
+    let (listener, pipe) = kind.bind(options);
+    (start!(listener, echo), pipe)
+}
+
+/// Where engines change their ways: a page, the pipe's buffer, and beyond.
+fn sizes(kind: Kind) -> Vec<usize> {
+    let edges = [
+        512,
+        1024,
+        4096,
+        8192,
+        12_288,
+        16_384,
+        65_536,
+        131_072,
+        1 << 20,
+    ];
+    let around = edges
+        .into_iter()
+        .flat_map(|edge| [edge - 1, edge, edge + 1]);
+    [1, 2, 4094, 200_000, 16 << 20]
+        .into_iter()
+        .chain(around)
+        .filter(|&size| size <= kind.longest())
+        .collect()
+}
+
+/// A length that is long for the engine and still allowed by the default options.
+fn default_size(kind: Kind) -> usize {
+    kind.longest().min(65_536)
+}
+
+fn roomy(kind: Kind) -> (ListenerOptions, ClientOptions) {
+    let longest = kind.longest();
+    (
+        ListenerOptions::new().max_message_size(longest),
+        ClientOptions::new().max_message_size(longest),
+    )
+}
+
+async fn messages_of_every_size_come_whole(kind: Kind) {
+    let (listening, connecting) = roomy(kind);
+    let (server, pipe) = echo_server(kind, listening);
+    let mut client = pipe.connect_with(connecting).await;
+    for (number, size) in sizes(kind).into_iter().enumerate() {
+        let sent = message(number, size);
+        assert!(
+            client.call(sent.clone()).await.unwrap() == sent,
+            "{size} bytes"
+        );
+    }
+    drop(client);
+    let summary = server.stop().await;
+    assert_eq!(summary.requests, sizes(kind).len() as u64);
+    assert_eq!(summary.replies, summary.requests);
+}
+
+async fn pipelined_neighbours_stay_apart(kind: Kind) {
+    let (listening, connecting) = roomy(kind);
+    let (_server, pipe) = echo_server(kind, listening);
+    let (mut receiver, mut sender) = pipe.connect_with(connecting).await.into_split();
+    let mut lengths = Vec::new();
+    for (index, size) in sizes(kind).into_iter().enumerate() {
+        lengths.extend([size, index + 1, (size / 2).max(1), size]);
+    }
+    let expected = lengths.clone();
+    let sending = tokio::spawn(async move {
+        for (number, length) in lengths.into_iter().enumerate() {
+            sender.send(message(number, length)).await.unwrap();
+        }
+        sender
+    });
+    for (number, length) in expected.into_iter().enumerate() {
+        let reply = receiver.recv().await.unwrap().unwrap();
+        assert!(
+            reply == message(number, length),
+            "message {number} of {length} bytes"
+        );
+    }
+    sending.await.unwrap();
+}
+
+async fn a_message_over_the_limit_ends_its_connection_and_nothing_else(kind: Kind) {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
+    let (listener, pipe) = kind.bind(ListenerOptions::new().max_message_size(1000));
+    let _server = start!(listener, move |request: Bytes| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        echo(request)
+    });
+    let mut other = pipe.connect().await;
+    for size in [1001, 4095.min(kind.longest())] {
+        let mut client = pipe.connect().await;
+        assert_eq!(
+            client.call(message(1, 1000)).await.unwrap(),
+            message(1, 1000)
+        );
+        client.send(message(2, size)).await.unwrap();
+        assert!(matches!(client.recv().await, Ok(None)), "{size} bytes");
+    }
+    assert_eq!(other.call("still there").await.unwrap(), "still there");
+    assert_eq!(calls.load(Ordering::Relaxed), 3);
+
+    let (mut listener, pipe) = kind.bind(ListenerOptions::new().max_message_size(10));
+    let mut client = pipe.connect().await;
+    client.send(message(3, 11)).await.unwrap();
+    let mut connection = listener.accept().await.unwrap();
+    let error = connection.recv().await.unwrap_err();
+    assert!(
+        matches!(error, RecvError::TooLong { limit: 10, .. }),
+        "{error:?}"
+    );
+    assert!(connection.recv().await.unwrap().is_none());
+}
+
+async fn sending_an_oversized_or_empty_message_sends_nothing(kind: Kind) {
+    let (_server, pipe) = echo_server(kind, ListenerOptions::new());
+    let mut client = pipe
+        .connect_with(ClientOptions::new().max_message_size(10))
+        .await;
+    let error = client.send(vec![0; 11]).await.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            SendError::TooLong {
+                length: 11,
+                limit: 10,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+    assert!(error.to_string().contains("limit of 10"), "{error}");
+    let error = client.send("").await.unwrap_err();
+    assert!(matches!(error, SendError::Empty), "{error:?}");
+    assert_eq!(io::Error::from(error).kind(), io::ErrorKind::InvalidInput);
+    assert_eq!(client.call("next").await.unwrap(), "next");
+}
+
+async fn an_empty_message_ends_the_conversation_and_the_replies_come(kind: Kind) {
+    let (server, pipe) = echo_server(kind, ListenerOptions::new());
+    let mut client = pipe.connect().await;
+    for text in ["one", "two", "three"] {
+        client.send(text).await.unwrap();
+    }
+    client.finish().await.unwrap();
+    assert!(matches!(
+        client.send("four").await,
+        Err(SendError::Finished)
+    ));
+    for text in ["one", "two", "three"] {
+        assert_eq!(client.recv().await.unwrap().unwrap(), text);
+    }
+    assert!(client.recv().await.unwrap().is_none());
+    assert_eq!(server.stop().await.served, 1);
+}
+
+async fn requests_of_one_client_are_answered_in_order_one_at_a_time(kind: Kind) {
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let at_work = Arc::new(AtomicUsize::new(0));
+    let _server = start!(listener, move |request: Bytes| {
+        let at_work = Arc::clone(&at_work);
+        async move {
+            assert_eq!(at_work.fetch_add(1, Ordering::SeqCst), 0);
+            tokio::task::yield_now().await;
+            at_work.fetch_sub(1, Ordering::SeqCst);
+            Ok::<_, io::Error>(request)
+        }
+    });
+    let mut client = pipe.connect().await;
+    for number in 0..50 {
+        client.send(format!("request {number}")).await.unwrap();
+    }
+    for number in 0..50 {
+        assert_eq!(
+            client.recv().await.unwrap().unwrap(),
+            format!("request {number}")
+        );
+    }
+}
+
+async fn a_reply_does_not_wait_for_a_later_request(kind: Kind) {
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let gate = Arc::new(tokio::sync::Notify::new());
+    let gated = Arc::clone(&gate);
+    let server = start!(listener, move |request: Bytes| {
+        let gate = Arc::clone(&gated);
+        async move {
+            if request == "slow" {
+                gate.notified().await;
+            }
+            Ok::<_, io::Error>(request)
+        }
+    });
+    let mut client = pipe.connect().await;
+    for request in ["one", "two", "slow", "three"] {
+        client.send(request).await.unwrap();
+    }
+    for reply in ["one", "two"] {
+        assert_eq!(client.recv().await.unwrap().unwrap(), reply);
+    }
+    gate.notify_one();
+    for reply in ["slow", "three"] {
+        assert_eq!(client.recv().await.unwrap().unwrap(), reply);
+    }
+    assert_eq!(server.stop().await.replies, 4);
+}
+
+async fn what_was_answered_before_a_failure_is_sent(kind: Kind) {
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let server = start!(listener, |request: Bytes| async move {
+        match &request[..] {
+            b"bad" => Err(io::Error::other("as asked")),
+            _ => Ok(request),
+        }
+    });
+    let mut client = pipe.connect().await;
+    for request in ["one", "two", "bad"] {
+        client.send(request).await.unwrap();
+    }
+    // The server may have closed by now.
+    _ = client.send("three").await;
+    for reply in ["one", "two"] {
+        assert_eq!(client.recv().await.unwrap().unwrap(), reply);
+    }
+    assert!(client.recv().await.unwrap().is_none());
+    let summary = server.stop().await;
+    assert_eq!((summary.requests, summary.replies), (3, 2));
+}
+
+async fn sixty_four_clients_are_served_at_once(kind: Kind) {
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let barrier = Arc::new(tokio::sync::Barrier::new(64));
+    let server = start!(listener, move |request: Bytes| {
+        let barrier = Arc::clone(&barrier);
+        async move {
+            // Nobody is answered before all 64 have asked.
+            barrier.wait().await;
+            Ok::<_, io::Error>(request)
+        }
+    });
+    let pipe = Arc::new(pipe);
+    let clients: Vec<_> = (0..64)
+        .map(|number| {
+            let pipe = Arc::clone(&pipe);
+            tokio::spawn(async move {
+                let text = format!("client {number}");
+                assert_eq!(pipe.connect().await.call(text.clone()).await.unwrap(), text);
+            })
+        })
+        .collect();
+    for client in clients {
+        client.await.unwrap();
+    }
+    let summary = server.stop().await;
+    assert_eq!(
+        (summary.served, summary.cut_off, summary.replies),
+        (64, 0, 64)
+    );
+}
+
+async fn a_client_that_left_at_once_costs_nothing_and_its_message_is_read(kind: Kind) {
+    let (mut listener, pipe) = kind.bind(ListenerOptions::new());
+    drop(pipe.connect().await);
+    let mut leaving = pipe.connect().await;
+    leaving.send("gone already").await.unwrap();
+    drop(leaving);
+
+    let mut messages = Vec::new();
+    for _ in 0..2 {
+        let mut connection = listener.accept().await.unwrap();
+        while let Some(message) = connection.recv().await.unwrap() {
+            messages.push(message);
+        }
+    }
+    assert_eq!(messages, ["gone already"]);
+
+    let mut client = pipe.connect().await;
+    client.send("here").await.unwrap();
+    assert_eq!(
+        listener
+            .accept()
+            .await
+            .unwrap()
+            .recv()
+            .await
+            .unwrap()
+            .unwrap(),
+        "here"
+    );
+}
+
+async fn a_client_gone_before_its_reply_hurts_nobody(kind: Kind) {
+    let (listener, pipe) = kind.bind(ListenerOptions::new().max_instances(1));
+    let (asked, mut was_asked) = tokio::sync::mpsc::unbounded_channel();
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let opened = Arc::clone(&gate);
+    let _server = start!(listener, move |request: Bytes| {
+        let (asked, gate) = (asked.clone(), Arc::clone(&gate));
+        async move {
+            _ = asked.send(());
+            gate.acquire().await.unwrap().forget();
+            Ok::<_, io::Error>(request)
+        }
+    });
+    let mut leaving = pipe.connect().await;
+    leaving.send("and away").await.unwrap();
+    was_asked.recv().await.unwrap();
+    drop(leaving);
+    opened.add_permits(2);
+    assert_eq!(pipe.connect().await.call("next").await.unwrap(), "next");
+}
+
+async fn with_one_instance_clients_take_turns(kind: Kind) {
+    let (server, pipe) = echo_server(kind, ListenerOptions::new().max_instances(1));
+    let pipe = Arc::new(pipe);
+    let clients: Vec<_> = (0..16)
+        .map(|number| {
+            let pipe = Arc::clone(&pipe);
+            tokio::spawn(async move {
+                // Not one of them finds the name gone: that would be `NotFound`.
+                let mut client = pipe.connect().await;
+                let text = format!("client {number}");
+                assert_eq!(client.call(text.clone()).await.unwrap(), text);
+            })
+        })
+        .collect();
+    for client in clients {
+        client.await.unwrap();
+    }
+    assert_eq!(server.stop().await.served, 16);
+}
+
+async fn at_the_limit_a_client_waits_and_is_not_lost(kind: Kind) {
+    let (_server, pipe) = echo_server(kind, ListenerOptions::new().max_instances(2));
+    let (mut one, mut two) = (pipe.connect().await, pipe.connect().await);
+    assert_eq!(one.call("1").await.unwrap(), "1");
+    assert_eq!(two.call("2").await.unwrap(), "2");
+    let refused = pipe
+        .try_connect(ClientOptions::new().connect_timeout(Duration::ZERO))
+        .await;
+    // Linux queues the client instead of refusing it.
+    let queued = cfg!(target_os = "linux") && kind != Kind::Memory;
+    assert!(queued == refused.is_ok(), "{refused:?}");
+    if let Err(error) = &refused {
+        assert!(matches!(error, ConnectError::Busy { .. }), "{error:?}");
+    }
+    drop(refused);
+    let pipe = Arc::new(pipe);
+    let waiting = tokio::spawn({
+        let pipe = Arc::clone(&pipe);
+        async move { pipe.connect().await.call("3").await.unwrap() }
+    });
+    drop(one);
+    assert_eq!(waiting.await.unwrap(), "3");
+    assert_eq!(two.call("2 again").await.unwrap(), "2 again");
+}
+
+async fn a_panic_or_an_error_costs_its_own_client_the_connection(kind: Kind) {
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let server = start!(listener, |request: Bytes| {
+        assert!(request != "panic at once", "as asked for");
+        async move {
+            assert!(request != "panic", "as asked for");
+            if request == "fail" {
+                return Err(io::Error::other("as asked for"));
+            }
+            Ok(request)
+        }
+    });
+    let mut other = pipe.connect().await;
+    for text in ["panic", "panic at once", "fail"] {
+        let mut client = pipe.connect().await;
+        let error = client.call(text).await.unwrap_err();
+        assert!(matches!(error, CallError::Closed), "{text}: {error:?}");
+        assert_eq!(other.call("well").await.unwrap(), "well");
+    }
+    drop(other);
+    let summary = server.stop().await;
+    assert_eq!(
+        (summary.served, summary.requests, summary.replies),
+        (4, 6, 3)
+    );
+}
+
+async fn a_reply_can_be_read_after_the_connection_was_dropped(kind: Kind) {
+    let (mut listener, pipe) = kind.bind(ListenerOptions::new().max_instances(1));
+    let mut client = pipe.connect().await;
+    client.send("one").await.unwrap();
+    client.send("two, never read").await.unwrap();
+    let mut connection = listener.accept().await.unwrap();
+    assert_eq!(connection.recv().await.unwrap().unwrap(), "one");
+    connection.send("first reply").await.unwrap();
+    connection.send("second reply").await.unwrap();
+    drop(connection);
+    drop(listener);
+    assert_eq!(client.recv().await.unwrap().unwrap(), "first reply");
+    assert_eq!(client.recv().await.unwrap().unwrap(), "second reply");
+    assert!(client.recv().await.unwrap().is_none());
+}
+
+async fn a_dropped_recv_loses_nothing(kind: Kind) {
+    let (mut listener, pipe) = kind.bind(ListenerOptions::new());
+    let mut client = pipe.connect().await;
+    let mut connection = listener.accept().await.unwrap();
+    // Long ones too, which some engines receive in parts.
+    let step = (default_size(kind) - 1) / 100;
+    let sending = tokio::spawn(async move {
+        for number in 0..100 {
+            client
+                .send(message(number, 1 + number * step))
+                .await
+                .unwrap();
+            tokio::task::yield_now().await;
+        }
+        client
+    });
+    let mut number = 0;
+    while number < 100 {
+        // Dropped after one poll, and polled again.
+        let received = tokio::select! {
+            biased;
+            received = connection.recv() => received.unwrap().unwrap(),
+            () = tokio::task::yield_now() => continue,
+        };
+        assert!(
+            received == message(number, 1 + number * step),
+            "message {number}"
+        );
+        number += 1;
+    }
+    sending.await.unwrap();
+}
+
+/// Sends until a message has to wait for its reader, gives that one up, and returns how many were sent
+/// before it.
+async fn fill(connection: &mut Connection, size: usize) -> usize {
+    for number in 0.. {
+        let mut sending = pin!(connection.send(message(number, size)));
+        let sent = poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx))).await;
+        match sent {
+            Poll::Ready(sent) => sent.unwrap(),
+            Poll::Pending => return number,
+        }
+    }
+    unreachable!("a pipe that takes everything");
+}
+
+async fn a_dropped_send_sends_all_of_its_message_or_nothing(kind: Kind) {
+    let size = default_size(kind);
+    let (mut listener, pipe) = kind.bind(ListenerOptions::new().buffer_size(4096));
+    let mut client = pipe.connect().await;
+    let mut connection = listener.accept().await.unwrap();
+    let sent = fill(&mut connection, size).await;
+    let sending = tokio::spawn(async move {
+        connection.send("the last").await.unwrap();
+    });
+    for number in 0..sent {
+        let received = client.recv().await.unwrap().unwrap();
+        assert!(received == message(number, size), "message {number}");
+    }
+    let mut received = client.recv().await.unwrap().unwrap();
+    if received == message(sent, size) {
+        received = client.recv().await.unwrap().unwrap();
+    }
+    assert_eq!(received, "the last");
+    assert!(client.recv().await.unwrap().is_none());
+    sending.await.unwrap();
+}
+
+async fn a_connection_dropped_in_the_middle_of_a_send_is_closed(kind: Kind) {
+    let size = default_size(kind);
+    let (mut listener, pipe) = kind.bind(ListenerOptions::new().max_instances(1).buffer_size(4096));
+    let mut client = pipe.connect().await;
+    let mut connection = listener.accept().await.unwrap();
+    let sent = fill(&mut connection, size).await;
+    drop(connection);
+    // Nobody has read yet, and still the place is free.
+    let mut next = pipe.connect().await;
+    next.send("hello").await.unwrap();
+    let mut connection = listener.accept().await.unwrap();
+    assert_eq!(connection.recv().await.unwrap().unwrap(), "hello");
+    let mut number = 0;
+    while let Ok(Some(received)) = client.recv().await {
+        assert!(received == message(number, size), "message {number}");
+        number += 1;
+    }
+    assert!(number >= sent, "{number} of {sent} messages that were sent");
+}
+
+async fn a_dropped_accept_loses_nothing(kind: Kind) {
+    let (mut listener, pipe) = kind.bind(ListenerOptions::new());
+    let connecting = tokio::spawn(async move {
+        let mut client = pipe.connect().await;
+        client.send("hello").await.unwrap();
+        client
+    });
+    let mut connection = loop {
+        tokio::select! {
+            biased;
+            connection = listener.accept() => break connection.unwrap(),
+            () = tokio::task::yield_now() => {}
+        }
+    };
+    assert_eq!(connection.recv().await.unwrap().unwrap(), "hello");
+    connecting.await.unwrap();
+}
+
+async fn a_dropped_call_is_noticed(kind: Kind) {
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let _server = start!(listener, |_: Bytes| pending::<io::Result<Bytes>>());
+    let mut client = pipe.connect().await;
+    let call = tokio::time::timeout(Duration::from_millis(1), client.call("never answered"));
+    assert!(call.await.is_err());
+    let error = client.call("whose reply?").await.unwrap_err();
+    assert!(matches!(error, CallError::OutOfStep), "{error:?}");
+}
+
+async fn an_idle_shutdown_ends_at_once(kind: Kind) {
+    let (server, pipe) = echo_server(kind, ListenerOptions::new());
+    let mut client = pipe.connect().await;
+    assert_eq!(client.call("hello").await.unwrap(), "hello");
+    let summary = server.stop().await;
+    assert_eq!((summary.served, summary.cut_off), (1, 0));
+    assert!(client.recv().await.unwrap().is_none());
+}
+
+async fn a_shutdown_lets_a_request_in_progress_finish(kind: Kind) {
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let (asked, mut was_asked) = tokio::sync::mpsc::unbounded_channel();
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let opened = Arc::clone(&gate);
+    let mut server = start!(listener, move |request: Bytes| {
+        let (asked, gate) = (asked.clone(), Arc::clone(&gate));
+        async move {
+            _ = asked.send(());
+            gate.acquire().await.unwrap().forget();
+            Ok::<_, io::Error>(request)
+        }
+    });
+    let mut client = pipe.connect().await;
+    client.send("in progress").await.unwrap();
+    was_asked.recv().await.unwrap();
+    _ = server.stop.take().unwrap().send(());
+    opened.add_permits(1);
+    let summary = server.task.await.unwrap();
+    assert_eq!(
+        (summary.served, summary.cut_off, summary.replies),
+        (1, 0, 1)
+    );
+    assert_eq!(client.recv().await.unwrap().unwrap(), "in progress");
+}
+
+async fn a_shutdown_ends_what_is_stuck(kind: Kind) {
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let (asked, mut was_asked) = tokio::sync::mpsc::unbounded_channel();
+    let server = start!(
+        listener,
+        move |_: Bytes| {
+            _ = asked.send(());
+            pending::<io::Result<Bytes>>()
+        },
+        drain_timeout(Duration::from_millis(10))
+    );
+    let mut client = pipe.connect().await;
+    client.send("stuck").await.unwrap();
+    was_asked.recv().await.unwrap();
+    let summary = server.stop().await;
+    assert_eq!(
+        (
+            summary.served,
+            summary.cut_off,
+            summary.requests,
+            summary.replies
+        ),
+        (0, 1, 1, 0)
+    );
+    assert!(client.recv().await.unwrap().is_none());
+}
+
+async fn after_a_shutdown_nobody_serves_the_name(kind: Kind) {
+    let (server, pipe) = echo_server(kind, ListenerOptions::new());
+    server.stop().await;
+    let error = pipe.try_connect(ClientOptions::new()).await.unwrap_err();
+    assert!(matches!(error, ConnectError::NotFound { .. }), "{error:?}");
+}
+
+async fn clients_that_come_and_go_while_the_server_drains_get_whole_replies_or_none(kind: Kind) {
+    let (server, pipe) = echo_server(kind, ListenerOptions::new());
+    let pipe = Arc::new(pipe);
+    let barrier = Arc::new(tokio::sync::Barrier::new(101));
+    let clients: Vec<_> = (0..200)
+        .map(|number| {
+            let (pipe, barrier) = (Arc::clone(&pipe), Arc::clone(&barrier));
+            tokio::spawn(async move {
+                // Every other one is there before the shutdown begins.
+                if number % 2 == 0 {
+                    barrier.wait().await;
+                }
+                let mut client = match pipe.try_connect(ClientOptions::new()).await {
+                    Ok(client) => client,
+                    Err(error) => {
+                        let refused = matches!(error, ConnectError::NotFound { .. });
+                        assert!(refused, "{error:?}");
+                        return;
+                    }
+                };
+                for round in 0.. {
+                    let sent = message(number + round, 1 + number * 20);
+                    match client.call(sent.clone()).await {
+                        Ok(reply) => assert!(reply == sent, "client {number}, round {round}"),
+                        Err(_) => return,
+                    }
+                }
+            })
+        })
+        .collect();
+    barrier.wait().await;
+    let summary = server.stop().await;
+    assert_eq!(summary.cut_off, 0);
+    assert_eq!(summary.requests, summary.replies);
+    for client in clients {
+        client.await.unwrap();
+    }
+}
+
+async fn a_slow_handler_is_cut_off(kind: Kind) {
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let _server = start!(
+        listener,
+        |_: Bytes| pending::<io::Result<Bytes>>(),
+        handler_timeout(Duration::from_millis(10))
+    );
+    assert!(matches!(
+        pipe.connect().await.call("x").await,
+        Err(CallError::Closed)
+    ));
+}
+
+async fn a_silent_client_is_cut_off(kind: Kind) {
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let _server = start!(listener, echo, idle_timeout(Duration::from_millis(10)));
+    assert!(pipe.connect().await.recv().await.unwrap().is_none());
+}
+
+async fn a_client_that_does_not_read_is_cut_off(kind: Kind) {
+    let size = kind.longest().min(4000);
+    let (listener, pipe) = kind.bind(ListenerOptions::new().max_instances(1).buffer_size(4096));
+    let server = start!(listener, echo, write_timeout(Duration::from_millis(100)));
+    let (mut receiver, mut sender) = pipe.connect().await.into_split();
+    // Until the replies that nobody reads have filled the pipe and the server has hung up.
+    while sender.send(message(0, size)).await.is_ok() {}
+    drop((sender, pipe.connect().await));
+    while let Ok(Some(_)) = receiver.recv().await {}
+    assert_eq!(server.stop().await.cut_off, 0);
+}
+
+async fn a_handler_is_cancelled_when_its_client_leaves_if_asked(kind: Kind) {
+    struct Cancelled(tokio::sync::mpsc::UnboundedSender<&'static str>);
+    impl Drop for Cancelled {
+        fn drop(&mut self) {
+            _ = self.0.send("cancelled");
+        }
+    }
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let (events, mut seen) = tokio::sync::mpsc::unbounded_channel();
+    let server = start!(
+        listener,
+        move |_: Bytes| {
+            _ = events.send("asked");
+            let cancelled = Cancelled(events.clone());
+            async move {
+                let _cancelled = cancelled;
+                pending::<io::Result<Bytes>>().await
+            }
+        },
+        cancel_on_disconnect(true)
+    );
+    let mut client = pipe.connect().await;
+    client.send("x").await.unwrap();
+    assert_eq!(seen.recv().await, Some("asked"));
+    drop(client);
+    assert_eq!(seen.recv().await, Some("cancelled"));
+    assert_eq!(server.stop().await.served, 1);
+}
+
+async fn the_peer_of_a_request_is_this_process(kind: Kind) {
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let _server = start!(listener, |request: Request| async move {
+        assert_eq!(request.connection_id(), 1);
+        let peer = request.peer()?;
+        Ok::<_, io::Error>(Reply::from(format!(
+            "{} {}",
+            peer.process_id(),
+            peer.user()
+        )))
+    });
+    let reply = pipe.connect().await.call("who am I?").await.unwrap();
+    let process_id = std::process::id().to_string();
+    assert!(reply.starts_with(process_id.as_bytes()), "{reply:?}");
+}
+
+async fn both_halves_work_at_once(kind: Kind) {
+    let (mut listener, pipe) = kind.bind(ListenerOptions::new());
+    let mut client = pipe.connect().await;
+    let (mut receiver, mut sender) = listener.accept().await.unwrap().into_split();
+    let receiving = tokio::spawn(async move { receiver.recv().await.unwrap().unwrap() });
+    tokio::task::yield_now().await;
+    sender.send("unasked").await.unwrap();
+    assert_eq!(client.recv().await.unwrap().unwrap(), "unasked");
+    client.send("at last").await.unwrap();
+    assert_eq!(receiving.await.unwrap(), "at last");
+}
+
+#[tokio::test]
+async fn options_that_cannot_be_are_refused() {
+    for options in [
+        ListenerOptions::new().max_instances(0),
+        ListenerOptions::new().max_message_size(0),
+        ListenerOptions::new().buffer_size(0),
+        ListenerOptions::new().backlog(0),
+    ] {
+        let error = options.bind(&support::unique_name().text).unwrap_err();
+        assert_eq!(io::Error::from(error).kind(), io::ErrorKind::InvalidInput);
+    }
+}
+
+#[test]
+fn binding_outside_a_runtime_is_an_error_and_no_panic() {
+    let error = PipeListener::bind(&support::unique_name().text).unwrap_err();
+    assert!(
+        error.to_string().contains("outside a Tokio runtime"),
+        "{error}"
+    );
+}

@@ -1,0 +1,226 @@
+//! Dropping anything is always allowed: in the middle of its work, on a thread outside any runtime, and after the
+//! runtime is gone. Nothing keeps the name.
+
+use std::{
+    any::Any,
+    future::{Future, IntoFuture, pending, poll_fn},
+    io,
+    task::Poll,
+    thread,
+    time::Duration,
+};
+
+use pipe_server::{Bytes, ClientOptions, ConnectError, Connection, ListenerOptions, serve};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::mpsc,
+    task::yield_now,
+    time::timeout,
+};
+
+use support::{Kind, Pipe, message, on_every_engine, same_system};
+
+on_every_engine! {
+    everything_can_be_dropped_outside_the_runtime,
+    everything_can_be_dropped_after_the_runtime,
+    a_runtime_that_ends_takes_its_server_along,
+}
+
+/// It takes no such time: something keeps the name.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+type Things = Vec<Box<dyn Any + Send>>;
+
+async fn everything_can_be_dropped_outside_the_runtime(kind: Kind) {
+    for order in [Order::AsMade, Order::Reversed] {
+        let (things, pipes) = things(kind).await;
+        on_a_thread(move || order.drop(things));
+        for pipe in pipes {
+            can_be_served_again(kind, pipe).await;
+        }
+    }
+}
+
+async fn everything_can_be_dropped_after_the_runtime(kind: Kind) {
+    for (order, workers) in [(Order::AsMade, 0), (Order::Reversed, 0), (Order::AsMade, 2)] {
+        let pipes = on_a_thread(move || {
+            let runtime = runtime(workers);
+            let (things, pipes) = runtime.block_on(things(kind));
+            drop(runtime);
+            order.drop(things);
+            pipes
+        });
+        for pipe in pipes {
+            can_be_served_again(kind, pipe).await;
+        }
+    }
+}
+
+async fn a_runtime_that_ends_takes_its_server_along(kind: Kind) {
+    for workers in [0, 2] {
+        let (client, pipe) = on_a_thread(move || {
+            let runtime = runtime(workers);
+            let conversation = runtime.block_on(async {
+                let (asked, mut was_asked) = mpsc::unbounded_channel();
+                let (listener, pipe) = kind.bind(ListenerOptions::new());
+                let serving = serve(listener, move |_: Bytes| {
+                    _ = asked.send(());
+                    pending::<io::Result<Bytes>>()
+                });
+                tokio::spawn(serving.into_future());
+                let mut client = pipe.connect().await;
+                client.send("in progress").await.unwrap();
+                was_asked.recv().await.unwrap();
+                (client, pipe)
+            });
+            drop(runtime);
+            conversation
+        });
+        drop(client);
+        can_be_served_again(kind, pipe).await;
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Order {
+    AsMade,
+    Reversed,
+}
+
+impl Order {
+    fn drop(self, mut things: Things) {
+        if let Self::Reversed = self {
+            things.reverse();
+        }
+        for thing in things {
+            drop(thing);
+        }
+    }
+}
+
+/// One of each thing that can be dropped, in the middle of what it does, and the pipes that they are of.
+async fn things(kind: Kind) -> (Things, Vec<Pipe>) {
+    let mut things = Things::new();
+
+    let (mut listener, pipe) = kind.bind(ListenerOptions::new().buffer_size(4096));
+    let mut connections = Vec::new();
+    let mut clients = Vec::new();
+    for _ in 0..6 {
+        clients.push(pipe.connect().await);
+        connections.push(listener.accept().await.unwrap());
+    }
+    let mut next = || connections.pop().unwrap();
+    things.push(Box::new(next()));
+    things.push(receiving(next()).await);
+    things.push(sending(next(), kind).await);
+    let mut both = sending_and_receiving(next(), kind).await;
+    things.append(&mut both);
+    let (receiver, sender) = next().into_split();
+    things.extend([Box::new(receiver) as Box<dyn Any + Send>, Box::new(sender)]);
+    let (receiver, sender) = clients.pop().unwrap().into_split();
+    things.extend([Box::new(sender) as Box<dyn Any + Send>, Box::new(receiver)]);
+    let mut calling = clients.pop().unwrap();
+    things.push(begun(async move { drop(calling.call("never answered").await) }).await);
+    things.push(begun(async move { drop(listener.accept().await) }).await);
+    things.push(Box::new(clients));
+    things.push(Box::new(connections));
+
+    let (listener, idle) = kind.bind(ListenerOptions::new());
+    things.push(Box::new(listener));
+
+    let (listener, unused) = kind.bind(ListenerOptions::new());
+    things.push(Box::new(serve(listener, |request: Bytes| async move {
+        Ok::<_, io::Error>(request)
+    })));
+
+    let (asked, mut was_asked) = mpsc::unbounded_channel();
+    let (listener, busy) = kind.bind(ListenerOptions::new());
+    let serving = serve(listener, move |_: Bytes| {
+        _ = asked.send(());
+        pending::<io::Result<Bytes>>()
+    });
+    let mut serving = serving.into_future();
+    let mut client = busy.connect().await;
+    client.send("in progress").await.unwrap();
+    tokio::select! {
+        _ = &mut serving => unreachable!("nobody stops it"),
+        request = was_asked.recv() => request.unwrap(),
+    }
+    things.push(Box::new(serving));
+    things.push(Box::new(client));
+
+    (things, vec![pipe, idle, unused, busy])
+}
+
+async fn receiving(mut connection: Connection) -> Box<dyn Any + Send> {
+    begun(async move { drop(connection.recv().await) }).await
+}
+
+async fn sending(mut connection: Connection, kind: Kind) -> Box<dyn Any + Send> {
+    let message = Bytes::from(message(1, kind.longest().min(65_536)));
+    begun(async move { while connection.send(message.clone()).await.is_ok() {} }).await
+}
+
+async fn sending_and_receiving(connection: Connection, kind: Kind) -> Things {
+    let (mut receiver, mut sender) = connection.into_split();
+    let message = Bytes::from(message(2, kind.longest().min(65_536)));
+    vec![
+        begun(async move { while sender.send(message.clone()).await.is_ok() {} }).await,
+        begun(async move { drop(receiver.recv().await) }).await,
+    ]
+}
+
+/// A future that was polled and has not ended.
+async fn begun(future: impl Future<Output = ()> + Send + 'static) -> Box<dyn Any + Send> {
+    let mut future = Box::pin(future);
+    let polled = poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await;
+    assert!(polled.is_pending());
+    Box::new(future)
+}
+
+/// A runtime with so many workers, or one that runs on the thread that blocks on it.
+fn runtime(workers: usize) -> Runtime {
+    let mut builder = match workers {
+        0 => Builder::new_current_thread(),
+        _ => Builder::new_multi_thread(),
+    };
+    if workers > 0 {
+        builder.worker_threads(workers);
+    }
+    builder.on_thread_start(same_system());
+    #[cfg(not(miri))]
+    builder.enable_io();
+    builder.enable_time().build().unwrap()
+}
+
+/// Runs it on a thread that knows no runtime.
+fn on_a_thread<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> T {
+    let enter = same_system();
+    let thread = thread::spawn(move || {
+        enter();
+        run()
+    });
+    thread.join().unwrap()
+}
+
+/// The name is gone, and whoever serves it next is reached.
+async fn can_be_served_again(kind: Kind, pipe: Pipe) {
+    let gone = async {
+        loop {
+            let options = ClientOptions::new().connect_timeout(Duration::ZERO);
+            match pipe.try_connect(options).await {
+                Err(ConnectError::NotFound { .. }) => break,
+                // The system has yet to close what was dropped.
+                Ok(_) | Err(_) => yield_now().await,
+            }
+        }
+    };
+    let gone = timeout(DEADLINE, gone).await;
+    assert!(gone.is_ok(), "something keeps {pipe:?}");
+
+    let (mut listener, pipe) = kind.bind_again(ListenerOptions::new(), pipe);
+    let mut client = pipe.connect().await;
+    client.send("again").await.unwrap();
+    let mut connection = listener.accept().await.unwrap();
+    assert_eq!(connection.recv().await.unwrap().unwrap(), "again");
+}

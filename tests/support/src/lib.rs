@@ -1,0 +1,206 @@
+//! What the tests share: the same pipe on every engine, names of their own, and plain Windows calls.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use pipe_server::{Client, ClientOptions, ListenerOptions, MemoryPipe, PipeListener};
+
+pub mod log;
+pub mod process;
+#[cfg(windows)]
+pub mod raw_pipe;
+#[cfg(windows)]
+pub mod win32;
+
+/// One test of each engine for each function that is named. On the model of Windows there is one engine, and each
+/// test runs with many seeds.
+#[cfg(not(all(windows, any(miri, pipe_model))))]
+#[macro_export]
+macro_rules! on_every_engine {
+    ($($test:ident),* $(,)?) => {
+        $crate::on_every_engine!(@engine memory, Memory, $($test),*);
+        #[cfg(target_os = "linux")]
+        $crate::on_every_engine!(@engine seqpacket, Seqpacket, $($test),*);
+        #[cfg(windows)]
+        $crate::on_every_engine!(@engine overlapped, Overlapped, $($test),*);
+        #[cfg(windows)]
+        $crate::on_every_engine!(@engine tokio_pipe, Tokio, $($test),*);
+    };
+    (@engine $module:ident, $kind:ident, $($test:ident),*) => {
+        mod $module {
+            $(
+                #[tokio::test]
+                async fn $test() {
+                    let test = super::$test($crate::Kind::$kind);
+                    let ended = tokio::time::timeout($crate::DEADLINE, test).await;
+                    ended.expect("it hangs");
+                }
+            )*
+        }
+    };
+}
+/// As above.
+#[cfg(all(windows, any(miri, pipe_model)))]
+#[macro_export]
+macro_rules! on_every_engine {
+    ($($test:ident),* $(,)?) => {
+        mod overlapped {
+            $(
+                #[test]
+                fn $test() {
+                    $crate::on_the_model(|| super::$test($crate::Kind::Overlapped));
+                }
+            )*
+        }
+    };
+}
+/// Runs a test on the model with many seeds, by itself or, `PIPE_MODEL_SEEDS=FIRST..LAST`, with others.
+#[cfg(all(windows, any(miri, pipe_model)))]
+pub fn on_the_model<F: std::future::Future<Output = ()>>(test: impl Fn() -> F) {
+    use pipe_server::model::{Options, run, seeds};
+    for seed in seeds(30) {
+        run(Options::seeded(seed), || async {
+            let ended = tokio::time::timeout(DEADLINE, test()).await;
+            ended.expect("it hangs");
+        });
+    }
+}
+
+/// A function that makes another thread one of the system that this one runs on. Only the model has more than one.
+pub fn same_system() -> impl Fn() + Clone + Send + Sync + 'static {
+    #[cfg(all(windows, any(miri, pipe_model)))]
+    return pipe_server::model::Model::entered();
+    #[cfg(not(all(windows, any(miri, pipe_model))))]
+    || {}
+}
+
+/// No test takes as long, however busy the machine is: something hangs.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Which engine a test runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Memory,
+    #[cfg(target_os = "linux")]
+    Seqpacket,
+    #[cfg(windows)]
+    Overlapped,
+    #[cfg(windows)]
+    Tokio,
+}
+
+impl Kind {
+    /// The longest message that the engine carries, or one that is long enough for any test.
+    pub fn longest(self) -> usize {
+        match self {
+            // Miri is slow, and so are thousands of seeds.
+            _ if cfg!(miri) => 20_000,
+            _ if cfg!(pipe_model) => 200_000,
+            Self::Memory => 16 << 20,
+            #[cfg(target_os = "linux")]
+            Self::Seqpacket => 200_000,
+            #[cfg(windows)]
+            Self::Overlapped => 16 << 20,
+            #[cfg(windows)]
+            Self::Tokio => 4095,
+        }
+    }
+
+    pub fn bind(self, options: ListenerOptions) -> (PipeListener, Pipe) {
+        if self == Self::Memory {
+            let (listener, pipe) = options.bind_memory().unwrap();
+            return (listener, Pipe::Memory(pipe));
+        }
+        let name = unique_name();
+        let listener = self.with_engine(options).bind(&name.text).unwrap();
+        (listener, Pipe::Named(name))
+    }
+
+    /// Serves a pipe that was served before. In memory there are no names: that is another pipe.
+    pub fn bind_again(self, options: ListenerOptions, pipe: Pipe) -> (PipeListener, Pipe) {
+        let Pipe::Named(name) = pipe else {
+            return self.bind(options);
+        };
+        let listener = self.with_engine(options).bind(&name.text).unwrap();
+        (listener, Pipe::Named(name))
+    }
+
+    #[cfg(windows)]
+    fn with_engine(self, options: ListenerOptions) -> ListenerOptions {
+        use pipe_server::os::windows::{Engine, ListenerOptionsExt as _};
+
+        options.engine(match self {
+            Self::Tokio => Engine::Tokio,
+            _ => Engine::Overlapped,
+        })
+    }
+
+    #[cfg(target_os = "linux")]
+    fn with_engine(self, options: ListenerOptions) -> ListenerOptions {
+        options
+    }
+}
+
+/// What a client connects to.
+#[derive(Debug)]
+pub enum Pipe {
+    Memory(MemoryPipe),
+    Named(UniqueName),
+}
+
+impl Pipe {
+    pub async fn connect(&self) -> Client {
+        self.connect_with(ClientOptions::new()).await
+    }
+
+    pub async fn connect_with(&self, options: ClientOptions) -> Client {
+        self.try_connect(options).await.unwrap()
+    }
+
+    pub async fn try_connect(
+        &self,
+        options: ClientOptions,
+    ) -> Result<Client, pipe_server::ConnectError> {
+        match self {
+            Self::Memory(pipe) => options.connect_memory(pipe).await,
+            Self::Named(name) => options.connect(&name.text).await,
+        }
+    }
+}
+
+/// A name that no other test has.
+#[derive(Debug)]
+pub struct UniqueName {
+    pub text: String,
+    #[cfg(target_os = "linux")]
+    _directory: tempfile::TempDir,
+}
+
+pub fn unique_name() -> UniqueName {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let short = format!(
+        "pipe-server-test-{}-{}",
+        std::process::id(),
+        COUNT.fetch_add(1, Ordering::Relaxed)
+    );
+    #[cfg(target_os = "linux")]
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let text = directory.path().join(short).to_str().unwrap().to_owned();
+        UniqueName {
+            text,
+            _directory: directory,
+        }
+    }
+    #[cfg(windows)]
+    UniqueName { text: short }
+}
+
+/// A message of `length` bytes that differs from its neighbours in content.
+pub fn message(number: usize, length: usize) -> Vec<u8> {
+    (0..length)
+        .map(|index| (number.wrapping_mul(31) ^ index.wrapping_mul(7) ^ (index >> 8)) as u8)
+        .collect()
+}

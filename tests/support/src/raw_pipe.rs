@@ -1,0 +1,627 @@
+//! Both ends of a pipe in plain Windows calls: overlapped, completed by events or by the thread pool, and with
+//! nothing of the library. Each operation is asserted to end exactly once.
+#![allow(unsafe_code, reason = "no crate between a test and the system's calls")]
+#![allow(missing_debug_implementations, reason = "nobody prints them")]
+
+use std::{
+    collections::HashMap,
+    ffi::c_void,
+    mem, process, ptr,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+        mpsc::{self, Receiver, Sender},
+    },
+    thread,
+    time::Duration,
+};
+
+use windows_sys::{
+    Win32::{
+        Foundation::{
+            ERROR_IO_PENDING, ERROR_MORE_DATA, ERROR_SUCCESS, GENERIC_READ, GENERIC_WRITE, HANDLE,
+            INVALID_HANDLE_VALUE, WAIT_OBJECT_0,
+        },
+        Security::{Authorization::SDDL_REVISION_1, SECURITY_ATTRIBUTES},
+        Storage::FileSystem::{FILE_FLAG_OVERLAPPED, OPEN_EXISTING, PIPE_ACCESS_DUPLEX},
+        System::{
+            IO::OVERLAPPED,
+            Pipes::{PIPE_READMODE_MESSAGE, PIPE_TYPE_MESSAGE, PIPE_UNLIMITED_INSTANCES},
+            Threading::{PTP_CALLBACK_INSTANCE, PTP_IO},
+            WindowsProgramming::{
+                FILE_SKIP_COMPLETION_PORT_ON_SUCCESS, FILE_SKIP_SET_EVENT_ON_HANDLE,
+            },
+        },
+    },
+    core::BOOL,
+};
+
+/// Every function of Windows that is called here. The model takes their place in this one.
+pub mod system {
+    #[cfg(any(miri, pipe_model))]
+    pub use pipe_server::model::functions::*;
+    #[cfg(not(any(miri, pipe_model)))]
+    pub use windows_sys::Win32::{
+        Foundation::{CloseHandle, GetLastError, LocalFree},
+        Security::Authorization::ConvertStringSecurityDescriptorToSecurityDescriptorW,
+        Storage::FileSystem::{
+            CreateFileW, ReadFile, SetFileCompletionNotificationModes, WriteFile,
+        },
+        System::{
+            IO::{CancelIoEx, GetOverlappedResult},
+            Pipes::{
+                ConnectNamedPipe, CreateNamedPipeW, DisconnectNamedPipe, SetNamedPipeHandleState,
+            },
+            Threading::{
+                CancelThreadpoolIo, CloseThreadpoolIo, CreateEventW, CreateThreadpoolIo,
+                StartThreadpoolIo, WaitForSingleObject,
+            },
+        },
+    };
+}
+
+/// The model that a test runs on, if it does: one that does what the facts say and nothing that is merely legal, in the
+/// form that `PIPE_MODEL_FORM` names (`Windows7`, `Windows8` or `Wine8`). It ends when this is dropped.
+#[must_use]
+pub fn on_the_model() -> Option<OnTheModel> {
+    #[cfg(any(miri, pipe_model))]
+    return Some(OnTheModel::start());
+    #[cfg(not(any(miri, pipe_model)))]
+    None
+}
+
+/// See [`on_the_model`].
+#[derive(Debug)]
+pub struct OnTheModel {
+    #[cfg(any(miri, pipe_model))]
+    model: Option<pipe_server::model::Model>,
+}
+
+#[cfg(any(miri, pipe_model))]
+impl OnTheModel {
+    fn start() -> Self {
+        use pipe_server::model::{Delivery, Form, Model, Options};
+        let form = std::env::var("PIPE_MODEL_FORM");
+        let model = Model::new(Options {
+            seed: 0,
+            form: form.map_or(Form::Windows8, |form| form.parse().unwrap()),
+            delivery: Delivery::Threads(1),
+            strict: true,
+            faults: 0,
+        });
+        model.enter();
+        Self { model: Some(model) }
+    }
+}
+
+#[cfg(any(miri, pipe_model))]
+impl Drop for OnTheModel {
+    fn drop(&mut self) {
+        if let (Some(model), false) = (self.model.take(), thread::panicking()) {
+            model.finish();
+        }
+    }
+}
+
+/// No operation takes as long, however busy the machine is: a callback or an event is missing.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// How many bytes a pipe here takes each way before writes wait.
+pub const QUOTA: u32 = 4096;
+
+/// More than the quota.
+pub const LONG: usize = 10_000;
+
+pub const READ_WRITE: u32 = GENERIC_READ | GENERIC_WRITE;
+
+/// A pipe's name that no other test has.
+pub struct Name(Vec<u16>);
+
+impl Name {
+    pub fn new() -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let text = format!(r"\\.\pipe\pipe-server-facts-{}-{count}", process::id());
+        Self(wide(&text))
+    }
+
+    /// Creates an instance.
+    pub fn create(&self) -> End {
+        self.try_create(Instance::default()).unwrap()
+    }
+
+    pub fn try_create(&self, instance: Instance<'_>) -> Result<End, u32> {
+        let descriptor = instance.access_list.map(Descriptor::parse);
+        let attributes = SECURITY_ATTRIBUTES {
+            nLength: mem::size_of::<SECURITY_ATTRIBUTES>() as u32,
+            lpSecurityDescriptor: descriptor
+                .as_ref()
+                .map_or(ptr::null_mut(), |descriptor| descriptor.0),
+            bInheritHandle: 0,
+        };
+        // SAFETY: the name ends in NUL; it, `attributes` and the descriptor live through the call.
+        let handle = unsafe {
+            system::CreateNamedPipeW(
+                self.0.as_ptr(),
+                PIPE_ACCESS_DUPLEX | FILE_FLAG_OVERLAPPED | instance.flags,
+                instance.mode,
+                instance.limit,
+                QUOTA,
+                QUOTA,
+                0,
+                &attributes,
+            )
+        };
+        End::new(handle)
+    }
+
+    /// Opens a client's end, in message read mode.
+    pub fn open(&self) -> End {
+        let client = self.try_open(READ_WRITE).unwrap();
+        assert_eq!(client.read_messages(), ERROR_SUCCESS);
+        client
+    }
+
+    /// Opens a client's end, in byte read mode as every new one.
+    pub fn try_open(&self, access: u32) -> Result<End, u32> {
+        self.open_with(access, 0)
+    }
+
+    pub fn open_with(&self, access: u32, flags: u32) -> Result<End, u32> {
+        // SAFETY: the name ends in NUL and lives through the call.
+        let handle = unsafe {
+            system::CreateFileW(
+                self.0.as_ptr(),
+                access,
+                0,
+                ptr::null(),
+                OPEN_EXISTING,
+                FILE_FLAG_OVERLAPPED | flags,
+                ptr::null_mut(),
+            )
+        };
+        End::new(handle)
+    }
+}
+
+/// How an instance is created.
+pub struct Instance<'a> {
+    pub flags: u32,
+    pub mode: u32,
+    pub limit: u32,
+    pub access_list: Option<&'a str>,
+}
+
+impl Default for Instance<'_> {
+    fn default() -> Self {
+        Self {
+            flags: 0,
+            mode: PIPE_TYPE_MESSAGE | PIPE_READMODE_MESSAGE,
+            limit: PIPE_UNLIMITED_INSTANCES,
+            access_list: None,
+        }
+    }
+}
+
+impl<'a> Instance<'a> {
+    pub fn for_whom(access_list: &'a str) -> Self {
+        Self {
+            access_list: Some(access_list),
+            ..Self::default()
+        }
+    }
+}
+
+struct Descriptor(*mut c_void);
+
+impl Descriptor {
+    fn parse(text: &str) -> Self {
+        let text = wide(text);
+        let mut descriptor = ptr::null_mut();
+        // SAFETY: `text` ends in NUL and lives through the call; `descriptor` is written on success.
+        let done = unsafe {
+            system::ConvertStringSecurityDescriptorToSecurityDescriptorW(
+                text.as_ptr(),
+                SDDL_REVISION_1,
+                &mut descriptor,
+                ptr::null_mut(),
+            )
+        };
+        assert_eq!(code(done), ERROR_SUCCESS);
+        Self(descriptor)
+    }
+}
+
+impl Drop for Descriptor {
+    fn drop(&mut self) {
+        // SAFETY: the system allocated it with LocalAlloc, and nobody else has it.
+        unsafe { system::LocalFree(self.0) };
+    }
+}
+
+/// How operations on a handle are completed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// By the event in their `OVERLAPPED`.
+    Event,
+    /// By a callback of the thread pool, also when the call succeeds at once.
+    Callback,
+    /// By a callback of the thread pool where the call does not end at once: as in the library.
+    Skip,
+}
+
+/// One end of a pipe. Dropping it asserts that every callback was expected.
+pub struct End {
+    pub handle: HANDLE,
+    mode: Mode,
+    callbacks: Option<Callbacks>,
+}
+
+impl End {
+    fn new(handle: HANDLE) -> Result<Self, u32> {
+        if handle == INVALID_HANDLE_VALUE {
+            return Err(code(0));
+        }
+        Ok(Self {
+            handle,
+            mode: Mode::Event,
+            callbacks: None,
+        })
+    }
+
+    /// Gives the handle to the thread pool, as the library does.
+    pub fn in_the_pool(self) -> Self {
+        self.with(Mode::Skip)
+    }
+
+    pub fn with(mut self, mode: Mode) -> Self {
+        if mode != Mode::Event {
+            self.callbacks = Some(Callbacks::new(self.handle));
+        }
+        if mode == Mode::Skip {
+            let modes = FILE_SKIP_COMPLETION_PORT_ON_SUCCESS | FILE_SKIP_SET_EVENT_ON_HANDLE;
+            // SAFETY: the handle is open.
+            let done =
+                unsafe { system::SetFileCompletionNotificationModes(self.handle, modes as u8) };
+            assert_eq!(code(done), ERROR_SUCCESS);
+        }
+        self.mode = mode;
+        self
+    }
+
+    pub fn read_messages(&self) -> u32 {
+        let mode = PIPE_READMODE_MESSAGE;
+        // SAFETY: the handle is open, and `mode` lives through the call.
+        code(unsafe {
+            system::SetNamedPipeHandleState(self.handle, &mode, ptr::null(), ptr::null())
+        })
+    }
+
+    pub fn start_connect(&self) -> Operation {
+        self.start(Vec::new(), |_, _, overlapped| {
+            // SAFETY: the operation's memory outlives it.
+            unsafe { system::ConnectNamedPipe(self.handle, overlapped) }
+        })
+    }
+
+    pub fn start_read(&self, room: usize) -> Operation {
+        self.start(vec![0; room], |buffer, length, overlapped| {
+            // SAFETY: the operation's memory, in which `buffer` lies, outlives it.
+            unsafe { system::ReadFile(self.handle, buffer, length, ptr::null_mut(), overlapped) }
+        })
+    }
+
+    pub fn start_write(&self, message: &[u8]) -> Operation {
+        self.start(message.to_vec(), |buffer, length, overlapped| {
+            // SAFETY: the operation's memory, in which `buffer` lies, outlives it.
+            unsafe { system::WriteFile(self.handle, buffer, length, ptr::null_mut(), overlapped) }
+        })
+    }
+
+    fn start(
+        &self,
+        buffer: Vec<u8>,
+        call: impl FnOnce(*mut u8, u32, *mut OVERLAPPED) -> BOOL,
+    ) -> Operation {
+        let mut operation = Operation::new(buffer, self.mode == Mode::Event);
+        if let Some(callbacks) = &self.callbacks {
+            // SAFETY: the object is this handle's, and the call that is announced follows.
+            unsafe { system::StartThreadpoolIo(callbacks.io) };
+        }
+        let memory = operation.memory;
+        // SAFETY: nobody else has the memory yet.
+        let (buffer, length) = unsafe {
+            let buffer = &mut (*memory).buffer;
+            (buffer.as_mut_ptr(), buffer.len() as u32)
+        };
+        // SAFETY: the address of a field of memory that is ours.
+        let done = call(buffer, length, unsafe { &raw mut (*memory).overlapped });
+        operation.returned = code(done);
+        operation.pending = operation.returned == ERROR_IO_PENDING || self.calls_back(&operation);
+        if let (Some(callbacks), false) = (&self.callbacks, operation.pending) {
+            // SAFETY: the call is over, and no callback follows.
+            unsafe { system::CancelThreadpoolIo(callbacks.io) };
+        }
+        operation
+    }
+
+    /// Whether a callback follows a call that ended at once.
+    fn calls_back(&self, operation: &Operation) -> bool {
+        self.mode == Mode::Callback && matches!(operation.returned, ERROR_SUCCESS | ERROR_MORE_DATA)
+    }
+
+    /// Waits until an operation is over: exactly one event, or exactly one callback where one follows.
+    pub fn end(&self, mut operation: Operation) -> Ended {
+        let started = matches!(
+            operation.returned,
+            ERROR_SUCCESS | ERROR_IO_PENDING | ERROR_MORE_DATA
+        );
+        let (code, length) = match &self.callbacks {
+            Some(callbacks) if operation.pending => {
+                let callback = callbacks.next();
+                assert_eq!(
+                    callback.overlapped, operation.memory as usize,
+                    "a callback for another operation"
+                );
+                (callback.code, callback.length)
+            }
+            _ if started => self.result(&operation),
+            _ => (operation.returned, 0),
+        };
+        operation.pending = false;
+        // SAFETY: the operation is over, so nobody else has the memory.
+        let buffer = unsafe { &(*operation.memory).buffer };
+        Ended {
+            code,
+            data: buffer[..length].to_vec(),
+        }
+    }
+
+    /// Waits for one callback of each operation, in whatever order they come.
+    pub fn end_all<const N: usize>(&self, mut operations: [Operation; N]) -> [u32; N] {
+        let mut codes = [ERROR_SUCCESS; N];
+        for _ in 0..N {
+            let callback = self.callbacks.as_ref().unwrap().next();
+            let index = operations
+                .iter()
+                .position(|operation| operation.memory as usize == callback.overlapped)
+                .expect("a callback for another operation");
+            assert!(operations[index].pending, "two callbacks for one operation");
+            operations[index].pending = false;
+            codes[index] = callback.code;
+        }
+        codes
+    }
+
+    fn result(&self, operation: &Operation) -> (u32, usize) {
+        // SAFETY: the operation was started on this handle, and its memory is still there.
+        unsafe {
+            let overlapped = &raw mut (*operation.memory).overlapped;
+            if self.mode == Mode::Event {
+                let deadline = DEADLINE.as_millis() as u32;
+                let waited = system::WaitForSingleObject((*overlapped).hEvent, deadline);
+                assert_eq!(waited, WAIT_OBJECT_0, "the event is never set");
+            }
+            let mut length = 0;
+            let done = system::GetOverlappedResult(self.handle, overlapped, &mut length, 0);
+            (code(done), length as usize)
+        }
+    }
+
+    pub fn connect(&self) -> u32 {
+        self.end(self.start_connect()).code
+    }
+
+    pub fn read(&self, room: usize) -> Ended {
+        self.end(self.start_read(room))
+    }
+
+    pub fn write(&self, message: &[u8]) -> u32 {
+        self.end(self.start_write(message)).code
+    }
+
+    /// Cancels one operation.
+    pub fn cancel(&self, operation: &Operation) -> u32 {
+        // SAFETY: the handle is open, and the operation's memory still there.
+        code(unsafe { system::CancelIoEx(self.handle, &raw const (*operation.memory).overlapped) })
+    }
+
+    pub fn cancel_all(&self) -> u32 {
+        // SAFETY: the handle is open.
+        code(unsafe { system::CancelIoEx(self.handle, ptr::null()) })
+    }
+
+    pub fn disconnect(&self) -> u32 {
+        // SAFETY: the handle is open.
+        code(unsafe { system::DisconnectNamedPipe(self.handle) })
+    }
+
+    pub fn close(&mut self) {
+        let handle = mem::replace(&mut self.handle, INVALID_HANDLE_VALUE);
+        if handle != INVALID_HANDLE_VALUE {
+            // SAFETY: the handle is open, and not used after this.
+            unsafe { system::CloseHandle(handle) };
+        }
+    }
+}
+
+impl Drop for End {
+    // The handle goes first: `callbacks` has to outlive it (*CloseThreadpoolIo function*).
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// An operation that was started. Its memory is freed once it is over; a failing test leaks that of a pending one.
+pub struct Operation {
+    pub memory: *mut Memory,
+    /// What the call returned: `ERROR_SUCCESS` for nothing.
+    pub returned: u32,
+    /// The system still uses the memory, or a callback for it is on its way.
+    pub pending: bool,
+}
+
+/// The first field's address is the `OVERLAPPED`'s.
+#[repr(C)]
+pub struct Memory {
+    pub overlapped: OVERLAPPED,
+    buffer: Vec<u8>,
+}
+
+/// How an operation ended, and what it read or wrote.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Ended {
+    pub code: u32,
+    pub data: Vec<u8>,
+}
+
+impl Operation {
+    pub fn new(buffer: Vec<u8>, event: bool) -> Self {
+        let mut overlapped = OVERLAPPED::default();
+        if event {
+            // SAFETY: an event without a name, reset by hand.
+            overlapped.hEvent = unsafe { system::CreateEventW(ptr::null(), 1, 0, ptr::null()) };
+            assert!(!overlapped.hEvent.is_null());
+        }
+        Self {
+            memory: Box::into_raw(Box::new(Memory { overlapped, buffer })),
+            returned: ERROR_SUCCESS,
+            pending: false,
+        }
+    }
+}
+
+impl Drop for Operation {
+    fn drop(&mut self) {
+        if self.pending {
+            assert!(
+                thread::panicking(),
+                "a test ends every operation that it starts"
+            );
+            return;
+        }
+        // SAFETY: `new` made it, and the operation is over.
+        let memory = unsafe { Box::from_raw(self.memory) };
+        if !memory.overlapped.hEvent.is_null() {
+            // SAFETY: the event is ours.
+            unsafe { system::CloseHandle(memory.overlapped.hEvent) };
+        }
+    }
+}
+
+pub fn ended(code: u32, data: &[u8]) -> Ended {
+    Ended {
+        code,
+        data: data.to_vec(),
+    }
+}
+
+/// A handle's object of the thread pool (`PTP_IO`), and the callbacks that came.
+struct Callbacks {
+    io: PTP_IO,
+    number: usize,
+    received: Receiver<Callback>,
+}
+
+#[derive(Debug)]
+struct Callback {
+    overlapped: usize,
+    code: u32,
+    length: usize,
+}
+
+/// Where callbacks are delivered. A callback's context is a key of this map and no address, so that an unexpected one
+/// touches no memory.
+static RECEIVERS: Mutex<Option<HashMap<usize, Sender<Callback>>>> = Mutex::new(None);
+
+fn receivers() -> MutexGuard<'static, Option<HashMap<usize, Sender<Callback>>>> {
+    RECEIVERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Callbacks {
+    fn new(handle: HANDLE) -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(1);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let (sender, received) = mpsc::channel();
+        receivers().get_or_insert_default().insert(number, sender);
+        let context = ptr::without_provenance_mut(number);
+        // SAFETY: the handle is open and overlapped.
+        let io =
+            unsafe { system::CreateThreadpoolIo(handle, Some(called_back), context, ptr::null()) };
+        assert_ne!(io, 0);
+        Self {
+            io,
+            number,
+            received,
+        }
+    }
+
+    fn next(&self) -> Callback {
+        let callback = self.received.recv_timeout(DEADLINE);
+        callback.expect("the callback never comes")
+    }
+}
+
+impl Drop for Callbacks {
+    fn drop(&mut self) {
+        // SAFETY: the handle is closed, and the object is not used after this.
+        unsafe {
+            #[cfg(not(any(miri, pipe_model)))]
+            windows_sys::Win32::System::Threading::WaitForThreadpoolIoCallbacks(self.io, 0);
+            system::CloseThreadpoolIo(self.io);
+        }
+        receivers().get_or_insert_default().remove(&self.number);
+        if let (Ok(callback), false) = (self.received.try_recv(), thread::panicking()) {
+            panic!("unexpected: {callback:?}");
+        }
+    }
+}
+
+unsafe extern "system" fn called_back(
+    _instance: PTP_CALLBACK_INSTANCE,
+    number: *mut c_void,
+    overlapped: *mut c_void,
+    code: u32,
+    length: usize,
+    _io: PTP_IO,
+) {
+    if let Some(receiver) = receivers()
+        .as_ref()
+        .and_then(|receivers| receivers.get(&number.addr()))
+    {
+        _ = receiver.send(Callback {
+            overlapped: overlapped.addr(),
+            code,
+            length,
+        });
+    }
+}
+
+fn wide(text: &str) -> Vec<u16> {
+    text.encode_utf16().chain([0]).collect()
+}
+
+/// The error of the call that returned `done`, or `ERROR_SUCCESS`.
+pub fn code(done: BOOL) -> u32 {
+    match done {
+        // SAFETY: always allowed.
+        0 => unsafe { system::GetLastError() },
+        _ => ERROR_SUCCESS,
+    }
+}
+
+/// A server's end with callbacks as the library has them, and its client's.
+pub fn pair() -> (End, End) {
+    pair_with(Mode::Skip)
+}
+
+pub fn pair_with(mode: Mode) -> (End, End) {
+    let name = Name::new();
+    let server = name.create().with(mode);
+    (server, name.open())
+}
+
+/// A message that the pipe has no room for.
+pub fn long_message() -> Vec<u8> {
+    (0..LONG).map(|index| (index % 251) as u8).collect()
+}
