@@ -21,6 +21,7 @@ use tokio::{
 use support::{Kind, Pipe, message, on_every_engine, same_system};
 
 on_every_engine! {
+    threads:
     everything_can_be_dropped_outside_the_runtime,
     everything_can_be_dropped_after_the_runtime,
     a_runtime_that_ends_takes_its_server_along,

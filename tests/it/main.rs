@@ -5,8 +5,10 @@ mod contract;
 mod drops;
 #[cfg(all(feature = "futures", feature = "tower"))]
 mod features;
+#[cfg(all(windows, any(miri, pipe_model)))]
+mod model;
 mod properties;
-#[cfg(windows)]
+#[cfg(all(windows, not(any(miri, pipe_model))))]
 mod win32;
-#[cfg(windows)]
+#[cfg(all(windows, not(any(miri, pipe_model))))]
 mod windows_only;

@@ -11,9 +11,10 @@ use std::{
 
 use windows_sys::Win32::{
     Foundation::{
-        ERROR_ACCESS_DENIED, ERROR_BROKEN_PIPE, ERROR_FILE_NOT_FOUND, ERROR_INVALID_PARAMETER,
-        ERROR_MORE_DATA, ERROR_NO_DATA, ERROR_NOT_FOUND, ERROR_OPERATION_ABORTED, ERROR_PIPE_BUSY,
-        ERROR_PIPE_CONNECTED, ERROR_PIPE_LISTENING, ERROR_PIPE_NOT_CONNECTED, ERROR_SUCCESS,
+        ERROR_ACCESS_DENIED, ERROR_BROKEN_PIPE, ERROR_FILE_NOT_FOUND, ERROR_HANDLES_CLOSED,
+        ERROR_INVALID_PARAMETER, ERROR_MORE_DATA, ERROR_NO_DATA, ERROR_NOT_FOUND,
+        ERROR_OPERATION_ABORTED, ERROR_PIPE_BUSY, ERROR_PIPE_CONNECTED, ERROR_PIPE_LISTENING,
+        ERROR_PIPE_NOT_CONNECTED, ERROR_SUCCESS,
     },
     Storage::FileSystem::{FILE_APPEND_DATA, FILE_GENERIC_READ, FILE_GENERIC_WRITE},
     System::{
@@ -277,7 +278,7 @@ impl State {
     /// `CreateNamedPipe`: a handle or an error.
     pub(super) fn create(&mut self, pipe: NewInstance) -> Result<usize, u32> {
         let name = pipe.name.to_lowercase();
-        let wine = self.options.form == Form::Wine8;
+        let wine = !self.options.form.checks_access();
         if let Some(existing) = self.pipes.get(&name) {
             if pipe.first && !wine {
                 return Err(ERROR_ACCESS_DENIED);
@@ -346,7 +347,7 @@ impl State {
     ) -> Result<usize, u32> {
         let pipe = self.pipes.get(&name.to_lowercase());
         let pipe = pipe.ok_or(ERROR_FILE_NOT_FOUND)?;
-        if self.options.form != Form::Wine8 {
+        if self.options.form.checks_access() {
             // ReactOS' NpCreateClientEnd takes the right to create instances off what a client asks for.
             let rights = super::security::mapped(rights) & !FILE_APPEND_DATA;
             if !pipe.descriptor.allows(&self.token, rights) {
@@ -644,10 +645,19 @@ impl State {
         }
         instance.state = Connection::Disconnected;
         instance.client_token = None;
+        let client = instance.client.take();
+        let name = instance.name.clone();
         let mut ended = Vec::new();
         for queue in [&mut instance.to_server, &mut instance.to_client] {
             ended.extend(queue.reads.drain(..));
             ended.extend(queue.messages.drain(..).filter_map(Message::write));
+        }
+        if let Some(client) = client {
+            // The client keeps an end that leads nowhere, and the server's can serve the next one.
+            let number = self.number();
+            self.instances
+                .insert(number, Instance::disconnected(name, client));
+            self.file(client).instance = number;
         }
         for operation in ended {
             self.end(operation, ERROR_PIPE_NOT_CONNECTED, 0);
@@ -666,17 +676,19 @@ impl State {
     }
 
     fn close_end(&mut self, handle: usize) {
-        let own_code = if self.rng.bool() {
+        let wine = self.options.form == Form::Wine8;
+        // ReactOS' file system says the first; Windows may cancel before.
+        let own_code = if wine || self.rng.bool() {
             ERROR_BROKEN_PIPE
         } else {
             ERROR_OPERATION_ABORTED
         };
-        let cancels_writes = self.may(2);
+        let cancels_writes = wine || self.may(2);
         let file = self.file(handle).clone();
         let (instance, side) = self.instance(handle);
         let mut ended = Vec::new();
         for connect in instance.connects.drain(..) {
-            ended.push((connect, own_code));
+            ended.push((connect, if wine { ERROR_HANDLES_CLOSED } else { own_code }));
         }
         let (inbound, outbound) = match side {
             Side::Server => (&mut instance.to_server, &mut instance.to_client),
@@ -715,7 +727,7 @@ impl State {
                 ended.extend(unread.map(|write| (write, ERROR_BROKEN_PIPE)));
             }
             self.forget(file.instance);
-        } else if side == Side::Server && self.options.form == Form::Wine8 {
+        } else if side == Side::Server && wine {
             // Wine gives up a name with its last server's end, Windows with the last end of either side
             // (ReactOS' NpDeleteCcb).
             self.unlist(file.instance);
@@ -885,6 +897,22 @@ pub(super) struct NewInstance {
     pub(super) in_quota: usize,
     pub(super) out_quota: usize,
     pub(super) descriptor: Option<Descriptor>,
+}
+
+impl Instance {
+    /// What is left to a client that was thrown out.
+    fn disconnected(name: String, client: usize) -> Self {
+        Self {
+            name,
+            state: Connection::Disconnected,
+            server: None,
+            client: Some(client),
+            connects: Vec::new(),
+            to_server: Queue::default(),
+            to_client: Queue::default(),
+            client_token: None,
+        }
+    }
 }
 
 impl Queue {

@@ -1,6 +1,7 @@
 //! What the tests share: the same pipe on every engine, names of their own, and plain Windows calls.
 
 use std::{
+    future::Future,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -14,12 +15,14 @@ pub mod raw_pipe;
 #[cfg(windows)]
 pub mod win32;
 
-/// One test of each engine for each function that is named. On the model of Windows there is one engine, and each
-/// test runs with many seeds.
+/// One test of each engine for each function that is named.
+///
+/// On the model of Windows there is one engine, and each test runs with many seeds: on a clock that stands still and by
+/// the seed's schedule or, with `threads:` before the names, at the mercy of threads. That is for tests that start some.
 #[cfg(not(all(windows, any(miri, pipe_model))))]
 #[macro_export]
 macro_rules! on_every_engine {
-    ($($test:ident),* $(,)?) => {
+    ($(threads:)? $($test:ident),* $(,)?) => {
         $crate::on_every_engine!(@engine memory, Memory, $($test),*);
         #[cfg(target_os = "linux")]
         $crate::on_every_engine!(@engine seqpacket, Seqpacket, $($test),*);
@@ -33,39 +36,43 @@ macro_rules! on_every_engine {
             $(
                 #[tokio::test]
                 async fn $test() {
-                    let test = super::$test($crate::Kind::$kind);
-                    let ended = tokio::time::timeout($crate::DEADLINE, test).await;
-                    ended.expect("it hangs");
+                    $crate::in_time(super::$test($crate::Kind::$kind)).await;
                 }
             )*
         }
     };
 }
-/// As above.
+
 #[cfg(all(windows, any(miri, pipe_model)))]
 #[macro_export]
 macro_rules! on_every_engine {
+    (threads: $($test:ident),* $(,)?) => {
+        $crate::on_every_engine!(@run run_on_threads, $($test),*);
+    };
     ($($test:ident),* $(,)?) => {
+        $crate::on_every_engine!(@run run, $($test),*);
+    };
+    (@run $run:ident, $($test:ident),*) => {
         mod overlapped {
             $(
                 #[test]
                 fn $test() {
-                    $crate::on_the_model(|| super::$test($crate::Kind::Overlapped));
+                    use pipe_server::model::{$run, Options, seeds};
+                    for seed in seeds(30) {
+                        $run(Options::seeded(seed), || {
+                            $crate::in_time(super::$test($crate::Kind::Overlapped))
+                        });
+                    }
                 }
             )*
         }
     };
 }
-/// Runs a test on the model with many seeds, by itself or, `PIPE_MODEL_SEEDS=FIRST..LAST`, with others.
-#[cfg(all(windows, any(miri, pipe_model)))]
-pub fn on_the_model<F: std::future::Future<Output = ()>>(test: impl Fn() -> F) {
-    use pipe_server::model::{Options, run, seeds};
-    for seed in seeds(30) {
-        run(Options::seeded(seed), || async {
-            let ended = tokio::time::timeout(DEADLINE, test()).await;
-            ended.expect("it hangs");
-        });
-    }
+
+/// Runs a test that may not hang.
+pub async fn in_time(test: impl Future<Output = ()>) {
+    let ended = tokio::time::timeout(DEADLINE, test).await;
+    ended.expect("it hangs");
 }
 
 /// A function that makes another thread one of the system that this one runs on. Only the model has more than one.
