@@ -22,7 +22,10 @@ pub mod win32;
 #[cfg(not(all(windows, any(miri, pipe_model))))]
 #[macro_export]
 macro_rules! on_every_engine {
-    ($(threads:)? $($test:ident),* $(,)?) => {
+    (threads: $($test:ident),* $(,)?) => {
+        $crate::on_every_engine!($($test),*);
+    };
+    ($($test:ident),* $(,)?) => {
         $crate::on_every_engine!(@engine memory, Memory, $($test),*);
         #[cfg(target_os = "linux")]
         $crate::on_every_engine!(@engine seqpacket, Seqpacket, $($test),*);

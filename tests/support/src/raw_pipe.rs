@@ -118,6 +118,7 @@ pub const READ_WRITE: u32 = GENERIC_READ | GENERIC_WRITE;
 pub struct Name(Vec<u16>);
 
 impl Name {
+    #[expect(clippy::new_without_default, reason = "no two are equal")]
     pub fn new() -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
