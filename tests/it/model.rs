@@ -10,9 +10,10 @@ use std::{
 };
 
 use pipe_server::{
-    Access, BindError, Client, ClientOptions, ConnectError, Connection, Engine, ListenerOptions,
+    Access, BindError, Client, ClientOptions, ConnectError, Connection, ListenerOptions,
     PipeListener, RecvError,
     model::{Model, Options, User, run, seeds},
+    os::windows::{Engine, ListenerOptionsExt as _},
 };
 use support::{in_time, message, unique_name};
 use tokio::task::yield_now;
@@ -27,7 +28,7 @@ async fn connect_as(
     Model::run_as(server);
     let listener = bind(ListenerOptions::new().access(access)).unwrap();
     Model::run_as(client);
-    let connected = options.connect(listener.local_name().address()).await;
+    let connected = options.connect(listener.path()).await;
     connected.map(|_| ())
 }
 
@@ -148,9 +149,7 @@ fn a_message_that_its_sender_leaves_in_the_middle_of_has_one_outcome() {
 async fn leave_in_the_middle() -> &'static str {
     let long = message(1, 60_000);
     let mut listener = bind(ListenerOptions::new().buffer_size(4096)).unwrap();
-    let mut client = Client::connect(listener.local_name().address())
-        .await
-        .unwrap();
+    let mut client = Client::connect(listener.path()).await.unwrap();
     let mut connection = listener.accept().await.unwrap();
     {
         let mut sending = pin!(client.send(long.clone()));
