@@ -54,13 +54,10 @@
 //! |---|---|
 //! | `name.rs`, `defaults.rs` | [`PipeName`], and what applies when nothing else is asked for |
 //! | `listener.rs` | [`PipeListener`], [`ListenerOptions`]: the waiting instances |
-//! | `connection.rs` | [`Connection`] and its halves |
-//! | `client.rs` | [`Client`], [`ClientOptions`] |
-//! | `handler.rs` | [`Handler`], [`Request`]; `from_request.rs`, `into_reply.rs`: what handlers take and return |
-//! | `session.rs` | [`Session`], [`ConnectionInfo`] |
+//! | `connection.rs`, `client.rs` | [`Connection`] and its halves, [`Client`] |
+//! | `handler.rs` | [`Handler`]; what handlers take and return is in `from_request.rs`, `session.rs`, `into_reply.rs` |
 //! | `serve.rs` | [`serve`]; below it [`serve_connections`] with the accept loop, and one client's conversation |
-//! | `access.rs` | [`Access`] (who may connect), [`Peer`] (who did) |
-//! | `os.rs` | what only one system has |
+//! | `access.rs`, `os.rs` | [`Access`] (who may connect), [`Peer`] (who did), and what only one system has |
 //! | `engine.rs` | the inner interface of an engine; the engines are below it |
 //! | `windows/` | the only unsafe code |
 
