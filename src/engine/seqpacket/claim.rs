@@ -14,7 +14,7 @@ use rustix::{
     net::SocketAddrUnix,
 };
 
-use super::socket;
+use super::socket::Socket;
 
 /// Makes the directory of a short name's socket, for this user alone, and refuses one that another
 /// user could have prepared. The directory of a path that the user gave is the user's affair.
@@ -96,7 +96,7 @@ impl Claim {
             ));
         }
         // A server that holds no lock of ours still answers.
-        match rustix::net::connect(socket()?, &SocketAddrUnix::new(&self.path)?) {
+        match rustix::net::connect(&Socket::new()?, &SocketAddrUnix::new(&self.path)?) {
             Err(Errno::CONNREFUSED) => fs::remove_file(&self.path),
             Err(Errno::NOENT) => Ok(()),
             Err(Errno::ACCESS) => Err(io::ErrorKind::PermissionDenied.into()),
