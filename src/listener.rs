@@ -96,8 +96,10 @@ impl ListenerOptions {
 
     /// How many clients are served at once, 1 to 254. Default: any number.
     ///
-    /// At the limit further clients wait: on Windows they see `ERROR_PIPE_BUSY`, on Linux they are
-    /// queued by the kernel.
+    /// At the limit further clients see that the pipe is busy and wait for up to their connect timeout:
+    /// `ERROR_PIPE_BUSY` on Windows, `EAGAIN` on Linux. The shortest queue of Linux holds one client, so
+    /// one more than the limit is connected there, and waits for its first reply instead; so do clients
+    /// that were queued when the limit was reached. None of them is lost.
     pub fn max_instances(mut self, instances: usize) -> Self {
         self.max_instances = Some(instances);
         self
@@ -125,7 +127,7 @@ impl ListenerOptions {
     /// How many instances wait for clients, 1 or more. Default: 2.
     ///
     /// More of them let a larger burst of clients in at once, where others have to try again. Linux
-    /// queues 1,024 clients on its own whatever is asked for.
+    /// queues 1,024 clients on its own whatever is asked for, while fewer than `max_instances` are served.
     pub fn backlog(mut self, instances: usize) -> Self {
         self.backlog = instances;
         self
@@ -391,6 +393,18 @@ struct Instances {
 }
 
 impl Instances {
+    /// Counts a client in or out, and tells the engine when that reaches or leaves the limit.
+    fn set_connected(&mut self, connected: usize) {
+        let was_full = self.connected == self.max;
+        self.connected = connected;
+        let is_full = self.connected == self.max;
+        if let Some(endpoint) = &self.endpoint {
+            if is_full != was_full {
+                endpoint.set_full(is_full);
+            }
+        }
+    }
+
     /// Creates instances until `backlog` of them wait or the limit is reached.
     fn top_up(&mut self) -> io::Result<()> {
         let Some(endpoint) = &self.endpoint else {
@@ -410,7 +424,7 @@ impl Instances {
             match self.waiting[index].poll_connect(cx) {
                 Poll::Ready(Ok(channel)) => {
                     // The replacement first, while the connected one holds the name.
-                    self.connected += 1;
+                    self.set_connected(self.connected + 1);
                     drop(self.waiting.remove(index));
                     if let Err(error) = self.top_up() {
                         warn!(%error, "the next instance can't be created; trying again");
@@ -439,7 +453,8 @@ pub(crate) struct Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         let mut instances = lock(&self.instances);
-        instances.connected -= 1;
+        let connected = instances.connected - 1;
+        instances.set_connected(connected);
         if let Err(error) = instances.top_up() {
             warn!(%error, "the next instance can't be created; trying again");
             if instances.waiting.is_empty() {

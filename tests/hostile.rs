@@ -1,4 +1,4 @@
-//! Clients that mean harm, on Linux: what they do costs them their own connection and nobody else anything.
+//! Hostile clients on Linux: what they do costs them their own connection and nobody else anything.
 
 #![cfg(all(target_os = "linux", feature = "test-util"))]
 

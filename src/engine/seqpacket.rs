@@ -18,6 +18,7 @@ use rustix::{
     net::{SocketAddrUnix, accept_with},
 };
 use tokio::io::{Interest, unix::AsyncFd};
+use tracing::warn;
 
 use self::{
     channel::channel,
@@ -35,6 +36,10 @@ mod socket;
 /// How many clients the kernel queues until they are accepted; it takes 4,096 at most by default
 /// (`net.core.somaxconn`). A client that finds the queue full has to poll, so it is long.
 const QUEUE_LENGTH: i32 = 1024;
+
+/// The queue at `max_instances`. The kernel queues one client more than it is told (`unix_recvq_full` in
+/// net/unix/af_unix.c), so the shortest queue holds one. Those that it holds already stay in it.
+const SHORTEST_QUEUE: i32 = 0;
 
 /// What the kernel takes of the send buffer for itself (`unix_dgram_sendmsg` in net/unix/af_unix.c).
 const SEND_OVERHEAD: usize = 32;
@@ -103,6 +108,16 @@ impl Endpoint for SeqpacketEndpoint {
             sizes: self.sizes,
             grow_send_buffer: self.grow_send_buffers,
         }))
+    }
+
+    /// Clients that wait in a blocking connect(2) are woken when the queue grows (`unix_listen`).
+    fn set_full(&self, full: bool) {
+        let length = if full { SHORTEST_QUEUE } else { QUEUE_LENGTH };
+        if let Some(listener) = &self.listener {
+            if let Err(error) = rustix::net::listen(listener, length) {
+                warn!(%error, "the queue of clients can't be changed");
+            }
+        }
     }
 
     /// The kernel queues clients on the one listening socket.
