@@ -185,10 +185,11 @@ fn address_of(name: &str) -> Result<String, NameError> {
     let short = match without_local_prefix(name) {
         Some(short) => short,
         None if name.contains('/') => {
-            return match name.find('\0') {
-                Some(_) => Err(NameError::Character {
+            // A path with a newline would forge the lines that name it.
+            return match name.chars().find(|c| c.is_control()) {
+                Some(character) => Err(NameError::Character {
                     name: name.to_owned(),
-                    character: '\0',
+                    character,
                 }),
                 None => Ok(name.to_owned()),
             };
@@ -287,6 +288,9 @@ mod tests {
     fn a_name_with_a_slash_is_a_path() {
         assert_eq!(parse("./x").unwrap().address(), "./x");
         assert_eq!(parse("/run/x.sock").unwrap().address(), "/run/x.sock");
-        assert!(parse("/a\0b").is_err());
+        for name in ["/a\0b", "/a\nb", "./a\x1b[2Jb"] {
+            let error = parse(name).unwrap_err();
+            assert!(matches!(error, NameError::Character { .. }), "{error:?}");
+        }
     }
 }
