@@ -158,7 +158,9 @@ impl ListenerOptions {
     /// # Errors
     ///
     /// [`BindError`] says which name, option or right was at fault. A name that is served already is
-    /// [`BindError::InUse`] or, when another user serves it, [`BindError::Denied`].
+    /// [`BindError::InUse`] or, when another user serves it, [`BindError::Denied`]. So is, on Linux, a
+    /// directory in which another user can replace the socket: one that belongs to another user than root,
+    /// or that everyone can write to and that has no sticky bit.
     pub fn bind(self, name: impl AsRef<str>) -> Result<PipeListener, BindError> {
         let name: PipeName = name.as_ref().parse()?;
         self.check()?;

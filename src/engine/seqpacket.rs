@@ -5,8 +5,7 @@
 //! for a connection.
 
 use std::{
-    fs, io,
-    os::unix::fs::PermissionsExt as _,
+    io,
     path::PathBuf,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -22,7 +21,7 @@ use tracing::warn;
 
 use self::{
     channel::channel,
-    claim::{Claim, identity, make_directory},
+    claim::{Claim, make_directory},
     socket::Socket,
 };
 use super::{Channel, Endpoint, Instance, Sizes};
@@ -52,7 +51,7 @@ pub(crate) fn bind(
 ) -> io::Result<Box<dyn Endpoint>> {
     let path = PathBuf::from(name.address());
     make_directory(&path)?;
-    let claim = Claim::new(path)?;
+    let mut claim = Claim::new(path)?;
     let mode = match access {
         Access::CurrentUser => 0o600,
         Access::Everyone => 0o666,
@@ -64,18 +63,14 @@ pub(crate) fn bind(
     // net/unix/af_unix.c): set before bind, nobody gets in in between.
     fchmod(&socket, Mode::from_raw_mode(mode))?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(&claim.path)?)?;
-    let mut endpoint = SeqpacketEndpoint {
-        listener: None,
+    claim.take_socket_file(mode)?;
+    rustix::net::listen(&socket, QUEUE_LENGTH)?;
+    Ok(Box::new(SeqpacketEndpoint {
+        listener: Arc::new(socket.register(Interest::READABLE)?),
         sizes,
         grow_send_buffers,
-        claim,
-    };
-    fs::set_permissions(&endpoint.claim.path, fs::Permissions::from_mode(mode))?;
-    endpoint.claim.bound = Some(identity(&fs::symlink_metadata(&endpoint.claim.path)?));
-    rustix::net::listen(&socket, QUEUE_LENGTH)?;
-    let listener = socket.register(Interest::READABLE)?;
-    endpoint.listener = Some(Arc::new(listener));
-    Ok(Box::new(endpoint))
+        _claim: claim,
+    }))
 }
 
 /// Connects to the socket at `path`. `ResourceBusy` when its queue is full, which can't be waited for.
@@ -92,19 +87,18 @@ pub(crate) fn connect(path: &str, sizes: Sizes) -> io::Result<Channel> {
 }
 
 struct SeqpacketEndpoint {
-    /// Set before `bind` returns.
-    listener: Option<Arc<AsyncFd<Socket>>>,
+    listener: Arc<AsyncFd<Socket>>,
     sizes: Sizes,
     /// Whether the kernel's default is too small, also for the sockets of the clients.
     grow_send_buffers: bool,
-    claim: Claim,
+    /// Given up after the socket is closed.
+    _claim: Claim,
 }
 
 impl Endpoint for SeqpacketEndpoint {
     fn create(&self) -> io::Result<Box<dyn Instance>> {
-        let listener = self.listener.clone().ok_or(io::ErrorKind::NotConnected)?;
         Ok(Box::new(SeqpacketInstance {
-            listener,
+            listener: Arc::clone(&self.listener),
             sizes: self.sizes,
             grow_send_buffer: self.grow_send_buffers,
         }))
@@ -113,10 +107,8 @@ impl Endpoint for SeqpacketEndpoint {
     /// Clients that wait in a blocking connect(2) are woken when the queue grows (`unix_listen`).
     fn set_full(&self, full: bool) {
         let length = if full { SHORTEST_QUEUE } else { QUEUE_LENGTH };
-        if let Some(listener) = &self.listener {
-            if let Err(error) = rustix::net::listen(listener, length) {
-                warn!(%error, "the queue of clients can't be changed");
-            }
+        if let Err(error) = rustix::net::listen(&self.listener, length) {
+            warn!(%error, "the queue of clients can't be changed");
         }
     }
 

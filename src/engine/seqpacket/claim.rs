@@ -4,31 +4,54 @@ use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{
+            DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
+            PermissionsExt as _,
+        },
+    },
     path::{Path, PathBuf},
 };
 
 use rustix::{
-    fs::{FlockOperation, flock},
+    fs::{FlockOperation, OFlags, flock},
     io::Errno,
     net::SocketAddrUnix,
+    process::geteuid,
 };
 
 use super::socket::Socket;
 
 /// Makes the directory of a short name's socket, for this user alone, and refuses one that another
-/// user could have prepared. The directory of a path that the user gave is the user's affair.
+/// user could have prepared. The directory of a path that the user gave has to be there.
+///
+/// # Errors
+///
+/// `PermissionDenied` when another user could put a socket in the place of ours.
 pub(super) fn make_directory(path: &Path) -> io::Result<()> {
-    let Some(directory) = path.parent() else {
-        return Ok(());
+    let directory = match path.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() => directory,
+        _ => Path::new("."),
     };
-    let ours = [
-        "pipe-server".to_owned(),
-        format!("pipe-server-{}", rustix::process::getuid().as_raw()),
-    ];
-    let is_ours = directory.file_name().and_then(|name| name.to_str());
-    if !is_ours.is_some_and(|name| ours.iter().any(|ours| ours == name)) {
-        return Ok(());
+    let in_runtime_directory = directory.ends_with("pipe-server");
+    let in_tmp = format!("pipe-server-{}", rustix::process::getuid().as_raw());
+    if !in_runtime_directory && !directory.ends_with(in_tmp) {
+        return check_directory(directory);
+    }
+    if in_runtime_directory {
+        let runtime_directory = directory.parent().unwrap_or(directory);
+        if runtime_directory.is_relative() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "XDG_RUNTIME_DIR is {:?}, which is a relative path: set it to an absolute one, or \
+                     unset it",
+                    runtime_directory
+                ),
+            ));
+        }
+        check_directory(runtime_directory)?;
     }
     match fs::DirBuilder::new().mode(0o700).create(directory) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -44,17 +67,49 @@ pub(super) fn make_directory(path: &Path) -> io::Result<()> {
         _ => {}
     }
     let metadata = fs::symlink_metadata(directory)?;
-    let owner = rustix::process::geteuid().as_raw();
-    if !metadata.is_dir() || metadata.uid() != owner || metadata.mode() & 0o022 != 0 {
-        return Err(io::Error::new(
-            io::ErrorKind::PermissionDenied,
-            format!(
-                "{} is not a directory that only this user can write to",
-                directory.display()
-            ),
-        ));
+    if !metadata.is_dir() || !is_ours(&metadata) || metadata.mode() & 0o022 != 0 {
+        return Err(denied(format!(
+            "{} is not a directory that only this user can write to",
+            directory.display()
+        )));
     }
     Ok(())
+}
+
+/// Refuses a directory in which another user could put a socket in the place of ours. One that is not
+/// there is not refused.
+fn check_directory(directory: &Path) -> io::Result<()> {
+    let metadata = match fs::metadata(directory) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => {
+            let problem = format!("{} can't be read: {error}", directory.display());
+            return Err(io::Error::new(error.kind(), problem));
+        }
+    };
+    let directory = directory.display();
+    if !is_ours(&metadata) && metadata.uid() != 0 {
+        return Err(denied(format!(
+            "the directory {directory} belongs to another user (uid {}): choose one of this user or of root",
+            metadata.uid()
+        )));
+    }
+    let (others_write, sticky) = (0o002, 0o1000);
+    if metadata.mode() & (others_write | sticky) == others_write {
+        return Err(denied(format!(
+            "everyone can replace files in the directory {directory}: choose another one, take away the \
+             right (chmod o-w), or set the sticky bit (chmod +t)"
+        )));
+    }
+    Ok(())
+}
+
+fn is_ours(metadata: &fs::Metadata) -> bool {
+    metadata.uid() == geteuid().as_raw()
+}
+
+fn denied(problem: String) -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, problem)
 }
 
 /// The right to serve a path, held through a lock file beside it. What a killed server left behind
@@ -64,7 +119,7 @@ pub(super) struct Claim {
     lock_path: PathBuf,
     _lock: File,
     /// The socket file that we made, by device and inode.
-    pub(super) bound: Option<(u64, u64)>,
+    bound: Option<(u64, u64)>,
 }
 
 impl Claim {
@@ -83,6 +138,40 @@ impl Claim {
         Ok(claim)
     }
 
+    /// Takes the socket file, which bind(2) has just made, and gives it `mode`: the umask may have taken
+    /// bits away.
+    ///
+    /// Works on the inode. Whoever can write to the directory could put a link in the place of the path.
+    pub(super) fn take_socket_file(&mut self, mode: u32) -> io::Result<()> {
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags((OFlags::PATH | OFlags::NOFOLLOW).bits() as i32)
+            .open(&self.path)?;
+        let metadata = file.metadata()?;
+        // A second link may be another socket of this user.
+        let is_new = metadata.file_type().is_socket() && metadata.nlink() == 1;
+        if !is_new || !is_ours(&metadata) {
+            return Err(denied(
+                "the socket was replaced while it was made: choose a directory that only this user can \
+                 write to"
+                    .to_owned(),
+            ));
+        }
+        self.bound = Some(identity(&metadata));
+        if metadata.mode() & 0o7777 != mode {
+            // fchmod(2) takes no O_PATH descriptor, and fchmodat2(2) is as new as Linux 6.6.
+            let inode = format!("/proc/self/fd/{}", file.as_raw_fd());
+            fs::set_permissions(&inode, fs::Permissions::from_mode(mode)).map_err(|error| {
+                let problem = format!(
+                    "its mode can't be set to {mode:04o}: {error}; mount /proc, or set a umask that lets \
+                     the mode through"
+                );
+                io::Error::new(error.kind(), problem)
+            })?;
+        }
+        Ok(())
+    }
+
     fn remove_stale_socket(&self) -> io::Result<()> {
         let metadata = match fs::symlink_metadata(&self.path) {
             Ok(metadata) => metadata,
@@ -99,7 +188,10 @@ impl Claim {
         match rustix::net::connect(&Socket::new()?, &SocketAddrUnix::new(&self.path)?) {
             Err(Errno::CONNREFUSED) => fs::remove_file(&self.path),
             Err(Errno::NOENT) => Ok(()),
-            Err(Errno::ACCESS) => Err(io::ErrorKind::PermissionDenied.into()),
+            Err(Errno::ACCESS) => Err(denied(format!(
+                "a socket of another user (uid {}) is there: choose another name",
+                metadata.uid()
+            ))),
             Ok(()) | Err(_) => Err(io::ErrorKind::AddrInUse.into()),
         }
     }
@@ -115,7 +207,7 @@ impl Drop for Claim {
     }
 }
 
-pub(super) fn identity(metadata: &fs::Metadata) -> (u64, u64) {
+fn identity(metadata: &fs::Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
@@ -132,6 +224,10 @@ fn unopened(path: &Path, error: &io::Error) -> io::Error {
 }
 
 /// Opens and locks the file, which its last holder may be removing at this moment.
+///
+/// # Errors
+///
+/// `AddrInUse` when another process of this user has locked it.
 fn lock_file(path: &Path) -> io::Result<File> {
     loop {
         let file = OpenOptions::new()
@@ -139,17 +235,77 @@ fn lock_file(path: &Path) -> io::Result<File> {
             .truncate(false)
             .write(true)
             .mode(0o600)
-            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32)
+            // Opening a FIFO would wait for its reader.
+            .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
             .open(path)
             .map_err(|error| unopened(path, &error))?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() || !is_ours(&metadata) {
+            return Err(denied(format!(
+                "{} is not a file of this user (its owner is uid {}): remove it, or choose another name",
+                path.display(),
+                metadata.uid()
+            )));
+        }
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Err(io::ErrorKind::AddrInUse.into()),
             Err(error) => return Err(error.into()),
         }
         match fs::symlink_metadata(path) {
-            Ok(there) if identity(&there) == identity(&file.metadata()?) => return Ok(file),
+            Ok(there) if identity(&there) == identity(&metadata) => return Ok(file),
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::{fs::symlink, net::UnixListener};
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::symlink_metadata(path).unwrap().mode() & 0o7777
+    }
+
+    fn set_mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn the_mode_is_given_to_the_socket_and_never_to_what_a_link_points_at() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let mut claim = Claim::new(path.clone()).unwrap();
+        let _socket = UnixListener::bind(&path).unwrap();
+        set_mode(&path, 0o600);
+        claim.take_socket_file(0o666).unwrap();
+        assert_eq!(mode(&path), 0o666);
+
+        // Somebody was quicker.
+        let victim = directory.path().join("victim");
+        fs::write(&victim, "secret").unwrap();
+        set_mode(&victim, 0o600);
+        fs::remove_file(&path).unwrap();
+        symlink(&victim, &path).unwrap();
+        let error = claim.take_socket_file(0o666).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}");
+        assert_eq!(mode(&victim), 0o600);
+
+        let other = directory.path().join("other");
+        let _other = UnixListener::bind(&other).unwrap();
+        set_mode(&other, 0o600);
+        fs::remove_file(&path).unwrap();
+        fs::hard_link(&other, &path).unwrap();
+        claim.take_socket_file(0o666).unwrap_err();
+        assert_eq!(mode(&other), 0o600);
+    }
+
+    #[test]
+    fn a_relative_runtime_directory_is_refused() {
+        let error = make_directory(Path::new("run/pipe-server/name.pipe")).unwrap_err();
+        assert!(error.to_string().contains("XDG_RUNTIME_DIR"), "{error}");
+        assert!(!Path::new("run").exists());
     }
 }
