@@ -21,7 +21,7 @@ use tracing::warn;
 
 use self::{
     channel::channel,
-    claim::{Claim, make_directory},
+    claim::{Claim, check_directory, directory_of, is_own, make_directory},
     socket::Socket,
 };
 use super::{Channel, Endpoint, Instance, Sizes};
@@ -50,7 +50,12 @@ pub(crate) fn bind(
     sizes: Sizes,
 ) -> io::Result<Box<dyn Endpoint>> {
     let path = PathBuf::from(name.address());
-    make_directory(&path)?;
+    let directory = directory_of(&path);
+    if is_own(directory) {
+        make_directory(directory)?;
+    } else {
+        check_directory(directory)?;
+    }
     let mut claim = Claim::new(path)?;
     let mode = match access {
         Access::CurrentUser => 0o600,

@@ -23,33 +23,39 @@ use rustix::{
 
 use super::socket::Socket;
 
-/// Makes the directory of a short name's socket, for this user alone, and refuses one that another
-/// user could have prepared. The directory of a path that the user gave has to be there.
+/// The directory of short names in `XDG_RUNTIME_DIR`.
+const IN_RUNTIME_DIRECTORY: &str = "pipe-server";
+
+/// The directory that holds `path`.
+pub(super) fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() => directory,
+        _ => Path::new("."),
+    }
+}
+
+/// Whether this is the directory of short names, and not of a path that the user gave.
+pub(super) fn is_own(directory: &Path) -> bool {
+    let in_tmp = format!("pipe-server-{}", rustix::process::getuid().as_raw());
+    directory.ends_with(IN_RUNTIME_DIRECTORY) || directory.ends_with(in_tmp)
+}
+
+/// Makes the directory of short names, for this user alone, and refuses one that another user could have
+/// prepared.
 ///
 /// # Errors
 ///
-/// `PermissionDenied` when another user could put a socket in the place of ours.
-pub(super) fn make_directory(path: &Path) -> io::Result<()> {
-    let directory = match path.parent() {
-        Some(directory) if !directory.as_os_str().is_empty() => directory,
-        _ => Path::new("."),
-    };
-    let in_runtime_directory = directory.ends_with("pipe-server");
-    let in_tmp = format!("pipe-server-{}", rustix::process::getuid().as_raw());
-    if !in_runtime_directory && !directory.ends_with(in_tmp) {
-        return check_directory(directory);
-    }
-    if in_runtime_directory {
-        let runtime_directory = directory.parent().unwrap_or(directory);
+/// `PermissionDenied` when another user could put a socket in the place of ours, `InvalidInput` for a
+/// relative `XDG_RUNTIME_DIR`.
+pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
+    if directory.ends_with(IN_RUNTIME_DIRECTORY) {
+        let runtime_directory = directory_of(directory);
         if runtime_directory.is_relative() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!(
-                    "XDG_RUNTIME_DIR is {:?}, which is a relative path: set it to an absolute one, or \
-                     unset it",
-                    runtime_directory
-                ),
-            ));
+            let problem = format!(
+                "XDG_RUNTIME_DIR is the relative path {}: set it to an absolute one, or unset it",
+                runtime_directory.display()
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
         }
         check_directory(runtime_directory)?;
     }
@@ -76,9 +82,13 @@ pub(super) fn make_directory(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Refuses a directory in which another user could put a socket in the place of ours. One that is not
-/// there is not refused.
-fn check_directory(directory: &Path) -> io::Result<()> {
+/// Refuses a directory in which another user could put a socket in the place of ours. A missing one is
+/// left to whoever uses it.
+///
+/// # Errors
+///
+/// `PermissionDenied`.
+pub(super) fn check_directory(directory: &Path) -> io::Result<()> {
     let metadata = match fs::metadata(directory) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -304,7 +314,7 @@ mod tests {
 
     #[test]
     fn a_relative_runtime_directory_is_refused() {
-        let error = make_directory(Path::new("run/pipe-server/name.pipe")).unwrap_err();
+        let error = make_directory(Path::new("run/pipe-server")).unwrap_err();
         assert!(error.to_string().contains("XDG_RUNTIME_DIR"), "{error}");
         assert!(!Path::new("run").exists());
     }
