@@ -31,53 +31,55 @@ const STACK_SIZE: usize = 64 * 1024;
 
 static CLOSING: Mutex<Closing> = Mutex::new(Closing {
     threads: 0,
+    unclosed: 0,
     waiting: VecDeque::new(),
 });
 
 struct Closing {
     threads: usize,
-    /// Bounded by the number of connections that were accepted before [`is_full`].
+    /// Those that wait and those that a thread has. Bounded: see [`is_full`].
+    unclosed: usize,
     waiting: VecDeque<Socket>,
 }
 
-/// Whether as many sockets block as can. No client is accepted meanwhile, so that hostile ones can't use up
-/// the descriptors of the process.
+/// Whether no thread may be left for one more. No client is accepted meanwhile, so that hostile ones can't
+/// use up the descriptors of the process.
 pub(super) fn is_full() -> bool {
-    lock().threads == MAX_THREADS
+    lock().unclosed >= MAX_THREADS
 }
 
 /// Closes `socket`, which was shut down, on another thread.
 pub(super) fn close(socket: Socket) {
     let mut closing = lock();
+    closing.unclosed += 1;
     closing.waiting.push_back(socket);
     if closing.threads == MAX_THREADS {
         return;
     }
     let thread = thread::Builder::new()
         .name("pipe-server-close".to_owned())
-        .stack_size(STACK_SIZE);
-    match thread.spawn(run) {
+        .stack_size(STACK_SIZE)
+        .spawn(run);
+    match thread {
         Ok(_) => closing.threads += 1,
-        Err(error) => warn!(
-            %error,
-            "no thread to close a connection that passed file descriptors: it stays open until the next one"
-        ),
+        Err(error) => {
+            drop(closing);
+            warn!(%error, "a connection that passed file descriptors stays open for now: no thread to close it");
+        }
     }
 }
 
 /// Closes sockets until none is left.
 fn run() {
-    loop {
-        let socket = {
-            let mut closing = lock();
-            let Some(socket) = closing.waiting.pop_front() else {
-                closing.threads -= 1;
-                return;
-            };
-            socket
-        };
+    let mut closing = lock();
+    while let Some(socket) = closing.waiting.pop_front() {
+        drop(closing);
         discard(&socket);
+        drop(socket);
+        closing = lock();
+        closing.unclosed -= 1;
     }
+    closing.threads -= 1;
 }
 
 /// Takes what the socket still holds, so that closing it closes nothing else.
