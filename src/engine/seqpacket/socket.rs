@@ -9,8 +9,8 @@
 //!
 //! Linux 6.16 and later refuse descriptors for us (`SO_PASSRIGHTS`): the sender gets `EPERM` and nothing
 //! is sent. On older systems each packet is peeked at before it is received, which leaves the descriptors
-//! in the socket and costs a call for each message. A connection that passes one is closed, by a thread of
-//! its own (see [`lingering`]).
+//! in the socket. That costs a call for each message, and messages can't be received in batches. A connection
+//! that passes a descriptor is closed, by a thread of its own (see [`lingering`]).
 //!
 //! Receiving the descriptors in a control buffer to close them elsewhere was refused: when the process
 //! runs out of descriptors, the kernel closes those that it can't hand out, in the thread that receives,
