@@ -137,6 +137,9 @@ impl Peer {
 
     /// The process that connected. Good for a log; not for a decision, since the number is used
     /// again once the process has ended.
+    ///
+    /// On Linux 0 when this process can't see the other one: it runs in a PID namespace that is not below
+    /// ours, such as that of the host, or of another container (pid_namespaces(7)).
     #[must_use]
     pub fn process_id(&self) -> u32 {
         self.process_id

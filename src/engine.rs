@@ -75,6 +75,12 @@ pub(crate) trait Endpoint: Send + Sync {
     /// Called from a task of the runtime and from a connection's `drop`.
     fn create(&self) -> io::Result<Box<dyn Instance>>;
 
+    /// Says whether `max_instances` clients are connected, each time that this changes.
+    ///
+    /// Called from a task of the runtime and from a connection's `drop`. Only an engine whose system
+    /// queues clients on its own has something to do: further ones must see that the pipe is busy.
+    fn set_full(&self, _full: bool) {}
+
     /// How many waiting instances are of use. One, where the system itself queues clients.
     fn useful_backlog(&self) -> usize {
         usize::MAX

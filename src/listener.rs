@@ -75,9 +75,13 @@ impl ListenerOptions {
 
     /// How many clients are served at once, 1 or more; `None`, the default, for any number.
     ///
-    /// At the limit further clients wait: on Windows they see `ERROR_PIPE_BUSY`, on Linux they are
-    /// queued by the kernel. The listener keeps count, not the system: 255 means 255, although
-    /// `CreateNamedPipe` takes it for `PIPE_UNLIMITED_INSTANCES`.
+    /// At the limit further clients see that the pipe is busy and wait for up to their connect timeout:
+    /// `ERROR_PIPE_BUSY` on Windows, `EAGAIN` on Linux. The shortest queue of Linux holds one client, so
+    /// one more than the limit is connected there, and waits for its first reply instead; so do clients
+    /// that were queued when the limit was reached. None of them is lost.
+    ///
+    /// The listener keeps count, not the system: 255 means 255, although `CreateNamedPipe` takes it for
+    /// `PIPE_UNLIMITED_INSTANCES`.
     pub fn max_instances(mut self, instances: impl Into<Option<usize>>) -> Self {
         self.max_instances = instances.into();
         self
@@ -106,7 +110,7 @@ impl ListenerOptions {
     /// How many instances wait for clients, 1 or more. Default: [`defaults::BACKLOG`], 2.
     ///
     /// More of them let a larger burst of clients in at once, where others have to try again. Linux
-    /// queues 1,024 clients on its own whatever is asked for.
+    /// queues 1,024 clients on its own whatever is asked for, while fewer than `max_instances` are served.
     pub fn backlog(mut self, instances: usize) -> Self {
         self.backlog = instances;
         self
@@ -123,7 +127,9 @@ impl ListenerOptions {
     /// # Errors
     ///
     /// [`BindError`] says which name, option or right was at fault. A name that is served already is
-    /// [`BindError::InUse`] or, when another user serves it, [`BindError::Denied`].
+    /// [`BindError::InUse`] or, when another user serves it, [`BindError::Denied`]. So is, on Linux, a
+    /// directory in which another user can replace the socket: one that belongs to another user than root,
+    /// or that everyone can write to and that has no sticky bit.
     pub fn bind(
         &self,
         name: impl TryInto<PipeName, Error: Into<NameError>>,
@@ -366,6 +372,18 @@ struct Instances {
 }
 
 impl Instances {
+    /// Counts a client in or out, and tells the engine when that reaches or leaves the limit.
+    fn set_connected(&mut self, connected: usize) {
+        let was_full = self.connected == self.max;
+        self.connected = connected;
+        let is_full = self.connected == self.max;
+        if let Some(endpoint) = &self.endpoint {
+            if is_full != was_full {
+                endpoint.set_full(is_full);
+            }
+        }
+    }
+
     /// Creates instances until `backlog` of them wait or the limit is reached.
     fn top_up(&mut self) -> io::Result<()> {
         let Some(endpoint) = &self.endpoint else {
@@ -385,7 +403,7 @@ impl Instances {
             match self.waiting[index].poll_connect(cx) {
                 Poll::Ready(Ok(channel)) => {
                     // The replacement first, while the connected one holds the name.
-                    self.connected += 1;
+                    self.set_connected(self.connected + 1);
                     drop(self.waiting.remove(index));
                     if let Err(error) = self.top_up() {
                         warn!(%error, "the next instance can't be created; trying again");
@@ -414,7 +432,8 @@ pub(crate) struct Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         let mut instances = lock(&self.instances);
-        instances.connected -= 1;
+        let connected = instances.connected - 1;
+        instances.set_connected(connected);
         if let Err(error) = instances.top_up() {
             warn!(%error, "the next instance can't be created; trying again");
             if instances.waiting.is_empty() {

@@ -1,34 +1,44 @@
 //! The Linux engine: `AF_UNIX` sockets of type `SOCK_SEQPACKET`, which keep messages whole.
+//!
+//! They are system calls of rustix on Tokio's `AsyncFd`. nix has the two that rustix lacks: recvmmsg(2),
+//! and socket options that are newer than the crate. tokio-seqpacket has neither, and takes a full queue
+//! for a connection.
 
 use std::{
-    fs, io,
-    os::unix::fs::PermissionsExt as _,
+    io,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use rustix::{
-    fd::{AsFd, OwnedFd},
     fs::{Mode, fchmod},
     io::Errno,
-    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt},
+    net::{SocketAddrUnix, accept_with},
 };
-use tokio_seqpacket::{UnixSeqpacket, UnixSeqpacketListener};
+use tokio::io::{Interest, unix::AsyncFd};
+use tracing::warn;
 
 use self::{
     channel::channel,
-    claim::{Claim, identity, make_directory},
+    claim::{Claim, check_directory, directory_of, make_directory},
+    socket::Socket,
 };
 use super::{Channel, Endpoint, Instance, Sizes};
-use crate::{access::Access, error::OutOfRange};
+use crate::access::Access;
 
 mod channel;
 mod claim;
+mod lingering;
+mod socket;
 
 /// How many clients the kernel queues until they are accepted; it takes 4,096 at most by default
 /// (`net.core.somaxconn`). A client that finds the queue full has to poll, so it is long.
 const QUEUE_LENGTH: i32 = 1024;
+
+/// The queue at `max_instances`. The kernel queues one client more than it is told (`unix_recvq_full` in
+/// net/unix/af_unix.c), so the shortest queue holds one. Those that it holds already stay in it.
+const SHORTEST_QUEUE: i32 = 0;
 
 /// What the kernel takes of the send buffer for itself (`unix_dgram_sendmsg` in net/unix/af_unix.c).
 const SEND_OVERHEAD: usize = 32;
@@ -41,44 +51,40 @@ pub(crate) fn bind(
     access: &Access,
     sizes: Sizes,
 ) -> io::Result<Box<dyn Endpoint>> {
+    let directory = directory_of(path);
     if own_directory {
-        make_directory(path)?;
+        make_directory(directory)?;
+    } else {
+        check_directory(directory)?;
     }
-    let claim = Claim::new(path.to_owned())?;
+    let mut claim = Claim::new(path.to_owned())?;
     let mode = match access {
         Access::CurrentUser => 0o600,
         Access::Everyone => 0o666,
         Access::Mode(mode) => *mode,
     };
-    let socket = socket()?;
-    let grow_send_buffers = grow_send_buffer(&socket, sizes)?;
+    let socket = Socket::new()?;
+    let grow_send_buffers = socket.grow_send_buffer(sizes)?;
     // Linux gives the socket file the mode of the socket itself, less the umask (unix_bind in
     // net/unix/af_unix.c): set before bind, nobody gets in in between.
     fchmod(&socket, Mode::from_raw_mode(mode))?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(&claim.path)?)?;
-    let mut endpoint = SeqpacketEndpoint {
-        listener: None,
+    claim.take_socket_file(mode)?;
+    rustix::net::listen(&socket, QUEUE_LENGTH)?;
+    Ok(Box::new(SeqpacketEndpoint {
+        listener: Arc::new(socket.register(Interest::READABLE)?),
         sizes,
         grow_send_buffers,
-        claim,
-    };
-    fs::set_permissions(&endpoint.claim.path, fs::Permissions::from_mode(mode))?;
-    endpoint.claim.bound = Some(identity(&fs::symlink_metadata(&endpoint.claim.path)?));
-    rustix::net::listen(&socket, QUEUE_LENGTH)?;
-    let listener = UnixSeqpacketListener::try_from(socket)?;
-    endpoint.listener = Some(Arc::new(Mutex::new(listener)));
-    Ok(Box::new(endpoint))
+        _claim: claim,
+    }))
 }
 
 /// Connects to the socket at `path`. `ResourceBusy` when its queue is full, which can't be waited for.
 pub(crate) fn connect(path: &Path, sizes: Sizes) -> io::Result<Channel> {
-    let socket = socket()?;
-    grow_send_buffer(&socket, sizes)?;
+    let socket = Socket::new()?;
+    socket.grow_send_buffer(sizes)?;
     match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
-        Ok(()) => Ok(channel(
-            UnixSeqpacket::try_from(socket)?,
-            sizes.max_message_size,
-        )),
+        Ok(()) => channel(socket, sizes.max_message_size),
         Err(Errno::AGAIN) => Err(io::ErrorKind::ResourceBusy.into()),
         // The file of a server that was killed: nobody serves it.
         Err(Errno::CONNREFUSED) => Err(io::ErrorKind::NotFound.into()),
@@ -86,61 +92,30 @@ pub(crate) fn connect(path: &Path, sizes: Sizes) -> io::Result<Channel> {
     }
 }
 
-fn socket() -> io::Result<OwnedFd> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    Ok(rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        flags,
-        None,
-    )?)
-}
-
-/// Makes room for the longest message, and says whether the kernel's default was too small. It is never
-/// made smaller: that would shorten the longest message that can be sent.
-///
-/// # Errors
-///
-/// [`OutOfRange`] when the system allows less than `max_message_size`.
-fn grow_send_buffer(socket: impl AsFd, sizes: Sizes) -> io::Result<bool> {
-    let wanted = sizes
-        .max_message_size
-        .saturating_add(SEND_OVERHEAD)
-        .max(sizes.buffer_size);
-    if sockopt::socket_send_buffer_size(&socket)? >= wanted {
-        return Ok(false);
-    }
-    // The kernel doubles the value and caps it at net.core.wmem_max, socket(7).
-    sockopt::set_socket_send_buffer_size(&socket, wanted.min(i32::MAX as usize))?;
-    let longest = sockopt::socket_send_buffer_size(&socket)?.saturating_sub(SEND_OVERHEAD);
-    if longest < sizes.max_message_size {
-        let problem = format!(
-            "is {} bytes, but this system carries messages of {longest} at most: choose a smaller one, or \
-             raise net.core.wmem_max",
-            sizes.max_message_size
-        );
-        return Err(OutOfRange::new("max_message_size", problem).into());
-    }
-    Ok(true)
-}
-
 struct SeqpacketEndpoint {
-    /// Set before `bind` returns.
-    listener: Option<Arc<Mutex<UnixSeqpacketListener>>>,
+    listener: Arc<AsyncFd<Socket>>,
     sizes: Sizes,
     /// Whether the kernel's default is too small, also for the sockets of the clients.
     grow_send_buffers: bool,
-    claim: Claim,
+    /// Given up after the socket is closed.
+    _claim: Claim,
 }
 
 impl Endpoint for SeqpacketEndpoint {
     fn create(&self) -> io::Result<Box<dyn Instance>> {
-        let listener = self.listener.clone().ok_or(io::ErrorKind::NotConnected)?;
         Ok(Box::new(SeqpacketInstance {
-            listener,
+            listener: Arc::clone(&self.listener),
             sizes: self.sizes,
             grow_send_buffer: self.grow_send_buffers,
         }))
+    }
+
+    /// Clients that wait in a blocking connect(2) are woken when the queue grows (`unix_listen`).
+    fn set_full(&self, full: bool) {
+        let length = if full { SHORTEST_QUEUE } else { QUEUE_LENGTH };
+        if let Err(error) = rustix::net::listen(&self.listener, length) {
+            warn!(%error, "the queue of clients can't be changed");
+        }
     }
 
     /// The kernel queues clients on the one listening socket.
@@ -151,18 +126,33 @@ impl Endpoint for SeqpacketEndpoint {
 
 /// A place at the listening socket.
 struct SeqpacketInstance {
-    listener: Arc<Mutex<UnixSeqpacketListener>>,
+    listener: Arc<AsyncFd<Socket>>,
     sizes: Sizes,
     grow_send_buffer: bool,
 }
 
 impl Instance for SeqpacketInstance {
     fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>> {
-        let mut listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
-        let socket = ready!(listener.poll_accept(cx))?;
+        let socket = loop {
+            let mut ready = ready!(self.listener.poll_read_ready(cx))?;
+            if lingering::is_full() {
+                return Poll::Ready(Err(io::Error::new(
+                    io::ErrorKind::ResourceBusy,
+                    "closing the connections that passed file descriptors (SCM_RIGHTS) blocks, so no \
+                     client is accepted: end the processes that hold the other ends of those descriptors",
+                )));
+            }
+            let listener = self.listener.get_ref();
+            match ready.try_io(|_| Ok(accept_with(listener, socket::FLAGS)?)) {
+                Ok(Ok(socket)) => break Socket::of(socket, listener.descriptors),
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(Err(error)) => return Poll::Ready(Err(error)),
+                Err(_would_block) => {}
+            }
+        };
         if self.grow_send_buffer {
-            grow_send_buffer(&socket, self.sizes)?;
+            socket.grow_send_buffer(self.sizes)?;
         }
-        Poll::Ready(Ok(channel(socket, self.sizes.max_message_size)))
+        Poll::Ready(channel(socket, self.sizes.max_message_size))
     }
 }

@@ -5,6 +5,10 @@ mod contract;
 mod drops;
 #[cfg(all(feature = "futures", feature = "tower"))]
 mod features;
+#[cfg(target_os = "linux")]
+mod hostile;
+#[cfg(target_os = "linux")]
+mod linux_only;
 #[cfg(all(windows, any(miri, pipe_model)))]
 mod model;
 mod properties;

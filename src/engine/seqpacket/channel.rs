@@ -5,27 +5,32 @@ use std::{
     cell::RefCell,
     collections::VecDeque,
     io::{self, IoSlice, IoSliceMut},
-    net::Shutdown,
+    os::fd::AsRawFd as _,
     pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, Waker, ready},
 };
 
 use bytes::{Bytes, BytesMut};
-use nix::sys::socket::{MsgFlags, MultiHeaders, recvmmsg};
+use nix::sys::socket::{MsgFlags, MultiHeaders, getsockopt, recvmmsg, sockopt::PeerCredentials};
 use rustix::{
     buffer::spare_capacity,
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
-    net::{MMsgHdr, RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmmsg, sockopt},
+    net::{
+        MMsgHdr, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, send, sendmmsg,
+        shutdown, sockopt,
+    },
 };
-use tokio::{io::Interest, task::coop};
-use tokio_seqpacket::UnixSeqpacket;
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    task::coop,
+};
 
-use super::SEND_OVERHEAD;
+use super::{
+    SEND_OVERHEAD,
+    socket::{Descriptors, Next, Socket},
+};
 use crate::{
     access::{Peer, UserId},
     engine::{Channel, Link, Receive, Received, Transmit},
@@ -57,40 +62,54 @@ struct Scratch {
 }
 
 /// The channel of a connected socket.
-pub(super) fn channel(socket: UnixSeqpacket, max_message_size: usize) -> Channel {
+pub(super) fn channel(socket: Socket, max_message_size: usize) -> io::Result<Channel> {
     let link = Arc::new(SeqpacketLink {
-        socket,
-        peer_gone: AtomicBool::new(false),
+        socket: socket.register(Interest::READABLE | Interest::WRITABLE)?,
     });
-    Channel {
+    Ok(Channel {
         receiver: Box::new(SeqpacketReceiver {
             link: Arc::clone(&link),
-            max_message_size,
-            block: BytesMut::new(),
-            received: VecDeque::new(),
-            expects_more: false,
+            inbox: Inbox {
+                max_message_size,
+                block: BytesMut::new(),
+                packets: VecDeque::new(),
+                expects_more: false,
+            },
         }),
         sender: Box::new(SeqpacketSender {
             link: Arc::clone(&link),
             pending: VecDeque::new(),
         }),
         link,
-    }
+    })
 }
 
 /// A connected socket.
 struct SeqpacketLink {
-    socket: UnixSeqpacket,
-    /// The peer has closed and nothing of it is left to read.
-    peer_gone: AtomicBool,
+    socket: AsyncFd<Socket>,
 }
 
 impl SeqpacketLink {
+    /// Whether the end that was read is an empty message, or the peer is gone: a read can't tell.
+    fn ended(&self) -> Received {
+        if self.is_hung_up() {
+            let socket = self.socket.get_ref();
+            // Descriptors may lie behind an empty message. Anything else may be discarded: nobody reads
+            // replies any more.
+            if socket.descriptors == Descriptors::Refused {
+                socket.set_drained();
+            }
+            Received::Closed
+        } else {
+            Received::End
+        }
+    }
+
     /// Whether the peer has closed both directions.
     fn is_hung_up(&self) -> bool {
-        // Tokio knows mostly, and saves the call. If not, the event may still be on its way. Asked with a
-        // future and not with `poll_write_ready`, which would forget the task that waits to send.
-        let ready = pin!(self.socket.as_async_fd().ready(Interest::WRITABLE));
+        // Tokio usually has the answer cached, which saves a poll(2). If not, the event may still be on
+        // its way. `ready` and not `poll_write_ready`, which would forget the task that waits to send.
+        let ready = pin!(self.socket.ready(Interest::WRITABLE));
         if let Poll::Ready(Ok(guard)) = ready.poll(&mut Context::from_waker(Waker::noop())) {
             if guard.ready().is_write_closed() {
                 return true;
@@ -104,43 +123,27 @@ impl SeqpacketLink {
 
 impl Link for SeqpacketLink {
     fn peer(&self) -> io::Result<Peer> {
-        let credentials = self.socket.peer_cred()?;
-        let process_id = credentials
-            .pid()
-            .and_then(|pid| u32::try_from(pid).ok())
-            .unwrap_or(0);
+        // rustix's process ids are never 0, and this one is for a peer outside our PID namespace.
+        let credentials = getsockopt(&self.socket, PeerCredentials)?;
         Ok(Peer {
-            process_id,
+            process_id: u32::try_from(credentials.pid()).unwrap_or(0),
             user: UserId::Uid(credentials.uid()),
             group_id: credentials.gid(),
         })
     }
 }
 
-impl Drop for SeqpacketLink {
-    /// A socket that is closed with messages unread gives its peer `ECONNRESET` before the replies
-    /// that the peer could still read (`unix_release_sock` in net/unix/af_unix.c), so they are read
-    /// first. After the shutdown no more can come.
-    fn drop(&mut self) {
-        if *self.peer_gone.get_mut() {
-            return;
-        }
-        _ = self.socket.shutdown(Shutdown::Both);
-        let mut nothing = [0; 1];
-        while matches!(
-            recv(&self.socket, &mut nothing, RecvFlags::DONTWAIT),
-            Ok((1.., _)) | Err(Errno::INTR)
-        ) {}
-    }
-}
-
 struct SeqpacketReceiver {
     link: Arc<SeqpacketLink>,
+    inbox: Inbox,
+}
+
+/// What was received and is still to be given out.
+struct Inbox {
     max_message_size: usize,
     /// Where messages are copied to.
     block: BytesMut,
-    /// What the last call has received and is still to be given out.
-    received: VecDeque<Packet>,
+    packets: VecDeque<Packet>,
     /// The socket may hold several messages. A client that waits for each reply sends one at a time, and
     /// for one recv(2) costs less than recvmmsg(2).
     expects_more: bool,
@@ -149,9 +152,11 @@ struct SeqpacketReceiver {
 /// What one read gives.
 enum Packet {
     Message(Bytes),
-    /// No bytes: the end.
+    /// No bytes: an empty message, or the end.
     Empty,
     TooLong,
+    /// It has descriptors and is still in the socket.
+    Descriptors,
 }
 
 /// What a call has left in the socket.
@@ -164,21 +169,25 @@ impl Receive for SeqpacketReceiver {
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
         // A client that always has the next message ready must not keep the others waiting.
         let budget = ready!(coop::poll_proceed(cx));
-        let link = Arc::clone(&self.link);
-        let io = link.socket.as_async_fd();
+        let Self { link, inbox } = self;
         loop {
-            if let Some(packet) = self.received.pop_front() {
+            if let Some(packet) = inbox.packets.pop_front() {
                 budget.made_progress();
                 return Poll::Ready(match packet {
                     Packet::Message(message) => Ok(Received::Message(message)),
-                    Packet::Empty => Ok(self.ended()),
+                    Packet::Empty => Ok(link.ended()),
                     Packet::TooLong => Err(RecvError::TooLong {
-                        limit: self.max_message_size,
+                        limit: inbox.max_message_size,
                     }),
+                    Packet::Descriptors => Err(RecvError::Io(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "the other side passed file descriptors (SCM_RIGHTS), which a pipe does not \
+                         take: send the message without them",
+                    ))),
                 });
             }
-            let mut guard = ready!(io.poll_read_ready(cx)).map_err(RecvError::Io)?;
-            match self.receive() {
+            let mut guard = ready!(link.socket.poll_read_ready(cx)).map_err(RecvError::Io)?;
+            match inbox.receive(link.socket.get_ref()) {
                 Ok(Left::Unknown) | Err(Errno::INTR) => {}
                 Ok(Left::Nothing) | Err(Errno::AGAIN) => guard.clear_ready(),
                 // The peer closed with messages of ours unread. What it sent before that can still be
@@ -190,39 +199,46 @@ impl Receive for SeqpacketReceiver {
     }
 }
 
-impl SeqpacketReceiver {
+impl Inbox {
     /// Takes messages from the socket.
-    fn receive(&mut self) -> Result<Left, Errno> {
-        if self.max_message_size > SCRATCH_SIZE {
-            let socket = &self.link.socket;
-            let peek = RecvFlags::PEEK | RecvFlags::TRUNC;
-            let (_, length) = recv(socket, &mut [0; 0], peek)?;
+    fn receive(&mut self, socket: &Socket) -> Result<Left, Errno> {
+        // Every packet has to be looked at first, also for its length.
+        let one_at_a_time =
+            self.max_message_size > SCRATCH_SIZE || socket.descriptors == Descriptors::Detected;
+        if one_at_a_time {
+            let length = match next(socket)? {
+                Next::Packet(length) => length,
+                Next::End => 0,
+                Next::Descriptors => {
+                    self.packets.push_back(Packet::Descriptors);
+                    return Ok(Left::Unknown);
+                }
+            };
             if length > SCRATCH_SIZE && length <= self.max_message_size {
                 let mut message = Vec::with_capacity(length);
                 recv(socket, spare_capacity(&mut message), RecvFlags::empty())?;
-                self.received.push_back(Packet::Message(message.into()));
+                self.packets.push_back(Packet::Message(message.into()));
                 return Ok(Left::Unknown);
             }
         }
         SCRATCH.with_borrow_mut(|scratch| {
-            // Without room for the longest message a second one may be one whose length has to be asked.
-            if !self.expects_more || self.max_message_size > SCRATCH_SIZE {
-                self.receive_one(&mut scratch.buffers[..SCRATCH_SIZE])
+            if one_at_a_time || !self.expects_more {
+                self.receive_one(socket, &mut scratch.buffers[..SCRATCH_SIZE])
             } else {
-                self.receive_batch(scratch)
+                self.receive_batch(socket, scratch)
             }
         })
     }
 
-    fn receive_one(&mut self, buffer: &mut [u8]) -> Result<Left, Errno> {
-        let (_, length) = recv(&self.link.socket, &mut *buffer, RecvFlags::TRUNC)?;
+    fn receive_one(&mut self, socket: &Socket, buffer: &mut [u8]) -> Result<Left, Errno> {
+        let (_, length) = recv(socket, &mut *buffer, RecvFlags::TRUNC)?;
         self.take(buffer.get(..length));
         self.expects_more = true;
         Ok(Left::Unknown)
     }
 
     /// Takes up to `BATCH` messages in one call (recvmmsg(2)).
-    fn receive_batch(&mut self, scratch: &mut Scratch) -> Result<Left, Errno> {
+    fn receive_batch(&mut self, socket: &Socket, scratch: &mut Scratch) -> Result<Left, Errno> {
         self.expects_more = false;
         let mut lengths = [None; BATCH];
         let mut taken = 0;
@@ -231,7 +247,7 @@ impl SeqpacketReceiver {
             let mut slices: [_; BATCH] =
                 array::from_fn(|_| [IoSliceMut::new(buffers.next().unwrap_or_default())]);
             let messages = recvmmsg(
-                self.link.socket.as_raw_fd(),
+                socket.as_raw_fd(),
                 &mut scratch.headers,
                 &mut slices,
                 MsgFlags::MSG_DONTWAIT,
@@ -268,7 +284,7 @@ impl SeqpacketReceiver {
             _ => Packet::TooLong,
         };
         let is_message = matches!(packet, Packet::Message(_));
-        self.received.push_back(packet);
+        self.packets.push_back(packet);
         is_message
     }
 
@@ -281,16 +297,16 @@ impl SeqpacketReceiver {
         self.block.extend_from_slice(message);
         Packet::Message(self.block.split().freeze())
     }
+}
 
-    /// Whether the end is an empty message, or the peer is gone: a read can't tell.
-    fn ended(&self) -> Received {
-        if self.link.is_hung_up() {
-            self.link.peer_gone.store(true, Ordering::Relaxed);
-            Received::Closed
-        } else {
-            Received::End
-        }
+/// What the socket holds next.
+fn next(socket: &Socket) -> Result<Next, Errno> {
+    if socket.descriptors == Descriptors::Detected {
+        return socket.peek();
     }
+    let peek = RecvFlags::PEEK | RecvFlags::TRUNC;
+    let (_, length) = recv(socket, &mut [0; 0], peek)?;
+    Ok(Next::Packet(length))
 }
 
 struct SeqpacketSender {
@@ -309,11 +325,8 @@ impl Transmit for SeqpacketSender {
 
     fn start_send(&mut self, message: Bytes) -> Result<(), SendError> {
         if message.is_empty() {
-            return self
-                .link
-                .socket
-                .shutdown(Shutdown::Write)
-                .map_err(SendError::Io);
+            return shutdown(&self.link.socket, Shutdown::Write)
+                .map_err(|error| SendError::Io(error.into()));
         }
         self.pending.push_back(message);
         Ok(())
@@ -322,9 +335,8 @@ impl Transmit for SeqpacketSender {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         let socket = &self.link.socket;
         while !self.pending.is_empty() {
-            let mut guard =
-                ready!(socket.as_async_fd().poll_write_ready(cx)).map_err(SendError::Io)?;
-            match guard.try_io(|_| send_batch(socket, &self.pending).map_err(io::Error::from)) {
+            let mut guard = ready!(socket.poll_write_ready(cx)).map_err(SendError::Io)?;
+            match guard.try_io(|socket| Ok(send_batch(socket.get_ref(), &self.pending)?)) {
                 Ok(Ok(sent)) => drop(self.pending.drain(..sent)),
                 Ok(Err(error)) => return Poll::Ready(Err(self.failed(error))),
                 Err(_would_block) => {}
@@ -353,7 +365,7 @@ impl SeqpacketSender {
 }
 
 /// Sends as many of the pending messages as the socket takes, and says how many.
-fn send_batch(socket: &UnixSeqpacket, pending: &VecDeque<Bytes>) -> Result<usize, Errno> {
+fn send_batch(socket: &Socket, pending: &VecDeque<Bytes>) -> Result<usize, Errno> {
     let flags = SendFlags::NOSIGNAL | SendFlags::EOR | SendFlags::DONTWAIT;
     if pending.len() == 1 {
         return send(socket, &pending[0], flags).map(|_| 1);

@@ -4,24 +4,55 @@ use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{
+            DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
+            PermissionsExt as _,
+        },
+    },
     path::{Path, PathBuf},
 };
 
 use rustix::{
-    fs::{FlockOperation, flock},
+    fs::{FlockOperation, OFlags, flock},
     io::Errno,
     net::SocketAddrUnix,
+    process::geteuid,
 };
 
-use super::socket;
+use super::socket::Socket;
 
-/// Makes the directory of a short name's socket, for this user alone, and refuses one that another
-/// user could have prepared.
-pub(super) fn make_directory(path: &Path) -> io::Result<()> {
-    let Some(directory) = path.parent() else {
-        return Ok(());
-    };
+/// The directory of short names in `XDG_RUNTIME_DIR`.
+const IN_RUNTIME_DIRECTORY: &str = "pipe-server";
+
+/// The directory that holds `path`.
+pub(super) fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() => directory,
+        _ => Path::new("."),
+    }
+}
+
+/// Makes the directory of short names, for this user alone, and refuses one that another user could have
+/// prepared.
+///
+/// # Errors
+///
+/// `PermissionDenied` when another user could put a socket in the place of ours, `InvalidInput` for a
+/// relative `XDG_RUNTIME_DIR`.
+pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
+    if directory.ends_with(IN_RUNTIME_DIRECTORY) {
+        let runtime_directory = directory_of(directory);
+        if runtime_directory.is_relative() {
+            let problem = format!(
+                "XDG_RUNTIME_DIR is the relative path {}: set it to an absolute one, or unset it",
+                runtime_directory.display()
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
+        }
+        check_directory(runtime_directory)?;
+    }
     match fs::DirBuilder::new().mode(0o700).create(directory) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             return Err(io::Error::new(
@@ -36,17 +67,53 @@ pub(super) fn make_directory(path: &Path) -> io::Result<()> {
         _ => {}
     }
     let metadata = fs::symlink_metadata(directory)?;
-    let owner = rustix::process::geteuid().as_raw();
-    if !metadata.is_dir() || metadata.uid() != owner || metadata.mode() & 0o022 != 0 {
-        return Err(io::Error::new(
-            io::ErrorKind::PermissionDenied,
-            format!(
-                "{} is not a directory that only this user can write to",
-                directory.display()
-            ),
-        ));
+    if !metadata.is_dir() || !is_ours(&metadata) || metadata.mode() & 0o022 != 0 {
+        return Err(denied(format!(
+            "{} is not a directory that only this user can write to",
+            directory.display()
+        )));
     }
     Ok(())
+}
+
+/// Refuses a directory in which another user could put a socket in the place of ours. A missing one is
+/// left to whoever uses it.
+///
+/// # Errors
+///
+/// `PermissionDenied`.
+pub(super) fn check_directory(directory: &Path) -> io::Result<()> {
+    let metadata = match fs::metadata(directory) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => {
+            let problem = format!("{} can't be read: {error}", directory.display());
+            return Err(io::Error::new(error.kind(), problem));
+        }
+    };
+    let directory = directory.display();
+    if !is_ours(&metadata) && metadata.uid() != 0 {
+        return Err(denied(format!(
+            "the directory {directory} belongs to another user (uid {}): choose one of this user or of root",
+            metadata.uid()
+        )));
+    }
+    let (others_write, sticky) = (0o002, 0o1000);
+    if metadata.mode() & (others_write | sticky) == others_write {
+        return Err(denied(format!(
+            "everyone can replace files in the directory {directory}: choose another one, take away the \
+             right (chmod o-w), or set the sticky bit (chmod +t)"
+        )));
+    }
+    Ok(())
+}
+
+fn is_ours(metadata: &fs::Metadata) -> bool {
+    metadata.uid() == geteuid().as_raw()
+}
+
+fn denied(problem: String) -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, problem)
 }
 
 /// The right to serve a path, held through a lock file beside it. What a killed server left behind
@@ -56,7 +123,7 @@ pub(super) struct Claim {
     lock_path: PathBuf,
     _lock: File,
     /// The socket file that we made, by device and inode.
-    pub(super) bound: Option<(u64, u64)>,
+    bound: Option<(u64, u64)>,
 }
 
 impl Claim {
@@ -75,6 +142,40 @@ impl Claim {
         Ok(claim)
     }
 
+    /// Takes the socket file, which bind(2) has just made, and gives it `mode`: the umask may have taken
+    /// bits away.
+    ///
+    /// Works on the inode. Whoever can write to the directory could put a link in the place of the path.
+    pub(super) fn take_socket_file(&mut self, mode: u32) -> io::Result<()> {
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags((OFlags::PATH | OFlags::NOFOLLOW).bits() as i32)
+            .open(&self.path)?;
+        let metadata = file.metadata()?;
+        // A second link may be another socket of this user.
+        let is_new = metadata.file_type().is_socket() && metadata.nlink() == 1;
+        if !is_new || !is_ours(&metadata) {
+            return Err(denied(
+                "the socket was replaced while it was made: choose a directory that only this user can \
+                 write to"
+                    .to_owned(),
+            ));
+        }
+        self.bound = Some(identity(&metadata));
+        if metadata.mode() & 0o7777 != mode {
+            // fchmod(2) takes no O_PATH descriptor, and fchmodat2(2) is as new as Linux 6.6.
+            let inode = format!("/proc/self/fd/{}", file.as_raw_fd());
+            fs::set_permissions(&inode, fs::Permissions::from_mode(mode)).map_err(|error| {
+                let problem = format!(
+                    "its mode can't be set to {mode:04o}: {error}; mount /proc, or set a umask that lets \
+                     the mode through"
+                );
+                io::Error::new(error.kind(), problem)
+            })?;
+        }
+        Ok(())
+    }
+
     fn remove_stale_socket(&self) -> io::Result<()> {
         let metadata = match fs::symlink_metadata(&self.path) {
             Ok(metadata) => metadata,
@@ -88,10 +189,13 @@ impl Claim {
             ));
         }
         // A server that holds no lock of ours still answers.
-        match rustix::net::connect(socket()?, &SocketAddrUnix::new(&self.path)?) {
+        match rustix::net::connect(&Socket::new()?, &SocketAddrUnix::new(&self.path)?) {
             Err(Errno::CONNREFUSED) => fs::remove_file(&self.path),
             Err(Errno::NOENT) => Ok(()),
-            Err(Errno::ACCESS) => Err(io::ErrorKind::PermissionDenied.into()),
+            Err(Errno::ACCESS) => Err(denied(format!(
+                "a socket of another user (uid {}) is there: choose another name",
+                metadata.uid()
+            ))),
             Ok(()) | Err(_) => Err(io::ErrorKind::AddrInUse.into()),
         }
     }
@@ -107,7 +211,7 @@ impl Drop for Claim {
     }
 }
 
-pub(super) fn identity(metadata: &fs::Metadata) -> (u64, u64) {
+fn identity(metadata: &fs::Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
@@ -124,6 +228,10 @@ fn unopened(path: &Path, error: &io::Error) -> io::Error {
 }
 
 /// Opens and locks the file, which its last holder may be removing at this moment.
+///
+/// # Errors
+///
+/// `AddrInUse` when another process of this user has locked it.
 fn lock_file(path: &Path) -> io::Result<File> {
     loop {
         let file = OpenOptions::new()
@@ -131,17 +239,97 @@ fn lock_file(path: &Path) -> io::Result<File> {
             .truncate(false)
             .write(true)
             .mode(0o600)
-            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32)
+            // Opening a FIFO would wait for its reader.
+            .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
             .open(path)
             .map_err(|error| unopened(path, &error))?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() || !is_ours(&metadata) {
+            return Err(denied(format!(
+                "{} is not a file of this user (its owner is uid {}): remove it, or choose another name",
+                path.display(),
+                metadata.uid()
+            )));
+        }
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Err(io::ErrorKind::AddrInUse.into()),
             Err(error) => return Err(error.into()),
         }
         match fs::symlink_metadata(path) {
-            Ok(there) if identity(&there) == identity(&file.metadata()?) => return Ok(file),
+            Ok(there) if identity(&there) == identity(&metadata) => return Ok(file),
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::{
+        fs::{chown, symlink},
+        net::UnixListener,
+    };
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::symlink_metadata(path).unwrap().mode() & 0o7777
+    }
+
+    fn set_mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn the_mode_is_given_to_the_socket_and_never_to_what_a_link_points_at() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let mut claim = Claim::new(path.clone()).unwrap();
+        let _socket = UnixListener::bind(&path).unwrap();
+        set_mode(&path, 0o600);
+        claim.take_socket_file(0o666).unwrap();
+        assert_eq!(mode(&path), 0o666);
+
+        // Somebody was quicker.
+        let victim = directory.path().join("victim");
+        fs::write(&victim, "secret").unwrap();
+        set_mode(&victim, 0o600);
+        fs::remove_file(&path).unwrap();
+        symlink(&victim, &path).unwrap();
+        let error = claim.take_socket_file(0o666).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}");
+        assert_eq!(mode(&victim), 0o600);
+
+        let other = directory.path().join("other");
+        let _other = UnixListener::bind(&other).unwrap();
+        set_mode(&other, 0o600);
+        fs::remove_file(&path).unwrap();
+        fs::hard_link(&other, &path).unwrap();
+        claim.take_socket_file(0o666).unwrap_err();
+        assert_eq!(mode(&other), 0o600);
+    }
+
+    #[test]
+    fn a_runtime_directory_of_another_user_is_refused() {
+        let runtime_directory = tempfile::tempdir().unwrap();
+        let directory = runtime_directory.path().join(IN_RUNTIME_DIRECTORY);
+        make_directory(&directory).unwrap();
+        if !geteuid().is_root() {
+            eprintln!("left out: only root can give a directory away");
+            return;
+        }
+        chown(runtime_directory.path(), Some(65_534), None).unwrap();
+        let error = make_directory(&directory).unwrap_err();
+        assert!(
+            error.to_string().contains("another user (uid 65534)"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_relative_runtime_directory_is_refused() {
+        let error = make_directory(Path::new("run/pipe-server")).unwrap_err();
+        assert!(error.to_string().contains("XDG_RUNTIME_DIR"), "{error}");
+        assert!(!Path::new("run").exists());
     }
 }

@@ -1,0 +1,124 @@
+//! Sockets whose close may block, closed off the workers (see [`socket`](super::socket)).
+
+use std::{
+    collections::VecDeque,
+    mem::MaybeUninit,
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+};
+
+use rustix::{
+    cmsg_space,
+    io::Errno,
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, Shutdown, accept_with, recvmsg,
+        shutdown, sockopt,
+    },
+};
+use tracing::warn;
+
+use super::socket::{FLAGS, Next, Socket};
+
+/// How many of them are closed at the same time, in the whole process. A thread for each, since one may
+/// block for as long as another process likes.
+const MAX_THREADS: usize = 64;
+
+/// The most descriptors that one message can hold (`SCM_MAX_FD` in include/net/scm.h).
+const MAX_DESCRIPTORS: usize = 253;
+
+/// Enough for `run`.
+const STACK_SIZE: usize = 64 * 1024;
+
+static CLOSING: Mutex<Closing> = Mutex::new(Closing {
+    threads: 0,
+    unclosed: 0,
+    waiting: VecDeque::new(),
+});
+
+struct Closing {
+    threads: usize,
+    /// Those that wait and those that a thread has. Bounded: see [`is_full`].
+    unclosed: usize,
+    waiting: VecDeque<Socket>,
+}
+
+/// Whether no thread may be left for one more. No client is accepted meanwhile, so that hostile ones can't
+/// use up the descriptors of the process.
+pub(super) fn is_full() -> bool {
+    lock().unclosed >= MAX_THREADS
+}
+
+/// Closes `socket`, which was shut down, on another thread.
+pub(super) fn close(socket: Socket) {
+    let mut closing = lock();
+    closing.unclosed += 1;
+    closing.waiting.push_back(socket);
+    if closing.threads == MAX_THREADS {
+        return;
+    }
+    let thread = thread::Builder::new()
+        .name("pipe-server-close".to_owned())
+        .stack_size(STACK_SIZE)
+        .spawn(run);
+    match thread {
+        Ok(_) => closing.threads += 1,
+        Err(error) => {
+            drop(closing);
+            warn!(%error, "a connection that passed file descriptors stays open for now: no thread to close it");
+        }
+    }
+}
+
+/// Closes sockets until none is left.
+fn run() {
+    let mut closing = lock();
+    while let Some(socket) = closing.waiting.pop_front() {
+        drop(closing);
+        discard(&socket);
+        drop(socket);
+        closing = lock();
+        closing.unclosed -= 1;
+    }
+    closing.threads -= 1;
+}
+
+/// Takes what the socket still holds, so that closing it closes nothing else.
+fn discard(socket: &Socket) {
+    // The clients in the queue of a listening socket.
+    while let Ok(queued) = accept_with(socket, FLAGS) {
+        let queued = Socket::of(queued, socket.descriptors);
+        _ = shutdown(&queued, Shutdown::Both);
+        discard(&queued);
+        queued.set_drained();
+    }
+    loop {
+        match socket.peek() {
+            Ok(Next::Packet(_) | Next::Descriptors) => close_next(socket),
+            Err(Errno::INTR | Errno::CONNRESET) => {}
+            Ok(Next::End) | Err(_) => return,
+        }
+    }
+}
+
+/// Receives a packet and closes the descriptors in it. Those that are sockets no longer linger, which leaves
+/// few that block.
+fn close_next(socket: &Socket) {
+    // The credentials would need room among the descriptors.
+    _ = sockopt::set_socket_passcred(socket, false);
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    _ = recvmsg(socket, &mut [], &mut control, flags);
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+            for descriptor in descriptors {
+                _ = sockopt::set_socket_linger(&descriptor, None);
+            }
+        }
+    }
+    _ = sockopt::set_socket_passcred(socket, true);
+}
+
+fn lock() -> MutexGuard<'static, Closing> {
+    CLOSING.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,357 @@
+//! The sockets of this engine: their options, and how one is closed.
+//!
+//! # Descriptors that the other side passes
+//!
+//! A client can attach open files to a message (`SCM_RIGHTS`, unix(7)). Closing the last reference to a
+//! file may block: a TCP socket with `SO_LINGER` and unsent data does, for as long as its peer likes. And
+//! whoever discards such a message closes its files: a receive without a control buffer, and closing a
+//! socket that still holds it. No worker may do either.
+//!
+//! Linux 6.16 and later refuse descriptors for us (`SO_PASSRIGHTS`): the sender gets `EPERM` and nothing
+//! is sent. On older systems each packet is peeked at before it is received, which leaves the descriptors
+//! in the socket. That costs a call for each message, and messages can't be received in batches. A connection
+//! that passes a descriptor is closed, by a thread of its own (see [`lingering`]).
+//!
+//! Receiving the descriptors in a control buffer to close them elsewhere was refused: when the process
+//! runs out of descriptors, the kernel closes those that it can't hand out, in the thread that receives,
+//! and a message can hold 253.
+
+use std::{
+    io::{self, IoSliceMut},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use nix::{
+    cmsg_space, libc, setsockopt_impl,
+    sys::socket::{MsgFlags, SetSockOpt as _, UnixCredentials, recvmsg, sockopt::SetBool},
+};
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, RecvFlags, Shutdown, SocketFlags, SocketType, recv, shutdown, socket_with,
+        sockopt,
+    },
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::{SEND_OVERHEAD, lingering};
+use crate::{engine::Sizes, error::OutOfRange};
+
+/// Every socket of this engine is made with these.
+pub(super) const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
+
+/// A socket. Dropping it closes it without blocking.
+pub(super) struct Socket {
+    /// Taken by `drop` alone.
+    fd: Option<OwnedFd>,
+    pub(super) descriptors: Descriptors,
+    /// Closing it needs no draining.
+    drained: AtomicBool,
+}
+
+/// What keeps the descriptors that the other side passes out of the workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Descriptors {
+    /// The kernel refuses them.
+    Refused,
+    /// Each packet is peeked at first.
+    Detected,
+}
+
+/// What a socket holds next.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// The other side has closed or ended the conversation, and everything was read.
+    End,
+    /// A packet of this length.
+    Packet(usize),
+    /// A packet with descriptors, which must not be received.
+    Descriptors,
+}
+
+impl Socket {
+    /// Makes a socket that lets no descriptor in. What it accepts inherits that.
+    pub(super) fn new() -> io::Result<Self> {
+        let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None)?;
+        let descriptors = match PassRights.set(&fd, &false) {
+            Ok(()) => Descriptors::Refused,
+            Err(nix::errno::Errno::ENOPROTOOPT) => {
+                detect_descriptors(&fd)?;
+                Descriptors::Detected
+            }
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Self::of(fd, descriptors))
+    }
+
+    pub(super) fn of(fd: OwnedFd, descriptors: Descriptors) -> Self {
+        Self {
+            fd: Some(fd),
+            descriptors,
+            drained: AtomicBool::new(false),
+        }
+    }
+
+    /// Registers it with the runtime that this is called in.
+    #[allow(
+        deprecated,
+        reason = "what replaces it is unsafe, and asks for what holds here: the descriptor stays the same \
+                  until the socket is dropped, which is after it was deregistered"
+    )]
+    pub(super) fn register(self, interest: Interest) -> io::Result<AsyncFd<Self>> {
+        AsyncFd::with_interest(self, interest)
+    }
+
+    /// Says that nothing is left to read that would make a difference when it is closed.
+    pub(super) fn set_drained(&self) {
+        self.drained.store(true, Ordering::Relaxed);
+    }
+
+    /// What can be received next. Only for [`Descriptors::Detected`].
+    pub(super) fn peek(&self) -> Result<Next, Errno> {
+        let mut control = cmsg_space!(UnixCredentials);
+        let room = control.capacity();
+        control.resize(room, 0);
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT;
+        let mut nothing: [IoSliceMut<'_>; 0] = [];
+        let packet = recvmsg::<()>(self.as_raw_fd(), &mut nothing, Some(&mut control), flags)
+            .map_err(|error| Errno::from_raw_os_error(error as i32))?;
+        // There is room for the sender's credentials, which every packet has and the end has not, and for
+        // nothing else.
+        if packet.flags.contains(MsgFlags::MSG_CTRUNC) {
+            return Ok(Next::Descriptors);
+        }
+        let is_end = packet
+            .cmsgs()
+            .is_ok_and(|mut control| control.next().is_none());
+        Ok(match is_end {
+            true => Next::End,
+            false => Next::Packet(packet.bytes),
+        })
+    }
+
+    /// Makes room for the longest message, and says whether the kernel's default was too small. It is never
+    /// made smaller: that would shorten the longest message that can be sent.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfRange`] when the system allows less than `max_message_size`.
+    pub(super) fn grow_send_buffer(&self, sizes: Sizes) -> io::Result<bool> {
+        let wanted = sizes
+            .max_message_size
+            .saturating_add(SEND_OVERHEAD)
+            .max(sizes.buffer_size);
+        if sockopt::socket_send_buffer_size(self)? >= wanted {
+            return Ok(false);
+        }
+        // The kernel doubles the value and caps it at net.core.wmem_max, socket(7).
+        sockopt::set_socket_send_buffer_size(self, wanted.min(i32::MAX as usize))?;
+        let longest = sockopt::socket_send_buffer_size(self)?.saturating_sub(SEND_OVERHEAD);
+        if longest < sizes.max_message_size {
+            let problem = format!(
+                "is {} bytes, but this system carries messages of {longest} at most: choose a smaller one, or \
+                 raise net.core.wmem_max",
+                sizes.max_message_size
+            );
+            return Err(OutOfRange::new("max_message_size", problem).into());
+        }
+        Ok(true)
+    }
+
+    /// Reads and discards what is left. Returns whether the socket can be closed without blocking.
+    fn drain(&self) -> bool {
+        let mut nothing = [0; 1];
+        loop {
+            if self.descriptors == Descriptors::Detected {
+                match self.peek() {
+                    Ok(Next::Packet(_)) => {}
+                    Ok(Next::End) => return true,
+                    Err(Errno::INTR) => continue,
+                    // The peer closed with messages of ours unread. Told once.
+                    Err(Errno::CONNRESET) => continue,
+                    // Nothing was ever sent to it, or it listens: the clients that it holds can't be looked at.
+                    Err(Errno::NOTCONN) => {
+                        return sockopt::socket_acceptconn(self).is_ok_and(|listens| !listens);
+                    }
+                    Ok(Next::Descriptors) | Err(_) => return false,
+                }
+            }
+            match recv(self, &mut nothing, RecvFlags::DONTWAIT) {
+                Ok((0, _)) if self.descriptors == Descriptors::Refused => return true,
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(_) if self.descriptors == Descriptors::Refused => return true,
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+impl Drop for Socket {
+    /// A socket that is closed with messages unread gives its peer `ECONNRESET` before the replies
+    /// that the peer could still read (`unix_release_sock` in net/unix/af_unix.c), so they are read
+    /// first. After the shutdown no more can come.
+    fn drop(&mut self) {
+        if *self.drained.get_mut() {
+            return;
+        }
+        _ = shutdown(&*self, Shutdown::Both);
+        if !self.drain() {
+            if let Some(fd) = self.fd.take() {
+                let rest = Self::of(fd, self.descriptors);
+                // Its drop only closes it.
+                rest.set_drained();
+                lingering::close(rest);
+            }
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_ref().expect("only drop takes it").as_fd()
+    }
+}
+
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
+    }
+}
+
+/// Lets [`Socket::peek`] tell an empty packet from the end: every packet comes with the credentials of its
+/// sender from here on.
+pub(super) fn detect_descriptors(fd: impl AsFd) -> io::Result<()> {
+    Ok(sockopt::set_socket_passcred(fd, true)?)
+}
+
+/// include/uapi/asm-generic/socket.h and arch/sparc/include/uapi/asm/socket.h.
+const SO_PASSRIGHTS: libc::c_int = match cfg!(any(target_arch = "sparc", target_arch = "sparc64")) {
+    true => 92,
+    false => 83,
+};
+
+#[derive(Clone)]
+struct PassRights;
+
+// rustix has neither this option nor a way to set others.
+setsockopt_impl!(PassRights, libc::SOL_SOCKET, SO_PASSRIGHTS, bool, SetBool);
+
+/// Kernels that refuse descriptors never get to what detects them, so it is tested here.
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{IoSlice, Read as _, Write as _},
+        mem::MaybeUninit,
+        net::{TcpListener, TcpStream},
+        os::unix::net::UnixStream,
+        sync::mpsc,
+        thread,
+        time::Duration,
+    };
+
+    use rustix::{
+        cmsg_space,
+        net::{
+            SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, connect, listen,
+            sendmsg, socketpair,
+        },
+    };
+
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(60);
+
+    fn pair() -> (Socket, OwnedFd) {
+        let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None);
+        let (ours, theirs) = pair.unwrap();
+        detect_descriptors(&ours).unwrap();
+        (Socket::of(ours, Descriptors::Detected), theirs)
+    }
+
+    /// Passes a TCP socket whose close blocks for an hour. Its peer, which reads nothing, has to be held;
+    /// the stream ends when everything that was passed is closed.
+    fn pass(socket: &OwnedFd, message: &[u8]) -> (TcpStream, UnixStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut tcp = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (peer, _) = listener.accept().unwrap();
+        tcp.set_nonblocking(true).unwrap();
+        while tcp.write(&[0; 65_536]).is_ok() {}
+        sockopt::set_socket_linger(&tcp, Some(Duration::from_secs(3600))).unwrap();
+        let (end, marker) = UnixStream::pair().unwrap();
+        let descriptors = [tcp.as_fd(), marker.as_fd()];
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(2))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        let message = [IoSlice::new(message)];
+        sendmsg(socket, &message, &mut control, SendFlags::empty()).unwrap();
+        (peer, end)
+    }
+
+    fn send(socket: &OwnedFd, message: &[u8]) {
+        rustix::net::send(socket, message, SendFlags::empty()).unwrap();
+    }
+
+    /// Fails instead of blocking.
+    fn within_the_deadline<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> T {
+        let (done, is_done) = mpsc::channel();
+        thread::spawn(move || done.send(run()));
+        is_done.recv_timeout(DEADLINE).expect("it blocks")
+    }
+
+    fn expect_closed(mut end: UnixStream) {
+        let read = within_the_deadline(move || end.read(&mut [0]).unwrap());
+        assert_eq!(read, 0);
+    }
+
+    #[test]
+    fn packets_descriptors_and_the_end_are_told_apart() {
+        let (ours, theirs) = pair();
+        assert_eq!(ours.peek(), Err(Errno::AGAIN));
+        for message in [&b"message"[..], b""] {
+            send(&theirs, message);
+            assert_eq!(ours.peek(), Ok(Next::Packet(message.len())));
+            recv(&ours, &mut [0; 10], RecvFlags::empty()).unwrap();
+        }
+        let (_peer, end) = pass(&theirs, b"");
+        assert_eq!(ours.peek(), Ok(Next::Descriptors));
+        assert_eq!(ours.peek(), Ok(Next::Descriptors), "it stays there");
+        within_the_deadline(|| drop(ours));
+        expect_closed(end);
+
+        let (ours, theirs) = pair();
+        drop(theirs);
+        assert_eq!(ours.peek(), Ok(Next::End));
+    }
+
+    #[test]
+    fn a_socket_with_descriptors_in_it_is_closed_elsewhere() {
+        let (ours, theirs) = pair();
+        send(&theirs, b"message");
+        send(&theirs, b"");
+        let (_peer, one) = pass(&theirs, b"one");
+        send(&theirs, b"");
+        let (_other_peer, two) = pass(&theirs, b"two");
+        drop(theirs);
+        within_the_deadline(|| drop(ours));
+        expect_closed(one);
+        expect_closed(two);
+    }
+
+    #[test]
+    fn a_listening_socket_with_descriptors_in_its_queue_is_closed_elsewhere() {
+        let directory = tempfile::tempdir().unwrap();
+        let address = SocketAddrUnix::new(directory.path().join("socket")).unwrap();
+        let listener =
+            socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None).unwrap();
+        detect_descriptors(&listener).unwrap();
+        rustix::net::bind(&listener, &address).unwrap();
+        listen(&listener, 1).unwrap();
+        let listener = Socket::of(listener, Descriptors::Detected);
+        let client = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None).unwrap();
+        connect(&client, &address).unwrap();
+        let (_peer, end) = pass(&client, b"message");
+        within_the_deadline(|| drop(listener));
+        expect_closed(end);
+    }
+}

@@ -1,0 +1,152 @@
+//! What holds on Linux alone: the kernel's queue of clients, and the socket's place in the file system.
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
+    path::Path,
+    time::Duration,
+};
+
+use pipe_server::{
+    Access, BindError, Client, ClientOptions, ConnectError, ListenerOptions, PipeListener,
+};
+use rustix::{
+    fs::{CWD, FileType, FlockOperation, Mode, flock, mknodat},
+    process::geteuid,
+};
+
+use support::{UniqueName, unique_name};
+
+/// Connects if there is room now.
+async fn try_connect(name: &UniqueName) -> Result<Client, ConnectError> {
+    let options = ClientOptions::new().connect_timeout(Duration::ZERO);
+    options.connect(&name.text).await
+}
+
+fn assert_busy(refused: &Result<Client, ConnectError>) {
+    let is_busy = matches!(refused, Err(ConnectError::Busy { .. }));
+    assert!(is_busy, "{refused:?}");
+}
+
+#[tokio::test]
+async fn the_queue_of_a_full_pipe_holds_one_client() {
+    let name = unique_name();
+    let options = ListenerOptions::new().max_instances(1);
+    let mut listener = options.bind(&name.text).unwrap();
+    let _client = try_connect(&name).await.unwrap();
+    let connection = listener.accept().await.unwrap();
+    let _queued = try_connect(&name).await.unwrap();
+    assert_busy(&try_connect(&name).await);
+
+    drop(connection);
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        clients.push(try_connect(&name).await.unwrap());
+    }
+    let _connection = listener.accept().await.unwrap();
+    assert_busy(&try_connect(&name).await);
+}
+
+#[tokio::test]
+async fn clients_that_are_queued_when_a_pipe_gets_full_are_served_in_turn() {
+    let name = unique_name();
+    let options = ListenerOptions::new().max_instances(1);
+    let mut listener = options.bind(&name.text).unwrap();
+    let mut clients = Vec::new();
+    for number in 0..5 {
+        let mut client = try_connect(&name).await.unwrap();
+        client.send(format!("client {number}")).await.unwrap();
+        clients.push(client);
+    }
+    for number in 0..5 {
+        let mut connection = listener.accept().await.unwrap();
+        let message = connection.recv().await.unwrap().unwrap();
+        assert_eq!(message, format!("client {number}"));
+        if number < 4 {
+            assert_busy(&try_connect(&name).await);
+        }
+    }
+}
+
+/// Somebody else: nobody, mostly.
+const OTHER_USER: u32 = 65_534;
+
+fn bind(path: &Path) -> Result<PipeListener, BindError> {
+    PipeListener::bind(path.to_str().unwrap())
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// Why the place is refused.
+fn assert_denied(refused: Result<PipeListener, BindError>, reason: &str) {
+    let error = refused.unwrap_err();
+    let BindError::Denied { source, .. } = &error else {
+        panic!("{error:?}");
+    };
+    assert!(source.to_string().contains(reason), "{source}");
+}
+
+/// Gives a file to another user, which only root can do.
+fn give_away(path: &Path) -> bool {
+    if !geteuid().is_root() {
+        eprintln!("left out: only root can make a file of another user");
+        return false;
+    }
+    chown(path, Some(OTHER_USER), None).unwrap();
+    true
+}
+
+#[tokio::test]
+async fn a_directory_in_which_others_can_replace_the_socket_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pipe");
+    set_mode(directory.path(), 0o777);
+    assert_denied(bind(&path), "everyone can replace files");
+    set_mode(directory.path(), 0o1777);
+    drop(bind(&path).unwrap());
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+
+    set_mode(directory.path(), 0o755);
+    if give_away(directory.path()) {
+        assert_denied(bind(&path), "belongs to another user (uid 65534)");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_lock_that_is_no_file_of_this_user_is_not_called_a_server() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pipe");
+    let lock = directory.path().join("pipe.lock");
+    mknodat(CWD, &lock, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    // Nobody reads it. With a reader it can be opened.
+    bind(&path).unwrap_err();
+    let _reader = File::options().read(true).write(true).open(&lock).unwrap();
+    assert_denied(bind(&path), "pipe.lock is not a file of this user");
+
+    fs::remove_file(&lock).unwrap();
+    let locked = File::create(&lock).unwrap();
+    flock(&locked, FlockOperation::LockExclusive).unwrap();
+    let served = bind(&path).unwrap_err();
+    assert!(matches!(served, BindError::InUse { .. }), "{served:?}");
+    if give_away(&lock) {
+        assert_denied(bind(&path), "pipe.lock is not a file of this user");
+    }
+}
+
+#[tokio::test]
+async fn the_socket_has_the_mode_that_was_asked_for() {
+    for (access, mode) in [
+        (Access::CurrentUser, 0o600),
+        (Access::Everyone, 0o666),
+        (Access::Mode(0o620), 0o620),
+    ] {
+        let name = unique_name();
+        let options = ListenerOptions::new().access(access);
+        let _listener = options.bind(&name.text).unwrap();
+        let metadata = fs::symlink_metadata(&name.text).unwrap();
+        assert_eq!(metadata.mode() & 0o7777, mode);
+    }
+}
