@@ -61,9 +61,9 @@ impl System {
     fn current() -> Self {
         #[cfg(any(miri, pipe_model))]
         match pipe_server::model::Model::form() {
-            Form::Windows7 => return Self::Model7,
-            Form::Windows8 => return Self::Model8,
-            Form::Wine8 => return Self::ModelWine,
+            Form::Windows7 => Self::Model7,
+            Form::Windows8 => Self::Model8,
+            Form::Wine8 => Self::ModelWine,
         }
         #[cfg(not(any(miri, pipe_model)))]
         match support::win32::wine_version() {

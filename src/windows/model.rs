@@ -45,12 +45,16 @@ pub use self::{
 /// Whose ways a model has, where systems differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
+    /// And earlier.
     Windows7,
+    /// And later.
     Windows8,
+    /// And 10.
     Wine8,
 }
 
 impl Form {
+    /// Every form.
     pub const ALL: [Self; 3] = [Self::Windows7, Self::Windows8, Self::Wine8];
 
     /// Wine keeps access lists and lets everybody in.
@@ -82,8 +86,11 @@ pub enum Delivery {
 /// What a model does of its own accord.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
+    /// What everything is drawn from that the system decides.
     pub seed: u64,
+    /// Whose ways the system has.
     pub form: Form,
+    /// When and where completions are delivered.
     pub delivery: Delivery,
     /// Only what the form's facts say, and nothing that is merely legal.
     pub strict: bool,
@@ -131,6 +138,7 @@ thread_local! {
 }
 
 impl Model {
+    /// A system without pipes. The calling thread has yet to [`enter`](Self::enter) it.
     #[must_use]
     pub fn new(options: Options) -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(1);
@@ -153,7 +161,6 @@ impl Model {
     /// A function that has the thread that calls it enter the system of this thread.
     ///
     /// That system gets a pool of threads, if it has none: nobody can step where several threads run.
-    #[must_use]
     pub fn entered() -> impl Fn() + Clone + Send + Sync + 'static {
         let world = current();
         if lock(&world.pool).is_empty() {

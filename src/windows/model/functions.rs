@@ -2,7 +2,7 @@
 //!
 //! Each is as unsafe as the one that it stands for: pointers have to be valid for what that one's page
 //! says, and what an operation uses is lent until the operation is over.
-#![allow(non_snake_case, reason = "the names of Windows")]
+#![allow(missing_docs, non_snake_case, reason = "the names of Windows")]
 #![allow(
     clippy::missing_safety_doc,
     clippy::too_many_arguments,
@@ -32,9 +32,9 @@ use windows_sys::{
             TOKEN_USER, TokenOwner, TokenUser,
         },
         Storage::FileSystem::{
-            FILE_CREATION_DISPOSITION, FILE_FLAG_FIRST_PIPE_INSTANCE, FILE_FLAG_OVERLAPPED,
-            FILE_FLAGS_AND_ATTRIBUTES, FILE_READ_DATA, FILE_SHARE_MODE, FILE_WRITE_ATTRIBUTES,
-            FILE_WRITE_DATA, READ_CONTROL, SECURITY_CONTEXT_TRACKING, SECURITY_SQOS_PRESENT,
+            FILE_CREATION_DISPOSITION, FILE_FLAG_FIRST_PIPE_INSTANCE, FILE_FLAGS_AND_ATTRIBUTES,
+            FILE_READ_DATA, FILE_SHARE_MODE, FILE_WRITE_ATTRIBUTES, FILE_WRITE_DATA, READ_CONTROL,
+            SECURITY_CONTEXT_TRACKING, SECURITY_SQOS_PRESENT,
         },
         System::{
             IO::{IO_STATUS_BLOCK, OVERLAPPED},
@@ -125,7 +125,6 @@ pub unsafe fn CreateNamedPipeW(
         // SAFETY: the name ends in NUL.
         name: unsafe { text(name) },
         first: open_mode & FILE_FLAG_FIRST_PIPE_INSTANCE != 0,
-        overlapped: open_mode & FILE_FLAG_OVERLAPPED != 0,
         keeps_messages,
         reads_messages,
         limit: max_instances,
@@ -156,13 +155,12 @@ pub unsafe fn CreateFileW(
         if let Some(code) = state.fault(&faults) {
             return handle(Err(code));
         }
-        let overlapped = flags & FILE_FLAG_OVERLAPPED != 0;
         // With static tracking the server knows its client from the start, otherwise from its messages.
         let tracks = flags & SECURITY_CONTEXT_TRACKING != 0;
         let known = flags & SECURITY_SQOS_PRESENT != 0 && !tracks;
         // SAFETY: the name ends in NUL.
         let name = unsafe { text(name) };
-        state.open(&name, rights, overlapped, known)
+        state.open(&name, rights, known)
     };
     world.changed.notify_all();
     handle(opened)
@@ -258,7 +256,7 @@ unsafe fn operate(
 unsafe fn wait_for(world: &World, overlapped: *const OVERLAPPED) -> (u32, usize) {
     let mut state = world.lock();
     // SAFETY: the system writes to it under the lock alone.
-    while unsafe { (*overlapped).Internal } == STATUS_PENDING {
+    while unsafe { (&raw const (*overlapped).Internal).read_volatile() } == STATUS_PENDING {
         state = world
             .changed
             .wait(state)

@@ -15,6 +15,7 @@ const EVERYONE: &str = "S-1-1-0";
 /// Who a process runs as: SIDs in text form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
+    /// The user.
     pub sid: &'static str,
     /// Who owns what the user creates, where no descriptor says otherwise.
     pub owner: &'static str,

@@ -65,7 +65,6 @@ pub(super) struct File {
     instance: usize,
     side: Side,
     pub(super) rights: u32,
-    pub(super) overlapped: bool,
     pub(super) reads_messages: bool,
     pub(super) modes: u32,
     pub(super) signaled: bool,
@@ -310,7 +309,6 @@ impl State {
             instance: number,
             side: Side::Server,
             rights: FILE_GENERIC_READ | FILE_GENERIC_WRITE,
-            overlapped: pipe.overlapped,
             reads_messages: pipe.reads_messages,
             modes: 0,
             signaled: false,
@@ -342,7 +340,6 @@ impl State {
         &mut self,
         name: &str,
         rights: u32,
-        overlapped: bool,
         known_at_once: bool,
     ) -> Result<usize, u32> {
         let pipe = self.pipes.get(&name.to_lowercase());
@@ -369,7 +366,6 @@ impl State {
             instance: number,
             side: Side::Client,
             rights: super::security::mapped(rights),
-            overlapped,
             reads_messages: false,
             modes: 0,
             signaled: false,
@@ -553,10 +549,7 @@ impl State {
             data: Data::Pending(operation),
             read: 0,
         };
-        loop {
-            let Some(read) = self.queue_from(operation.file).reads.pop_front() else {
-                break;
-            };
+        while let Some(read) = self.queue_from(operation.file).reads.pop_front() {
             let length = message.copy_to(&read, 0);
             scribble(&read, length);
             let cut = message.left() > 0;
@@ -890,7 +883,6 @@ impl State {
 pub(super) struct NewInstance {
     pub(super) name: String,
     pub(super) first: bool,
-    pub(super) overlapped: bool,
     pub(super) keeps_messages: bool,
     pub(super) reads_messages: bool,
     pub(super) limit: u32,
