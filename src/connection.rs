@@ -100,8 +100,12 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// [`RecvError::TooLong`] for a message over `max_message_size`; after it and any other error
-    /// nothing more can be received.
+    /// [`RecvError::TooLong`] for a message over `max_message_size`, [`RecvError::Incomplete`] for one
+    /// that the other side left in the middle of; nothing of it is delivered. After these and any other
+    /// error nothing more can be received.
+    ///
+    /// Not detected: a program on Windows that cancels a write of which a part was already read, and then
+    /// writes another message, has sent that part and that message as one.
     ///
     /// # Cancel safety
     ///

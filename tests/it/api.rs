@@ -570,6 +570,16 @@ async fn a_pipe_of_another_machine_is_not_served_here() {
     assert!(matches!(error, BindError::Remote { .. }), "{error:?}");
 }
 
+#[cfg(windows)]
+#[tokio::test]
+async fn a_client_sends_its_credentials_to_another_machine_only_if_told_to() {
+    // No machine is asked: the name is refused before.
+    let connecting = pipe_server::Client::connect(r"\\host.invalid\pipe\x");
+    let error = connecting.await.unwrap_err();
+    assert!(matches!(error, ConnectError::Remote { .. }), "{error:?}");
+    assert!(error.to_string().contains("allow_remote"), "{error}");
+}
+
 #[cfg(target_os = "linux")]
 mod paths {
     use std::{
