@@ -4,27 +4,51 @@ use std::{fmt, str::FromStr};
 
 /// Who may connect to a pipe.
 ///
-/// Parsed from `current-user`, `everyone`, on Windows `sddl:D:P(A;;GA;;;SY)` and on Linux
+/// Parsed from `current-user`, `everyone`, on Windows `sddl:D:P(A;;GA;;;OW)(A;;0x12019b;;;AU)` and on Linux
 /// `mode:0660`.
+///
+/// # Windows
+///
+/// Who gets in, by the documentation named; nobody but the first three rows has been seen by the tests, and
+/// those on a model (`docs/wine.md`):
+///
+/// | client | `CurrentUser` | `Everyone` | source |
+/// |---|---|---|---|
+/// | the same user, elevated or not, also logged on through SSH | yes | yes | the list names the user's SID |
+/// | another user | no | yes, see [`Everyone`](Self::Everyone) | *Named Pipe Security and Access Rights* |
+/// | an elevated server's plain client of the same user | yes | yes | as above; objects without a label have medium integrity (*Mandatory Integrity Control*) |
+/// | LocalSystem | yes | yes | the list names SYSTEM |
+/// | LocalService, NetworkService | no | yes | users of their own (*LocalService Account*) |
+/// | a process of low integrity | no | no | may not write to an object without a label (*Mandatory Integrity Control*); `Sddl` with `S:(ML;;NW;;;LW)` lets it |
+/// | an AppContainer | no | no | needs an entry for its package or for all packages (*AppContainer Isolation*), so an `Sddl` |
+/// | an anonymous logon | no | no | Everyone does not include it by default (*Security identifiers*) |
+/// | on another machine | no | no | `PIPE_REJECT_REMOTE_CLIENTS`, unless remote clients are allowed |
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Access {
     /// The user that this process runs as, and nobody else: the default.
     ///
-    /// On Windows an access list that gives this user and SYSTEM all rights and denies the NETWORK
-    /// group; not the system's default list, which lets everyone read, and so lets any local user
-    /// occupy instances (*Named Pipe Security and Access Rights*). On Linux the socket's mode is
-    /// 0600; root can always connect.
+    /// On Windows the access list gives this user and SYSTEM all rights. The system's default list would
+    /// let everyone read, and so let any local user occupy instances (*Named Pipe Security and Access
+    /// Rights*). On Linux the socket's mode is 0600; root can always connect.
     #[default]
     CurrentUser,
     /// Every user of this machine.
     ///
-    /// On Windows other users get only what a client needs: `FILE_READ_DATA`, `FILE_WRITE_DATA`, the
-    /// attributes and `SYNCHRONIZE`. `GENERIC_WRITE` holds the right to create instances as well, so
-    /// another user's client that asks for it is refused. On Linux the socket's mode is 0666; its
-    /// directory must let them through too, so give the socket's path.
+    /// On Windows other users get only what a client needs (0x12019b): reading and writing data and
+    /// attributes, `READ_CONTROL` and `SYNCHRONIZE`. `GENERIC_WRITE`, which most programs ask for, also
+    /// contains the right to create instances, with which any user could impersonate the server, so it is
+    /// not granted. ReactOS takes that right off what a client asks for (`NpCreateClientEnd`); whether
+    /// Windows does is asked by `tests/windows_facts.rs` and has not been seen. If it does not, such
+    /// programs of other users are refused. Clients of this library do not ask for it.
+    ///
+    /// On Linux the socket's mode is 0666. Its directory has to let other users through as well, which
+    /// that of a short name does not: give the socket's path.
     Everyone,
     /// The access list of this security descriptor, in the *Security Descriptor String Format*.
+    ///
+    /// It has to let this process itself create further instances (0x12019f), or `bind` fails. An entry
+    /// for `OW`, the owner's rights, does that whoever the user is.
     #[cfg(windows)]
     Sddl(String),
     /// This mode of the socket, whatever the umask is. Connecting takes the right to write (unix(7)).
@@ -55,7 +79,8 @@ pub struct AccessError {
 }
 
 #[cfg(windows)]
-const EXPECTED: &str = "current-user, everyone or sddl:DESCRIPTOR, such as sddl:D:P(A;;GA;;;SY)";
+const EXPECTED: &str =
+    "current-user, everyone or sddl:DESCRIPTOR, such as sddl:D:P(A;;GA;;;OW)(A;;0x12019b;;;AU)";
 #[cfg(target_os = "linux")]
 const EXPECTED: &str = "current-user, everyone or mode:OCTAL, such as mode:0660";
 

@@ -54,6 +54,17 @@ async fn a_user_whom_the_access_list_denies_can_not_connect() {
     }
 }
 
+/// The list in the documentation of `Access`.
+#[tokio::test]
+async fn a_list_that_gives_its_owner_all_rights_can_be_served() {
+    for engine in ENGINES {
+        let access = "sddl:D:P(A;;GA;;;OW)(A;;0x12019b;;;AU)".parse().unwrap();
+        let listener = bind(engine, ListenerOptions::new().access(access));
+        let connected = Client::connect(listener.path()).await;
+        assert!(connected.is_ok(), "{connected:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_name_is_served_once() {
     if wine_lacks("exclusive names") {

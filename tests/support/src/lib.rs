@@ -162,7 +162,8 @@ pub enum Pipe {
 
 impl Pipe {
     pub async fn connect(&self) -> Client {
-        self.connect_with(ClientOptions::new()).await
+        self.connect_with(ClientOptions::new().connect_timeout(DEADLINE))
+            .await
     }
 
     pub async fn connect_with(&self, options: ClientOptions) -> Client {

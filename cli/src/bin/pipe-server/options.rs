@@ -120,6 +120,11 @@ pub(crate) struct PipeOptions {
 
     /// Who may connect: current-user, everyone, sddl:TEXT (Windows) or mode:OCTAL (Linux)
     /// [default: current-user]
+    ///
+    /// On Windows, everyone grants other users what a client needs, but not the right to create instances,
+    /// which is part of the GENERIC_WRITE that most programs ask for. Whether Windows refuses them for that
+    /// is not known; pipe-client does not ask for it. On Linux, give a path with everyone: other users can't
+    /// reach the directory of a short name.
     #[arg(
         long,
         value_name = "WHO",
