@@ -5,7 +5,9 @@ use std::{
     any::Any,
     future::{Future, IntoFuture, pending, poll_fn},
     io,
-    task::Poll,
+    pin::pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll, Wake, Waker},
     thread,
     time::Duration,
 };
@@ -25,6 +27,7 @@ on_every_engine! {
     everything_can_be_dropped_outside_the_runtime,
     everything_can_be_dropped_after_the_runtime,
     a_runtime_that_ends_takes_its_server_along,
+    a_waker_may_drop_a_connection,
 }
 
 /// It takes no such time: something keeps the name.
@@ -79,6 +82,41 @@ async fn a_runtime_that_ends_takes_its_server_along(kind: Kind) {
         });
         drop(client);
         can_be_served_again(kind, pipe).await;
+    }
+}
+
+/// Wakers are code of the caller's, so none is woken under a lock.
+async fn a_waker_may_drop_a_connection(kind: Kind) {
+    let (mut listener, pipe) = kind.bind(ListenerOptions::new().max_instances(2));
+    let _clients = (pipe.connect().await, pipe.connect().await);
+    let first = listener.accept().await.unwrap();
+    let second = listener.accept().await.unwrap();
+    {
+        let waker = Waker::from(Arc::new(DropsWhenWoken(Mutex::new(Some(second)))));
+        let mut accepting = pin!(listener.accept());
+        let polled = accepting.as_mut().poll(&mut Context::from_waker(&waker));
+        assert!(polled.is_pending(), "both instances are taken");
+        let (done, dropped) = std::sync::mpsc::channel();
+        let enter = same_system();
+        thread::spawn(move || {
+            enter();
+            drop(first);
+            _ = done.send(());
+        });
+        assert!(dropped.recv_timeout(DEADLINE).is_ok(), "a deadlock");
+    }
+    let mut client = pipe.connect().await;
+    client.send("still there").await.unwrap();
+    let mut connection = listener.accept().await.unwrap();
+    assert_eq!(connection.recv().await.unwrap().unwrap(), "still there");
+}
+
+struct DropsWhenWoken(Mutex<Option<Connection>>);
+
+impl Wake for DropsWhenWoken {
+    fn wake(self: Arc<Self>) {
+        let connection = self.0.lock().unwrap().take();
+        drop(connection);
     }
 }
 
