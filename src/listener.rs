@@ -301,7 +301,8 @@ impl PipeListener {
     ///
     /// Cancel safe: if the future is dropped, no client is lost.
     pub async fn accept(&mut self) -> io::Result<Connection> {
-        let channel = poll_fn(|cx| lock(&self.instances).poll_accept(cx)).await?;
+        let (channel, topped_up) = poll_fn(|cx| lock(&self.instances).poll_accept(cx)).await?;
+        log_missing_instance(topped_up);
         let slot = Slot {
             instances: Arc::clone(&self.instances),
             link: Arc::clone(&channel.link),
@@ -396,7 +397,8 @@ impl Instances {
         Ok(())
     }
 
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>> {
+    /// A connected channel, and whether the next instance could be created.
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Channel, io::Result<()>)>> {
         let topped_up = self.top_up();
         // Every waiting instance is polled: which one a client gets is the system's choice.
         for index in 0..self.waiting.len() {
@@ -405,10 +407,7 @@ impl Instances {
                     // The replacement first, while the connected one holds the name.
                     self.set_connected(self.connected + 1);
                     drop(self.waiting.remove(index));
-                    if let Err(error) = self.top_up() {
-                        warn!(%error, "the next instance can't be created; trying again");
-                    }
-                    return Poll::Ready(Ok(channel));
+                    return Poll::Ready(Ok((channel, self.top_up())));
                 }
                 Poll::Ready(Err(error)) => {
                     drop(self.waiting.remove(index));
@@ -434,18 +433,23 @@ impl Drop for Slot {
         let mut instances = lock(&self.instances);
         let connected = instances.connected - 1;
         instances.set_connected(connected);
-        if let Err(error) = instances.top_up() {
-            warn!(%error, "the next instance can't be created; trying again");
-            if instances.waiting.is_empty() {
-                instances.finished.push(Arc::clone(&self.link));
-            }
+        let topped_up = instances.top_up();
+        if topped_up.is_err() && instances.waiting.is_empty() {
+            instances.finished.push(Arc::clone(&self.link));
         }
         let acceptor = instances.acceptor.take();
-        // A waker is code of the caller's, which may drop a connection or the listener.
+        // A waker and a log are the caller's code: they may drop a connection or the listener, or block.
         drop(instances);
+        log_missing_instance(topped_up);
         if let Some(acceptor) = acceptor {
             acceptor.wake();
         }
+    }
+}
+
+fn log_missing_instance(topped_up: io::Result<()>) {
+    if let Err(error) = topped_up {
+        warn!(%error, "the next instance can't be created; trying again");
     }
 }
 
