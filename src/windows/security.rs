@@ -114,12 +114,11 @@ impl Drop for SecurityDescriptor {
 /// hold that group too, and their own second instance is checked against the list.
 /// `PIPE_REJECT_REMOTE_CLIENTS` is what keeps clients on other machines out.
 ///
-/// The owner is the one that this process's token names for new objects. It is what the system would
-/// choose by itself, but not what Wine does.
+/// The owner is left to the system: it is the one that this process's token names for new objects (*Owner
+/// of a New Object*), which `is_own` and .NET's clients expect.
 fn list(others: &str) -> io::Result<String> {
-    let token = process_token()?;
-    let (user, owner) = (user_of(&token)?, owner_of(&token)?);
-    Ok(format!("O:{owner}D:P(A;;GA;;;{user})(A;;GA;;;SY){others}"))
+    let user = current_user()?;
+    Ok(format!("D:P(A;;GA;;;{user})(A;;GA;;;SY){others}"))
 }
 
 /// Creates an instance with an access list.

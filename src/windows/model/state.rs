@@ -292,9 +292,11 @@ impl State {
             }
         }
         let number = self.number();
-        let descriptor = pipe
+        let mut descriptor = pipe
             .descriptor
             .unwrap_or_else(|| Descriptor::default_of(&self.token));
+        let owner = &mut descriptor.owner;
+        owner.get_or_insert_with(|| self.token.user.owner.to_owned());
         self.pipes
             .entry(name.clone())
             .or_insert(Pipe {
