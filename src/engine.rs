@@ -81,7 +81,7 @@ pub(crate) trait Endpoint: Send + Sync {
     /// queues clients on its own has something to do: further ones must see that the pipe is busy.
     fn set_full(&self, _full: bool) {}
 
-    /// How many waiting instances are of use. One, where the system itself queues clients.
+    /// How many waiting instances are useful. One, where the system itself queues clients.
     fn useful_backlog(&self) -> usize {
         usize::MAX
     }

@@ -162,9 +162,9 @@ impl Link for TokioLink {
 
 impl Drop for TokioLink {
     fn drop(&mut self) {
-        // mio lets a write that waits for its reader go on, and with it the instance (mio#1944). The write
-        // alone can't be named here, but nothing else that is in flight is of use any more. Disconnecting
-        // would also throw away the replies before it, which the client may still read.
+        // mio keeps a pending write, and with it the instance, until the reader takes it (mio#1944). mio's
+        // write can't be cancelled by itself, but nothing else in flight is needed any more. Disconnecting
+        // would also discard the replies before it, which the client may still read.
         if self.cut_off.load(Ordering::Relaxed) {
             windows::cancel(&self.server);
         }

@@ -55,8 +55,8 @@ impl Requests {
         }
     }
 
-    /// Waits for the next request, and lets other clients go first if the turn is over. `None` when there will be none, or the
-    /// server shuts down.
+    /// Waits for the next request, and lets other clients go first if the turn is over. `None` when there
+    /// will be none, or the server shuts down.
     pub(super) async fn wait(
         &mut self,
         mut shutdown: Pin<&mut impl Future<Output = ()>>,

@@ -87,8 +87,8 @@ pub struct Options {
 
 const AFTER_HELP: &str = "\
 Sizes are in bytes, or have a unit: 4096, 64KiB, 1MB. Times have a unit: 500ms, 10s, 5min.
-messages/s counts requests that were answered. A latency is the time from the begin of a request's
-sending to its reply.
+messages/s counts requests that were answered. A latency is the time from the start of sending a
+request to its reply.
 Exit codes: 0 when every request was answered, 1 for a failure, 2 for bad usage.";
 
 impl Options {

@@ -79,7 +79,7 @@ impl Progress {
 }
 
 impl Drop for Progress {
-    /// The bar is of no interest once the result is there.
+    /// Clears the bar, so that only the result remains.
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }

@@ -188,7 +188,7 @@ impl Claim {
                 "something that is no socket is there and was left as it is: choose another name, or remove it",
             ));
         }
-        // A server that holds no lock of ours still answers.
+        // A server that does not take our lock still answers.
         match rustix::net::connect(&Socket::new()?, &SocketAddrUnix::new(&self.path)?) {
             Err(Errno::CONNREFUSED) => fs::remove_file(&self.path),
             Err(Errno::NOENT) => Ok(()),
@@ -215,7 +215,7 @@ fn identity(metadata: &fs::Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-/// Why a lock file can't be opened: mostly for want of its directory.
+/// Why a lock file can't be opened: usually because its directory is missing.
 fn unopened(path: &Path, error: &io::Error) -> io::Error {
     let problem = match path.parent() {
         Some(directory) if error.kind() == io::ErrorKind::NotFound => format!(

@@ -64,7 +64,7 @@ async fn run(options: Options) -> Result<Option<Summary>, Failure> {
     .idle_timeout(options.limits.idle_timeout.0)
     .handler_timeout(options.limits.handler_timeout.0)
     .write_timeout(options.limits.write_timeout.0)
-    // A command's work is of no use to anybody once its client is gone.
+    // Nobody needs a command's result once its client is gone.
     .cancel_on_disconnect(options.answer.exec.is_some())
     .with_graceful_shutdown(signals.first());
 
