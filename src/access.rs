@@ -9,19 +9,18 @@ use std::{fmt, str::FromStr};
 ///
 /// # Windows
 ///
-/// Who gets in, by the documentation named; nobody but the first three rows has been seen by the tests, and
-/// those on a model (`docs/wine.md`):
+/// Who gets in, and the documentation that says so. The tests show the first four rows, and only on a model
+/// of Windows (`docs/wine.md`); the others have not been tested.
 ///
 /// | client | `CurrentUser` | `Everyone` | source |
 /// |---|---|---|---|
-/// | the same user, elevated or not, also logged on through SSH | yes | yes | the list names the user's SID |
+/// | the same user, also when client or server is elevated or logged on through SSH | yes | yes | the list names the user's SID; objects without a label have medium integrity (*Mandatory Integrity Control*) |
 /// | another user | no | yes, see [`Everyone`](Self::Everyone) | *Named Pipe Security and Access Rights* |
-/// | an elevated server's plain client of the same user | yes | yes | as above; objects without a label have medium integrity (*Mandatory Integrity Control*) |
 /// | LocalSystem | yes | yes | the list names SYSTEM |
 /// | LocalService, NetworkService | no | yes | users of their own (*LocalService Account*) |
-/// | a process of low integrity | no | no | may not write to an object without a label (*Mandatory Integrity Control*); `Sddl` with `S:(ML;;NW;;;LW)` lets it |
-/// | an AppContainer | no | no | needs an entry for its package or for all packages (*AppContainer Isolation*), so an `Sddl` |
-/// | an anonymous logon | no | no | Everyone does not include it by default (*Security identifiers*) |
+/// | a process of low integrity | no | no | it may not write to an object without a label (*Mandatory Integrity Control*); `Sddl` with `S:(ML;;NW;;;LW)` lets it |
+/// | an AppContainer | no | no | it needs an entry for its package or for all packages (*AppContainer Isolation*), so an `Sddl` |
+/// | an anonymous logon | no | no | by default, Everyone does not include it (*Security identifiers*) |
 /// | on another machine | no | no | `PIPE_REJECT_REMOTE_CLIENTS`, unless remote clients are allowed |
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -114,6 +113,20 @@ impl FromStr for Access {
 }
 
 /// Who is on the other side of a connection. [`os`](crate::os) adds what one system knows.
+///
+/// # Windows
+///
+/// A client is known by the user of the token that it connected with, and a server by the owner of its pipe.
+/// The tests show the first three rows on a model of Windows; the others have not been seen on Windows.
+///
+/// | client | its [`user`](Self::user) | source |
+/// |---|---|---|
+/// | elevated or not, and logged on through SSH or not | the same SID | elevation changes groups and privileges (*How User Account Control works*) |
+/// | LocalSystem | `S-1-5-18` | *Well-known SIDs*, as the next row |
+/// | LocalService, NetworkService | `S-1-5-19`, `S-1-5-20` | shared by all services of the account |
+/// | without security quality of service, as most programs connect | known once a message has been received | *ImpersonateNamedPipeClient function* |
+/// | of low integrity, or in an AppContainer | the user's SID, as of any process of that user: neither the level nor the package is known | *Mandatory Integrity Control*; `TokenAppContainerSid` in *TOKEN_INFORMATION_CLASS* |
+/// | with `SECURITY_ANONYMOUS` | asking for the peer fails | *Impersonation Levels* |
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     pub(crate) process_id: u32,
@@ -160,8 +173,8 @@ impl Peer {
         Ok(peer)
     }
 
-    /// The process that connected. Good for a log; not for a decision, since the number is used
-    /// again once the process has ended.
+    /// The process that connected. Good for a log and not for a decision: the number is used again once
+    /// the process has ended, and the handle or socket may have been passed on to another process.
     ///
     /// On Linux 0 when this process can't see the other one: it runs in a PID namespace that is not below
     /// ours, such as that of the host, or of another container (pid_namespaces(7)).

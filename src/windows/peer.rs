@@ -7,7 +7,7 @@ use windows_sys::{
         FILE_PIPE_CONNECTED_STATE, FILE_PIPE_LOCAL_INFORMATION, FilePipeLocalInformation,
     },
     Win32::{
-        Foundation::{ERROR_CANNOT_IMPERSONATE, HANDLE},
+        Foundation::{ERROR_CANNOT_IMPERSONATE, ERROR_CANT_OPEN_ANONYMOUS, HANDLE},
         Security::{Authorization::SE_KERNEL_OBJECT, OWNER_SECURITY_INFORMATION, TOKEN_QUERY},
         System::IO::IO_STATUS_BLOCK,
     },
@@ -88,6 +88,10 @@ fn client_token(pipe: HANDLE) -> io::Result<Handle> {
         process::abort();
     }
     if opened == 0 {
+        if error.raw_os_error() == Some(ERROR_CANT_OPEN_ANONYMOUS as i32) {
+            let problem = "the client hides its user: it connected with SECURITY_ANONYMOUS";
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, problem));
+        }
         return Err(error);
     }
     // SAFETY: the system has just opened it for us.

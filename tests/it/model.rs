@@ -79,24 +79,56 @@ fn an_access_list_that_shuts_out_its_own_server_is_refused_at_once() {
     });
 }
 
+/// The rows of the tables in the documentation of `Access` and `Peer` that the model can show.
 #[test]
-fn another_user_is_let_in_only_if_everyone_is() {
+fn those_who_are_let_in_are_known_by_their_user() {
     with_access_checks(|| async {
-        let client = ClientOptions::new();
-        let refused = connect_as(
-            User::PLAIN,
-            Access::CurrentUser,
-            User::OTHER,
-            client.clone(),
-        )
-        .await;
-        assert!(
-            matches!(refused, Err(ConnectError::Denied { .. })),
-            "{refused:?}"
-        );
-        let connected = connect_as(User::PLAIN, Access::Everyone, User::OTHER, client).await;
-        assert!(connected.is_ok(), "{connected:?}");
+        let cases = [
+            // Server, client, and whether `CurrentUser` lets it in. `Everyone` lets all of them in.
+            (User::PLAIN, User::PLAIN, true),
+            (User::PLAIN, User::ELEVATED, true),
+            (User::PLAIN, User::NETWORK, true),
+            (User::ELEVATED, User::PLAIN, true),
+            (User::PLAIN, User::LOCAL_SYSTEM, true),
+            (User::PLAIN, User::LOCAL_SERVICE, false),
+            (User::PLAIN, User::OTHER, false),
+            (User::ELEVATED, User::OTHER, false),
+            (User::LOCAL_SYSTEM, User::PLAIN, false),
+        ];
+        for (server, client, current_user) in cases {
+            for (access, let_in) in [
+                (Access::CurrentUser, current_user),
+                (Access::Everyone, true),
+            ] {
+                let case = format!("{client:?} with {access:?} of {server:?}");
+                let user = client.sid;
+                match user_of_a_client(server.clone(), access, client.clone()).await {
+                    Ok(known) => {
+                        assert!(let_in, "{case}");
+                        assert_eq!(known, user, "{case}");
+                    }
+                    Err(ConnectError::Denied { .. }) => assert!(!let_in, "{case}"),
+                    Err(error) => panic!("{case}: {error:?}"),
+                }
+            }
+        }
     });
+}
+
+/// What a server learns of a client's user once it has received a message.
+async fn user_of_a_client(
+    server: User,
+    access: Access,
+    client: User,
+) -> Result<String, ConnectError> {
+    Model::run_as(server);
+    let mut listener = bind(ListenerOptions::new().access(access)).unwrap();
+    Model::run_as(client);
+    let mut client = Client::connect(listener.path()).await?;
+    client.send("hello").await.unwrap();
+    let mut connection = listener.accept().await.unwrap();
+    connection.recv().await.unwrap();
+    Ok(connection.peer().unwrap().user().to_string())
 }
 
 #[test]

@@ -3,6 +3,8 @@
 //! Wine keeps access lists and shows them but lets everybody in, and knows no exclusive names. What can't hold there
 //! is left out there, and says so.
 
+use std::io;
+
 use pipe_server::{
     Access, BindError, Client, ClientOptions, ConnectError, ListenerOptions, PipeListener,
     os::windows::{Engine, ListenerOptionsExt as _},
@@ -127,6 +129,23 @@ async fn a_client_for_its_own_user_alone_connects_to_its_own_server() {
         let options = ClientOptions::new().only_current_user(true);
         let connected = options.connect(listener.path()).await;
         assert!(connected.is_ok(), "{connected:?}");
+    }
+}
+
+/// No client of this library connects like this.
+#[tokio::test]
+async fn a_client_that_hides_its_user_has_no_peer() {
+    if wine_lacks("anonymous clients") {
+        return;
+    }
+    for engine in ENGINES {
+        let mut listener = bind(engine, ListenerOptions::new());
+        let address = listener.path().to_str().unwrap();
+        let _client = PlainPipe::open_anonymously(address, GENERIC_READ | GENERIC_WRITE).unwrap();
+        let connection = listener.accept().await.unwrap();
+        let error = connection.peer().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        assert!(error.to_string().contains("hides its user"), "{error}");
     }
 }
 

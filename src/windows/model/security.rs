@@ -51,6 +51,20 @@ impl User {
         owner: "S-1-5-21-1-2-3-1002",
         groups: &["S-1-5-11"],
     };
+
+    /// A service of the system's own account.
+    pub const LOCAL_SYSTEM: Self = Self {
+        sid: "S-1-5-18",
+        owner: "S-1-5-32-544",
+        groups: &["S-1-5-11", "S-1-5-32-544"],
+    };
+
+    /// A service of the account with few rights.
+    pub const LOCAL_SERVICE: Self = Self {
+        sid: "S-1-5-19",
+        owner: "S-1-5-19",
+        groups: &["S-1-5-11"],
+    };
 }
 
 #[derive(Clone, Debug)]

@@ -25,7 +25,8 @@ use windows_sys::{
             TOKEN_DUPLICATE, TOKEN_IMPERSONATE, TOKEN_QUERY, TOKEN_USER, TokenUser,
         },
         Storage::FileSystem::{
-            CreateFileW, FILE_FLAG_OVERLAPPED, OPEN_EXISTING, ReadFile, WriteFile,
+            CreateFileW, FILE_FLAG_OVERLAPPED, OPEN_EXISTING, ReadFile, SECURITY_ANONYMOUS,
+            SECURITY_SQOS_PRESENT, WriteFile,
         },
         System::{
             IO::{GetOverlappedResult, OVERLAPPED},
@@ -62,6 +63,11 @@ impl PlainPipe {
     /// As `open`, for two threads: on other handles the system lets a read that waits hold up a write.
     pub fn open_for_two(address: &str, access: u32) -> io::Result<Self> {
         Self::open_with(address, access, FILE_FLAG_OVERLAPPED)
+    }
+
+    /// As `open`, but no server is to learn whose end it is.
+    pub fn open_anonymously(address: &str, access: u32) -> io::Result<Self> {
+        Self::open_with(address, access, SECURITY_SQOS_PRESENT | SECURITY_ANONYMOUS)
     }
 
     fn open_with(address: &str, access: u32, flags: u32) -> io::Result<Self> {
