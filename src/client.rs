@@ -14,6 +14,7 @@ use crate::{
     engine::{Channel, Sizes},
     error::{CallError, ConnectError, OutOfRange, RecvError, SendError},
     name::{NameError, PipeName},
+    trust::Trust,
 };
 
 /// The pauses between two attempts double from the shortest to the longest, each cut by a random part
@@ -29,7 +30,7 @@ pub struct ClientOptions {
     connect_timeout: Option<Duration>,
     wait_for_server: bool,
     max_message_size: Option<usize>,
-    only_current_user: bool,
+    trust: Trust,
     #[cfg(windows)]
     pub(crate) allow_remote: bool,
 }
@@ -47,7 +48,7 @@ impl ClientOptions {
             connect_timeout: Some(defaults::CONNECT_TIMEOUT),
             wait_for_server: false,
             max_message_size: None,
-            only_current_user: false,
+            trust: Trust::default(),
             #[cfg(windows)]
             allow_remote: false,
         }
@@ -76,22 +77,12 @@ impl ClientOptions {
         self
     }
 
-    /// Whether to refuse a pipe that another user serves, who could read what is sent there. Default:
-    /// no.
+    /// Whose server to talk to. Default: [`Trust::System`], one of this user or of the system.
     ///
-    /// On Windows the pipe's owner has to be this user, or the one that this process's token names as the
-    /// owner of new objects: for an elevated administrator that is the Administrators group. Who reaches
-    /// whom, when both are the same user and the server is one of ours:
-    ///
-    /// | server | owner of its pipe | plain client | elevated client |
-    /// |---|---|---|---|
-    /// | plain | the user | connects | connects |
-    /// | elevated | Administrators | is refused | connects |
-    ///
-    /// .NET's `PipeOptions.CurrentUserOnly` compares the owner with its token's alone
-    /// (`NamedPipeClientStream.Windows.cs`), so there an elevated client refuses a plain server as well.
-    pub fn only_current_user(mut self, only: bool) -> Self {
-        self.only_current_user = only;
+    /// Servers of all others are refused before anything is sent to them: [`ConnectError::Untrusted`].
+    /// [`connect_memory`](Self::connect_memory) trusts the server, which is in this process.
+    pub fn trust(mut self, trust: Trust) -> Self {
+        self.trust = trust;
         self
     }
 
@@ -119,12 +110,17 @@ impl ClientOptions {
             let address = path.display().to_string();
             return Err(ConnectError::Remote { address });
         }
-        let identify = self.only_current_user;
-        let open = || open(&name, &path, sizes, identify);
         let address = path.display().to_string();
+        #[cfg(target_os = "linux")]
+        if name.short().is_some() && self.trust != Trust::Anyone {
+            let owner = crate::engine::seqpacket::owner_of_short_names(&path);
+            check_owner(&address, owner, &self.trust)?;
+        }
+        let open = || open(&name, &path, sizes, &self.trust);
         let channel = self.retry(&address, open).await?;
-        if self.only_current_user {
-            check_owner(&address, &channel)?;
+        if self.trust != Trust::Anyone {
+            let owner = channel.link.peer().map(|server| Some(server.user));
+            check_owner(&address, owner, &self.trust)?;
         }
         Ok(Client::new(channel, sizes.max_message_size))
     }
@@ -210,7 +206,7 @@ const ENGINE_MAX_MESSAGE_SIZE: usize = usize::MAX;
 const ENGINE_MAX_MESSAGE_SIZE: usize = crate::engine::overlapped::MAX_MESSAGE_SIZE;
 
 #[cfg(target_os = "linux")]
-fn open(_: &PipeName, path: &Path, sizes: Sizes, _identify: bool) -> io::Result<Channel> {
+fn open(_: &PipeName, path: &Path, sizes: Sizes, _: &Trust) -> io::Result<Channel> {
     let opened = crate::engine::seqpacket::connect(path, sizes);
     opened.map_err(|error| {
         if error.raw_os_error() != Some(rustix::io::Errno::PROTOTYPE.raw_os_error()) {
@@ -223,34 +219,26 @@ fn open(_: &PipeName, path: &Path, sizes: Sizes, _identify: bool) -> io::Result<
 }
 
 #[cfg(windows)]
-fn open(name: &PipeName, _: &Path, sizes: Sizes, identify: bool) -> io::Result<Channel> {
-    crate::engine::overlapped::connect(name, sizes, identify)
+fn open(name: &PipeName, _: &Path, sizes: Sizes, trust: &Trust) -> io::Result<Channel> {
+    crate::engine::overlapped::connect(name, sizes, *trust != Trust::Anyone)
 }
 
-fn check_owner(address: &str, channel: &Channel) -> Result<(), ConnectError> {
+/// Refuses a pipe whose owner, if it has one, is not trusted.
+fn check_owner(
+    address: &str,
+    owner: io::Result<Option<UserId>>,
+    trust: &Trust,
+) -> Result<(), ConnectError> {
+    let untrusted = owner.and_then(|owner| match owner {
+        Some(owner) if !trust.includes(&owner)? => Ok(Some(owner)),
+        _ => Ok(None),
+    });
     let address = address.to_owned();
-    let owner = match channel.link.peer() {
-        Ok(peer) => peer.user().clone(),
-        Err(source) => return Err(ConnectError::Io { address, source }),
-    };
-    match is_own(&owner) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(ConnectError::OtherUser {
-            address,
-            owner: owner.to_string(),
-        }),
+    match untrusted {
+        Ok(None) => Ok(()),
+        Ok(Some(owner)) => Err(ConnectError::Untrusted { address, owner }),
         Err(source) => Err(ConnectError::Io { address, source }),
     }
-}
-
-#[cfg(target_os = "linux")]
-fn is_own(owner: &UserId) -> io::Result<bool> {
-    Ok(*owner == UserId::Uid(rustix::process::geteuid().as_raw()))
-}
-
-#[cfg(windows)]
-fn is_own(owner: &UserId) -> io::Result<bool> {
-    crate::windows::is_own(owner)
 }
 
 /// One connection to a server.
@@ -366,8 +354,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// The system's. On Windows the owner can be read only if the client was connected with
-    /// [`only_current_user`](ClientOptions::only_current_user).
+    /// The system's. On Windows a client that was connected with [`Trust::Anyone`] did not ask for the right
+    /// to read the owner.
     pub fn peer(&self) -> io::Result<Peer> {
         self.connection.peer()
     }

@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, io, time::Duration};
 
-use crate::name::NameError;
+use crate::{access::UserId, name::NameError};
 
 /// Any error of a handler, an extractor or a connection's code.
 pub type BoxError = Box<dyn Error + Send + Sync>;
@@ -149,15 +149,18 @@ pub enum ConnectError {
         /// The system's error.
         source: io::Error,
     },
-    /// The pipe belongs to another user, and
-    /// [`only_current_user`](crate::ClientOptions::only_current_user) was asked for.
-    #[error("{address} belongs to another user ({owner}), who could read what is sent there")]
+    /// The pipe, or on Linux the directory of its short name, belongs to a user whom the client does not
+    /// trust. Nothing was sent there.
+    #[error(
+        "{address} belongs to {owner}, who is not trusted and could read what is sent there: if this is the \
+         right server, trust that user (trust)"
+    )]
     #[non_exhaustive]
-    OtherUser {
+    Untrusted {
         /// The pipe's address.
         address: String,
-        /// The user that it belongs to.
-        owner: String,
+        /// That user.
+        owner: UserId,
     },
     /// The system can't connect.
     #[error("can't connect to {address}")]
@@ -194,7 +197,7 @@ impl From<ConnectError> for io::Error {
             ConnectError::NoRuntime => io::ErrorKind::Other,
             ConnectError::NotFound { .. } => io::ErrorKind::NotFound,
             ConnectError::Busy { .. } => io::ErrorKind::TimedOut,
-            ConnectError::Denied { .. } | ConnectError::OtherUser { .. } => {
+            ConnectError::Denied { .. } | ConnectError::Untrusted { .. } => {
                 io::ErrorKind::PermissionDenied
             }
             ConnectError::Io { source, .. } => source.kind(),

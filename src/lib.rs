@@ -57,7 +57,7 @@
 //! | `connection.rs`, `client.rs` | [`Connection`] and its halves, [`Client`] |
 //! | `handler.rs` | [`Handler`]; what handlers take and return is in `from_request.rs`, `session.rs`, `into_reply.rs` |
 //! | `serve.rs` | [`serve`]; below it [`serve_connections`] with the accept loop, and one client's conversation |
-//! | `access.rs`, `os.rs` | [`Access`] (who may connect), [`Peer`] (who did), and what only one system has |
+//! | `access.rs`, `trust.rs`, `os.rs` | [`Access`] (who may connect), [`Peer`] (who did), [`Trust`] (whose server a client talks to), and what only one system has |
 //! | `engine.rs` | the inner interface of an engine; the engines are below it |
 //! | `windows/` | the only unsafe code |
 
@@ -83,6 +83,7 @@ mod serve;
 mod session;
 #[cfg(feature = "tower")]
 mod tower;
+mod trust;
 #[cfg(windows)]
 mod windows;
 
@@ -117,4 +118,5 @@ pub use crate::{
         serve_connections,
     },
     session::{ConnectionInfo, NoSession, Session},
+    trust::{Trust, TrustError},
 };

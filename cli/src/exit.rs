@@ -6,6 +6,8 @@ use std::{
     process::ExitCode,
 };
 
+use pipe_server::{ConnectError, Trust};
+
 /// An error followed by its sources.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
@@ -41,4 +43,16 @@ impl Failure {
         _ = writeln!(io::stderr(), "{program}: {line}");
         ExitCode::from(self.code)
     }
+}
+
+/// A client's failure to connect that is not about its options.
+pub fn connect_failure(error: &ConnectError) -> Failure {
+    Failure::new(match error {
+        ConnectError::Untrusted { address, owner, .. } => format!(
+            "{address} belongs to {owner}, who is not trusted and could read what is sent there: if this is \
+             the right server, use --trust {}",
+            Trust::User(owner.clone())
+        ),
+        other => chain(other),
+    })
 }

@@ -25,7 +25,7 @@ use self::{
     socket::Socket,
 };
 use super::{Channel, Endpoint, Instance, Sizes};
-use crate::access::Access;
+use crate::access::{Access, UserId};
 
 mod channel;
 mod claim;
@@ -77,6 +77,15 @@ pub(crate) fn bind(
         grow_send_buffers,
         _claim: claim,
     }))
+}
+
+/// Whom the directory of a short name's socket belongs to, if it is there.
+///
+/// # Errors
+///
+/// The system's, and `PermissionDenied` when other users can write to it.
+pub(crate) fn owner_of_short_names(path: &Path) -> io::Result<Option<UserId>> {
+    claim::owner_of_short_names(directory_of(path)).map(|owner| owner.map(UserId::Uid))
 }
 
 /// Connects to the socket at `path`. `ResourceBusy` when its queue is full, which can't be waited for.

@@ -15,7 +15,7 @@ use std::{
 use pipe_server::{
     BindError, BoxError, Bytes, CallError, ClientOptions, ConnectError, Connection, ConnectionInfo,
     Handler, IntoReply, ListenerOptions, NoSession, Peer, RecvError, Rejection, Reply, Request,
-    SendError, Serve, Session, Shutdown, Summary, serve, serve_connections,
+    SendError, Serve, Session, Shutdown, Summary, Trust, serve, serve_connections,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -42,6 +42,7 @@ on_every_engine! {
     code_that_does_not_end_is_cut_off,
     code_that_fails_or_panics_costs_its_own_connection_and_is_logged,
     a_client_knows_its_server_and_gives_its_connection,
+    a_client_sends_nothing_to_a_server_that_it_does_not_trust,
 }
 
 /// A server that ends when it is told to.
@@ -472,9 +473,7 @@ async fn code_that_fails_or_panics_costs_its_own_connection_and_is_logged(kind: 
 
 async fn a_client_knows_its_server_and_gives_its_connection(kind: Kind) {
     let (_server, pipe) = start(kind, |request: Bytes| async move { request });
-    // On Windows the owner of the pipe may be read only by who asks for it.
-    let options = ClientOptions::new().only_current_user(true);
-    let options = options.max_message_size(77);
+    let options = ClientOptions::new().max_message_size(77);
     let mut client = pipe.connect_with(options).await;
     assert_eq!(client.call("hello").await.unwrap(), "hello");
     assert_eq!(client.peer().unwrap().process_id(), std::process::id());
@@ -482,6 +481,34 @@ async fn a_client_knows_its_server_and_gives_its_connection(kind: Kind) {
     assert_eq!(connection.max_message_size(), 77);
     connection.send("again").await.unwrap();
     assert_eq!(connection.recv().await.unwrap().unwrap(), "again");
+}
+
+async fn a_client_sends_nothing_to_a_server_that_it_does_not_trust(kind: Kind) {
+    let (server, pipe) = start(kind, |request: Bytes| async move { request });
+    let owner = pipe.connect().await.peer().unwrap().user().clone();
+    for trust in [
+        Trust::System,
+        Trust::CurrentUser,
+        Trust::User(owner.clone()),
+        Trust::Anyone,
+    ] {
+        let mut client = pipe.connect_with(ClientOptions::new().trust(trust)).await;
+        assert_eq!(client.call("hello").await.unwrap(), "hello");
+    }
+    // The server of a memory pipe is in this process and not asked for.
+    if matches!(pipe, Pipe::Named(_)) {
+        let nobody = if cfg!(windows) {
+            "S-1-5-7"
+        } else {
+            "4294967294"
+        };
+        let options = ClientOptions::new().trust(nobody.parse().unwrap());
+        match pipe.try_connect(options).await {
+            Err(ConnectError::Untrusted { owner: named, .. }) => assert_eq!(named, owner),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(server.stop().await.requests, 4);
 }
 
 #[tokio::test]

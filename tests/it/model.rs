@@ -12,7 +12,7 @@ use std::{
 
 use pipe_server::{
     Access, BindError, Client, ClientOptions, ConnectError, Connection, ListenerOptions,
-    PipeListener, RecvError,
+    PipeListener, RecvError, Trust, UserId,
     model::{Model, Options, User, run, seeds},
     os::windows::{Engine, ListenerOptionsExt as _},
 };
@@ -124,37 +124,49 @@ async fn user_of_a_client(
     Model::run_as(server);
     let mut listener = bind(ListenerOptions::new().access(access)).unwrap();
     Model::run_as(client);
-    let mut client = Client::connect(listener.path()).await?;
+    let options = ClientOptions::new().trust(Trust::Anyone);
+    let mut client = options.connect(listener.path()).await?;
     client.send("hello").await.unwrap();
     let mut connection = listener.accept().await.unwrap();
     connection.recv().await.unwrap();
     Ok(connection.peer().unwrap().user().to_string())
 }
 
+/// The table in the documentation of `Trust`, and other users.
 #[test]
-fn a_client_for_its_own_user_alone_knows_its_own_pipes_by_their_owner() {
+fn a_client_talks_to_the_servers_that_it_trusts() {
     with_access_checks(|| async {
         let cases = [
-            (User::PLAIN, User::PLAIN, true),
-            (User::PLAIN, User::ELEVATED, true),
-            (User::ELEVATED, User::ELEVATED, true),
-            // To a plain client a pipe of the Administrators may be anybody's among them.
-            (User::ELEVATED, User::PLAIN, false),
-            (User::OTHER, User::PLAIN, false),
-            (User::PLAIN, User::OTHER, false),
+            // Server, client, and whether `System` and `CurrentUser` include the server.
+            (User::PLAIN, User::PLAIN, true, true),
+            (User::PLAIN, User::ELEVATED, true, true),
+            (User::ELEVATED, User::ELEVATED, true, true),
+            (User::ELEVATED, User::PLAIN, true, false),
+            (User::LOCAL_SYSTEM, User::PLAIN, true, false),
+            (User::LOCAL_SERVICE, User::PLAIN, false, false),
+            (User::OTHER, User::PLAIN, false, false),
+            (User::PLAIN, User::OTHER, false, false),
+            (User::PLAIN, User::LOCAL_SYSTEM, false, false),
         ];
-        for (server, client, connects) in cases {
-            let options = ClientOptions::new().only_current_user(true);
-            let case = format!("{server:?} and {client:?}");
-            let owner = server.owner;
-            let connected = connect_as(server, Access::Everyone, client, options).await;
-            match connected {
-                Ok(()) => assert!(connects, "{case}"),
-                Err(ConnectError::OtherUser { owner: named, .. }) => {
-                    assert!(!connects, "{case}");
-                    assert_eq!(named, owner);
+        for (server, client, system, current_user) in cases {
+            let owner = UserId::Sid(server.owner.to_owned());
+            for (trust, trusted) in [
+                (Trust::System, system),
+                (Trust::CurrentUser, current_user),
+                (Trust::User(owner.clone()), true),
+                (Trust::Anyone, true),
+            ] {
+                let case = format!("{server:?}, {client:?} and {trust:?}");
+                let options = ClientOptions::new().trust(trust);
+                let (server, client) = (server.clone(), client.clone());
+                match connect_as(server, Access::Everyone, client, options).await {
+                    Ok(()) => assert!(trusted, "{case}"),
+                    Err(ConnectError::Untrusted { owner: named, .. }) => {
+                        assert!(!trusted, "{case}");
+                        assert_eq!(named, owner, "{case}");
+                    }
+                    Err(error) => panic!("{case}: {error:?}"),
                 }
-                Err(error) => panic!("{case}: {error:?}"),
             }
         }
     });

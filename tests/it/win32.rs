@@ -4,8 +4,8 @@
 use std::{future::IntoFuture, io, thread};
 
 use pipe_server::{
-    Bytes, CallError, Client, ClientOptions, ConnectError, ListenerOptions, PipeName, RecvError,
-    SendError,
+    Bytes, CallError, ClientOptions, ConnectError, ListenerOptions, PipeName, RecvError, SendError,
+    Trust,
     os::windows::{Engine, ListenerOptionsExt as _},
     serve,
 };
@@ -17,7 +17,7 @@ use windows_sys::Win32::{
 
 use support::{
     message, unique_name,
-    win32::{PlainPipe, call_as_the_sample_does, is, open_as_the_sample_does, utf16},
+    win32::{PlainPipe, call_as_the_sample_does, is, is_wine, open_as_the_sample_does, utf16},
 };
 
 const MIB: usize = 1 << 20;
@@ -222,6 +222,16 @@ mod our_client {
         PlainPipe::create(address, PIPE_ACCESS_DUPLEX, pipe_mode).unwrap()
     }
 
+    /// Wine gives no owner to a pipe that was created without a descriptor.
+    fn options() -> ClientOptions {
+        let trust = if is_wine() {
+            Trust::Anyone
+        } else {
+            Trust::CurrentUser
+        };
+        ClientOptions::new().trust(trust)
+    }
+
     #[tokio::test]
     async fn gets_echoes_of_every_size() {
         let (address, serving) = plain_server(|pipe| {
@@ -233,7 +243,7 @@ mod our_client {
                 }
             }
         });
-        let options = ClientOptions::new().max_message_size(MIB);
+        let options = options().max_message_size(MIB);
         let mut client = options.connect(&address).await.unwrap();
         let lengths = [
             1,
@@ -263,7 +273,7 @@ mod our_client {
                 pipe.read_message(64)?;
                 pipe.write(&message(1, length))
             });
-            let options = ClientOptions::new().max_message_size(10);
+            let options = options().max_message_size(10);
             let mut client = options.connect(&address).await.unwrap();
             let error = client.call("how much?").await.unwrap_err();
             assert!(
@@ -277,7 +287,7 @@ mod our_client {
     #[tokio::test]
     async fn notices_a_server_that_closes_instead_of_replying() {
         let (address, serving) = plain_server(|pipe| pipe.read_message(64).map(drop));
-        let mut client = Client::connect(&address).await.unwrap();
+        let mut client = options().connect(&address).await.unwrap();
         let error = client.call("anybody?").await.unwrap_err();
         assert!(matches!(error, CallError::Closed), "{error:?}");
         serving.join().unwrap().unwrap();
@@ -289,7 +299,7 @@ mod our_client {
             pipe.read_message(64)?;
             pipe.disconnect()
         });
-        let mut client = Client::connect(&address).await.unwrap();
+        let mut client = options().connect(&address).await.unwrap();
         let error = client.call("anybody?").await.unwrap_err();
         assert!(matches!(error, CallError::Closed), "{error:?}");
         serving.join().unwrap().unwrap();
@@ -303,7 +313,7 @@ mod our_client {
             assert_eq!((length, more), (1, true));
             pipe.disconnect()
         });
-        let options = ClientOptions::new().max_message_size(MIB);
+        let options = options().max_message_size(MIB);
         let mut client = options.connect(&address).await.unwrap();
         let error = client.send(message(1, MIB)).await.unwrap_err();
         assert!(matches!(error, SendError::Closed), "{error:?}");
@@ -317,7 +327,7 @@ mod our_client {
             pipe.write(b"")?;
             pipe.read_message(64).map(drop)
         });
-        let mut client = Client::connect(&address).await.unwrap();
+        let mut client = options().connect(&address).await.unwrap();
         assert_eq!(client.recv().await.unwrap().unwrap(), "hello");
         assert!(client.recv().await.unwrap().is_none());
         client.send("done").await.unwrap();
@@ -328,7 +338,7 @@ mod our_client {
     async fn refuses_a_byte_pipe() {
         let address = new_address();
         let _server = create(&address, PIPE_TYPE_BYTE);
-        let error = Client::connect(&address).await.unwrap_err();
+        let error = options().connect(&address).await.unwrap_err();
         assert!(matches!(error, ConnectError::Io { .. }), "{error:?}");
         let reason = std::error::Error::source(&error).unwrap().to_string();
         assert!(reason.contains("byte pipe"), "{reason}");

@@ -122,16 +122,6 @@ async fn everyone_may_read_and_write_but_not_create_instances() {
     }
 }
 
-#[tokio::test]
-async fn a_client_for_its_own_user_alone_connects_to_its_own_server() {
-    for engine in ENGINES {
-        let listener = bind(engine, ListenerOptions::new());
-        let options = ClientOptions::new().only_current_user(true);
-        let connected = options.connect(listener.path()).await;
-        assert!(connected.is_ok(), "{connected:?}");
-    }
-}
-
 /// No client of this library connects like this.
 #[tokio::test]
 async fn a_client_that_hides_its_user_has_no_peer() {

@@ -154,6 +154,63 @@ fn a_missing_server_is_named_and_exits_1() {
     );
 }
 
+#[test]
+fn a_server_that_is_not_trusted_is_sent_nothing_and_named() {
+    let name = unique_name();
+    let _server = Server::start(&name, &["--echo"]);
+    let nobody = if cfg!(windows) {
+        "S-1-5-7"
+    } else {
+        "4294967294"
+    };
+    let output = client(&name, &["--trust", nobody, "hello"], "");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = stderr(&output);
+    let cure = said.trim_end().rsplit_once("use ").unwrap().1;
+    // As it says.
+    let (flag, owner) = cure.split_once(' ').unwrap();
+    assert_eq!(
+        replies(&name, &[flag, owner, "hello"], "").trim_end(),
+        "hello"
+    );
+}
+
+/// Another user could put a socket of its own, or a link to another server of this user, into such a directory.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_directory_of_short_names_that_another_user_could_fill_is_not_used() {
+    use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+
+    let unique = unique_name();
+    let runtime_directory = Path::new(&unique.text).parent().unwrap();
+    let names = runtime_directory.join("pipe-server");
+    let client = |trust: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pipe-client"));
+        let command = command.env("XDG_RUNTIME_DIR", runtime_directory);
+        let command = command.args(["--pipe-name", "x", "--trust", trust, "hello"]);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        stderr(&output)
+    };
+    fs::create_dir(&names).unwrap();
+    fs::set_permissions(&names, fs::Permissions::from_mode(0o777)).unwrap();
+    let said = client("system");
+    assert!(said.contains("only its owner can write to"), "{said}");
+    assert!(said.contains(names.to_str().unwrap()), "{said}");
+
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("left out: only root can make a directory of another user");
+        return;
+    }
+    fs::set_permissions(&names, fs::Permissions::from_mode(0o755)).unwrap();
+    std::os::unix::fs::chown(&names, Some(12_345), None).unwrap();
+    let said = client("system");
+    assert!(said.contains("belongs to uid 12345"), "{said}");
+    assert!(said.contains("use --trust 12345"), "{said}");
+    let said = client("12345");
+    assert!(said.contains("nobody serves"), "{said}");
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn a_missing_directory_is_named() {
