@@ -1,5 +1,5 @@
-//! What only the model of Windows can show: other users, calls that fail without a reason, and a sender that leaves in
-//! the middle of a message.
+//! Tests that need the model of Windows: other users, injected faults, and a sender that closes in the middle of a
+//! message.
 
 use std::{
     collections::HashSet,
@@ -19,7 +19,7 @@ use pipe_server::{
 use support::{in_time, message, unique_name};
 use tokio::task::yield_now;
 
-/// Runs as `server` what `access` serves, and connects as `client`.
+/// Serves a pipe with `access` as `server`, and connects to it as `client`.
 async fn connect_as(
     server: User,
     access: Access,
@@ -37,7 +37,7 @@ fn bind(options: ListenerOptions) -> Result<PipeListener, BindError> {
     options.engine(Engine::Overlapped).bind(unique_name().text)
 }
 
-/// Runs a test with many seeds of the forms that check access.
+/// Runs a test with many seeds, in the forms that check access.
 fn with_access_checks<F: Future<Output = ()>>(test: impl Fn() -> F) {
     for seed in seeds(30) {
         let options = Options::seeded(seed);
@@ -59,7 +59,7 @@ fn a_user_who_logged_on_through_ssh_can_serve() {
 }
 
 #[test]
-fn an_access_list_that_shuts_out_its_own_server_is_refused_at_once() {
+fn an_access_list_that_denies_its_own_server_is_refused_at_bind() {
     with_access_checks(|| async {
         for list in ["D:P(A;;GA;;;SY)", "D:P(A;;0x12019b;;;WD)", "D:P"] {
             for most in [1, 4] {
@@ -68,7 +68,7 @@ fn an_access_list_that_shuts_out_its_own_server_is_refused_at_once() {
                     .max_instances(most);
                 let error = bind(options).unwrap_err();
                 let text = error.source().unwrap().to_string();
-                assert!(text.contains("does not let this process itself"), "{text}");
+                assert!(text.contains("does not let this process create"), "{text}");
                 assert!(text.contains(User::PLAIN.sid), "{text}");
                 let kind = io::Error::from(error).kind();
                 assert_eq!(kind, io::ErrorKind::InvalidInput);
@@ -79,12 +79,12 @@ fn an_access_list_that_shuts_out_its_own_server_is_refused_at_once() {
     });
 }
 
-/// The rows of the tables in the documentation of `Access` and `Peer` that the model can show.
+/// Covers the rows of the tables in the docs of `Access` and `Peer` that the model supports.
 #[test]
-fn those_who_are_let_in_are_known_by_their_user() {
+fn clients_that_are_let_in_are_identified_by_their_user() {
     with_access_checks(|| async {
         let cases = [
-            // Server, client, and whether `CurrentUser` lets it in. `Everyone` lets all of them in.
+            // Server, client, and whether `CurrentUser` lets the client in. `Everyone` always does.
             (User::PLAIN, User::PLAIN, true),
             (User::PLAIN, User::ELEVATED, true),
             (User::PLAIN, User::NETWORK, true),
@@ -115,7 +115,7 @@ fn those_who_are_let_in_are_known_by_their_user() {
     });
 }
 
-/// What a server learns of a client's user once it has received a message.
+/// The client's user as the server sees it after receiving a message.
 async fn user_of_a_client(
     server: User,
     access: Access,
@@ -173,25 +173,25 @@ fn a_client_talks_to_the_servers_that_it_trusts() {
 }
 
 #[test]
-fn a_message_that_its_sender_leaves_in_the_middle_of_has_one_outcome() {
+fn a_message_whose_sender_closes_midway_is_received_whole_or_reported_incomplete() {
     let mut outcomes = HashSet::new();
     let seeds = seeds(300);
     let many = seeds.end - seeds.start >= 300;
     for seed in seeds {
-        let outcome = run(Options::seeded(seed), leave_in_the_middle);
+        let outcome = run(Options::seeded(seed), close_midway);
         outcomes.insert(outcome);
     }
     if many {
-        let expected = ["cut short", "whole"];
+        let expected = ["incomplete", "whole"];
         assert_eq!(
             outcomes,
             HashSet::from(expected),
-            "each is seen with some seed"
+            "each occurs with some seed"
         );
     }
 }
 
-async fn leave_in_the_middle() -> &'static str {
+async fn close_midway() -> &'static str {
     let long = message(1, 60_000);
     let mut listener = bind(ListenerOptions::new().buffer_size(4096)).unwrap();
     let mut client = Client::connect(listener.path()).await.unwrap();
@@ -216,15 +216,15 @@ async fn leave_in_the_middle() -> &'static str {
             assert!(received == long);
             "whole"
         }
-        Ok(None) => panic!("the part that had arrived is gone without a word"),
-        Err(RecvError::Incomplete) => "cut short",
+        Ok(None) => panic!("a partly received message was dropped without an error"),
+        Err(RecvError::Incomplete) => "incomplete",
         Err(error) => panic!("{error:?}"),
     }
 }
 
-/// Whatever fails: nothing is lost in the middle, split, merged or repeated, nothing hangs, and nothing is left.
+/// Whatever fails, no message is lost in the middle, split, merged or repeated, and nothing hangs or leaks.
 #[test]
-fn calls_that_fail_cost_connections_and_nothing_else() {
+fn failing_calls_cost_connections_and_nothing_else() {
     for seed in seeds(if cfg!(miri) { 1 } else { 500 }) {
         let options = Options {
             faults: 10 + (seed % 50) as u32,
@@ -264,12 +264,15 @@ async fn converse_with_faults() {
     serving.abort();
 }
 
-/// Answers what comes, as long as that is in order.
+/// Echoes requests, and checks that they arrive in order.
 async fn echo(mut connection: Connection) {
     let mut expected = None;
     while let Ok(Some(received)) = connection.recv().await {
         let number = received[0];
-        assert!(received == numbered(number), "a message that nobody sent");
+        assert!(
+            received == numbered(number),
+            "a message that was never sent"
+        );
         assert!(
             expected.is_none_or(|expected| expected == number),
             "out of order"
@@ -283,7 +286,7 @@ async fn echo(mut connection: Connection) {
 
 async fn call(name: String, client: u8) {
     for attempt in 0..4 {
-        // Each conversation has numbers of its own.
+        // The numbers are unique to this conversation.
         let first = client * 40 + attempt * 10;
         let Ok(mut client) = Client::connect(&name).await else {
             yield_now().await;
@@ -291,14 +294,14 @@ async fn call(name: String, client: u8) {
         };
         for number in (first..).take(6) {
             match client.call(numbered(number)).await {
-                Ok(reply) => assert!(reply == numbered(number), "another's reply"),
+                Ok(reply) => assert!(reply == numbered(number), "the wrong reply"),
                 Err(_) => break,
             }
         }
     }
 }
 
-/// A message that begins with its number.
+/// A message that starts with its number.
 fn numbered(number: u8) -> Vec<u8> {
     let length = [1, 4000, 4096, 4097, 9000, 20_000][usize::from(number % 6)];
     let mut bytes = message(number.into(), length);

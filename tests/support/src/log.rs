@@ -1,4 +1,4 @@
-//! What the library logs, seen by a test.
+//! Captures what the library logs.
 
 use std::{
     cell::RefCell,
@@ -16,14 +16,14 @@ thread_local! {
     static LINES: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
 }
 
-/// The lines that are logged on this thread, at INFO and above, from `start` on.
+/// The lines logged on this thread since `start`, at INFO and above.
 #[derive(Debug)]
 pub struct Log;
 
 impl Log {
     pub fn start() -> Self {
-        // One for all threads: what a thread without a subscriber says of an event is remembered for the
-        // others (tracing's cache of interest).
+        // Global, since tracing caches interest for all threads: a thread without a subscriber would
+        // disable a callsite for the others.
         static COLLECTOR: Once = Once::new();
         COLLECTOR.call_once(|| tracing::subscriber::set_global_default(Collector).unwrap());
         LINES.set(Some(Vec::new()));
@@ -37,7 +37,7 @@ impl Log {
             let mut found = lines.iter().filter(|line| line.contains(part));
             match (found.next(), found.next()) {
                 (Some(line), None) => line.clone(),
-                _ => panic!("not one line with {part:?}: {lines:#?}"),
+                _ => panic!("expected one line with {part:?}: {lines:#?}"),
             }
         })
     }
@@ -72,7 +72,7 @@ impl Subscriber for Collector {
     fn exit(&self, _: &Id) {}
 }
 
-/// The level, and each field with its value.
+/// A line with the level and each field's value.
 struct Line(String);
 
 impl Visit for Line {
