@@ -5,8 +5,6 @@ use std::{io, path::Path, time::Duration};
 use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 
-#[cfg(feature = "test-util")]
-use crate::engine::memory;
 use crate::{
     access::{Peer, UserId},
     connection::{Connection, RecvHalf, SendHalf},
@@ -129,24 +127,7 @@ impl ClientOptions {
         Ok(Client::new(channel, sizes.max_message_size))
     }
 
-    /// Connects to a pipe inside this process.
-    ///
-    /// # Errors
-    ///
-    /// As [`connect`](Self::connect).
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe, as [`connect`](Self::connect).
-    #[cfg(feature = "test-util")]
-    pub async fn connect_memory(&self, pipe: &MemoryPipe) -> Result<Client, ConnectError> {
-        let sizes = self.sizes(usize::MAX)?;
-        let open = || memory::connect(&pipe.board, sizes.max_message_size);
-        let channel = self.retry("the memory pipe", open).await?;
-        Ok(Client::new(channel, sizes.max_message_size))
-    }
-
-    fn sizes(&self, most: usize) -> Result<Sizes, OutOfRange> {
+    pub(crate) fn sizes(&self, most: usize) -> Result<Sizes, OutOfRange> {
         let default = defaults::MAX_MESSAGE_SIZE.min(most);
         let max_message_size = self.max_message_size.unwrap_or(default);
         if max_message_size == 0 {
@@ -168,7 +149,7 @@ impl ClientOptions {
     }
 
     /// Opens the pipe as often as it takes: there is nothing to be woken by.
-    async fn retry(
+    pub(crate) async fn retry(
         &self,
         address: &str,
         mut open: impl FnMut() -> io::Result<Channel>,
@@ -273,7 +254,7 @@ pub struct Client {
 }
 
 impl Client {
-    fn new(channel: Channel, max_message_size: usize) -> Self {
+    pub(crate) fn new(channel: Channel, max_message_size: usize) -> Self {
         Self {
             connection: Connection::new(channel, None, 0, max_message_size),
             calling: false,
@@ -433,29 +414,5 @@ mod futures {
         ) -> Poll<Result<(), SendError>> {
             Pin::new(&mut self.connection).poll_close(cx)
         }
-    }
-}
-
-/// A pipe inside this process, from
-/// [`ListenerOptions::bind_memory`](crate::ListenerOptions::bind_memory).
-#[cfg(feature = "test-util")]
-#[derive(Clone, Debug)]
-pub struct MemoryPipe {
-    pub(crate) board: memory::Switchboard,
-}
-
-#[cfg(feature = "test-util")]
-impl MemoryPipe {
-    /// Connects with the default [`ClientOptions`].
-    ///
-    /// # Errors
-    ///
-    /// As [`ClientOptions::connect`].
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe, as [`ClientOptions::connect`].
-    pub async fn connect(&self) -> Result<Client, ConnectError> {
-        ClientOptions::new().connect_memory(self).await
     }
 }

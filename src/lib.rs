@@ -75,8 +75,11 @@ mod error;
 mod from_request;
 mod handler;
 mod identity;
+mod instances;
 mod into_reply;
 mod listener;
+#[cfg(feature = "test-util")]
+mod memory_pipe;
 mod name;
 pub mod os;
 mod serve;
@@ -99,7 +102,7 @@ pub use bytes::Bytes;
 pub use crate::windows::model;
 
 #[cfg(feature = "test-util")]
-pub use crate::client::MemoryPipe;
+pub use crate::memory_pipe::MemoryPipe;
 #[cfg(feature = "tower")]
 pub use crate::tower::TowerHandler;
 pub use crate::{
