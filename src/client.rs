@@ -6,12 +6,12 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    access::{Peer, UserId},
     connection::{Connection, RecvHalf, SendHalf},
     defaults,
     engine::{Channel, Sizes},
     error::{CallError, ConnectError, OutOfRange, RecvError, SendError},
     name::{NameError, PipeName},
+    peer::{Peer, UserId},
 };
 
 /// The pauses between two attempts double from the shortest to the longest, each cut by a random part

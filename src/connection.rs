@@ -11,11 +11,11 @@ use std::{
 use bytes::Bytes;
 
 use crate::{
-    access::Peer,
     engine::{Channel, Link, Receive, Received, Transmit},
     error::{RecvError, SendError},
     identity::Identity,
     instances::Instances,
+    peer::Peer,
 };
 
 /// One client's two-way message channel.

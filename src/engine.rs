@@ -27,8 +27,8 @@ use std::{
 use bytes::Bytes;
 
 use crate::{
-    access::Peer,
     error::{RecvError, SendError},
+    peer::Peer,
 };
 
 #[cfg(feature = "test-util")]

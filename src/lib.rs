@@ -82,6 +82,8 @@ mod listener;
 mod memory_pipe;
 mod name;
 pub mod os;
+mod peer;
+mod request;
 mod serve;
 mod session;
 #[cfg(feature = "tower")]
@@ -106,15 +108,17 @@ pub use crate::memory_pipe::MemoryPipe;
 #[cfg(feature = "tower")]
 pub use crate::tower::TowerHandler;
 pub use crate::{
-    access::{Access, AccessError, Peer, UserId},
+    access::{Access, AccessError},
     client::{Client, ClientOptions},
     connection::{Connection, RecvHalf, SendHalf},
     error::{BindError, BoxError, CallError, ConnectError, RecvError, SendError},
     from_request::{FromRequest, Rejection},
-    handler::{Handler, Request},
+    handler::Handler,
     into_reply::{IntoReply, Reply},
     listener::{ListenerOptions, PipeListener},
     name::{NameError, PipeName},
+    peer::{Peer, UserId},
+    request::Request,
     serve::{
         ConnectionResult, Serve, ServeConnections, ServeFuture, Shutdown, Summary, serve,
         serve_connections,

@@ -15,8 +15,8 @@ use bytes::Bytes;
 
 use super::{Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit};
 use crate::{
-    access::Peer,
     error::{RecvError, SendError},
+    peer::{Peer, UserId},
 };
 
 /// The name that a memory pipe's clients connect to.
@@ -186,6 +186,27 @@ impl Queue {
 struct MemoryLink {
     inbound: Arc<Queue>,
     outbound: Arc<Queue>,
+}
+
+impl Peer {
+    /// This process and its user, as the peer of a memory pipe.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn current() -> io::Result<Self> {
+        #[cfg(target_os = "linux")]
+        let user = UserId::Uid(rustix::process::geteuid().as_raw());
+        #[cfg(windows)]
+        let user = UserId::Sid(crate::windows::current_user()?);
+        let peer = Self::new(std::process::id(), user);
+        #[cfg(target_os = "linux")]
+        let peer = Self {
+            group_id: rustix::process::getegid().as_raw(),
+            ..peer
+        };
+        Ok(peer)
+    }
 }
 
 impl Link for MemoryLink {

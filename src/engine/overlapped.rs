@@ -29,9 +29,10 @@ use windows_sys::Win32::Foundation::{
 
 use super::{Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit};
 use crate::{
-    access::{Access, Peer},
+    access::Access,
     error::{RecvError, SendError},
     name::PipeName,
+    peer::Peer,
     windows::{self, InstanceOptions, Pipe, Read, SecurityDescriptor},
 };
 

@@ -27,9 +27,10 @@ use windows_sys::Win32::Foundation::ERROR_NO_DATA;
 
 use super::{Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit};
 use crate::{
-    access::{Access, Peer},
+    access::Access,
     error::{RecvError, SendError},
     name::PipeName,
+    peer::Peer,
     windows::{self, SecurityDescriptor},
 };
 

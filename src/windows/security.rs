@@ -21,7 +21,7 @@ use super::{
     },
     wide,
 };
-use crate::access::{Access, UserId};
+use crate::{access::Access, peer::UserId};
 
 /// `FILE_READ_DATA | FILE_WRITE_DATA | FILE_READ_EA | FILE_WRITE_EA | FILE_READ_ATTRIBUTES |
 /// FILE_WRITE_ATTRIBUTES | READ_CONTROL | SYNCHRONIZE`: all that a client needs, and not the right to
