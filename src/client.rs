@@ -1,6 +1,6 @@
 //! The other side of a pipe.
 
-use std::{io, path::Path, time::Duration};
+use std::{io, time::Duration};
 
 use bytes::Bytes;
 use tokio::time::{Instant, sleep};
@@ -8,10 +8,10 @@ use tokio::time::{Instant, sleep};
 use crate::{
     connection::{Connection, RecvHalf, SendHalf},
     defaults,
-    engine::{Channel, Sizes},
-    error::{CallError, ConnectError, OutOfRange, RecvError, SendError},
+    engine::{Channel, native},
+    error::{CallError, ConnectError, RecvError, SendError},
     name::{NameError, PipeName},
-    peer::{Peer, UserId},
+    peer::Peer,
 };
 
 /// The pauses between two attempts double from the shortest to the longest, each cut by a random part
@@ -26,7 +26,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 pub struct ClientOptions {
     connect_timeout: Option<Duration>,
     wait_for_server: bool,
-    max_message_size: Option<usize>,
+    pub(crate) max_message_size: Option<usize>,
     only_current_user: bool,
     #[cfg(windows)]
     pub(crate) allow_remote: bool,
@@ -107,7 +107,7 @@ impl ClientOptions {
         name: impl TryInto<PipeName, Error: Into<NameError>>,
     ) -> Result<Client, ConnectError> {
         let name = name.try_into().map_err(Into::into)?;
-        let sizes = self.sizes(ENGINE_MAX_MESSAGE_SIZE)?;
+        let sizes = native::client_sizes(self.max_message_size)?;
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(ConnectError::NoRuntime);
         }
@@ -118,34 +118,13 @@ impl ClientOptions {
             return Err(ConnectError::Remote { address });
         }
         let identify = self.only_current_user;
-        let open = || open(&name, &path, sizes, identify);
+        let open = || native::connect(&name, &path, sizes, identify);
         let address = path.display().to_string();
         let channel = self.retry(&address, open).await?;
         if self.only_current_user {
             check_owner(&address, &channel)?;
         }
         Ok(Client::new(channel, sizes.max_message_size))
-    }
-
-    pub(crate) fn sizes(&self, most: usize) -> Result<Sizes, OutOfRange> {
-        let default = defaults::MAX_MESSAGE_SIZE.min(most);
-        let max_message_size = self.max_message_size.unwrap_or(default);
-        if max_message_size == 0 {
-            return Err(OutOfRange::new(
-                "max_message_size",
-                "is 0: take 1 byte or more",
-            ));
-        }
-        if max_message_size > most {
-            let problem = format!(
-                "is {max_message_size} bytes, but this system carries messages of {most} at most"
-            );
-            return Err(OutOfRange::new("max_message_size", problem));
-        }
-        Ok(Sizes {
-            max_message_size,
-            buffer_size: defaults::BUFFER_SIZE,
-        })
     }
 
     /// Opens the pipe as often as it takes: there is nothing to be woken by.
@@ -185,36 +164,13 @@ impl ClientOptions {
     }
 }
 
-#[cfg(target_os = "linux")]
-const ENGINE_MAX_MESSAGE_SIZE: usize = usize::MAX;
-#[cfg(windows)]
-const ENGINE_MAX_MESSAGE_SIZE: usize = crate::engine::overlapped::MAX_MESSAGE_SIZE;
-
-#[cfg(target_os = "linux")]
-fn open(_: &PipeName, path: &Path, sizes: Sizes, _identify: bool) -> io::Result<Channel> {
-    let opened = crate::engine::seqpacket::connect(path, sizes);
-    opened.map_err(|error| {
-        if error.raw_os_error() != Some(rustix::io::Errno::PROTOTYPE.raw_os_error()) {
-            return error;
-        }
-        let problem =
-            "the socket there is not a SEQPACKET socket: it may be another program's, and keeps no messages apart";
-        io::Error::new(error.kind(), problem)
-    })
-}
-
-#[cfg(windows)]
-fn open(name: &PipeName, _: &Path, sizes: Sizes, identify: bool) -> io::Result<Channel> {
-    crate::engine::overlapped::connect(name, sizes, identify)
-}
-
 fn check_owner(address: &str, channel: &Channel) -> Result<(), ConnectError> {
     let address = address.to_owned();
     let owner = match channel.link.peer() {
         Ok(peer) => peer.user().clone(),
         Err(source) => return Err(ConnectError::Io { address, source }),
     };
-    match is_own(&owner) {
+    match native::is_own(&owner) {
         Ok(true) => Ok(()),
         Ok(false) => Err(ConnectError::OtherUser {
             address,
@@ -222,16 +178,6 @@ fn check_owner(address: &str, channel: &Channel) -> Result<(), ConnectError> {
         }),
         Err(source) => Err(ConnectError::Io { address, source }),
     }
-}
-
-#[cfg(target_os = "linux")]
-fn is_own(owner: &UserId) -> io::Result<bool> {
-    Ok(*owner == UserId::Uid(rustix::process::geteuid().as_raw()))
-}
-
-#[cfg(windows)]
-fn is_own(owner: &UserId) -> io::Result<bool> {
-    crate::windows::is_own(owner)
 }
 
 /// One connection to a server.

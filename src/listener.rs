@@ -14,7 +14,10 @@ use crate::{
     access::Access,
     connection::Connection,
     defaults,
-    engine::{Endpoint, Sizes},
+    engine::{
+        Endpoint,
+        native::{self, ToBind},
+    },
     error::{BindError, OutOfRange},
     instances::{Instances, log_missing_instance},
     name::{NameError, PipeName},
@@ -36,8 +39,8 @@ use crate::{
 #[must_use = "options do nothing until bind is called"]
 pub struct ListenerOptions {
     max_instances: Option<usize>,
-    max_message_size: Option<usize>,
-    buffer_size: usize,
+    pub(crate) max_message_size: Option<usize>,
+    pub(crate) buffer_size: usize,
     backlog: usize,
     access: Access,
     #[cfg(windows)]
@@ -140,72 +143,27 @@ impl ListenerOptions {
             let address = path.display().to_string();
             return Err(BindError::Remote { address });
         }
-        let (endpoint, max_message_size) = self.bind_engine(&name, &path)?;
-        self.listen(name, path, endpoint, max_message_size)
-    }
-
-    #[cfg(target_os = "linux")]
-    fn bind_engine(
-        &self,
-        name: &PipeName,
-        path: &Path,
-    ) -> Result<(Box<dyn Endpoint>, usize), BindError> {
-        let sizes = self.sizes(defaults::MAX_MESSAGE_SIZE);
-        let own_directory = name.short().is_some();
-        let endpoint = crate::engine::seqpacket::bind(path, own_directory, &self.access, sizes)
-            .map_err(|error| BindError::create(path.display().to_string(), error))?;
-        Ok((endpoint, sizes.max_message_size))
-    }
-
-    #[cfg(windows)]
-    fn bind_engine(
-        &self,
-        name: &PipeName,
-        path: &Path,
-    ) -> Result<(Box<dyn Endpoint>, usize), BindError> {
-        use crate::engine::{overlapped, tokio_pipe};
-
-        let (engine, most) = match self.engine {
-            Engine::Tokio => (Engine::Tokio, tokio_pipe::MAX_MESSAGE_SIZE),
-            Engine::Auto | Engine::Overlapped => (Engine::Overlapped, overlapped::MAX_MESSAGE_SIZE),
-        };
-        let sizes = self.sizes(defaults::MAX_MESSAGE_SIZE.min(most));
-        if sizes.max_message_size > most {
-            let problem = format!(
-                "is {} bytes, but the {engine} engine carries messages of {most} at most",
-                sizes.max_message_size,
-            );
-            return Err(OutOfRange::new("max_message_size", problem).into());
-        }
-        let bind = match engine {
-            Engine::Tokio => tokio_pipe::bind,
-            Engine::Auto | Engine::Overlapped => overlapped::bind,
-        };
-        let endpoint = bind(name, &self.access, self.allow_remote, sizes)
-            .map_err(|error| BindError::create(path.display().to_string(), error))?;
-        Ok((endpoint, sizes.max_message_size))
-    }
-
-    pub(crate) fn sizes(&self, default_max_message_size: usize) -> Sizes {
-        Sizes {
-            max_message_size: self.max_message_size.unwrap_or(default_max_message_size),
+        let endpoint = native::bind(&ToBind {
+            name: &name,
+            #[cfg(target_os = "linux")]
+            path: &path,
+            access: &self.access,
+            max_message_size: self.max_message_size,
             buffer_size: self.buffer_size,
-        }
+            #[cfg(windows)]
+            allow_remote: self.allow_remote,
+            #[cfg(windows)]
+            engine: self.engine,
+        });
+        let endpoint =
+            endpoint.map_err(|error| BindError::create(path.display().to_string(), error))?;
+        self.listen(name, path, endpoint)
     }
 
     pub(crate) fn check(&self) -> Result<(), OutOfRange> {
         let refuse = |option, problem| Err(OutOfRange::new(option, problem));
         if self.max_instances == Some(0) {
             return refuse("max_instances", "is 0: take 1 or more, or no limit");
-        }
-        if self.max_message_size == Some(0) {
-            return refuse("max_message_size", "is 0: take 1 byte or more");
-        }
-        if u32::try_from(self.buffer_size).is_err() || self.buffer_size == 0 {
-            return refuse(
-                "buffer_size",
-                "is out of range: take 1 to 4,294,967,295 bytes",
-            );
         }
         if self.backlog == 0 {
             return refuse("backlog", "is 0: take 1 instance or more");
@@ -218,8 +176,8 @@ impl ListenerOptions {
         name: PipeName,
         path: PathBuf,
         endpoint: Box<dyn Endpoint>,
-        max_message_size: usize,
     ) -> Result<PipeListener, BindError> {
+        let max_message_size = endpoint.max_message_size();
         let max_instances = self.max_instances.unwrap_or(usize::MAX);
         let instances = Instances::new(endpoint, self.backlog, max_instances)
             .map_err(|error| BindError::create(path.display().to_string(), error))?;

@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use crate::{
     client::{Client, ClientOptions},
     defaults,
-    engine::memory::{self, Switchboard},
-    error::{BindError, ConnectError},
+    engine::{
+        Sizes,
+        memory::{self, Switchboard},
+    },
+    error::{BindError, ConnectError, OutOfRange},
     listener::{ListenerOptions, PipeListener},
     name::PipeName,
 };
@@ -42,11 +45,10 @@ impl ListenerOptions {
     /// [`BindError::Option`] for an option that is out of range.
     pub fn bind_memory(&self) -> Result<(PipeListener, MemoryPipe), BindError> {
         self.check()?;
-        let sizes = self.sizes(defaults::MAX_MESSAGE_SIZE);
-        let (endpoint, board) = memory::bind(sizes);
+        let (endpoint, board) = memory::bind(sizes(self.max_message_size, self.buffer_size)?);
         let name: PipeName = "memory".parse()?;
         let path = PathBuf::from("memory");
-        let listener = self.listen(name, path, endpoint, sizes.max_message_size)?;
+        let listener = self.listen(name, path, endpoint)?;
         Ok((listener, MemoryPipe { board }))
     }
 }
@@ -62,9 +64,14 @@ impl ClientOptions {
     ///
     /// Cancel safe, as [`connect`](Self::connect).
     pub async fn connect_memory(&self, pipe: &MemoryPipe) -> Result<Client, ConnectError> {
-        let sizes = self.sizes(usize::MAX)?;
+        let sizes = sizes(self.max_message_size, defaults::BUFFER_SIZE)?;
         let open = || memory::connect(&pipe.board, sizes.max_message_size);
         let channel = self.retry("the memory pipe", open).await?;
         Ok(Client::new(channel, sizes.max_message_size))
     }
+}
+
+/// Memory carries messages of any length.
+fn sizes(max_message_size: Option<usize>, buffer_size: usize) -> Result<Sizes, OutOfRange> {
+    Sizes::new(max_message_size, buffer_size, "memory", usize::MAX)
 }

@@ -88,6 +88,13 @@ pub(crate) fn connect(path: &Path, sizes: Sizes) -> io::Result<Channel> {
         Err(Errno::AGAIN) => Err(io::ErrorKind::ResourceBusy.into()),
         // The file of a server that was killed: nobody serves it.
         Err(Errno::CONNREFUSED) => Err(io::ErrorKind::NotFound.into()),
+        Err(Errno::PROTOTYPE) => {
+            let problem = "the socket there is not a SEQPACKET socket: it may be another program's, and keeps no messages apart";
+            Err(io::Error::new(
+                io::Error::from(Errno::PROTOTYPE).kind(),
+                problem,
+            ))
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -121,6 +128,10 @@ impl Endpoint for SeqpacketEndpoint {
     /// The kernel queues clients on the one listening socket.
     fn useful_backlog(&self) -> usize {
         1
+    }
+
+    fn max_message_size(&self) -> usize {
+        self.sizes.max_message_size
     }
 }
 
