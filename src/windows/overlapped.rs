@@ -44,9 +44,8 @@ use bytes::{Bytes, BytesMut};
 use windows_sys::Win32::{
     Foundation::{ERROR_MORE_DATA, ERROR_NO_DATA, ERROR_PIPE_CONNECTED, ERROR_SUCCESS},
     Storage::FileSystem::{
-        FILE_FLAG_FIRST_PIPE_INSTANCE, FILE_FLAG_OVERLAPPED, FILE_READ_ATTRIBUTES, FILE_READ_DATA,
-        FILE_WRITE_ATTRIBUTES, FILE_WRITE_DATA, OPEN_EXISTING, PIPE_ACCESS_DUPLEX, READ_CONTROL,
-        SECURITY_IDENTIFICATION, SECURITY_SQOS_PRESENT, SYNCHRONIZE,
+        FILE_FLAG_FIRST_PIPE_INSTANCE, FILE_FLAG_OVERLAPPED, OPEN_EXISTING, PIPE_ACCESS_DUPLEX,
+        SECURITY_IDENTIFICATION, SECURITY_SQOS_PRESENT,
     },
     System::{
         Pipes::{
@@ -59,23 +58,18 @@ use windows_sys::Win32::{
 
 use self::operations::{Done, Operation, Operations, Progress, completed};
 use super::{
-    cancel,
+    rights,
     security::SecurityDescriptor,
     system::{
         ConnectNamedPipe, CreateFileW, CreateNamedPipeW, CreateThreadpoolIo, Handle, ReadFile,
-        SetFileCompletionNotificationModes, SetNamedPipeHandleState, WriteFile, check, last_error,
+        SetFileCompletionNotificationModes, SetNamedPipeHandleState, WriteFile, cancel, check,
+        last_error, wide,
     },
-    wide,
 };
 
 mod operations;
 #[cfg(test)]
 mod tests;
-
-/// What a client needs and no more: `GENERIC_WRITE` also holds the right to create instances
-/// (`FILE_APPEND_DATA`), which a careful server withholds from other users.
-const CLIENT_RIGHTS: u32 =
-    FILE_READ_DATA | FILE_WRITE_DATA | FILE_READ_ATTRIBUTES | FILE_WRITE_ATTRIBUTES | SYNCHRONIZE;
 
 /// How an instance is created.
 #[derive(Clone, Copy, Debug)]
@@ -130,8 +124,8 @@ impl Pipe {
     pub(crate) fn open(address: &str, see_owner: bool) -> io::Result<Self> {
         let address = wide(address);
         let rights = match see_owner {
-            true => CLIENT_RIGHTS | READ_CONTROL,
-            false => CLIENT_RIGHTS,
+            true => rights::ASKED_FOR_TO_SEE_OWNER,
+            false => rights::ASKED_FOR,
         };
         // SAFETY: `address` ends in NUL and lives through the call, whose handle is new.
         let handle = unsafe {
