@@ -1,19 +1,17 @@
 //! The other side of a pipe.
 
-use std::{io, path::Path, time::Duration};
+use std::{io, time::Duration};
 
 use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 
-#[cfg(feature = "test-util")]
-use crate::engine::memory;
 use crate::{
-    access::{Peer, UserId},
     connection::{Connection, RecvHalf, SendHalf},
     defaults,
-    engine::{Channel, Sizes},
-    error::{CallError, ConnectError, OutOfRange, RecvError, SendError},
+    engine::{Channel, native},
+    error::{CallError, ConnectError, RecvError, SendError},
     name::{NameError, PipeName},
+    peer::{Peer, UserId},
     trust::Trust,
 };
 
@@ -29,7 +27,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 pub struct ClientOptions {
     connect_timeout: Option<Duration>,
     wait_for_server: bool,
-    max_message_size: Option<usize>,
+    pub(crate) max_message_size: Option<usize>,
     trust: Trust,
     #[cfg(windows)]
     pub(crate) allow_remote: bool,
@@ -100,7 +98,7 @@ impl ClientOptions {
         name: impl TryInto<PipeName, Error: Into<NameError>>,
     ) -> Result<Client, ConnectError> {
         let name = name.try_into().map_err(Into::into)?;
-        let sizes = self.sizes(ENGINE_MAX_MESSAGE_SIZE)?;
+        let sizes = native::client_sizes(self.max_message_size)?;
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(ConnectError::NoRuntime);
         }
@@ -113,58 +111,21 @@ impl ClientOptions {
         let address = path.display().to_string();
         #[cfg(target_os = "linux")]
         if name.short().is_some() && self.trust != Trust::Anyone {
-            let owner = crate::engine::seqpacket::owner_of_short_names(&path);
+            let owner = native::owner_of_short_names(&path);
             check_owner(&address, owner, &self.trust)?;
         }
-        let open = || open(&name, &path, sizes, &self.trust);
+        let identify = self.trust != Trust::Anyone;
+        let open = || native::connect(&name, &path, sizes, identify);
         let channel = self.retry(&address, open).await?;
-        if self.trust != Trust::Anyone {
+        if identify {
             let owner = channel.link.peer().map(|server| Some(server.user));
             check_owner(&address, owner, &self.trust)?;
         }
         Ok(Client::new(channel, sizes.max_message_size))
     }
 
-    /// Connects to a pipe inside this process.
-    ///
-    /// # Errors
-    ///
-    /// As [`connect`](Self::connect).
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe, as [`connect`](Self::connect).
-    #[cfg(feature = "test-util")]
-    pub async fn connect_memory(&self, pipe: &MemoryPipe) -> Result<Client, ConnectError> {
-        let sizes = self.sizes(usize::MAX)?;
-        let open = || memory::connect(&pipe.board, sizes.max_message_size);
-        let channel = self.retry("the memory pipe", open).await?;
-        Ok(Client::new(channel, sizes.max_message_size))
-    }
-
-    fn sizes(&self, most: usize) -> Result<Sizes, OutOfRange> {
-        let default = defaults::MAX_MESSAGE_SIZE.min(most);
-        let max_message_size = self.max_message_size.unwrap_or(default);
-        if max_message_size == 0 {
-            return Err(OutOfRange::new(
-                "max_message_size",
-                "is 0: take 1 byte or more",
-            ));
-        }
-        if max_message_size > most {
-            let problem = format!(
-                "is {max_message_size} bytes, but this system carries messages of {most} at most"
-            );
-            return Err(OutOfRange::new("max_message_size", problem));
-        }
-        Ok(Sizes {
-            max_message_size,
-            buffer_size: defaults::BUFFER_SIZE,
-        })
-    }
-
     /// Opens the pipe as often as it takes: there is nothing to be woken by.
-    async fn retry(
+    pub(crate) async fn retry(
         &self,
         address: &str,
         mut open: impl FnMut() -> io::Result<Channel>,
@@ -198,29 +159,6 @@ impl ClientOptions {
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
-}
-
-#[cfg(target_os = "linux")]
-const ENGINE_MAX_MESSAGE_SIZE: usize = usize::MAX;
-#[cfg(windows)]
-const ENGINE_MAX_MESSAGE_SIZE: usize = crate::engine::overlapped::MAX_MESSAGE_SIZE;
-
-#[cfg(target_os = "linux")]
-fn open(_: &PipeName, path: &Path, sizes: Sizes, _: &Trust) -> io::Result<Channel> {
-    let opened = crate::engine::seqpacket::connect(path, sizes);
-    opened.map_err(|error| {
-        if error.raw_os_error() != Some(rustix::io::Errno::PROTOTYPE.raw_os_error()) {
-            return error;
-        }
-        let problem =
-            "the socket there is not a SEQPACKET socket: it may be another program's, and keeps no messages apart";
-        io::Error::new(error.kind(), problem)
-    })
-}
-
-#[cfg(windows)]
-fn open(name: &PipeName, _: &Path, sizes: Sizes, trust: &Trust) -> io::Result<Channel> {
-    crate::engine::overlapped::connect(name, sizes, *trust != Trust::Anyone)
 }
 
 /// Refuses a pipe whose owner, if it has one, is not trusted.
@@ -261,7 +199,7 @@ pub struct Client {
 }
 
 impl Client {
-    fn new(channel: Channel, max_message_size: usize) -> Self {
+    pub(crate) fn new(channel: Channel, max_message_size: usize) -> Self {
         Self {
             connection: Connection::new(channel, None, 0, max_message_size),
             calling: false,
@@ -421,29 +359,5 @@ mod futures {
         ) -> Poll<Result<(), SendError>> {
             Pin::new(&mut self.connection).poll_close(cx)
         }
-    }
-}
-
-/// A pipe inside this process, from
-/// [`ListenerOptions::bind_memory`](crate::ListenerOptions::bind_memory).
-#[cfg(feature = "test-util")]
-#[derive(Clone, Debug)]
-pub struct MemoryPipe {
-    pub(crate) board: memory::Switchboard,
-}
-
-#[cfg(feature = "test-util")]
-impl MemoryPipe {
-    /// Connects with the default [`ClientOptions`].
-    ///
-    /// # Errors
-    ///
-    /// As [`ClientOptions::connect`].
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe, as [`ClientOptions::connect`].
-    pub async fn connect(&self) -> Result<Client, ConnectError> {
-        ClientOptions::new().connect_memory(self).await
     }
 }

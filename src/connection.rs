@@ -11,11 +11,11 @@ use std::{
 use bytes::Bytes;
 
 use crate::{
-    access::Peer,
     engine::{Channel, Link, Receive, Received, Transmit},
     error::{RecvError, SendError},
     identity::Identity,
-    listener::Slot,
+    instances::Instances,
+    peer::Peer,
 };
 
 /// One client's two-way message channel.
@@ -53,19 +53,27 @@ pub(crate) enum End {
     Closed,
 }
 
-/// What both halves hold on to.
+/// What both halves hold. The connection is closed when it is dropped.
 struct Shared {
-    /// Given back before `link` is dropped: at the limit the next instance has to exist before this
-    /// one closes.
-    _slot: Option<Slot>,
-    _link: Arc<dyn Link>,
+    /// Those that the connection is one of; `None` on a client.
+    instances: Option<Arc<Instances>>,
+    link: Arc<dyn Link>,
     identity: Arc<Identity>,
+}
+
+impl Drop for Shared {
+    /// Before `link` is dropped: at the limit the next instance has to exist before this one closes.
+    fn drop(&mut self) {
+        if let Some(instances) = &self.instances {
+            instances.release(&self.link);
+        }
+    }
 }
 
 impl Connection {
     pub(crate) fn new(
         channel: Channel,
-        slot: Option<Slot>,
+        instances: Option<Arc<Instances>>,
         id: u64,
         max_message_size: usize,
     ) -> Self {
@@ -76,8 +84,8 @@ impl Connection {
         } = channel;
         let identity = Arc::new(Identity::new(id, &link));
         let shared = Arc::new(Shared {
-            _slot: slot,
-            _link: link,
+            instances,
+            link,
             identity,
         });
         Self {

@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, io, time::Duration};
 
-use crate::{access::UserId, name::NameError};
+use crate::{name::NameError, peer::UserId};
 
 /// Any error of a handler, an extractor or a connection's code.
 pub type BoxError = Box<dyn Error + Send + Sync>;

@@ -75,10 +75,15 @@ mod error;
 mod from_request;
 mod handler;
 mod identity;
+mod instances;
 mod into_reply;
 mod listener;
+#[cfg(feature = "test-util")]
+mod memory_pipe;
 mod name;
 pub mod os;
+mod peer;
+mod request;
 mod serve;
 mod session;
 #[cfg(feature = "tower")]
@@ -100,19 +105,21 @@ pub use bytes::Bytes;
 pub use crate::windows::model;
 
 #[cfg(feature = "test-util")]
-pub use crate::client::MemoryPipe;
+pub use crate::memory_pipe::MemoryPipe;
 #[cfg(feature = "tower")]
 pub use crate::tower::TowerHandler;
 pub use crate::{
-    access::{Access, AccessError, Peer, UserId},
+    access::{Access, AccessError},
     client::{Client, ClientOptions},
     connection::{Connection, RecvHalf, SendHalf},
     error::{BindError, BoxError, CallError, ConnectError, RecvError, SendError},
     from_request::{FromRequest, Rejection},
-    handler::{Handler, Request},
+    handler::Handler,
     into_reply::{IntoReply, Reply},
     listener::{ListenerOptions, PipeListener},
     name::{NameError, PipeName},
+    peer::{Peer, UserId},
+    request::Request,
     serve::{
         ConnectionResult, Serve, ServeConnections, ServeFuture, Shutdown, Summary, serve,
         serve_connections,

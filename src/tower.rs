@@ -11,8 +11,9 @@ use tower_service::Service;
 
 use crate::{
     error::BoxError,
-    handler::{Handler, Request},
+    handler::Handler,
     into_reply::{IntoReply, Reply},
+    request::Request,
 };
 
 /// Makes a [`tower_service::Service`] over [`Request`] a handler.

@@ -2,7 +2,7 @@
 
 use std::{fmt, io, str::FromStr};
 
-use crate::access::UserId;
+use crate::{engine::native::is_own, peer::UserId};
 
 /// Whose server a [`Client`](crate::Client) talks to.
 ///
@@ -70,16 +70,6 @@ fn is_system(owner: &UserId) -> bool {
 fn is_system(owner: &UserId) -> bool {
     let UserId::Sid(sid) = owner;
     matches!(sid.as_str(), "S-1-5-18" | "S-1-5-32-544")
-}
-
-#[cfg(target_os = "linux")]
-fn is_own(owner: &UserId) -> io::Result<bool> {
-    Ok(*owner == UserId::Uid(rustix::process::geteuid().as_raw()))
-}
-
-#[cfg(windows)]
-fn is_own(owner: &UserId) -> io::Result<bool> {
-    crate::windows::is_own(owner)
 }
 
 /// In the form that is parsed.

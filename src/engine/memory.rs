@@ -15,8 +15,8 @@ use bytes::Bytes;
 
 use super::{Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit};
 use crate::{
-    access::Peer,
     error::{RecvError, SendError},
+    peer::{Peer, UserId},
 };
 
 /// The name that a memory pipe's clients connect to.
@@ -46,6 +46,7 @@ pub(crate) fn bind(sizes: Sizes) -> (Box<dyn Endpoint>, Switchboard) {
     (
         Box::new(MemoryEndpoint {
             board: Arc::clone(&board),
+            max_message_size: sizes.max_message_size,
         }),
         board,
     )
@@ -65,8 +66,9 @@ pub(crate) fn connect(board: &Switchboard, max_message_size: usize) -> io::Resul
         let socket = board.waiting.pop_front();
         (socket.ok_or(io::ErrorKind::ResourceBusy)?, board.sizes)
     };
-    let up = Queue::new(sizes.buffer_size);
-    let down = Queue::new(sizes.buffer_size);
+    let buffer_size = sizes.buffer_size as usize;
+    let up = Queue::new(buffer_size);
+    let down = Queue::new(buffer_size);
     let waker = {
         let mut socket = lock(&socket);
         socket.channel = Some(channel(&up, &down, sizes.max_message_size));
@@ -96,6 +98,7 @@ fn channel(inbound: &Arc<Queue>, outbound: &Arc<Queue>, max_message_size: usize)
 
 struct MemoryEndpoint {
     board: Switchboard,
+    max_message_size: usize,
 }
 
 impl Endpoint for MemoryEndpoint {
@@ -106,6 +109,10 @@ impl Endpoint for MemoryEndpoint {
             board: Arc::clone(&self.board),
             socket,
         }))
+    }
+
+    fn max_message_size(&self) -> usize {
+        self.max_message_size
     }
 }
 
@@ -186,6 +193,27 @@ impl Queue {
 struct MemoryLink {
     inbound: Arc<Queue>,
     outbound: Arc<Queue>,
+}
+
+impl Peer {
+    /// This process and its user, as the peer of a memory pipe.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn current() -> io::Result<Self> {
+        #[cfg(target_os = "linux")]
+        let user = UserId::Uid(rustix::process::geteuid().as_raw());
+        #[cfg(windows)]
+        let user = UserId::Sid(crate::windows::current_user()?);
+        let peer = Self::new(std::process::id(), user);
+        #[cfg(target_os = "linux")]
+        let peer = Self {
+            group_id: rustix::process::getegid().as_raw(),
+            ..peer
+        };
+        Ok(peer)
+    }
 }
 
 impl Link for MemoryLink {

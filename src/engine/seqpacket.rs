@@ -25,7 +25,7 @@ use self::{
     socket::Socket,
 };
 use super::{Channel, Endpoint, Instance, Sizes};
-use crate::access::{Access, UserId};
+use crate::access::Access;
 
 mod channel;
 mod claim;
@@ -84,8 +84,8 @@ pub(crate) fn bind(
 /// # Errors
 ///
 /// The system's, and `PermissionDenied` when other users can write to it.
-pub(crate) fn owner_of_short_names(path: &Path) -> io::Result<Option<UserId>> {
-    claim::owner_of_short_names(directory_of(path)).map(|owner| owner.map(UserId::Uid))
+pub(crate) fn owner_of_short_names(path: &Path) -> io::Result<Option<u32>> {
+    claim::owner_of_short_names(directory_of(path))
 }
 
 /// Connects to the socket at `path`. `ResourceBusy` when its queue is full, which can't be waited for.
@@ -97,6 +97,13 @@ pub(crate) fn connect(path: &Path, sizes: Sizes) -> io::Result<Channel> {
         Err(Errno::AGAIN) => Err(io::ErrorKind::ResourceBusy.into()),
         // The file of a server that was killed: nobody serves it.
         Err(Errno::CONNREFUSED) => Err(io::ErrorKind::NotFound.into()),
+        Err(Errno::PROTOTYPE) => {
+            let problem = "the socket there is not a SEQPACKET socket: it may be another program's, and keeps no messages apart";
+            Err(io::Error::new(
+                io::Error::from(Errno::PROTOTYPE).kind(),
+                problem,
+            ))
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -130,6 +137,10 @@ impl Endpoint for SeqpacketEndpoint {
     /// The kernel queues clients on the one listening socket.
     fn useful_backlog(&self) -> usize {
         1
+    }
+
+    fn max_message_size(&self) -> usize {
+        self.sizes.max_message_size
     }
 }
 

@@ -27,9 +27,10 @@ use windows_sys::Win32::Foundation::ERROR_NO_DATA;
 
 use super::{Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit};
 use crate::{
-    access::{Access, Peer},
+    access::Access,
     error::{RecvError, SendError},
     name::PipeName,
+    peer::Peer,
     windows::{self, SecurityDescriptor},
 };
 
@@ -47,16 +48,14 @@ pub(crate) fn bind(
     allow_remote: bool,
     sizes: Sizes,
 ) -> io::Result<Box<dyn Endpoint>> {
-    // Options::check has seen that it fits.
-    let buffer_size = u32::try_from(sizes.buffer_size).unwrap_or(u32::MAX);
     let mut options = ServerOptions::new();
     // The number of instances is not limited here but by the listener, which needs room for the
     // replacement of a connection that ends at the limit.
     options
         .pipe_mode(PipeMode::Message)
         .reject_remote_clients(!allow_remote)
-        .in_buffer_size(buffer_size)
-        .out_buffer_size(buffer_size);
+        .in_buffer_size(sizes.buffer_size)
+        .out_buffer_size(sizes.buffer_size);
     Ok(Box::new(TokioEndpoint {
         address: name.address().to_owned(),
         descriptor: SecurityDescriptor::new(access)?,
@@ -97,6 +96,10 @@ impl Endpoint for TokioEndpoint {
             connected: Box::pin(connected),
             max_message_size: self.max_message_size,
         }))
+    }
+
+    fn max_message_size(&self) -> usize {
+        self.max_message_size
     }
 }
 

@@ -23,9 +23,10 @@ use super::{
 use crate::{
     connection::Connection,
     error::{BoxError, Chain},
-    handler::{Handler, Request},
+    handler::Handler,
     identity::{AnySession, Identity},
     into_reply::Reply,
+    request::Request,
     session::ConnectionInfo,
 };
 

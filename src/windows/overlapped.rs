@@ -45,9 +45,8 @@ use bytes::{Bytes, BytesMut};
 use windows_sys::Win32::{
     Foundation::{ERROR_MORE_DATA, ERROR_NO_DATA, ERROR_PIPE_CONNECTED, ERROR_SUCCESS},
     Storage::FileSystem::{
-        FILE_FLAG_FIRST_PIPE_INSTANCE, FILE_FLAG_OVERLAPPED, FILE_READ_ATTRIBUTES, FILE_READ_DATA,
-        FILE_WRITE_ATTRIBUTES, FILE_WRITE_DATA, OPEN_EXISTING, PIPE_ACCESS_DUPLEX, READ_CONTROL,
-        SECURITY_IDENTIFICATION, SECURITY_SQOS_PRESENT, SYNCHRONIZE,
+        FILE_FLAG_FIRST_PIPE_INSTANCE, FILE_FLAG_OVERLAPPED, OPEN_EXISTING, PIPE_ACCESS_DUPLEX,
+        SECURITY_IDENTIFICATION, SECURITY_SQOS_PRESENT,
     },
     System::{
         Pipes::{
@@ -60,23 +59,18 @@ use windows_sys::Win32::{
 
 use self::operations::{Done, Operation, Operations, Progress, completed};
 use super::{
-    cancel,
+    rights,
     security::SecurityDescriptor,
     system::{
         ConnectNamedPipe, CreateFileW, CreateNamedPipeW, CreateThreadpoolIo, Handle, ReadFile,
-        SetFileCompletionNotificationModes, SetNamedPipeHandleState, WriteFile, check, last_error,
+        SetFileCompletionNotificationModes, SetNamedPipeHandleState, WriteFile, cancel, check,
+        last_error, wide,
     },
-    wide,
 };
 
 mod operations;
 #[cfg(test)]
 mod tests;
-
-/// Only what a client needs. `GENERIC_WRITE` includes the right to create instances (`FILE_APPEND_DATA`),
-/// which a server should not grant to other users.
-const CLIENT_RIGHTS: u32 =
-    FILE_READ_DATA | FILE_WRITE_DATA | FILE_READ_ATTRIBUTES | FILE_WRITE_ATTRIBUTES | SYNCHRONIZE;
 
 /// How an instance is created.
 #[derive(Clone, Copy, Debug)]
@@ -131,8 +125,8 @@ impl Pipe {
     pub(crate) fn open(address: &str, see_owner: bool) -> io::Result<Self> {
         let address = wide(address);
         let rights = match see_owner {
-            true => CLIENT_RIGHTS | READ_CONTROL,
-            false => CLIENT_RIGHTS,
+            true => rights::ASKED_FOR_TO_SEE_OWNER,
+            false => rights::ASKED_FOR,
         };
         // SAFETY: `address` ends in NUL and outlives the call, which returns a new handle.
         let handle = unsafe {

@@ -22,7 +22,7 @@ use super::{
         RevertToSelf, last_error,
     },
 };
-use crate::access::{Peer, UserId};
+use crate::peer::{Peer, UserId};
 
 /// Whether the other side has closed its end.
 ///

@@ -1,32 +1,19 @@
-//! Access lists, and the current user.
+//! Security descriptors and tokens.
 
 use std::{ffi::c_void, io, mem, os::windows::io::AsRawHandle, ptr};
 
 use tokio::net::windows::named_pipe::{NamedPipeServer, ServerOptions};
-use windows_sys::Win32::{
-    Foundation::ERROR_ACCESS_DENIED,
-    Security::{
-        Authorization::SDDL_REVISION_1, PSECURITY_DESCRIPTOR, PSID, SECURITY_ATTRIBUTES,
-        TOKEN_INFORMATION_CLASS, TOKEN_OWNER, TOKEN_QUERY, TOKEN_USER, TokenOwner, TokenUser,
-    },
+use windows_sys::Win32::Security::{
+    Authorization::SDDL_REVISION_1, PSECURITY_DESCRIPTOR, PSID, SECURITY_ATTRIBUTES,
+    TOKEN_INFORMATION_CLASS, TOKEN_OWNER, TOKEN_QUERY, TOKEN_USER, TokenOwner, TokenUser,
 };
 
-use super::{
-    code,
-    overlapped::{InstanceOptions, instance},
-    system::{
-        ConvertSidToStringSidW, ConvertStringSecurityDescriptorToSecurityDescriptorW,
-        GetCurrentProcess, GetTokenInformation, Handle, LocalFree, OpenProcessToken, check,
-        last_error,
-    },
+use super::system::{
+    ConvertSidToStringSidW, ConvertStringSecurityDescriptorToSecurityDescriptorW,
+    GetCurrentProcess, GetTokenInformation, Handle, LocalFree, OpenProcessToken, check, last_error,
     wide,
 };
-use crate::access::{Access, UserId};
-
-/// `FILE_READ_DATA | FILE_WRITE_DATA | FILE_READ_EA | FILE_WRITE_EA | FILE_READ_ATTRIBUTES |
-/// FILE_WRITE_ATTRIBUTES | READ_CONTROL | SYNCHRONIZE`: everything that a client needs, without the right
-/// to create instances (`FILE_APPEND_DATA`), which `GENERIC_WRITE` includes.
-const CLIENT_RIGHTS: &str = "0x12019b";
+use crate::peer::UserId;
 
 /// A security descriptor allocated by the system.
 pub(crate) struct SecurityDescriptor(PSECURITY_DESCRIPTOR);
@@ -37,42 +24,7 @@ unsafe impl Send for SecurityDescriptor {}
 unsafe impl Sync for SecurityDescriptor {}
 
 impl SecurityDescriptor {
-    pub(crate) fn new(access: &Access) -> io::Result<Self> {
-        match access {
-            Access::Sddl(text) => Self::parse_list(text),
-            Access::CurrentUser => Self::parse(&list("")?),
-            Access::Everyone => Self::parse(&list(&format!("(A;;{CLIENT_RIGHTS};;;WD)"))?),
-        }
-    }
-
-    /// A descriptor that lets this process create further instances.
-    ///
-    /// The list does not apply to the first instance of a pipe, only to later ones (*Named Pipe Security
-    /// and Access Rights*). A list that denies its own server would fail only when the first client
-    /// connects, so it is tried on a pipe with a random name.
-    fn parse_list(text: &str) -> io::Result<Self> {
-        let descriptor = Self::parse(text)?;
-        let address = format!(r"\\.\pipe\pipe-server-{:032x}", fastrand::u128(..));
-        let options = |first| InstanceOptions {
-            first,
-            allow_remote: false,
-            buffer_size: 0,
-        };
-        let _first = instance(&address, &descriptor, options(true))?;
-        match instance(&address, &descriptor, options(false)) {
-            Err(error) if code(&error) == Some(ERROR_ACCESS_DENIED) => {
-                let problem = format!(
-                    "the access list {text:?} does not let this process create further instances: \
-                     add an entry that grants its user all rights, such as (A;;GA;;;{})",
-                    current_user()?
-                );
-                Err(io::Error::new(io::ErrorKind::InvalidInput, problem))
-            }
-            second => second.map(|_| descriptor),
-        }
-    }
-
-    fn parse(text: &str) -> io::Result<Self> {
+    pub(super) fn parse(text: &str) -> io::Result<Self> {
         let wide = wide(text);
         let mut descriptor = ptr::null_mut();
         // SAFETY: `wide` ends in NUL and outlives the call; `descriptor` is written on success.
@@ -84,11 +36,7 @@ impl SecurityDescriptor {
                 ptr::null_mut(),
             )
         };
-        if let Err(error) = check(done) {
-            let problem = format!("the security descriptor {text:?} is invalid: {error}");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
-        }
-        Ok(Self(descriptor))
+        check(done).map(|()| Self(descriptor))
     }
 
     /// The argument for calls that create an object. It points to the descriptor.
@@ -106,19 +54,6 @@ impl Drop for SecurityDescriptor {
         // SAFETY: the system allocated it with LocalAlloc, and `self` owns it.
         unsafe { LocalFree(self.0) };
     }
-}
-
-/// A protected list that grants this user and SYSTEM all rights, followed by the entries in `others`.
-///
-/// It denies nobody. NETWORK would be the candidate, but tokens of users who log on through SSH or WinRM
-/// hold that group too, and their own second instance is checked against the list.
-/// `PIPE_REJECT_REMOTE_CLIENTS` rejects clients on other machines instead.
-///
-/// No owner is set, so the system uses the token's default owner for new objects (*Owner of a New
-/// Object*), which `is_own` and .NET's clients expect.
-fn list(others: &str) -> io::Result<String> {
-    let user = current_user()?;
-    Ok(format!("D:P(A;;GA;;;{user})(A;;GA;;;SY){others}"))
 }
 
 /// Creates an instance with an access list.

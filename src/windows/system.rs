@@ -3,7 +3,7 @@
 //!
 //! Errors are read with [`last_error`] right after the call.
 
-use std::{io, os::windows::io::AsRawHandle};
+use std::{io, os::windows::io::AsRawHandle, ptr};
 
 use windows_sys::{
     Win32::Foundation::{HANDLE, INVALID_HANDLE_VALUE},
@@ -89,4 +89,20 @@ pub(super) fn last_error() -> io::Error {
 /// The error of the call that returned `done`, if it failed.
 pub(super) fn check(done: BOOL) -> io::Result<()> {
     if done == 0 { Err(last_error()) } else { Ok(()) }
+}
+
+/// The system's code of an error.
+pub(crate) fn code(error: &io::Error) -> Option<u32> {
+    error.raw_os_error().map(|code| code as u32)
+}
+
+/// Cancels all operations in flight on a handle (`CancelIoEx`). What was written before stays readable.
+pub(crate) fn cancel(end: &impl AsRawHandle) {
+    // SAFETY: the handle is open as long as `end` is borrowed.
+    unsafe { CancelIoEx(end.as_raw_handle(), ptr::null()) };
+}
+
+/// `text` as the system's calls take it: in UTF-16, with a NUL at its end.
+pub(super) fn wide(text: &str) -> Vec<u16> {
+    text.encode_utf16().chain([0]).collect()
 }

@@ -68,6 +68,23 @@ async fn a_list_that_grants_its_owner_all_rights_can_be_served() {
 }
 
 #[tokio::test]
+async fn a_descriptor_that_is_not_understood_is_an_option_error() {
+    for engine in ENGINES {
+        let options = ListenerOptions::new().access(Access::Sddl("D:everybody".to_owned()));
+        let error = options.engine(engine).bind(unique_name().text).unwrap_err();
+        let is_option = matches!(
+            error,
+            BindError::Option {
+                option: "access",
+                ..
+            }
+        );
+        assert!(is_option, "{error:?}");
+        assert!(error.to_string().contains("D:everybody"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_name_is_served_once() {
     if wine_lacks("exclusive names") {
         return;

@@ -3,7 +3,7 @@
 use std::{num::NonZero, str::FromStr, thread, time::Duration};
 
 use clap::{Parser, ValueEnum, value_parser};
-use pipe_server::{PipeName, Trust};
+use pipe_server::{PipeName, Trust, defaults};
 
 use crate::{
     exit::Failure,
@@ -69,7 +69,7 @@ pub struct Options {
     pub(crate) verify: Option<Verify>,
 
     /// How long to wait for a busy pipe
-    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = values::duration)]
+    #[arg(long, value_name = "TIME", default_value = values::text(defaults::CONNECT_TIMEOUT), value_parser = values::duration)]
     pub(crate) connect_timeout: Duration,
 
     /// Whose server to talk to: system, current-user, anyone or a user

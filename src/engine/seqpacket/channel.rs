@@ -32,9 +32,9 @@ use super::{
     socket::{Descriptors, Next, Socket},
 };
 use crate::{
-    access::{Peer, UserId},
     engine::{Channel, Link, Receive, Received, Transmit},
     error::{RecvError, SendError},
+    peer::{Peer, UserId},
 };
 
 /// Messages up to this length are received into buffers of the thread and copied out of them, so that an

@@ -141,7 +141,7 @@ impl Socket {
         let wanted = sizes
             .max_message_size
             .saturating_add(SEND_OVERHEAD)
-            .max(sizes.buffer_size);
+            .max(sizes.buffer_size as usize);
         if sockopt::socket_send_buffer_size(self)? >= wanted {
             return Ok(false);
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::{Parser, builder::NonEmptyStringValueParser};
-use pipe_server::{ClientOptions, PipeName, Trust};
+use pipe_server::{ClientOptions, PipeName, Trust, defaults};
 use pipe_server_cli::{
     text::Encoding,
     values::{self, TimeLimit},
@@ -28,7 +28,7 @@ pub(crate) struct Options {
     pub(crate) encoding: Encoding,
 
     /// How long to wait for a busy pipe and, with --wait, for a server
-    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = values::duration)]
+    #[arg(long, value_name = "TIME", default_value = values::text(defaults::CONNECT_TIMEOUT), value_parser = values::duration)]
     connect_timeout: Duration,
 
     /// Whose server to talk to: system, current-user, anyone or a user

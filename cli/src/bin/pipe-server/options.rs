@@ -3,7 +3,7 @@
 use std::{str::FromStr, time::Duration};
 
 use clap::{ArgAction, Args, Parser, ValueEnum, builder::NonEmptyStringValueParser};
-use pipe_server::{Access, ListenerOptions, PipeName};
+use pipe_server::{Access, ListenerOptions, PipeName, defaults};
 use pipe_server_cli::{
     text::Encoding,
     values::{self, TimeLimit},
@@ -157,11 +157,11 @@ pub(crate) struct LimitOptions {
     pub(crate) handler_timeout: TimeLimit,
 
     /// How long a client may leave a reply unread, or none
-    #[arg(long, value_name = "TIME", default_value = "30s")]
+    #[arg(long, value_name = "TIME", default_value = values::text(defaults::WRITE_TIMEOUT))]
     pub(crate) write_timeout: TimeLimit,
 
     /// How long running requests may take to finish after a signal
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = values::duration)]
+    #[arg(long, value_name = "TIME", default_value = values::text(defaults::DRAIN_TIMEOUT), value_parser = values::duration)]
     pub(crate) drain_timeout: Duration,
 }
 
