@@ -7,7 +7,7 @@ use std::{
 
 use support::{UniqueName, unique_name};
 
-use crate::program::{Server, server};
+use crate::program::{Log, Server, server};
 
 #[cfg(unix)]
 impl Server {
@@ -294,8 +294,10 @@ fn a_failing_command_is_reported_and_costs_its_client_the_connection() {
 mod endings {
     use std::{future::Future, time::Duration};
 
+    #[cfg(target_os = "linux")]
+    use pipe_server::Client;
     use pipe_server::{Connection, PipeListener};
-    use pipe_server_cli::family::Family;
+    use pipe_server_cli::family::{Family, shell};
     use tokio::{
         runtime::{Builder, Runtime},
         time::timeout,
@@ -375,6 +377,12 @@ mod endings {
 
         fn answer(&self, process: &mut Connection) {
             Self::wait_for(&self.runtime, process.send("go on")).unwrap();
+        }
+
+        fn assert_nobody_comes(&mut self) {
+            let accepting = async { timeout(Duration::ZERO, self.listener.accept()).await };
+            let accepted = self.runtime.block_on(accepting);
+            assert!(accepted.is_err(), "one more command runs: {accepted:?}");
         }
 
         fn wait_for<T>(runtime: &Runtime, event: impl Future<Output = T>) -> T {
@@ -479,7 +487,7 @@ mod endings {
         let mut presence = Presence::new();
         let command = presence.endless_family();
         let runtime = Runtime::new().unwrap();
-        runtime.spawn(async move { Family::start(&command).unwrap().wait().await });
+        runtime.spawn(async move { Family::start(shell(&command)).unwrap().wait().await });
         let mut family = presence.accept_family();
         drop(runtime);
         presence.assert_gone(&mut family);
@@ -490,7 +498,7 @@ mod endings {
         let mut presence = Presence::new();
         let command = in_background(&presence.process("left behind")) + "echo done";
         let pipes = Presence::wait_for(&presence.runtime, async {
-            let mut family = Family::start(&command).unwrap();
+            let mut family = Family::start(shell(&command)).unwrap();
             let pipes = family.take_pipes();
             assert!(family.wait().await.unwrap().success());
             pipes
@@ -514,6 +522,96 @@ mod endings {
         assert_eq!(replies(&name, &["hello"], ""), "done\n\n");
         let mut process = presence.accept();
         assert_eq!(presence.hear(&mut process).as_deref(), Some("left"));
+    }
+
+    /// A command that says its request to `presence` and then waits for the reply.
+    fn saying_its_request(presence: &Presence) -> String {
+        presence.process("").trim_end().to_owned()
+    }
+
+    /// A client that waits for the reply to one request.
+    fn requesting(name: &UniqueName, request: &str) -> Child {
+        Command::new(env!("CARGO_BIN_EXE_pipe-client"))
+            .args(["--pipe-name", &name.text, request])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+
+    #[test]
+    fn further_requests_wait_for_the_exec_limit_and_are_answered_in_turn() {
+        let mut presence = Presence::new();
+        let command = saying_its_request(&presence);
+        let name = unique_name();
+        let arguments = [
+            "-v",
+            "--max-instances",
+            "3",
+            "--exec-limit",
+            "1",
+            "--exec",
+            &command,
+        ];
+        let mut server = Server::spawn(server(&name, &arguments).stderr(Stdio::piped()));
+        let log = Log::of(&mut server);
+
+        let first = requesting(&name, "first");
+        let mut running = presence.accept();
+        assert_eq!(presence.hear(&mut running).as_deref(), Some("first"));
+        let mut gone = requesting(&name, "gone");
+        log.wait_for("--exec-limit");
+        let second = requesting(&name, "second");
+        log.wait_for("--exec-limit");
+        gone.kill().unwrap();
+        gone.wait().unwrap();
+        // The server has room for this one once it has done with the one before.
+        let third = requesting(&name, "third");
+        log.wait_for("--exec-limit");
+
+        for (number, client, next) in [
+            ("first", first, Some("second")),
+            ("second", second, Some("third")),
+            ("third", third, None),
+        ] {
+            presence.assert_nobody_comes();
+            presence.answer(&mut running);
+            let output = client.wait_with_output().unwrap();
+            let replied = String::from_utf8_lossy(&output.stdout);
+            assert!(replied.starts_with("go on"), "{number}: {replied}");
+            if let Some(next) = next {
+                running = presence.accept();
+                assert_eq!(presence.hear(&mut running).as_deref(), Some(next));
+            }
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_command_that_can_not_be_started_is_tried_again() {
+        use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+
+        let name = unique_name();
+        let mut server = Server::spawn(server(&name, &["--exec", "cat"]).stderr(Stdio::piped()));
+        let log = Log::of(&mut server);
+        let process = Pid::from_child(&server.child);
+        let limit = getrlimit(Resource::Nofile);
+        let set_limit = |current| {
+            let limit = Rlimit { current, ..limit };
+            prlimit(Some(process), Resource::Nofile, limit).unwrap();
+        };
+
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let mut client = Presence::wait_for(&runtime, Client::connect(&name.text)).unwrap();
+        let reply = Presence::wait_for(&runtime, client.call("first"));
+        assert_eq!(reply.unwrap(), "first");
+        // What is open stays open, and nothing more can be opened.
+        set_limit(Some(3));
+        Presence::wait_for(&runtime, client.send("second")).unwrap();
+        log.wait_for("can't be started; trying again");
+        set_limit(limit.current);
+        let reply = Presence::wait_for(&runtime, client.recv());
+        assert_eq!(reply.unwrap().unwrap(), "second");
     }
 
     #[test]

@@ -1,12 +1,18 @@
 //! What the server answers.
 
-use pipe_server::{Bytes, Reply};
+use std::{num::NonZero, thread};
+
+use pipe_server::{Reply, Request};
 use pipe_server_cli::text::{Encoding, Form};
 
 use crate::{
     exec::{Exec, ExecError},
     options::Options,
 };
+
+/// How many commands run at the same time for each processor. More than one, since many a command waits for
+/// something else.
+const COMMANDS_PER_PROCESSOR: usize = 4;
 
 /// The sample's answer (*Multithreaded Pipe Server*).
 const DEFAULT_REPLY: &str = "default answer from server";
@@ -27,7 +33,8 @@ impl Answer {
     pub(crate) fn new(options: &Options, max_message_size: usize) -> Self {
         let chosen = &options.answer;
         if let Some(command) = &chosen.exec {
-            return Self::Exec(Exec::new(command.clone(), max_message_size));
+            let commands = chosen.exec_limit.unwrap_or_else(default_exec_limit);
+            return Self::Exec(Exec::new(command.clone(), commands, max_message_size));
         }
         if chosen.echo {
             return Self::Echo;
@@ -43,18 +50,27 @@ impl Answer {
     }
 
     /// The reply to one request.
-    pub(crate) async fn to(&self, request: Bytes) -> Result<Reply, ExecError> {
+    pub(crate) async fn to(&self, request: Request) -> Result<Reply, ExecError> {
         match self {
-            Self::Text { text, encoding } => Ok(Form::of(&request, *encoding).encode(text).into()),
-            Self::Echo => Ok(request.into()),
+            Self::Text { text, encoding } => {
+                Ok(Form::of(request.bytes(), *encoding).encode(text).into())
+            }
+            Self::Echo => Ok(request.into_bytes().into()),
             // Boxed: every connection has room for the largest of these futures.
             Self::Exec(exec) => Box::pin(exec.run(&request)).await.map(Into::into),
         }
     }
 }
 
+fn default_exec_limit() -> usize {
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    processors * COMMANDS_PER_PROCESSOR
+}
+
 #[cfg(test)]
 mod tests {
+    use pipe_server::Peer;
+
     use super::*;
 
     async fn default_answer_to(request: &'static [u8]) -> Reply {
@@ -62,8 +78,9 @@ mod tests {
             text: DEFAULT_REPLY.to_owned(),
             encoding: Encoding::Auto,
         };
+        let peer = Peer::current().expect("the system knows this process");
         answer
-            .to(Bytes::from_static(request))
+            .to(Request::new(request, peer))
             .await
             .expect("a text can always be answered")
     }

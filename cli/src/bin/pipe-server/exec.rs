@@ -1,12 +1,30 @@
 //! `--exec`: one process a request.
 
-use std::io;
+use std::{
+    io,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
-use pipe_server_cli::family::Family;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use pipe_server::Request;
+use pipe_server_cli::family::{Family, is_shortage, shell};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    process::Command,
+    sync::{Semaphore, SemaphorePermit},
+    time::{Instant, sleep},
+};
+use tracing::{debug, warn};
 
 /// How much of a failing command's stderr is logged, in bytes: enough for a message, not for a dump.
 const STDERR_KEPT: usize = 1024;
+
+/// The pause after a command could not be started, doubled after each further attempt.
+const FIRST_START_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_START_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often it is logged at most that commands can't be started: requests cause it.
+const SHORTAGE_LOGGED_EVERY: Duration = Duration::from_secs(1);
 
 /// A command of the shell that answers requests.
 #[derive(Debug)]
@@ -14,6 +32,9 @@ pub(crate) struct Exec {
     command: String,
     /// The longest reply, in bytes.
     limit: usize,
+    /// A permit for each command that may run. Fair: who waits longest is next.
+    permits: Semaphore,
+    shortage_logged: Mutex<Option<Instant>>,
 }
 
 /// Why a command gave no reply. The server logs it, and the client loses its connection.
@@ -35,23 +56,32 @@ pub(crate) enum ExecError {
 }
 
 impl Exec {
-    pub(crate) fn new(command: String, limit: usize) -> Self {
-        Self { command, limit }
+    /// Runs up to `commands` of them at a time.
+    pub(crate) fn new(command: String, commands: usize, limit: usize) -> Self {
+        Self {
+            command,
+            limit,
+            permits: Semaphore::new(commands.min(Semaphore::MAX_PERMITS)),
+            shortage_logged: Mutex::new(None),
+        }
     }
 
-    /// Runs the command and returns what it has printed.
+    /// Runs the command, once fewer than `commands` are running, and returns what it has printed.
     ///
     /// If the future is dropped, or ends before the command does, the command is killed with what it has
-    /// started. After the command's own end that goes on.
-    pub(crate) async fn run(&self, request: &[u8]) -> Result<Vec<u8>, ExecError> {
-        let mut family = Family::start(&self.command).map_err(ExecError::Start)?;
+    /// started. After the command's own end that goes on. A command that has not been started by then never
+    /// is.
+    pub(crate) async fn run(&self, request: &Request) -> Result<Vec<u8>, ExecError> {
+        // Dropped after the command.
+        let _permit = self.permit().await;
+        let mut family = self.start(request).await?;
         let (stdin, stdout, stderr) = family.take_pipes();
 
         // At the same time: a command may print before it has read everything.
         let (reply, stderr, ()) = tokio::try_join!(
             read_reply(stdout, self.limit),
             read_beginning(stderr),
-            feed(stdin, request),
+            feed(stdin, request.bytes()),
         )?;
         let status = family.wait().await.map_err(ExecError::Io)?;
 
@@ -63,6 +93,51 @@ impl Exec {
             return Err(ExecError::Empty);
         }
         Ok(reply)
+    }
+
+    async fn permit(&self) -> SemaphorePermit<'_> {
+        if let Ok(permit) = self.permits.try_acquire() {
+            return permit;
+        }
+        debug!("as many commands are running as --exec-limit allows; waiting for one to end");
+        let permit = self.permits.acquire().await;
+        permit.expect("the semaphore is never closed")
+    }
+
+    /// Starts the command, again and again while the system is short of something.
+    async fn start(&self, request: &Request) -> Result<Family, ExecError> {
+        let mut pause = FIRST_START_PAUSE;
+        loop {
+            match Family::start(self.shell()) {
+                Err(error) if is_shortage(&error) => {
+                    self.log_shortage(request, &error);
+                    sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_START_PAUSE);
+                }
+                started => return started.map_err(ExecError::Start),
+            }
+        }
+    }
+
+    fn shell(&self) -> Command {
+        shell(&self.command)
+    }
+
+    fn log_shortage(&self, request: &Request, error: &io::Error) {
+        let now = Instant::now();
+        let mut logged = self
+            .shortage_logged
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if logged.is_none_or(|logged| now - logged >= SHORTAGE_LOGGED_EVERY) {
+            *logged = Some(now);
+            warn!(
+                connection.id = request.connection_id(),
+                %error,
+                "the command of --exec can't be started; trying again: raise the limit it names, or lower \
+                 --exec-limit"
+            );
+        }
     }
 }
 

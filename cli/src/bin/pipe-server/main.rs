@@ -58,7 +58,7 @@ async fn run(options: Options) -> Result<Option<Summary>, Failure> {
         .map_err(|error| Failure::new(format!("can't handle signals: {error}")))?;
     let serving = serve(listener, move |request: Request| {
         let answer = Arc::clone(&answer);
-        async move { answer.to(request.into_bytes()).await }
+        async move { answer.to(request).await }
     })
     .drain_timeout(options.limits.drain_timeout)
     .idle_timeout(options.limits.idle_timeout.0)

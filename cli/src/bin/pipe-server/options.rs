@@ -97,6 +97,14 @@ pub(crate) struct AnswerOptions {
     #[arg(long, value_name = "COMMAND", group = "answer", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) exec: Option<String>,
 
+    /// How many commands run at the same time, 1 or more [default: 4 for each processor]
+    ///
+    /// Further requests wait, the oldest first, and --handler-timeout counts the time that they wait. If
+    /// the client is gone by then the command is not run. A command that can't be started because the system
+    /// is short of memory, processes or open files is tried again.
+    #[arg(long, value_name = "N", requires = "exec", value_parser = at_least_one)]
+    pub(crate) exec_limit: Option<usize>,
+
     /// Encoding of --reply; auto takes the request's, and its terminating NUL if it has one
     #[arg(long, value_name = "ENCODING", value_enum, default_value_t)]
     pub(crate) encoding: Encoding,
@@ -152,7 +160,7 @@ pub(crate) struct LimitOptions {
     #[arg(long, value_name = "TIME", default_value = "none")]
     pub(crate) idle_timeout: TimeLimit,
 
-    /// How long the answer to a request may take, or none
+    /// How long the answer to a request may take, with the time it waits for --exec-limit, or none
     #[arg(long, value_name = "TIME", default_value = "none")]
     pub(crate) handler_timeout: TimeLimit,
 
