@@ -44,6 +44,11 @@ impl Family {
         Ok(Self { command })
     }
 
+    /// The command's process id, until it was waited for.
+    pub fn id(&mut self) -> Option<u32> {
+        self.child().id()
+    }
+
     /// The command's stdin, stdout and stderr.
     pub fn take_pipes(&mut self) -> (Option<ChildStdin>, Option<ChildStdout>, Option<ChildStderr>) {
         let child = self.child();
@@ -71,7 +76,7 @@ impl Drop for Family {
     fn drop(&mut self) {
         // None once the command was waited for. On Unix its id may be another process's from then on;
         // until then it is not, even if the command has ended.
-        let Some(id) = self.child().id() else {
+        let Some(id) = self.id() else {
             return;
         };
         // It fails only if there is nothing left to kill.

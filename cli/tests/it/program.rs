@@ -62,6 +62,12 @@ impl Log {
         Self { lines }
     }
 
+    /// The lines up to the end of the server, after those that were waited for.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn rest(&self) -> String {
+        self.lines.iter().map(|line| line + "\n").collect()
+    }
+
     /// Waits for a line with `part` in it, after those that were waited for before.
     pub(crate) fn wait_for(&self, part: &str) -> String {
         let mut other = Vec::new();

@@ -586,6 +586,43 @@ mod endings {
         }
     }
 
+    /// On Windows a client can't be queued.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_command_of_a_client_that_has_left_before_it_is_served_is_not_run() {
+        let mut presence = Presence::new();
+        let command = saying_its_request(&presence);
+        let name = unique_name();
+        let arguments = [
+            "-v",
+            "--max-instances",
+            "1",
+            "--exec-limit",
+            "1",
+            "--exec",
+            &command,
+        ];
+        let mut server = Server::spawn(server(&name, &arguments).stderr(Stdio::piped()));
+        let log = Log::of(&mut server);
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let connect = || Presence::wait_for(&runtime, Client::connect(&name.text)).unwrap();
+
+        let mut served = connect();
+        Presence::wait_for(&runtime, served.send("first")).unwrap();
+        let mut running = presence.accept();
+        assert_eq!(presence.hear(&mut running).as_deref(), Some("first"));
+        let mut queued = connect();
+        Presence::wait_for(&runtime, queued.send("gone")).unwrap();
+        drop((queued, served));
+        let mut last = connect();
+        Presence::wait_for(&runtime, last.send("last")).unwrap();
+        let mut running = presence.accept();
+        assert_eq!(presence.hear(&mut running).as_deref(), Some("last"));
+        drop(server);
+        let logged = log.rest();
+        assert_eq!(logged.matches("command started").count(), 2, "{logged}");
+    }
+
     #[cfg(target_os = "linux")]
     #[test]
     fn a_command_that_can_not_be_started_is_tried_again() {

@@ -1,18 +1,13 @@
 //! What the server answers.
 
-use std::{num::NonZero, thread};
-
 use pipe_server::{Reply, Request};
 use pipe_server_cli::text::{Encoding, Form};
 
 use crate::{
+    capacity::Capacity,
     exec::{Exec, ExecError},
     options::Options,
 };
-
-/// How many commands run at the same time for each processor. More than one, since many a command waits for
-/// something else.
-const COMMANDS_PER_PROCESSOR: usize = 4;
 
 /// The sample's answer (*Multithreaded Pipe Server*).
 const DEFAULT_REPLY: &str = "default answer from server";
@@ -30,11 +25,11 @@ pub(crate) enum Answer {
 
 impl Answer {
     /// The one that the user has chosen; the sample's without a choice.
-    pub(crate) fn new(options: &Options, max_message_size: usize) -> Self {
+    pub(crate) fn new(options: &Options, capacity: &Capacity, max_message_size: usize) -> Self {
         let chosen = &options.answer;
         if let Some(command) = &chosen.exec {
-            let commands = chosen.exec_limit.unwrap_or_else(default_exec_limit);
-            return Self::Exec(Exec::new(command.clone(), commands, max_message_size));
+            let command = capacity.command(command);
+            return Self::Exec(Exec::new(command, capacity.commands, max_message_size));
         }
         if chosen.echo {
             return Self::Echo;
@@ -60,11 +55,6 @@ impl Answer {
             Self::Exec(exec) => Box::pin(exec.run(&request)).await.map(Into::into),
         }
     }
-}
-
-fn default_exec_limit() -> usize {
-    let processors = thread::available_parallelism().map_or(1, NonZero::get);
-    processors * COMMANDS_PER_PROCESSOR
 }
 
 #[cfg(test)]

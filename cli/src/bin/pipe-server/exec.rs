@@ -12,6 +12,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     process::Command,
     sync::{Semaphore, SemaphorePermit},
+    task::yield_now,
     time::{Instant, sleep},
 };
 use tracing::{debug, warn};
@@ -40,9 +41,9 @@ pub(crate) struct Exec {
 /// Why a command gave no reply. The server logs it, and the client loses its connection.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ExecError {
-    #[error("the command of --exec can't be started: {0}")]
+    #[error("the command of --exec can't be started")]
     Start(#[source] io::Error),
-    #[error("talking to the command of --exec failed: {0}")]
+    #[error("talking to the command of --exec failed")]
     Io(#[source] io::Error),
     #[error("the command of --exec printed more than {0} bytes: see --max-message-size")]
     TooLong(usize),
@@ -72,9 +73,12 @@ impl Exec {
     /// started. After the command's own end that goes on. A command that has not been started by then never
     /// is.
     pub(crate) async fn run(&self, request: &Request) -> Result<Vec<u8>, ExecError> {
+        // The server looks whether the client is still there whenever this waits.
+        yield_now().await;
         // Dropped after the command.
         let _permit = self.permit().await;
         let mut family = self.start(request).await?;
+        debug!(command.pid = family.id(), "command started");
         let (stdin, stdout, stderr) = family.take_pipes();
 
         // At the same time: a command may print before it has read everything.

@@ -22,6 +22,10 @@ pub(crate) struct Options {
     pub(crate) pipe_name: PipeName,
 
     /// How many clients are served at once, 1 or more, or unlimited; further ones wait
+    ///
+    /// On Linux the limit of open files bounds it as well: the server raises its own from the soft limit to the
+    /// hard one (ulimit -Hn), keeps what it needs for itself and for --exec-limit commands, and serves a client
+    /// with each of the rest.
     #[arg(long, value_name = "N|unlimited", default_value = "unlimited")]
     max_instances: MaxInstances,
 
@@ -44,11 +48,11 @@ RUST_LOG, if set, decides what is logged in place of -v and -q.
 Exit codes: 0 after a signal, 1 for a failure, 2 for bad usage, 130 after a second signal.";
 
 impl Options {
-    /// The listener's options. What the user did not ask for stays the library's default.
+    /// The listener's options but for `max_instances`. What the user did not ask for stays the library's
+    /// default.
     pub(crate) fn listener(&self) -> ListenerOptions {
         let mut options = ListenerOptions::new()
             .access(self.pipe.access.clone())
-            .max_instances(self.max_instances.0)
             .max_message_size(self.pipe.max_message_size);
         if let Some(bytes) = self.pipe.buffer_size {
             options = options.buffer_size(bytes);
@@ -65,6 +69,11 @@ impl Options {
                 .engine(self.pipe.engine.into());
         }
         options
+    }
+
+    /// How many clients at once; `None` is unlimited.
+    pub(crate) fn max_instances(&self) -> Option<usize> {
+        self.max_instances.0
     }
 
     /// Whether the engine is on Tokio's own I/O.
@@ -101,7 +110,8 @@ pub(crate) struct AnswerOptions {
     ///
     /// Further requests wait, the oldest first, and --handler-timeout counts the time that they wait. If
     /// the client is gone by then the command is not run. A command that can't be started because the system
-    /// is short of memory, processes or open files is tried again.
+    /// is short of memory, processes or open files is tried again. Commands have the limit of open files that
+    /// the server was started with.
     #[arg(long, value_name = "N", requires = "exec", value_parser = at_least_one)]
     pub(crate) exec_limit: Option<usize>,
 
