@@ -269,6 +269,50 @@ fn exec_answers_with_what_the_command_prints() {
 }
 
 #[test]
+fn exec_tells_the_command_who_asks_and_nothing_stale() {
+    let command = match cfg!(windows) {
+        true => "set PIPE_",
+        false => "env | grep ^PIPE_",
+    };
+    let name = unique_name();
+    let mut command = server(&name, &["--exec", command]);
+    for variable in ["UID", "SID", "PID"] {
+        command.env(format!("PIPE_PEER_{variable}"), "stale");
+    }
+    let _server = Server::spawn(command.env("PIPE_CONNECTION_ID", "stale"));
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let replies = [(); 2].map(|()| {
+        let reply = runtime.block_on(async {
+            let mut client = pipe_server::Client::connect(&name.text).await.unwrap();
+            client.call("who am I?").await.unwrap()
+        });
+        String::from_utf8(reply.to_vec()).unwrap()
+    });
+    let peer = pipe_server::Peer::current().unwrap();
+    let (variable, user) = match peer.user() {
+        #[cfg(unix)]
+        pipe_server::UserId::Uid(uid) => ("PIPE_PEER_UID", uid.to_string()),
+        #[cfg(windows)]
+        pipe_server::UserId::Sid(sid) => ("PIPE_PEER_SID", sid.clone()),
+        other => panic!("{other}"),
+    };
+    for (id, reply) in (1..).zip(replies) {
+        let mut lines: Vec<_> = reply.lines().map(str::trim_end).collect();
+        lines.sort_unstable();
+        let expected = [
+            format!("PIPE_CONNECTION_ID={id}"),
+            format!("PIPE_PEER_PID={}", std::process::id()),
+            format!("{variable}={user}"),
+        ];
+        assert_eq!(lines, expected);
+    }
+}
+
+#[test]
 fn a_failing_command_is_reported_and_costs_its_client_the_connection() {
     let (failing, status) = match cfg!(windows) {
         true => ("echo complaint 1>&2 & exit 3", "exit code: 3"),

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use pipe_server::Request;
+use pipe_server::{Peer, Request, UserId};
 use pipe_server_cli::family::{Family, is_shortage, shell};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
@@ -73,11 +73,13 @@ impl Exec {
     /// started. After the command's own end that goes on. A command that has not been started by then never
     /// is.
     pub(crate) async fn run(&self, request: &Request) -> Result<Vec<u8>, ExecError> {
+        // The system may not know any more later.
+        let environment = environment(request);
         // The server looks whether the client is still there whenever this waits.
         yield_now().await;
         // Dropped after the command.
         let _permit = self.permit().await;
-        let mut family = self.start(request).await?;
+        let mut family = self.start(request, &environment).await?;
         debug!(command.pid = family.id(), "command started");
         let (stdin, stdout, stderr) = family.take_pipes();
 
@@ -109,10 +111,14 @@ impl Exec {
     }
 
     /// Starts the command, again and again while the system is short of something.
-    async fn start(&self, request: &Request) -> Result<Family, ExecError> {
+    async fn start(
+        &self,
+        request: &Request,
+        environment: &[Variable],
+    ) -> Result<Family, ExecError> {
         let mut pause = FIRST_START_PAUSE;
         loop {
-            match Family::start(self.shell()) {
+            match Family::start(self.shell(environment)) {
                 Err(error) if is_shortage(&error) => {
                     self.log_shortage(request, &error);
                     sleep(pause).await;
@@ -123,8 +129,15 @@ impl Exec {
         }
     }
 
-    fn shell(&self) -> Command {
-        shell(&self.command)
+    fn shell(&self, environment: &[Variable]) -> Command {
+        let mut shell = shell(&self.command);
+        for (name, value) in environment {
+            match value {
+                Some(value) => shell.env(name, value),
+                None => shell.env_remove(name),
+            };
+        }
+        shell
     }
 
     fn log_shortage(&self, request: &Request, error: &io::Error) {
@@ -143,6 +156,34 @@ impl Exec {
             );
         }
     }
+}
+
+/// A variable of a command's environment. `None` unsets it: what the server itself has inherited is about
+/// somebody else.
+type Variable = (&'static str, Option<String>);
+
+/// What a command is told of its client.
+fn environment(request: &Request) -> [Variable; 4] {
+    let peer = request
+        .peer()
+        .inspect_err(|error| debug!(%error, "the command is not told who the client is"))
+        .ok();
+    let (uid, sid) = match peer.as_ref().map(Peer::user) {
+        #[cfg(unix)]
+        Some(UserId::Uid(uid)) => (Some(uid.to_string()), None),
+        #[cfg(windows)]
+        Some(UserId::Sid(sid)) => (None, Some(sid.clone())),
+        _ => (None, None),
+    };
+    // 0 is a process that can't be seen from here.
+    let process_id = peer.map(|peer| peer.process_id()).filter(|&id| id != 0);
+    let connection_id = request.connection_id();
+    [
+        ("PIPE_PEER_UID", uid),
+        ("PIPE_PEER_SID", sid),
+        ("PIPE_PEER_PID", process_id.map(|id| id.to_string())),
+        ("PIPE_CONNECTION_ID", Some(connection_id.to_string())),
+    ]
 }
 
 /// Reads to the end, unless that is beyond `limit` bytes.

@@ -99,10 +99,17 @@ pub(crate) struct AnswerOptions {
 
     /// Answer with what COMMAND prints: run by the shell for each request, which is its stdin
     ///
-    /// It is killed, and what it has started with it, when --handler-timeout is over, its client is
-    /// gone or the server ends. What it leaves running when it ends by itself goes on; the reply is
-    /// complete when nothing holds the command's stdout and stderr any more. If it fails or prints
-    /// nothing, its client loses the connection.
+    /// Its environment says who asks: PIPE_PEER_UID (Linux) or PIPE_PEER_SID (Windows), PIPE_PEER_PID and
+    /// PIPE_CONNECTION_ID. A variable is unset when the system does not tell. Use the process id for logs alone:
+    /// the system uses such numbers again.
+    ///
+    /// It is killed when --handler-timeout is over, its client is gone or the server ends. On Linux that kills
+    /// its process group; a process that has left the group (setsid, setpgid) is left alone. On Windows it ends
+    /// its job object; a process that others start for it (a service, WMI) is not in there. A server that is
+    /// itself killed (SIGKILL, the Task Manager) leaves its commands running.
+    ///
+    /// Processes that outlive COMMAND are left alone. The reply is complete when none of them holds the
+    /// command's stdout and stderr any more. If COMMAND fails or prints nothing, its client loses the connection.
     #[arg(long, value_name = "COMMAND", group = "answer", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) exec: Option<String>,
 
@@ -110,7 +117,8 @@ pub(crate) struct AnswerOptions {
     ///
     /// Further requests wait, the oldest first, and --handler-timeout counts the time that they wait. If
     /// the client is gone by then the command is not run. A command that can't be started because the system
-    /// is short of memory, processes or open files is tried again. Commands have the limit of open files that
+    /// is short of memory, processes or open files is tried again. By default fewer run where the limit of open
+    /// files is low (Linux). Commands have the limit of open files that
     /// the server was started with.
     #[arg(long, value_name = "N", requires = "exec", value_parser = at_least_one)]
     pub(crate) exec_limit: Option<usize>,
