@@ -117,9 +117,10 @@ pub(crate) struct AnswerOptions {
     ///
     /// Further requests wait, the oldest first, and --handler-timeout counts the time that they wait. If
     /// the client is gone by then the command is not run. A command that can't be started because the system
-    /// is short of memory, processes or open files is tried again. By default fewer run where the limit of open
-    /// files is low (Linux). Commands have the limit of open files that
-    /// the server was started with.
+    /// is short of memory, processes or open files is tried again.
+    ///
+    /// On Linux the default is lower where the limit of open files is. Commands have the limit that the server
+    /// was started with.
     #[arg(long, value_name = "N", requires = "exec", value_parser = at_least_one)]
     pub(crate) exec_limit: Option<usize>,
 
