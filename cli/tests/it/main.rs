@@ -4,6 +4,8 @@
 mod bench;
 #[cfg(windows)]
 mod console;
+#[cfg(target_os = "linux")]
+mod descriptors;
 mod program;
 mod programs;
 #[cfg(windows)]

@@ -11,9 +11,10 @@ use pipe_server_cli::{
 use tokio::runtime::Builder;
 use tracing::info;
 
-use crate::{answer::Answer, options::Options, signals::Signals};
+use crate::{answer::Answer, capacity::Capacity, options::Options, signals::Signals};
 
 mod answer;
+mod capacity;
 mod exec;
 mod logging;
 mod options;
@@ -46,19 +47,25 @@ fn main() -> ExitCode {
 /// Serves until a signal; `None` if a second one cut the drain short.
 async fn run(options: Options) -> Result<Option<Summary>, Failure> {
     logging::start(&options.logging)?;
+    let capacity = Capacity::new(&options)?;
     let listener = options
         .listener()
+        .max_instances(capacity.max_instances)
         .bind(&options.pipe_name)
         .map_err(bind_failure)?;
     let address = listener.path().display().to_string();
-    let answer = Arc::new(Answer::new(&options, listener.max_message_size()));
+    let answer = Arc::new(Answer::new(
+        &options,
+        &capacity,
+        listener.max_message_size(),
+    ));
 
     // Before the address is printed: who has read it may send a signal.
     let signals = Signals::install()
         .map_err(|error| Failure::new(format!("can't handle signals: {error}")))?;
     let serving = serve(listener, move |request: Request| {
         let answer = Arc::clone(&answer);
-        async move { answer.to(request.into_bytes()).await }
+        async move { answer.to(request).await }
     })
     .drain_timeout(options.limits.drain_timeout)
     .idle_timeout(options.limits.idle_timeout.0)
@@ -68,6 +75,7 @@ async fn run(options: Options) -> Result<Option<Summary>, Failure> {
     .cancel_on_disconnect(options.answer.exec.is_some())
     .with_graceful_shutdown(signals.first());
 
+    capacity.log();
     logging::announce(&address);
     // In a task of its own: one of the runtime's workers accepts and serves without waking another thread.
     let serving = tokio::spawn(serving.into_future());
