@@ -794,7 +794,7 @@ mod access {
             client.err(),
             None,
             "Windows checks a client's open for 0x4, unlike ReactOS. So Access::Everyone (src/access.rs, \
-             EVERYONE_RIGHTS in src/windows/security.rs) refuses every foreign client of another user: say so in \
+             GRANTED in src/windows/rights.rs) refuses every foreign client of another user: say so in \
              the docs of Access::Everyone, in --help and in README.md"
         );
     }
