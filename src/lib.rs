@@ -1,5 +1,6 @@
 //! Message pipes on Tokio: a server that answers other programs on the same machine, and the client
-//! for it. Windows named pipes in message mode, and on Linux sockets that keep messages whole.
+//! for it. Windows named pipes in message mode, and on Linux sockets that keep messages whole. Pipes are
+//! bound, and clients connect, in a Tokio runtime with I/O and time enabled.
 //!
 //! ```no_run
 //! use std::io;
@@ -13,8 +14,6 @@
 //! println!("{} requests answered", summary.requests);
 //! # Ok(()) }
 //! ```
-//!
-//! Pipes are bound, and clients connect, inside a Tokio runtime with I/O and time enabled.
 //!
 //! # Where to start
 //!
@@ -42,26 +41,28 @@
 //!
 //! # Features
 //!
-//! | feature | what it adds |
-//! |---|---|
-//! | `futures` | `Stream` and `Sink` for [`Connection`], its halves and [`Client`] |
-//! | `tower` | any `tower::Service` as a handler, through `TowerHandler` |
-//! | `test-util` | pipes inside the process, through `ListenerOptions::bind_memory` |
+//! - `futures`: `Stream` and `Sink` for [`Connection`], its halves and [`Client`]
+//! - `tower`: any `tower::Service` as a handler, through `TowerHandler`
+//! - `test-util`: pipes inside the process, through `ListenerOptions::bind_memory`
 //!
 //! # Layout
 //!
 //! | file | what is in it |
 //! |---|---|
-//! | `name.rs`, `defaults.rs` | [`PipeName`], and what applies when nothing else is asked for |
-//! | `listener.rs` | [`PipeListener`], [`ListenerOptions`]: the waiting instances |
-//! | `connection.rs`, `client.rs` | [`Connection`] and its halves, [`Client`] |
-//! | `handler.rs` | [`Handler`]; what handlers take and return is in `from_request.rs`, `session.rs`, `into_reply.rs` |
 //! | `serve.rs` | [`serve`]; below it [`serve_connections`] with the accept loop, and one client's conversation |
-//! | `access.rs`, `trust.rs`, `os.rs` | [`Access`] (who may connect), [`Peer`] (who did), [`Trust`] (whose server a client talks to), and what only one system has |
-//! | `engine.rs` | the inner interface of an engine; the engines are below it |
+//! | `handler.rs` | [`Handler`]; what it takes and returns is in `from_request.rs`, `request.rs`, `session.rs`, `into_reply.rs` |
+//! | `client.rs`, `listener.rs` | [`Client`], [`PipeListener`] and their options; `os.rs` and `memory_pipe.rs` add to them |
+//! | `trust.rs` | [`Trust`]: whose server a client talks to |
+//! | `connection.rs`, `instances.rs` | [`Connection`] and its halves; how an instance always waits |
+//! | `engine.rs` | the inner interface of an engine; the engines are below it, and `engine/native.rs` chooses one |
 //! | `windows/` | the only unsafe code |
+//! | `access.rs`, `peer.rs`, `name.rs`, `error.rs` | [`Access`] (who may connect), [`Peer`] (who did), [`PipeName`] |
+//!
+//! A file imports what is below it in this table, or beside it, and nothing above it.
 
 #![warn(missing_docs)]
+// The README's example is compiled with the doc tests.
+#![cfg_attr(doctest, doc = include_str!("../README.md"))]
 
 #[cfg(not(any(windows, target_os = "linux")))]
 compile_error!("pipe-server runs on Windows and on Linux");
@@ -78,7 +79,6 @@ mod identity;
 mod instances;
 mod into_reply;
 mod listener;
-#[cfg(feature = "test-util")]
 mod memory_pipe;
 mod name;
 pub mod os;
@@ -86,28 +86,21 @@ mod peer;
 mod request;
 mod serve;
 mod session;
-#[cfg(feature = "tower")]
 mod tower;
 mod trust;
 #[cfg(windows)]
 mod windows;
 
-/// The README's example is compiled with the doc tests.
-#[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;
-
 pub use bytes::Bytes;
 
-/// For the tests in `tests/`.
-#[cfg(all(windows, any(miri, pipe_model)))]
-#[doc(hidden)]
-pub use crate::windows::model;
-
+// For the tests in `tests/`.
 #[cfg(feature = "test-util")]
 pub use crate::memory_pipe::MemoryPipe;
 #[cfg(feature = "tower")]
 pub use crate::tower::TowerHandler;
+#[cfg(all(windows, any(miri, pipe_model)))]
+#[doc(hidden)]
+pub use crate::windows::model;
 pub use crate::{
     access::{Access, AccessError},
     client::{Client, ClientOptions},

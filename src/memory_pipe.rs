@@ -1,4 +1,5 @@
 //! A pipe inside this process, for tests.
+#![cfg(feature = "test-util")]
 
 use std::path::PathBuf;
 

@@ -1,4 +1,5 @@
 //! Services of tower as handlers.
+#![cfg(feature = "tower")]
 
 use std::{
     fmt,

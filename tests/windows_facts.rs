@@ -793,7 +793,7 @@ mod access {
             client.err(),
             None,
             "Windows checks a client's open for 0x4, unlike ReactOS. Access::Everyone (src/access.rs, \
-             CLIENT_RIGHTS in src/windows/security.rs) therefore refuses other libraries' clients of other users: \
+             GRANTED in src/windows/rights.rs) therefore refuses other libraries' clients of other users: \
              say so in the docs of Access::Everyone, in --help and in README.md"
         );
     }

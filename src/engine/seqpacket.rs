@@ -40,9 +40,6 @@ const QUEUE_LENGTH: i32 = 1024;
 /// net/unix/af_unix.c), so the shortest queue holds one. Those that it holds already stay in it.
 const SHORTEST_QUEUE: i32 = 0;
 
-/// What the kernel takes of the send buffer for itself (`unix_dgram_sendmsg` in net/unix/af_unix.c).
-const SEND_OVERHEAD: usize = 32;
-
 /// Serves `path`: a socket that only those whom `access` lets in can connect to, from its first moment.
 /// The directory of a short name is the user's own and is made; that of any other path is taken as it is.
 pub(crate) fn bind(

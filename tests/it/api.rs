@@ -15,14 +15,15 @@ use std::{
 use pipe_server::{
     BindError, BoxError, Bytes, CallError, ClientOptions, ConnectError, Connection, ConnectionInfo,
     Handler, IntoReply, ListenerOptions, NoSession, Peer, RecvError, Rejection, Reply, Request,
-    SendError, Serve, Session, Shutdown, Summary, Trust, serve, serve_connections,
+    SendError, Serve, Session, Shutdown, Summary, Trust, defaults, serve, serve_connections,
 };
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
+    time::Instant,
 };
 
-use support::{Kind, Pipe, log::Log, on_every_engine, unique_name};
+use support::{Kind, Pipe, log::Log, message, on_every_engine, unique_name};
 
 on_every_engine! {
     replies_of_every_kind_reach_the_client,
@@ -525,6 +526,30 @@ async fn a_handler_is_called_without_a_server() {
     let request = request.with_session(Mutex::new(Vec::<String>::new()));
     let reply = Handler::call(&handler, request).await.unwrap();
     assert_eq!(reply.message().unwrap(), "HELLO");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_read_is_cut_off_after_the_default_write_timeout() {
+    let (listener, pipe) = ListenerOptions::new().bind_memory().unwrap();
+    tokio::spawn(serve(listener, |request: Bytes| async move { request }).into_future());
+    let mut client = pipe.connect().await.unwrap();
+    let begun = Instant::now();
+    while client.send(message(0, 65_536)).await.is_ok() {}
+    assert!(begun.elapsed() >= defaults::WRITE_TIMEOUT);
+    assert!(begun.elapsed() < defaults::WRITE_TIMEOUT + Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_pipe_is_waited_for_as_long_as_the_default_connect_timeout() {
+    let options = ListenerOptions::new().max_instances(1);
+    let (mut listener, pipe) = options.bind_memory().unwrap();
+    let _client = pipe.connect().await.unwrap();
+    let _connection = listener.accept().await.unwrap();
+    let begun = Instant::now();
+    let refused = pipe.connect().await;
+    assert!(matches!(refused, Err(ConnectError::Busy { .. })));
+    assert!(begun.elapsed() >= defaults::CONNECT_TIMEOUT);
+    assert!(begun.elapsed() < defaults::CONNECT_TIMEOUT + Duration::from_secs(1));
 }
 
 #[tokio::test]

@@ -27,10 +27,7 @@ use tokio::{
     task::coop,
 };
 
-use super::{
-    SEND_OVERHEAD,
-    socket::{Descriptors, Next, Socket},
-};
+use super::socket::{Descriptors, Next, SEND_OVERHEAD, Socket};
 use crate::{
     engine::{Channel, Link, Receive, Received, Transmit},
     error::{RecvError, SendError},

@@ -17,27 +17,34 @@ pub mod win32;
 
 /// Runs each named function as one test per engine.
 ///
-/// On the model of Windows there is one engine, and each test runs with many seeds. Time is paused and the seed
-/// determines the schedule, unless the names follow `threads:`, which is for tests that start threads.
+/// The clock of the memory engine's tests is paused, and jumps to the next timer when nothing else is left to do, unless the
+/// names follow `threads:`: the clock would not wait for a thread.
+///
+/// On the model of Windows there is one engine, and each test runs with many seeds. Time is paused there too, and the seed
+/// determines the schedule, unless the names follow `threads:`.
 #[cfg(not(all(windows, any(miri, pipe_model))))]
 #[macro_export]
 macro_rules! on_every_engine {
     (threads: $($test:ident),* $(,)?) => {
-        $crate::on_every_engine!($($test),*);
+        $crate::on_every_engine!(@engine memory, Memory, false, $($test),*);
+        $crate::on_every_engine!(@system $($test),*);
     };
     ($($test:ident),* $(,)?) => {
-        $crate::on_every_engine!(@engine memory, Memory, $($test),*);
-        #[cfg(target_os = "linux")]
-        $crate::on_every_engine!(@engine seqpacket, Seqpacket, $($test),*);
-        #[cfg(windows)]
-        $crate::on_every_engine!(@engine overlapped, Overlapped, $($test),*);
-        #[cfg(windows)]
-        $crate::on_every_engine!(@engine tokio_pipe, Tokio, $($test),*);
+        $crate::on_every_engine!(@engine memory, Memory, true, $($test),*);
+        $crate::on_every_engine!(@system $($test),*);
     };
-    (@engine $module:ident, $kind:ident, $($test:ident),*) => {
+    (@system $($test:ident),*) => {
+        #[cfg(target_os = "linux")]
+        $crate::on_every_engine!(@engine seqpacket, Seqpacket, false, $($test),*);
+        #[cfg(windows)]
+        $crate::on_every_engine!(@engine overlapped, Overlapped, false, $($test),*);
+        #[cfg(windows)]
+        $crate::on_every_engine!(@engine tokio_pipe, Tokio, false, $($test),*);
+    };
+    (@engine $module:ident, $kind:ident, $paused:literal, $($test:ident),*) => {
         mod $module {
             $(
-                #[tokio::test]
+                #[tokio::test(start_paused = $paused)]
                 async fn $test() {
                     $crate::in_time(super::$test($crate::Kind::$kind)).await;
                 }
