@@ -4,6 +4,7 @@
 mod bench;
 #[cfg(windows)]
 mod console;
+mod log;
 mod program;
 mod programs;
 #[cfg(windows)]
