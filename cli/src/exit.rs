@@ -8,6 +8,8 @@ use std::{
 
 use pipe_server::{ConnectError, Trust};
 
+use crate::escape::escape;
+
 /// An error followed by its sources.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
@@ -39,7 +41,7 @@ impl Failure {
 
     /// Prints the line. That it can't be printed is no reason to panic: the code still tells.
     pub fn report(self, program: &str) -> ExitCode {
-        let line = self.message.replace(['\r', '\n'], " ");
+        let line = escape(&self.message);
         _ = writeln!(io::stderr(), "{program}: {line}");
         ExitCode::from(self.code)
     }

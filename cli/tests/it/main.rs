@@ -6,6 +6,7 @@ mod bench;
 mod console;
 #[cfg(target_os = "linux")]
 mod descriptors;
+mod log;
 mod program;
 mod programs;
 #[cfg(windows)]

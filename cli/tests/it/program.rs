@@ -1,8 +1,8 @@
 //! The program `pipe-server` while a test runs.
 
 use std::{
-    io::{BufRead as _, BufReader},
-    process::{Child, ChildStdout, Command, Stdio},
+    io::{BufRead as _, BufReader, Read},
+    process::{Child, ChildStderr, ChildStdout, Command, Stdio},
     sync::mpsc,
     thread,
 };
@@ -13,9 +13,10 @@ use support::{DEADLINE, UniqueName};
 pub(crate) struct Server {
     pub(crate) child: Child,
     /// Held open.
-    #[cfg_attr(windows, allow(dead_code, reason = "read by the tests with signals"))]
     pub(crate) stdout: BufReader<ChildStdout>,
     pub(crate) first_line: String,
+    /// Its stderr, if that is a pipe.
+    log: Option<BufReader<ChildStderr>>,
 }
 
 impl Server {
@@ -27,13 +28,74 @@ impl Server {
     pub(crate) fn spawn(command: &mut Command) -> Self {
         let mut child = command.spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let log = child.stderr.take().map(BufReader::new);
         let mut first_line = String::new();
         stdout.read_line(&mut first_line).unwrap();
         Self {
             child,
             stdout,
             first_line,
+            log,
         }
+    }
+
+    /// Waits for its end and gives its exit code and the rest of its stdout.
+    #[cfg_attr(
+        windows,
+        allow(dead_code, reason = "only signals end it in good order")
+    )]
+    pub(crate) fn ended(&mut self) -> (Option<i32>, String) {
+        ended(&mut self.child, &mut self.stdout)
+    }
+
+    /// The next line of its log that contains `part`. Its stderr has to be a pipe.
+    pub(crate) fn log_line(&mut self, part: &str) -> String {
+        let Self { child, log, .. } = self;
+        let log = log.as_mut().expect("its stderr is not a pipe");
+        let found = || {
+            log.by_ref()
+                .lines()
+                .map(Result::unwrap)
+                .find(|line| line.contains(part))
+        };
+        unless_it_hangs(child, found).expect("no such line in its log")
+    }
+}
+
+/// Waits for the end of `child` and gives its exit code and what it still wrote to `output`.
+pub(crate) fn ended(child: &mut Child, output: &mut (impl Read + Send)) -> (Option<i32>, String) {
+    let rest = unless_it_hangs(child, move || {
+        let mut rest = String::new();
+        output.read_to_string(&mut rest).unwrap();
+        rest
+    });
+    (child.wait().unwrap().code(), rest)
+}
+
+/// What `read` returns, which reads from `child`.
+fn unless_it_hangs<T: Send>(child: &mut Child, read: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let (sender, receiver) = mpsc::channel();
+        scope.spawn(move || sender.send(read()));
+        receiver.recv_timeout(DEADLINE).unwrap_or_else(|_| {
+            // Its output ends with it, or the thread would wait for ever.
+            _ = child.kill();
+            panic!("it hangs");
+        })
+    })
+}
+
+#[cfg(unix)]
+impl Server {
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let process = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(process, signal).unwrap();
+    }
+
+    /// Ends it with a signal and gives its exit code and the rest of its stdout.
+    pub(crate) fn end(mut self, signal: rustix::process::Signal) -> (Option<i32>, String) {
+        self.signal(signal);
+        self.ended()
     }
 }
 

@@ -1,29 +1,13 @@
 //! The programs as a user runs them: answers, exit codes, stdout and stderr apart, signals.
 
 use std::{
-    io::{BufReader, Read, Write},
+    io::Write,
     process::{Child, Command, Output, Stdio},
 };
 
 use support::{UniqueName, unique_name};
 
 use crate::program::{Log, Server, server};
-
-#[cfg(unix)]
-impl Server {
-    fn signal(&self, signal: rustix::process::Signal) {
-        let process = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(process, signal).unwrap();
-    }
-
-    /// Ends it with a signal and gives its exit code and the rest of its stdout.
-    fn end(mut self, signal: rustix::process::Signal) -> (Option<i32>, String) {
-        self.signal(signal);
-        let mut rest = String::new();
-        self.stdout.read_to_string(&mut rest).unwrap();
-        (self.child.wait().unwrap().code(), rest)
-    }
-}
 
 fn client(name: &UniqueName, arguments: &[&str], input: &str) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_pipe-client"))
@@ -392,17 +376,11 @@ fn a_failing_command_is_reported_and_costs_its_client_the_connection() {
     let name = unique_name();
     let mut command = server(&name, &["--exec", failing]);
     let mut server = Server::spawn(command.stderr(Stdio::piped()));
-    let log = server.child.stderr.take().unwrap();
     let output = client(&name, &["hello"], "");
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(stderr(&output).contains("did not reply"), "{output:?}");
-    drop(server);
-    let mut logged = String::new();
-    BufReader::new(log).read_to_string(&mut logged).unwrap();
-    assert!(
-        logged.contains(status) && logged.contains("complaint"),
-        "{logged}"
-    );
+    let line = server.log_line("complaint");
+    assert!(line.contains(status), "{line}");
 }
 
 /// What ends a command and what it has started, and what does not.

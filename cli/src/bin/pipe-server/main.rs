@@ -24,29 +24,34 @@ mod signals;
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
-    let options = Options::parse();
+    run(Options::parse()).unwrap_or_else(|failure| failure.report("pipe-server"))
+}
+
+fn run(options: Options) -> Result<ExitCode, Failure> {
+    // Ends after the last line, and before a failure is reported.
+    let _log = logging::start(&options.logging)?;
     let io_driver = options.need_io_driver();
-    let ended = runtime::run(Builder::new_multi_thread(), io_driver, run(options));
-    match ended.and_then(|ended| ended) {
-        Ok(Some(summary)) => {
-            let Summary {
-                served,
-                cut_off,
-                requests,
-                replies,
-                ..
-            } = summary;
-            info!(served, cut_off, requests, replies, "stopped");
-            ExitCode::SUCCESS
-        }
-        Ok(None) => ExitCode::from(INTERRUPTED),
-        Err(failure) => failure.report("pipe-server"),
-    }
+    let ended = runtime::run(
+        Builder::new_multi_thread(),
+        io_driver,
+        serve_until_signal(options),
+    )?;
+    let Some(summary) = ended? else {
+        return Ok(ExitCode::from(INTERRUPTED));
+    };
+    let Summary {
+        served,
+        cut_off,
+        requests,
+        replies,
+        ..
+    } = summary;
+    info!(served, cut_off, requests, replies, "stopped");
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Serves until a signal; `None` if a second one cut the drain short.
-async fn run(options: Options) -> Result<Option<Summary>, Failure> {
-    logging::start(&options.logging)?;
+async fn serve_until_signal(options: Options) -> Result<Option<Summary>, Failure> {
     let capacity = Capacity::new(&options)?;
     let listener = options
         .listener()
@@ -76,7 +81,7 @@ async fn run(options: Options) -> Result<Option<Summary>, Failure> {
     .with_graceful_shutdown(signals.first());
 
     capacity.log();
-    logging::announce(&address);
+    logging::announce(address);
     // In a task of its own: one of the runtime's workers accepts and serves without waking another thread.
     let serving = tokio::spawn(serving.into_future());
     tokio::select! {
