@@ -58,7 +58,7 @@ struct Shared {
     /// Given back before `link` is dropped: at the limit the next instance has to exist before this
     /// one closes.
     _slot: Option<Slot>,
-    _link: Arc<dyn Link>,
+    link: Arc<dyn Link>,
     identity: Arc<Identity>,
 }
 
@@ -77,7 +77,7 @@ impl Connection {
         let identity = Arc::new(Identity::new(id, &link));
         let shared = Arc::new(Shared {
             _slot: slot,
-            _link: link,
+            link,
             identity,
         });
         Self {
@@ -197,6 +197,11 @@ impl RecvHalf {
     /// How receiving ended, if it has.
     pub(crate) fn end(&self) -> Option<End> {
         self.ended
+    }
+
+    /// Whether the other side is gone. What it sent before may still be there to be received.
+    pub(crate) fn is_hung_up(&self) -> bool {
+        self.shared.link.is_hung_up()
     }
 
     pub(crate) fn poll_recv(
