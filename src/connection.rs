@@ -207,6 +207,11 @@ impl RecvHalf {
         self.ended
     }
 
+    /// Whether the other side is gone. What it sent before may still be there to be received.
+    pub(crate) fn is_hung_up(&self) -> bool {
+        self.shared.link.is_hung_up()
+    }
+
     pub(crate) fn poll_recv(
         &mut self,
         cx: &mut Context<'_>,

@@ -152,6 +152,9 @@ pub(crate) trait Transmit: Send {
 pub(crate) trait Link: Send + Sync {
     /// Who is on the other side.
     fn peer(&self) -> io::Result<Peer>;
+
+    /// Whether the other side is gone, also while messages of it are still to be received.
+    fn is_hung_up(&self) -> bool;
 }
 
 /// The sizes that an engine is told when a pipe is bound or connected to.

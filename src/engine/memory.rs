@@ -220,6 +220,10 @@ impl Link for MemoryLink {
     fn peer(&self) -> io::Result<Peer> {
         Peer::current()
     }
+
+    fn is_hung_up(&self) -> bool {
+        lock(&self.outbound.state).reader_gone
+    }
 }
 
 impl Drop for MemoryLink {

@@ -156,6 +156,10 @@ impl Link for OverlappedLink {
     fn peer(&self) -> io::Result<Peer> {
         (self.peer)(&self.pipe)
     }
+
+    fn is_hung_up(&self) -> bool {
+        windows::is_closing(&self.pipe)
+    }
 }
 
 struct OverlappedReceiver {

@@ -161,6 +161,10 @@ impl Link for TokioLink {
     fn peer(&self) -> io::Result<Peer> {
         windows::client_of(&self.server)
     }
+
+    fn is_hung_up(&self) -> bool {
+        windows::is_closing(&self.server)
+    }
 }
 
 impl Drop for TokioLink {

@@ -168,7 +168,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         // `call` is inside the future, so that a panic of it is caught as well.
         let mut handled = pin!(async move { handler.call(request).await });
         let (requests, replies) = (&mut self.requests, &mut self.replies);
-        let mut watching = self.server.options.cancel_on_disconnect;
+        let watching = self.server.options.cancel_on_disconnect;
         let mut flushing = true;
         let answered = poll_fn(|cx| {
             if let Poll::Ready(answered) = poll_caught(handled.as_mut(), cx) {
@@ -179,8 +179,8 @@ impl<H: Handler<T>, T> Conversation<H, T> {
             if flushing && replies.poll_flush(cx)?.is_ready() {
                 flushing = false;
             }
-            if watching && requests.poll_gone(cx)?.is_ready() {
-                watching = false;
+            if watching {
+                return requests.poll_gone(cx).map(Err);
             }
             Poll::Pending
         });

@@ -1,6 +1,7 @@
-//! One client's requests: when its turn is over, and what came in early.
+//! One client's requests: when its turn is over, and what is read ahead.
 
 use std::{
+    collections::VecDeque,
     future::{Future, poll_fn},
     pin::Pin,
     task::{Context, Poll},
@@ -8,20 +9,39 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::task::yield_now;
+use tokio::{
+    task::yield_now,
+    time::{Sleep, sleep},
+};
 
 use super::{failure::Failure, timeout::within};
-use crate::connection::{End, RecvHalf};
+use crate::{
+    connection::{End, RecvHalf},
+    error::RecvError,
+};
 
 /// How many requests that are there already are answered before other clients have their turn.
 const TURN: u32 = 16;
+
+/// How many requests are read ahead to see whether the client is gone: more than most clients pipeline.
+const READ_AHEAD: usize = 16;
+
+/// No more is read ahead once this many bytes are in hand: one message of the default limit.
+const READ_AHEAD_BYTES: usize = 64 * 1024;
+
+/// How often the system is asked whether the client is gone when nothing more is read ahead. It costs a
+/// system call, and only a handler that is at work this long.
+const HANG_UP_CHECK: Duration = Duration::from_secs(1);
 
 /// The requests of one client.
 pub(super) struct Requests {
     receiver: RecvHalf,
     idle_timeout: Option<Duration>,
-    /// One that came in while the handler was running.
-    early: Option<Bytes>,
+    /// Those that came in while a handler was running.
+    ahead: VecDeque<Bytes>,
+    ahead_bytes: usize,
+    /// When to ask whether the client is gone.
+    next_check: Option<Pin<Box<Sleep>>>,
     /// How many were taken since this client had to be waited for.
     turn: u32,
 }
@@ -31,7 +51,9 @@ impl Requests {
         Self {
             receiver,
             idle_timeout,
-            early: None,
+            ahead: VecDeque::new(),
+            ahead_bytes: 0,
+            next_check: None,
             turn: 0,
         }
     }
@@ -39,14 +61,10 @@ impl Requests {
     /// The next request if it is there and this client's turn is not over. Ready with `None` when there
     /// will be none.
     pub(super) async fn at_hand(&mut self) -> Result<Poll<Option<Bytes>>, Failure> {
-        if let Some(early) = self.early.take() {
-            return Ok(Poll::Ready(Some(early)));
-        }
         if self.turn == TURN {
             return Ok(Poll::Pending);
         }
-        let receiver = &mut self.receiver;
-        match poll_fn(|cx| Poll::Ready(receiver.poll_recv(cx))).await {
+        match poll_fn(|cx| Poll::Ready(self.poll_next(cx))).await {
             Poll::Ready(received) => {
                 self.turn += 1;
                 Ok(Poll::Ready(received?))
@@ -65,34 +83,63 @@ impl Requests {
             yield_now().await;
         }
         self.turn = 0;
-        let receiver = &mut self.receiver;
+        let idle_timeout = self.idle_timeout;
         let received = poll_fn(|cx| {
             // The request first: on a busy connection the rest is never looked at.
-            if let Poll::Ready(received) = receiver.poll_recv(cx) {
+            if let Poll::Ready(received) = self.poll_next(cx) {
                 return Poll::Ready(received);
             }
             shutdown.as_mut().poll(cx).map(|()| Ok(None))
         });
-        match within(self.idle_timeout, received).await {
+        match within(idle_timeout, received).await {
             Ok(received) => Ok(received?),
             Err(time) => Err(Failure::IdleTimeout(time)),
         }
     }
 
-    /// Watches for the client's disconnect while the handler runs. Ready when there is nothing left to watch:
-    /// the client has ended the conversation and may still be reading, or the next request has come in.
-    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        if self.early.is_some() {
-            return Poll::Ready(Ok(()));
-        }
-        self.receiver.poll_recv(cx).map(|received| match received {
-            Ok(Some(message)) => {
-                self.early = Some(message);
-                Ok(())
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, RecvError>> {
+        match self.ahead.pop_front() {
+            Some(message) => {
+                self.ahead_bytes -= message.len();
+                Poll::Ready(Ok(Some(message)))
             }
-            Ok(None) if self.receiver.end() == Some(End::Said) => Ok(()),
-            Ok(None) => Err(Failure::Disconnected),
-            Err(error) => Err(error.into()),
-        })
+            None => self.receiver.poll_recv(cx),
+        }
+    }
+
+    /// Watches for the client's disconnect while the handler runs.
+    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
+        while self.receiver.end().is_none()
+            && self.ahead.len() < READ_AHEAD
+            && self.ahead_bytes < READ_AHEAD_BYTES
+        {
+            match self.receiver.poll_recv(cx) {
+                Poll::Ready(Ok(Some(message))) => {
+                    self.ahead_bytes += message.len();
+                    self.ahead.push_back(message);
+                }
+                Poll::Ready(Ok(None)) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(error.into()),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        if self.receiver.end() == Some(End::Closed) {
+            return Poll::Ready(Failure::Disconnected);
+        }
+        // It has sent more than is read ahead, or nothing more will come: reading does not tell.
+        let sleep = || Box::pin(sleep(HANG_UP_CHECK));
+        while self
+            .next_check
+            .get_or_insert_with(sleep)
+            .as_mut()
+            .poll(cx)
+            .is_ready()
+        {
+            self.next_check = None;
+            if self.receiver.is_hung_up() {
+                return Poll::Ready(Failure::Disconnected);
+            }
+        }
+        Poll::Pending
     }
 }

@@ -50,6 +50,7 @@ on_every_engine! {
     a_silent_client_is_cut_off,
     a_client_that_does_not_read_is_cut_off,
     a_handler_is_cancelled_when_its_client_leaves_if_asked,
+    requests_that_nobody_has_begun_do_not_hide_that_their_client_has_left,
     the_peer_of_a_request_is_this_process,
     both_halves_work_at_once,
 }
@@ -773,6 +774,43 @@ async fn a_handler_is_cancelled_when_its_client_leaves_if_asked(kind: Kind) {
     drop(client);
     assert_eq!(seen.recv().await, Some("cancelled"));
     assert_eq!(server.stop().await.served, 1);
+}
+
+async fn requests_that_nobody_has_begun_do_not_hide_that_their_client_has_left(kind: Kind) {
+    // In hand and beyond what is read ahead, and behind the end of the conversation.
+    for (further, finishes) in [(1, false), (100, false), (0, true), (1, true)] {
+        let (listener, pipe) = kind.bind(ListenerOptions::new().max_instances(1));
+        let (asked, mut was_asked) = tokio::sync::mpsc::unbounded_channel();
+        let server = start!(
+            listener,
+            move |request: Bytes| {
+                let asked = asked.clone();
+                async move {
+                    _ = asked.send(request.clone());
+                    match &request[..] {
+                        b"stuck" => pending::<io::Result<Bytes>>().await,
+                        _ => Ok(request),
+                    }
+                }
+            },
+            cancel_on_disconnect(true)
+        );
+        let mut client = pipe.connect().await;
+        client.send("stuck").await.unwrap();
+        assert_eq!(was_asked.recv().await.unwrap(), "stuck");
+        for _ in 0..further {
+            client.send("never begun").await.unwrap();
+        }
+        if finishes {
+            client.finish().await.unwrap();
+        }
+        drop(client);
+        // There is one instance: the handler was dropped.
+        assert_eq!(pipe.connect().await.call("next").await.unwrap(), "next");
+        assert_eq!(was_asked.recv().await.unwrap(), "next");
+        let summary = server.stop().await;
+        assert_eq!((summary.served, summary.requests), (2, 2));
+    }
 }
 
 async fn the_peer_of_a_request_is_this_process(kind: Kind) {

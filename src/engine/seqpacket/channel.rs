@@ -101,6 +101,18 @@ impl SeqpacketLink {
             Received::End
         }
     }
+}
+
+impl Link for SeqpacketLink {
+    fn peer(&self) -> io::Result<Peer> {
+        // rustix's process ids are never 0, and this one is for a peer outside our PID namespace.
+        let credentials = getsockopt(&self.socket, PeerCredentials)?;
+        Ok(Peer {
+            process_id: u32::try_from(credentials.pid()).unwrap_or(0),
+            user: UserId::Uid(credentials.uid()),
+            group_id: credentials.gid(),
+        })
+    }
 
     /// Whether the peer has closed both directions.
     fn is_hung_up(&self) -> bool {
@@ -115,18 +127,6 @@ impl SeqpacketLink {
         let mut fds = [PollFd::new(&self.socket, PollFlags::empty())];
         let polled = poll(&mut fds, Some(&Timespec::default()));
         polled.is_ok() && fds[0].revents().contains(PollFlags::HUP)
-    }
-}
-
-impl Link for SeqpacketLink {
-    fn peer(&self) -> io::Result<Peer> {
-        // rustix's process ids are never 0, and this one is for a peer outside our PID namespace.
-        let credentials = getsockopt(&self.socket, PeerCredentials)?;
-        Ok(Peer {
-            process_id: u32::try_from(credentials.pid()).unwrap_or(0),
-            user: UserId::Uid(credentials.uid()),
-            group_id: credentials.gid(),
-        })
     }
 }
 
