@@ -1,12 +1,14 @@
 //! The other side of a pipe.
 
+#[cfg(feature = "test-util")]
+use std::sync::{Arc, PoisonError};
 use std::{io, path::Path, time::Duration};
 
 use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 
 #[cfg(feature = "test-util")]
-use crate::engine::memory;
+use crate::engine::{faulty::Faults, memory};
 use crate::{
     access::{Peer, UserId},
     connection::{Connection, RecvHalf, SendHalf},
@@ -141,7 +143,7 @@ impl ClientOptions {
     #[cfg(feature = "test-util")]
     pub async fn connect_memory(&self, pipe: &MemoryPipe) -> Result<Client, ConnectError> {
         let sizes = self.sizes(usize::MAX)?;
-        let open = || memory::connect(&pipe.board, sizes.max_message_size);
+        let open = || memory::connect(&pipe.board, sizes.max_message_size, pipe.faults.as_ref());
         let channel = self.retry("the memory pipe", open).await?;
         Ok(Client::new(channel, sizes.max_message_size))
     }
@@ -442,6 +444,8 @@ mod futures {
 #[derive(Clone, Debug)]
 pub struct MemoryPipe {
     pub(crate) board: memory::Switchboard,
+    /// Those of the connections that are made through it.
+    pub(crate) faults: Option<Faults>,
 }
 
 #[cfg(feature = "test-util")]
@@ -457,5 +461,24 @@ impl MemoryPipe {
     /// Cancel safe, as [`ClientOptions::connect`].
     pub async fn connect(&self) -> Result<Client, ConnectError> {
         ClientOptions::new().connect_memory(self).await
+    }
+
+    /// The same pipe, for a client whose connection none of the [`Faults`] hit. Those of the listener
+    /// still make it wait.
+    #[must_use]
+    pub fn without_faults(&self) -> Self {
+        Self {
+            board: Arc::clone(&self.board),
+            faults: None,
+        }
+    }
+
+    /// How many instances the pipe has: those that wait for a client, and those that serve one.
+    ///
+    /// A test can check that a connection has given its instance back.
+    #[must_use]
+    pub fn instances(&self) -> usize {
+        let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        board.instances()
     }
 }

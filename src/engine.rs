@@ -32,6 +32,8 @@ use crate::{
 };
 
 #[cfg(feature = "test-util")]
+pub(crate) mod faulty;
+#[cfg(feature = "test-util")]
 pub(crate) mod memory;
 #[cfg(windows)]
 pub(crate) mod overlapped;

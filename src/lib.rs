@@ -46,7 +46,7 @@
 //! |---|---|
 //! | `futures` | `Stream` and `Sink` for [`Connection`], its halves and [`Client`] |
 //! | `tower` | any `tower::Service` as a handler, through `TowerHandler` |
-//! | `test-util` | pipes inside the process, through `ListenerOptions::bind_memory` |
+//! | `test-util` | pipes inside the process, through `ListenerOptions::bind_memory`, and `Faults` that make them fail |
 //!
 //! # Layout
 //!
@@ -98,8 +98,6 @@ pub use bytes::Bytes;
 #[doc(hidden)]
 pub use crate::windows::model;
 
-#[cfg(feature = "test-util")]
-pub use crate::client::MemoryPipe;
 #[cfg(feature = "tower")]
 pub use crate::tower::TowerHandler;
 pub use crate::{
@@ -118,3 +116,5 @@ pub use crate::{
     },
     session::{ConnectionInfo, NoSession, Session},
 };
+#[cfg(feature = "test-util")]
+pub use crate::{client::MemoryPipe, engine::faulty::Faults};

@@ -22,7 +22,10 @@ use crate::{
     name::{NameError, PipeName},
 };
 #[cfg(feature = "test-util")]
-use crate::{client::MemoryPipe, engine::memory};
+use crate::{
+    client::MemoryPipe,
+    engine::{faulty::Faults, memory},
+};
 
 /// Options of a pipe before it is served. [`os`](crate::os) adds those of one system.
 ///
@@ -157,13 +160,40 @@ impl ListenerOptions {
     /// [`BindError::Option`] for an option that is out of range.
     #[cfg(feature = "test-util")]
     pub fn bind_memory(&self) -> Result<(PipeListener, MemoryPipe), BindError> {
+        self.bind_memory_with(None)
+    }
+
+    /// As [`bind_memory`](Self::bind_memory), on a pipe that fails as `faults` say.
+    ///
+    /// # Errors
+    ///
+    /// As [`bind_memory`](Self::bind_memory), and the error of [`Faults::fail_create`].
+    #[cfg(feature = "test-util")]
+    pub fn bind_memory_with_faults(
+        &self,
+        faults: &Faults,
+    ) -> Result<(PipeListener, MemoryPipe), BindError> {
+        self.bind_memory_with(Some(faults.clone()))
+    }
+
+    #[cfg(feature = "test-util")]
+    fn bind_memory_with(
+        &self,
+        faults: Option<Faults>,
+    ) -> Result<(PipeListener, MemoryPipe), BindError> {
         self.check()?;
         let sizes = self.sizes(defaults::MAX_MESSAGE_SIZE);
-        let (endpoint, board) = memory::bind(sizes);
+        let (mut endpoint, board) = memory::bind(sizes);
+        if let Some(faults) = &faults {
+            endpoint = faults.bound(endpoint);
+        }
         let name: PipeName = "memory".parse()?;
         let path = PathBuf::from("memory");
         let listener = self.listen(name, path, endpoint, sizes.max_message_size)?;
-        Ok((listener, MemoryPipe { board }))
+        if let Some(faults) = &faults {
+            faults.start();
+        }
+        Ok((listener, MemoryPipe { board, faults }))
     }
 
     #[cfg(target_os = "linux")]

@@ -5,10 +5,12 @@ use std::{
     mem,
     sync::atomic::{AtomicU64, Ordering},
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
+// Tokio's, so that a clock that a test has paused decides.
+use tokio::time::Instant;
 use tracing::trace;
 
 use super::{failure::Failure, timeout::within};

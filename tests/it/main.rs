@@ -3,6 +3,7 @@
 mod api;
 mod contract;
 mod drops;
+mod faults;
 #[cfg(all(feature = "futures", feature = "tower"))]
 mod features;
 #[cfg(target_os = "linux")]
