@@ -99,6 +99,8 @@ impl FromStr for Access {
         #[cfg(target_os = "linux")]
         if let Some(Ok(mode)) = text
             .strip_prefix("mode:")
+            // `from_str_radix` takes a sign as well.
+            .filter(|octal| !octal.starts_with('+'))
             .map(|octal| u32::from_str_radix(octal, 8))
         {
             if mode <= 0o777 {
@@ -146,5 +148,6 @@ mod tests {
         assert_eq!("mode:0660".parse(), Ok(Access::Mode(0o660)));
         assert!("mode:0999".parse::<Access>().is_err());
         assert!("mode:7777".parse::<Access>().is_err());
+        assert!("mode:+660".parse::<Access>().is_err());
     }
 }

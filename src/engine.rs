@@ -33,6 +33,8 @@ use crate::{
 };
 
 #[cfg(feature = "test-util")]
+pub(crate) mod faulty;
+#[cfg(feature = "test-util")]
 pub(crate) mod memory;
 pub(crate) mod native;
 #[cfg(windows)]
@@ -95,7 +97,7 @@ pub(crate) trait Endpoint: Send + Sync {
 /// One server end of a pipe that waits for its client. Dropping it closes it.
 pub(crate) trait Instance: Send {
     /// Ready once a client is connected, also if it has already left again. Not polled any more
-    /// after that.
+    /// after that. After an error it may be polled again, and tries again.
     fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>>;
 }
 

@@ -131,7 +131,12 @@ impl State {
                     return Poll::Ready(Ok((channel, self.top_up())));
                 }
                 Poll::Ready(Err(error)) => {
-                    drop(self.waiting.remove(index));
+                    // The replacement first, here too. Until it can be created the instance is kept and
+                    // polled again: the name may depend on it, and a client may still connect to it.
+                    let failed = self.waiting.remove(index);
+                    if self.top_up().is_err() {
+                        self.waiting.push(failed);
+                    }
                     return Poll::Ready(Err(error));
                 }
                 Poll::Pending => {}

@@ -41,9 +41,11 @@
 //!
 //! # Features
 //!
-//! - `futures`: `Stream` and `Sink` for [`Connection`], its halves and [`Client`]
-//! - `tower`: any `tower::Service` as a handler, through `TowerHandler`
-//! - `test-util`: pipes inside the process, through `ListenerOptions::bind_memory`
+//! | feature | what it adds |
+//! |---|---|
+//! | `futures` | `Stream` and `Sink` for [`Connection`], its halves and [`Client`] |
+//! | `tower` | any `tower::Service` as a handler, through `TowerHandler` |
+//! | `test-util` | pipes inside the process, through `ListenerOptions::bind_memory`, and `Faults` that make them fail |
 //!
 //! # Layout
 //!
@@ -94,8 +96,6 @@ mod windows;
 pub use bytes::Bytes;
 
 // For the tests in `tests/`.
-#[cfg(feature = "test-util")]
-pub use crate::memory_pipe::MemoryPipe;
 #[cfg(feature = "tower")]
 pub use crate::tower::TowerHandler;
 #[cfg(all(windows, any(miri, pipe_model)))]
@@ -120,3 +120,5 @@ pub use crate::{
     session::{ConnectionInfo, NoSession, Session},
     trust::{Trust, TrustError},
 };
+#[cfg(feature = "test-util")]
+pub use crate::{engine::faulty::Faults, memory_pipe::MemoryPipe};

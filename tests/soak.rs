@@ -6,8 +6,9 @@
 //!
 //! One echo server has few instances. Its clients, in this process and in others, pipeline messages of all sizes and
 //! compare every reply. They drop futures, halves and connections at any point, send messages that are too long, and
-//! are killed. After each minute, when all of them are gone, a census checks that the process holds the same handles,
-//! threads, instances and memory as after the first minute.
+//! are killed. Hostile clients connect, send and close in a loop, never read, never send, and pass file descriptors. One
+//! well-behaved client stays throughout and loses nothing. After each minute, when all of them are gone, a census checks
+//! that the process holds the same handles, threads, instances and memory as after the first minute.
 //!
 //! `SOAK_SECONDS` sets the duration, 600 by default.
 
@@ -50,6 +51,12 @@ const INSTANCES_AT_REST: usize = if cfg!(windows) { 3 } else { 1 };
 
 /// How long clients connect and close before each census.
 const ROUND: Duration = Duration::from_secs(60);
+
+/// How long a client may not send, or not read. Many times what a well-behaved one takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// One visit in so many waits until the server's patience is over, with an instance that others wait for.
+const VISITS_PER_HALF_OPEN: u32 = 500;
 
 /// Longer than any visit or cleanup takes, even on a busy machine. After this, something hangs.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -96,6 +103,8 @@ async fn whatever_clients_do_replies_are_correct_and_nothing_leaks() {
     let (stop, stopped) = oneshot::channel::<()>();
     let server = tokio::spawn(
         serve(listener, echo)
+            .idle_timeout(PATIENCE)
+            .write_timeout(PATIENCE)
             .with_graceful_shutdown(async { _ = stopped.await })
             .into_future(),
     );
@@ -148,6 +157,8 @@ async fn traffic(pipe: &str, time: Duration) -> u64 {
             }
         });
     }
+    let well_behaved = connect(pipe).await;
+    clients.spawn(stay(well_behaved, until));
     let keepers: Vec<_> = (0..PROCESSES)
         .map(|_| {
             let pipe = pipe.to_owned();
@@ -255,12 +266,18 @@ enum Visit {
     Glance,
     Calls,
     DroppedCall,
-    Conversation { drops_sends: bool },
+    Conversation {
+        drops_sends: bool,
+    },
     LeaveUnread,
     TooLong,
+    HitAndRun,
+    NeverRead,
+    #[cfg(target_os = "linux")]
+    PassDescriptors,
 }
 
-const VISITS: [Visit; 7] = [
+const VISITS: &[Visit] = &[
     Visit::Glance,
     Visit::Calls,
     Visit::DroppedCall,
@@ -268,9 +285,17 @@ const VISITS: [Visit; 7] = [
     Visit::Conversation { drops_sends: true },
     Visit::LeaveUnread,
     Visit::TooLong,
+    Visit::HitAndRun,
+    Visit::NeverRead,
+    #[cfg(target_os = "linux")]
+    Visit::PassDescriptors,
 ];
 
 async fn visit(pipe: &str) {
+    if fastrand::u32(..VISITS_PER_HALF_OPEN) == 0 {
+        let cut_off = timeout(DEADLINE, be_half_open(connect(pipe).await));
+        return cut_off.await.expect("a half-open client is never cut off");
+    }
     let visit = VISITS[fastrand::usize(..VISITS.len())];
     let visiting = async {
         match visit {
@@ -282,6 +307,10 @@ async fn visit(pipe: &str) {
             }
             Visit::LeaveUnread => leave_unread(connect(pipe).await).await,
             Visit::TooLong => send_too_long(pipe).await,
+            Visit::HitAndRun => hit_and_run(pipe).await,
+            Visit::NeverRead => never_read(connect(pipe).await).await,
+            #[cfg(target_os = "linux")]
+            Visit::PassDescriptors => pass_descriptors(pipe).await,
         }
     };
     // Some visits are dropped at an arbitrary point.
@@ -393,6 +422,93 @@ async fn leave_unread(mut client: Client) {
         if let Some(received) = for_a_moment(client.recv()).await {
             received.unwrap().unwrap();
         }
+    }
+}
+
+/// The well-behaved client: it calls, pipelines and is answered until the end.
+async fn stay(mut client: Client, until: Instant) {
+    while Instant::now() < until {
+        let messages: Vec<Bytes> = (0..fastrand::u32(1..8)).map(|_| message(16)).collect();
+        let calls = async {
+            if fastrand::bool() {
+                for message in &messages {
+                    assert!(client.call(message.clone()).await.unwrap() == *message);
+                }
+                return;
+            }
+            // Little enough to lie in the pipe while nobody reads it.
+            for number in 0..messages.len() {
+                client.send(format!("{number}")).await.unwrap();
+            }
+            for number in 0..messages.len() {
+                let reply = client.recv().await.unwrap();
+                assert_eq!(reply.unwrap(), format!("{number}"));
+            }
+        };
+        timeout(DEADLINE, calls).await.expect("nobody answers it");
+    }
+}
+
+/// Connects, sends and closes in a loop.
+async fn hit_and_run(pipe: &str) {
+    for _ in 0..fastrand::u32(1..50) {
+        _ = connect(pipe).await.send(message(1)).await;
+    }
+}
+
+/// Sends until the pipe is full of replies that it never reads, and leaves.
+async fn never_read(client: Client) {
+    let (_receiver, mut sender) = client.into_split();
+    let sending = async { while sender.send(message(1)).await.is_ok() {} };
+    _ = timeout(Duration::from_millis(50), sending).await;
+}
+
+/// Holds an instance, with or without replies that it does not read, until the server closes it.
+async fn be_half_open(client: Client) {
+    let (mut receiver, mut sender) = client.into_split();
+    if fastrand::bool() {
+        while sender.send(message(1)).await.is_ok() {}
+    }
+    // What was sent before may come first.
+    while let Ok(Some(_)) = receiver.recv().await {}
+}
+
+/// Passes the server file descriptors, which cost it nothing but this connection.
+#[cfg(target_os = "linux")]
+async fn pass_descriptors(pipe: &str) {
+    use std::{
+        io::IoSlice,
+        mem::MaybeUninit,
+        os::{fd::AsFd as _, unix::net::UnixStream},
+    };
+
+    use pipe_server::PipeName;
+    use rustix::{
+        io::Errno,
+        net::{
+            AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+            SocketFlags, SocketType, connect, sendmsg, socket_with,
+        },
+    };
+
+    let path = pipe.parse::<PipeName>().unwrap().to_path();
+    let address = SocketAddrUnix::new(path).unwrap();
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+    // Its queue is as short as can be when the server is full.
+    while connect(&socket, &address) == Err(Errno::AGAIN) {
+        sleep(Duration::from_millis(1)).await;
+    }
+    let (passed, _other) = UnixStream::pair().unwrap();
+    for _ in 0..fastrand::u32(1..10) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let descriptors = [passed.as_fd()];
+        assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        let message = [IoSlice::new(b"take it")];
+        // Refused by the system from Linux 6.16 on, or the server has closed.
+        _ = sendmsg(&socket, &message, &mut control, SendFlags::NOSIGNAL);
+        yield_now().await;
     }
 }
 

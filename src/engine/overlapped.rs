@@ -102,6 +102,7 @@ impl Endpoint for OverlappedEndpoint {
         self.first.store(false, Ordering::Relaxed);
         Ok(Box::new(OverlappedInstance {
             pipe: Some(pipe),
+            failed: false,
             sizes: self.sizes,
         }))
     }
@@ -114,13 +115,21 @@ impl Endpoint for OverlappedEndpoint {
 struct OverlappedInstance {
     /// `None` once it is connected.
     pipe: Option<Pipe>,
+    /// Waiting for a client has failed, and has to be started again.
+    failed: bool,
     sizes: Sizes,
 }
 
 impl Instance for OverlappedInstance {
     fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>> {
         if let Some(pipe) = &self.pipe {
-            ready!(pipe.poll_connect(cx))?;
+            if self.failed {
+                pipe.start_connect()?;
+                self.failed = false;
+            }
+            let connected = ready!(pipe.poll_connect(cx));
+            self.failed = connected.is_err();
+            connected?;
         }
         let pipe = self.pipe.take().ok_or(io::ErrorKind::NotConnected)?;
         Poll::Ready(Ok(channel(pipe, windows::client_of, self.sizes)))

@@ -85,15 +85,8 @@ impl Endpoint for TokioEndpoint {
         let server = windows::create_server(&options, &self.address, &self.descriptor)
             .map_err(|error| windows::creation_error(error, first))?;
         self.first.store(false, Ordering::Relaxed);
-        let connected = async move {
-            match server.connect().await {
-                Err(error) if windows::code(&error) != Some(ERROR_NO_DATA) => Err(error),
-                // A client that has left already counts: what it wrote is still there.
-                _ => Ok(server),
-            }
-        };
         Ok(Box::new(TokioInstance {
-            connected: Box::pin(connected),
+            connected: Box::pin(connected(server)),
             max_message_size: self.max_message_size,
         }))
     }
@@ -104,14 +97,30 @@ impl Endpoint for TokioEndpoint {
 }
 
 struct TokioInstance {
-    connected: Pin<Box<dyn Future<Output = io::Result<NamedPipeServer>> + Send>>,
+    connected: Pin<Box<dyn Future<Output = Connected> + Send>>,
     max_message_size: usize,
+}
+
+/// The instance with its client, or with the error for which there is none.
+type Connected = Result<NamedPipeServer, (NamedPipeServer, io::Error)>;
+
+async fn connected(server: NamedPipeServer) -> Connected {
+    match server.connect().await {
+        Err(error) if windows::code(&error) != Some(ERROR_NO_DATA) => Err((server, error)),
+        // A client that has left already counts: what it wrote is still there.
+        _ => Ok(server),
+    }
 }
 
 impl Instance for TokioInstance {
     fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>> {
-        let server = ready!(self.connected.as_mut().poll(cx))?;
-        Poll::Ready(Ok(channel(server, self.max_message_size)))
+        Poll::Ready(match ready!(self.connected.as_mut().poll(cx)) {
+            Ok(server) => Ok(channel(server, self.max_message_size)),
+            Err((server, error)) => {
+                self.connected = Box::pin(connected(server));
+                Err(error)
+            }
+        })
     }
 }
 

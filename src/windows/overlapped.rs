@@ -176,7 +176,8 @@ impl Pipe {
         Ok(Self { handle, operations })
     }
 
-    fn start_connect(&self) -> io::Result<()> {
+    /// Starts to wait for a client. Called when nothing waits: by `create`, and after `poll_connect` has failed.
+    pub(crate) fn start_connect(&self) -> io::Result<()> {
         let connect = &self.operations.connect;
         // SAFETY: as `Operation::start` requires, without a buffer.
         let done = connect.start(&self.operations, (), |(), overlapped| unsafe {

@@ -1,8 +1,10 @@
 //! The tests that need no process of their own, in one program.
 
+mod abuse;
 mod api;
 mod contract;
 mod drops;
+mod faults;
 #[cfg(all(feature = "futures", feature = "tower"))]
 mod features;
 #[cfg(target_os = "linux")]

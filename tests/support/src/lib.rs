@@ -1,7 +1,9 @@
 //! Shared by the tests: pipes on every engine, unique names, and plain Windows calls.
 
 use std::{
+    env,
     future::Future,
+    panic::{self, AssertUnwindSafe},
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -91,6 +93,34 @@ pub fn same_system() -> impl Fn() + Clone + Send + Sync + 'static {
     return pipe_server::model::Model::entered();
     #[cfg(not(all(windows, any(miri, pipe_model))))]
     || {}
+}
+
+/// Runs a test with so many seeds, or with those that `PIPE_FAULT_SEEDS` names: `FIRST..LAST`, or a single one. A
+/// seed that fails is printed with the command that repeats it.
+pub fn with_seeds(test: &str, count: u64, run: impl Fn(u64)) {
+    const VARIABLE: &str = "PIPE_FAULT_SEEDS";
+    let seeds = match env::var(VARIABLE) {
+        Err(_) => 0..count,
+        Ok(text) => {
+            let parse = |number: &str| {
+                number
+                    .parse::<u64>()
+                    .expect("seeds are FIRST..LAST or SEED")
+            };
+            match text.split_once("..") {
+                Some((first, last)) => parse(first)..parse(last),
+                None => parse(&text)..parse(&text) + 1,
+            }
+        }
+    };
+    for seed in seeds {
+        if let Err(panic) = panic::catch_unwind(AssertUnwindSafe(|| run(seed))) {
+            eprintln!(
+                "seed {seed} fails; repeat it: {VARIABLE}={seed} cargo test --test it {test}"
+            );
+            panic::resume_unwind(panic);
+        }
+    }
 }
 
 /// Longer than any test takes, even on a busy machine. After this, something hangs. Miri's clock runs fast.
