@@ -2,9 +2,8 @@
 //! nothing, and nothing of them is left. `hostile.rs` has those of Linux alone, `tests/soak.rs` all of them mixed.
 
 use std::{
-    cell::Cell,
     future::{Future, IntoFuture as _, poll_fn},
-    pin::{Pin, pin},
+    pin::pin,
     task::Poll,
 };
 
@@ -24,9 +23,13 @@ const LONGEST: usize = 1000;
 /// How many hostile clients there are. Miri is slow, and so are many seeds.
 const HOSTILE: usize = if cfg!(any(miri, pipe_model)) { 4 } else { 40 };
 
-/// Runs the attack on an echo server. Returns what the server has done, and how many requests the well-behaved clients
-/// have sent.
-async fn attack(kind: Kind, hostile: impl AsyncFnOnce(&Pipe)) -> (Summary, u64) {
+/// Runs the attack on an echo server, one hostile client after the other, each at the same time as a conversation of the
+/// well-behaved one. What they return stays to the end. Returns what the server has done, and how many requests the
+/// well-behaved clients have sent.
+async fn attack(
+    kind: Kind,
+    hostile: impl AsyncFn(&Pipe, usize) -> Option<Client>,
+) -> (Summary, u64) {
     let options = ListenerOptions::new().max_message_size(LONGEST);
     let (listener, pipe) = kind.bind(options.buffer_size(4096));
     let (stop, stopped) = oneshot::channel::<()>();
@@ -35,22 +38,17 @@ async fn attack(kind: Kind, hostile: impl AsyncFnOnce(&Pipe)) -> (Summary, u64) 
     let server = tokio::spawn(serving.into_future());
 
     let mut client = pipe.connect().await;
-    let is_over = Cell::new(false);
-    let attacking = async {
-        hostile(&pipe).await;
-        is_over.set(true);
-    };
-    let calling = async {
-        let mut sent = converse(&mut client).await;
-        while !is_over.get() {
-            sent += converse(&mut client).await;
-        }
-        sent
-    };
-    let ((), mut sent) = tokio::join!(attacking, calling);
+    let mut sent = 0;
+    let mut held = Vec::new();
+    for number in 0..HOSTILE {
+        let (stays, answered) = tokio::join!(hostile(&pipe, number), converse(&mut client));
+        held.extend(stays);
+        sent += answered;
+    }
     let mut next = pipe.connect().await;
     sent += converse(&mut next).await;
-    drop((client, next));
+    sent += converse(&mut client).await;
+    drop((client, next, held));
     stop.send(()).unwrap();
     (server.await.unwrap(), sent)
 }
@@ -71,16 +69,15 @@ async fn converse(client: &mut Client) -> u64 {
 }
 
 async fn messages_that_are_too_long_cost_their_senders_the_connection(kind: Kind) {
-    let (summary, sent) = attack(kind, async |pipe| {
-        for number in 0..HOSTILE {
-            let mut client = pipe.connect().await;
-            client.send("before").await.unwrap();
-            client.send(message(number, LONGEST + 1)).await.unwrap();
-            // The server may have closed by now.
-            _ = client.send("behind").await;
-            assert_eq!(client.recv().await.unwrap().unwrap(), "before");
-            assert!(client.recv().await.unwrap().is_none());
-        }
+    let (summary, sent) = attack(kind, async |pipe, number| {
+        let mut client = pipe.connect().await;
+        client.send("before").await.unwrap();
+        client.send(message(number, LONGEST + 1)).await.unwrap();
+        // The server may have closed by now.
+        _ = client.send("behind").await;
+        assert_eq!(client.recv().await.unwrap().unwrap(), "before");
+        assert!(client.recv().await.unwrap().is_none());
+        Some(client)
     })
     .await;
     let hostile = HOSTILE as u64;
@@ -90,11 +87,10 @@ async fn messages_that_are_too_long_cost_their_senders_the_connection(kind: Kind
 }
 
 async fn clients_that_connect_send_and_close_in_a_loop_keep_nobody_waiting(kind: Kind) {
-    let (summary, sent) = attack(kind, async |pipe| {
-        for number in 0..HOSTILE {
-            let mut client = pipe.connect().await;
-            client.send(message(number, 100)).await.unwrap();
-        }
+    let (summary, sent) = attack(kind, async |pipe, number| {
+        let mut client = pipe.connect().await;
+        client.send(message(number, 100)).await.unwrap();
+        None
     })
     .await;
     let hostile = HOSTILE as u64;
@@ -105,40 +101,26 @@ async fn clients_that_connect_send_and_close_in_a_loop_keep_nobody_waiting(kind:
 }
 
 async fn clients_that_never_read_keep_nobody_waiting(kind: Kind) {
-    let (summary, sent) = attack(kind, async |pipe| {
-        let mut deaf = Vec::new();
-        for _ in 0..HOSTILE {
-            let mut client = pipe.connect().await;
-            // Until the replies that it does not read have filled the pipe, or about so.
-            for number in 0..50 {
-                let sending = pin!(client.send(message(number, LONGEST)));
-                if !is_ready(sending).await {
-                    break;
-                }
-                yield_now().await;
+    let (summary, sent) = attack(kind, async |pipe, _| {
+        let mut client = pipe.connect().await;
+        // Until the replies that it does not read have filled the pipe, or about so.
+        for number in 0..50 {
+            let mut sending = pin!(client.send(message(number, LONGEST)));
+            let sent = poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx).is_ready()));
+            if !sent.await {
+                break;
             }
-            deaf.push(client);
+            yield_now().await;
         }
+        Some(client)
     })
     .await;
     assert_eq!((summary.served, summary.cut_off), (HOSTILE as u64 + 2, 0));
     assert!(summary.replies >= sent);
 }
 
-/// Polls a send once.
-async fn is_ready<F: Future>(mut sending: Pin<&mut F>) -> bool {
-    poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx).is_ready())).await
-}
-
 async fn clients_that_never_send_keep_nobody_waiting(kind: Kind) {
-    let (summary, sent) = attack(kind, async |pipe| {
-        let mut silent = Vec::new();
-        for _ in 0..HOSTILE {
-            silent.push(pipe.connect().await);
-            yield_now().await;
-        }
-    })
-    .await;
+    let (summary, sent) = attack(kind, async |pipe, _| Some(pipe.connect().await)).await;
     assert_eq!((summary.served, summary.cut_off), (HOSTILE as u64 + 2, 0));
     assert_eq!((summary.requests, summary.replies), (sent, sent));
 }
