@@ -77,8 +77,10 @@ mod handler;
 mod identity;
 mod into_reply;
 mod listener;
+mod log_limit;
 mod name;
 pub mod os;
+mod reason;
 mod serve;
 mod session;
 #[cfg(feature = "tower")]
@@ -112,6 +114,7 @@ pub use crate::{
     into_reply::{IntoReply, Reply},
     listener::{ListenerOptions, PipeListener},
     name::{NameError, PipeName},
+    reason::Reason,
     serve::{
         ConnectionResult, Serve, ServeConnections, ServeFuture, Shutdown, Summary, serve,
         serve_connections,

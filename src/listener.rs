@@ -18,8 +18,10 @@ use crate::{
     connection::Connection,
     defaults,
     engine::{Channel, Endpoint, Instance, Link, Sizes},
-    error::{BindError, OutOfRange},
+    error::{BindError, Chain, OutOfRange},
+    log_limit::LogLimit,
     name::{NameError, PipeName},
+    reason::Reason,
 };
 #[cfg(feature = "test-util")]
 use crate::{client::MemoryPipe, engine::memory};
@@ -235,7 +237,7 @@ impl ListenerOptions {
         Ok(())
     }
 
-    fn listen(
+    pub(crate) fn listen(
         &self,
         name: PipeName,
         path: PathBuf,
@@ -255,10 +257,12 @@ impl ListenerOptions {
             .top_up()
             .map_err(|error| BindError::create(path.display().to_string(), error))?;
         let instances = Arc::new(Mutex::new(instances));
+        let log = Arc::new(LogLimit::new(name.clone()));
         Ok(PipeListener {
             name,
             path,
             instances,
+            log,
             max_message_size,
             last_id: 0,
         })
@@ -274,6 +278,7 @@ pub struct PipeListener {
     name: PipeName,
     path: PathBuf,
     instances: Arc<Mutex<Instances>>,
+    log: Arc<LogLimit>,
     max_message_size: usize,
     last_id: u64,
 }
@@ -302,9 +307,10 @@ impl PipeListener {
     /// Cancel safe: if the future is dropped, no client is lost.
     pub async fn accept(&mut self) -> io::Result<Connection> {
         let (channel, topped_up) = poll_fn(|cx| lock(&self.instances).poll_accept(cx)).await?;
-        log_missing_instance(topped_up);
+        log_missing_instance(&self.log, topped_up);
         let slot = Slot {
             instances: Arc::clone(&self.instances),
+            log: Arc::clone(&self.log),
             link: Arc::clone(&channel.link),
         };
         self.last_id += 1;
@@ -332,6 +338,11 @@ impl PipeListener {
     #[must_use]
     pub fn max_message_size(&self) -> usize {
         self.max_message_size
+    }
+
+    /// The limit of what is logged about it and its connections.
+    pub(crate) fn log_limit(&self) -> &Arc<LogLimit> {
+        &self.log
     }
 }
 
@@ -425,6 +436,7 @@ impl Instances {
 /// A connection's place among the instances, given back when it is dropped.
 pub(crate) struct Slot {
     instances: Arc<Mutex<Instances>>,
+    log: Arc<LogLimit>,
     link: Arc<dyn Link>,
 }
 
@@ -440,16 +452,24 @@ impl Drop for Slot {
         let acceptor = instances.acceptor.take();
         // A waker and a log are the caller's code: they may drop a connection or the listener, or block.
         drop(instances);
-        log_missing_instance(topped_up);
+        log_missing_instance(&self.log, topped_up);
         if let Some(acceptor) = acceptor {
             acceptor.wake();
         }
     }
 }
 
-fn log_missing_instance(topped_up: io::Result<()>) {
-    if let Err(error) = topped_up {
-        warn!(%error, "the next instance can't be created; trying again");
+fn log_missing_instance(log: &LogLimit, topped_up: io::Result<()>) {
+    let Err(error) = topped_up else { return };
+    let reason = Reason::Instance;
+    if let Some(pass) = log.pass(reason) {
+        warn!(
+            pipe.name = %log.pipe(),
+            reason = reason.as_str(),
+            suppressed = pass.suppressed,
+            error = %Chain(&error),
+            "the next instance can't be created; trying again"
+        );
     }
 }
 

@@ -238,6 +238,7 @@ where
             options: self.options,
             on_connect: self.on_connect,
             counters: Counters::default(),
+            log: Arc::clone(self.listener.log_limit()),
         });
         let shared = Arc::clone(&server);
         let serving = serve_connections(self.listener, move |connection, shutdown| {

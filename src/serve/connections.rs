@@ -3,6 +3,7 @@
 use std::{
     fmt,
     future::{Future, IntoFuture, Pending, pending, poll_fn},
+    io,
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
@@ -25,6 +26,8 @@ use crate::{
     defaults,
     error::{BoxError, Chain},
     listener::PipeListener,
+    log_limit::LogLimit,
+    reason::Reason,
 };
 
 /// The pause after the first failed accept, doubled after each further one.
@@ -220,6 +223,8 @@ where
         let mut summary = Summary::default();
         let mut pause = FIRST_ACCEPT_PAUSE;
         let mut signal = pin!(signal);
+        let log = Arc::clone(listener.log_limit());
+        let mut logging = pin!(log.run());
 
         loop {
             let accepted = tokio::select! {
@@ -230,14 +235,16 @@ where
                     continue;
                 }
                 accepted = listener.accept() => accepted,
+                never = &mut logging => match never {},
             };
             let connection = match accepted {
                 Ok(connection) => connection,
                 Err(error) => {
-                    warn!(error = %Chain(&error), pipe.name = %listener.local_name(), ?pause, "accepting a client failed; trying again");
+                    log_accept(&log, &error, pause);
                     tokio::select! {
                         () = &mut signal => break,
                         () = sleep(pause) => {}
+                        never = &mut logging => match never {},
                     }
                     pause = (pause * 2).min(LONGEST_ACCEPT_PAUSE);
                     continue;
@@ -245,7 +252,12 @@ where
             };
             pause = FIRST_ACCEPT_PAUSE;
             let span = debug_span!("connection", pipe.name = %listener.local_name(), connection.id = connection.id());
-            let running = run_one(Arc::clone(&code), connection, shutdown.clone());
+            let running = run_one(
+                Arc::clone(&code),
+                connection,
+                shutdown.clone(),
+                Arc::clone(&log),
+            );
             tasks.spawn(running.instrument(span));
         }
 
@@ -258,9 +270,15 @@ where
                 summary.served += 1;
             }
         };
-        match drain_timeout.and_then(|time| Instant::now().checked_add(time)) {
-            Some(deadline) => _ = timeout_at(deadline, drained).await,
-            None => drained.await,
+        let drained = async {
+            match drain_timeout.and_then(|time| Instant::now().checked_add(time)) {
+                Some(deadline) => _ = timeout_at(deadline, drained).await,
+                None => drained.await,
+            }
+        };
+        tokio::select! {
+            () = drained => {}
+            never = &mut logging => match never {},
         }
         tasks.abort_all();
         while let Some(ended) = tasks.join_next().await {
@@ -269,21 +287,24 @@ where
                 Err(_) => summary.cut_off += 1,
             }
         }
+        log.flush();
         summary
     }
 }
 
-async fn run_one<F, Running>(code: Arc<F>, connection: Connection, shutdown: Shutdown)
-where
+async fn run_one<F, Running>(
+    code: Arc<F>,
+    connection: Connection,
+    shutdown: Shutdown,
+    log: Arc<LogLimit>,
+) where
     F: Fn(Connection, Shutdown) -> Running,
     Running: Future<Output: ConnectionResult>,
 {
     let id = connection.id();
-    let panicked = |panic| {
-        error!(
-            connection.id = id,
-            "the connection's code panicked: {panic}"
-        )
+    let panicked = |panic: String| {
+        let error = format_args!("the connection's code panicked: {panic}");
+        log_code(&log, id, Reason::Panic, error);
     };
     // Straight into its place: a future kept in a variable would be held twice.
     let mut running = pin!(match call_caught(|| code(connection, shutdown)) {
@@ -293,10 +314,113 @@ where
     match poll_fn(|cx| poll_caught(running.as_mut(), cx)).await {
         Ok(result) => {
             if let Err(error) = result.into_result() {
-                let reason = Chain(&*error);
-                error!(connection.id = id, "the connection's code failed: {reason}");
+                let error = Chain(&*error);
+                let error = format_args!("the connection's code failed: {error}");
+                log_code(&log, id, Reason::Code, error);
             }
         }
         Err(panic) => panicked(panic),
+    }
+}
+
+fn log_accept(log: &LogLimit, error: &io::Error, pause: Duration) {
+    let reason = Reason::Accept;
+    if let Some(pass) = log.pass(reason) {
+        warn!(
+            pipe.name = %log.pipe(),
+            reason = reason.as_str(),
+            suppressed = pass.suppressed,
+            error = %Chain(error),
+            ?pause,
+            "accepting a client failed; trying again"
+        );
+    }
+}
+
+fn log_code(log: &LogLimit, connection: u64, reason: Reason, error: fmt::Arguments<'_>) {
+    let Some(pass) = log.pass(reason) else { return };
+    let (reason, suppressed) = (reason.as_str(), pass.suppressed);
+    error!(connection.id = connection, reason, suppressed, %error, "closing the connection");
+}
+
+#[cfg(all(test, feature = "test-util"))]
+mod tests {
+    use std::{path::PathBuf, sync::Mutex, task::ready};
+
+    use support::log::Log;
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::{
+        client::MemoryPipe,
+        engine::{Channel, Endpoint, Instance, Sizes, memory},
+        listener::ListenerOptions,
+    };
+
+    /// An endpoint as when descriptors run out: each client is accepted at the second attempt.
+    struct Scarce {
+        endpoint: Box<dyn Endpoint>,
+        not_accepted: Arc<Mutex<Vec<Channel>>>,
+    }
+
+    struct ScarceInstance {
+        instance: Box<dyn Instance>,
+        not_accepted: Arc<Mutex<Vec<Channel>>>,
+    }
+
+    impl Endpoint for Scarce {
+        fn create(&self) -> io::Result<Box<dyn Instance>> {
+            Ok(Box::new(ScarceInstance {
+                instance: self.endpoint.create()?,
+                not_accepted: Arc::clone(&self.not_accepted),
+            }))
+        }
+    }
+
+    impl Instance for ScarceInstance {
+        fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>> {
+            let mut not_accepted = self.not_accepted.lock().unwrap();
+            if let Some(channel) = not_accepted.pop() {
+                return Poll::Ready(Ok(channel));
+            }
+            not_accepted.push(ready!(self.instance.poll_connect(cx))?);
+            Poll::Ready(Err(io::Error::other("too many open files")))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn accepting_that_fails_does_not_fill_the_log() {
+        let log = Log::start();
+        let sizes = Sizes {
+            max_message_size: 10,
+            buffer_size: 10,
+        };
+        let (endpoint, board) = memory::bind(sizes);
+        let endpoint = Box::new(Scarce {
+            endpoint,
+            not_accepted: Arc::default(),
+        });
+        let name = "scarce".parse().unwrap();
+        let listener = ListenerOptions::new()
+            .listen(name, PathBuf::new(), endpoint, 10)
+            .unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let hello =
+            |mut connection: Connection, _: Shutdown| async move { connection.send("hello").await };
+        let serving =
+            serve_connections(listener, hello).with_graceful_shutdown(async { _ = stopped.await });
+        let server = tokio::spawn(serving.into_future());
+
+        let pipe = MemoryPipe { board };
+        for _ in 0..100 {
+            let mut client = pipe.connect().await.unwrap();
+            assert_eq!(client.recv().await.unwrap().unwrap(), "hello");
+        }
+        let lines = log.lines_with("too many open files");
+        assert_eq!(lines.len(), 5, "{lines:#?}");
+        assert!(lines[0].contains("reason=\"accept\""), "{lines:#?}");
+        stop.send(()).unwrap();
+        assert_eq!(server.await.unwrap().served, 100);
+        log.line_with("suppressed=95");
     }
 }

@@ -26,6 +26,7 @@ use crate::{
     handler::{Handler, Request},
     identity::{AnySession, Identity},
     into_reply::Reply,
+    log_limit::LogLimit,
     session::ConnectionInfo,
 };
 
@@ -48,6 +49,7 @@ pub(super) struct Server<H> {
     pub(super) options: Options,
     pub(super) on_connect: Option<OnConnect>,
     pub(super) counters: Counters,
+    pub(super) log: Arc<LogLimit>,
 }
 
 /// The options of [`Serve`](crate::Serve) that a conversation needs.
@@ -92,7 +94,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         let (requests, replies) = (self.requested, self.replies.sent());
         match ended {
             Ok(()) => debug!(requests, replies, "client served"),
-            Err(failure) => failure.log(self.identity.id, requests, replies),
+            Err(failure) => failure.log(&self.server.log, self.identity.id, requests, replies),
         }
     }
 
@@ -112,19 +114,29 @@ impl<H: Handler<T>, T> Conversation<H, T> {
             Err(time) => Failure::ConnectTimeout(time),
         };
         self.server.counters.refused.fetch_add(1, Ordering::Relaxed);
-        let id = self.identity.id;
-        let reason = Chain(&refused);
+        let reason = refused.reason();
+        let Some(pass) = self.server.log.pass(reason) else {
+            return Err(());
+        };
+        let (id, word, suppressed) = (self.identity.id, reason.as_str(), pass.suppressed);
+        let error = Chain(&refused);
         match self.identity.peer() {
             Ok(peer) => warn!(
                 connection.id = id,
-                client.pid = peer.process_id(),
-                client.user = %peer.user(),
-                "closing the connection: {reason}"
+                peer.pid = peer.process_id(),
+                peer.user = %peer.user(),
+                reason = word,
+                suppressed,
+                %error,
+                "closing the connection"
             ),
-            Err(error) => warn!(
+            Err(unknown) => warn!(
                 connection.id = id,
-                client.unknown = %Chain(&error),
-                "closing the connection: {reason}"
+                peer.unknown = %Chain(&unknown),
+                reason = word,
+                suppressed,
+                %error,
+                "closing the connection"
             ),
         }
         Err(())
