@@ -15,7 +15,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout_at},
 };
-use tracing::{Instrument, debug, debug_span, error, warn};
+use tracing::{Instrument, debug, error, field::Empty, info_span, warn};
 
 use super::{
     panics::{call_caught, poll_caught},
@@ -237,7 +237,7 @@ where
                 accepted = listener.accept() => accepted,
                 never = &mut logging => match never {},
             };
-            let connection = match accepted {
+            let mut connection = match accepted {
                 Ok(connection) => connection,
                 Err(error) => {
                     log_accept(&log, &error, pause);
@@ -251,7 +251,14 @@ where
                 }
             };
             pause = FIRST_ACCEPT_PAUSE;
-            let span = debug_span!("connection", pipe.name = %listener.local_name(), connection.id = connection.id());
+            let span = info_span!(
+                "connection",
+                pipe.name = %listener.local_name(),
+                connection.id = connection.id(),
+                peer.pid = Empty,
+                peer.user = Empty,
+            );
+            connection.record_peer(&span);
             let running = run_one(
                 Arc::clone(&code),
                 connection,

@@ -10,7 +10,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use tracing::{debug, trace, warn};
+use tokio::time::Instant;
+use tracing::{debug, debug_span, field::Empty, trace, warn};
 
 use super::{
     failure::Failure,
@@ -174,6 +175,13 @@ impl<H: Handler<T>, T> Conversation<H, T> {
     }
 
     async fn answer(&mut self, message: Bytes) -> Result<Reply, Failure> {
+        let span = debug_span!(
+            "request",
+            request.bytes = message.len(),
+            request.latency_us = Empty,
+            reply.bytes = Empty,
+        );
+        let began = Instant::now();
         let handler = &*self.handler;
         let request = Request::received(message, Arc::clone(&self.identity));
         // `call` is inside the future, so that a panic of it is caught as well.
@@ -182,7 +190,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         let mut watching = self.server.options.cancel_on_disconnect;
         let mut flushing = true;
         let answered = poll_fn(|cx| {
-            if let Poll::Ready(answered) = poll_caught(handled.as_mut(), cx) {
+            if let Poll::Ready(answered) = span.in_scope(|| poll_caught(handled.as_mut(), cx)) {
                 let answered = answered.map_err(Failure::Panic)?;
                 return Poll::Ready(answered.map_err(Failure::handler));
             }
@@ -195,10 +203,16 @@ impl<H: Handler<T>, T> Conversation<H, T> {
             }
             Poll::Pending
         });
-        match within(self.server.options.handler_timeout, answered).await {
+        let answered = match within(self.server.options.handler_timeout, answered).await {
             Ok(answered) => answered,
             Err(time) => Err(Failure::HandlerTimeout(time)),
+        };
+        if !span.is_disabled() {
+            span.record("request.latency_us", began.elapsed().as_micros() as u64);
+            let reply = answered.as_ref().ok().and_then(Reply::message);
+            span.record("reply.bytes", reply.map(Bytes::len));
         }
+        answered
     }
 }
 

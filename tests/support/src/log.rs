@@ -21,6 +21,7 @@ thread_local! {
     static LEVEL: Cell<LevelFilter> = const { Cell::new(LevelFilter::OFF) };
     static LINES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
     static SPANS: RefCell<Vec<(Id, String)>> = const { RefCell::new(Vec::new()) };
+    static ENTERED: RefCell<Vec<Id>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The lines that are logged on this thread, at INFO and above, from `start` on.
@@ -108,12 +109,32 @@ impl Subscriber for Collector {
     fn event(&self, event: &Event<'_>) {
         let mut line = Line(event.metadata().level().to_string());
         event.record(&mut line);
+        if let Some(spans) = entered() {
+            write!(line.0, " in {spans}").unwrap();
+        }
         LINES.with_borrow_mut(|lines| lines.push(line.0));
     }
 
-    fn enter(&self, _: &Id) {}
+    fn enter(&self, id: &Id) {
+        ENTERED.with_borrow_mut(|entered| entered.push(id.clone()));
+    }
 
-    fn exit(&self, _: &Id) {}
+    fn exit(&self, id: &Id) {
+        ENTERED.with_borrow_mut(|entered| assert_eq!(entered.pop().as_ref(), Some(id)));
+    }
+}
+
+/// The names of the spans that this thread is in, outermost first.
+fn entered() -> Option<String> {
+    let entered = ENTERED.with_borrow(|entered| entered.clone());
+    let names = SPANS.with_borrow(|spans| {
+        let name = |id: &Id| {
+            let (_, span) = spans.iter().find(|(known, _)| known == id)?;
+            span.split(' ').nth(1).map(str::to_owned)
+        };
+        entered.iter().filter_map(name).collect::<Vec<_>>()
+    });
+    (!names.is_empty()).then(|| names.join(":"))
 }
 
 /// The level, and each field with its value.
