@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use tracing::{Span, field::display};
 
 use crate::{
     engine::{Channel, Link, Receive, Received, Transmit},
@@ -32,6 +33,8 @@ pub struct Connection {
 pub struct RecvHalf {
     receiver: Box<dyn Receive>,
     ended: Option<End>,
+    /// The connection's span, while it does not say who is on the other side.
+    anonymous: Option<Span>,
     shared: Arc<Shared>,
 }
 
@@ -92,6 +95,7 @@ impl Connection {
             receiver: RecvHalf {
                 receiver,
                 ended: None,
+                anonymous: None,
                 shared: Arc::clone(&shared),
             },
             sender: SendHalf {
@@ -186,6 +190,15 @@ impl Connection {
     pub(crate) fn identity(&self) -> &Arc<Identity> {
         &self.receiver.shared.identity
     }
+
+    /// Records in the connection's span who is on the other side: now, or once a message has been received
+    /// if that is not known before.
+    pub(crate) fn record_peer(&mut self, span: &Span) {
+        if !span.is_disabled() {
+            self.receiver.anonymous = Some(span.clone());
+            self.receiver.record_peer();
+        }
+    }
 }
 
 impl RecvHalf {
@@ -212,6 +225,15 @@ impl RecvHalf {
         self.shared.link.is_hung_up()
     }
 
+    fn record_peer(&mut self) {
+        let Some(span) = &self.anonymous else { return };
+        if let Ok(peer) = self.shared.identity.peer() {
+            span.record("peer.pid", peer.process_id());
+            span.record("peer.user", display(peer.user()));
+            self.anonymous = None;
+        }
+    }
+
     pub(crate) fn poll_recv(
         &mut self,
         cx: &mut Context<'_>,
@@ -221,7 +243,10 @@ impl RecvHalf {
         }
         let received = ready!(self.receiver.poll_recv(cx));
         Poll::Ready(match received {
-            Ok(Received::Message(message)) => Ok(Some(message)),
+            Ok(Received::Message(message)) => {
+                self.record_peer();
+                Ok(Some(message))
+            }
             Ok(Received::End) => {
                 self.ended = Some(End::Said);
                 Ok(None)

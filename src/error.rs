@@ -344,18 +344,23 @@ impl From<OutOfRange> for io::Error {
     }
 }
 
-/// An error followed by its sources, in one line for the log.
+/// An error followed by its sources, as in `a: b: c`, for the log. Many errors already print their source,
+/// which is not said again.
 pub(crate) struct Chain<'a>(pub(crate) &'a (dyn Error + 'static));
 
 impl fmt::Display for Chain<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}", self.0)?;
+        let mut chain = self.0.to_string();
         let mut source = self.0.source();
         while let Some(error) = source {
-            write!(formatter, ": {error}")?;
+            let text = error.to_string();
+            // Between separators, so that a part of a word is not taken for it.
+            if !format!(": {chain}: ").contains(&format!(": {text}: ")) {
+                chain = format!("{chain}: {text}");
+            }
             source = error.source();
         }
-        Ok(())
+        formatter.write_str(&chain)
     }
 }
 
@@ -381,6 +386,36 @@ mod tests {
             let chain = Chain(&*error).to_string();
             assert_eq!(chain.matches("the reason").count(), 1, "{chain}");
         }
+    }
+
+    /// An error whose text already has that of its source, as some libraries write them.
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Wordy {
+        text: &'static str,
+        source: Option<Box<Wordy>>,
+    }
+
+    impl Wordy {
+        fn chain<const N: usize>(texts: [&'static str; N]) -> String {
+            let mut error = None;
+            for text in texts.into_iter().rev() {
+                let source = error.map(Box::new);
+                error = Some(Self { text, source });
+            }
+            Chain(&error.unwrap()).to_string()
+        }
+    }
+
+    #[test]
+    fn a_chain_repeats_nothing() {
+        assert_eq!(Wordy::chain(["a", "b", "c"]), "a: b: c");
+        assert_eq!(Wordy::chain(["a: b", "b"]), "a: b");
+        assert_eq!(Wordy::chain(["a", "a"]), "a");
+        assert_eq!(Wordy::chain(["a: b: c", "b: c", "c"]), "a: b: c");
+        assert_eq!(Wordy::chain(["a: b", "b", "c"]), "a: b: c");
+        // A part of a word is not a repetition.
+        assert_eq!(Wordy::chain(["not found", "found"]), "not found: found");
     }
 
     #[test]

@@ -8,11 +8,18 @@ use std::{
 
 use tracing::warn;
 
-use crate::engine::{Channel, Endpoint, Instance, Link};
+use crate::{
+    engine::{Channel, Endpoint, Instance, Link},
+    error::Chain,
+    log_limit::LogLimit,
+    name::PipeName,
+    reason::Reason,
+};
 
 /// The instances of one pipe, which its listener and its connections share.
 pub(crate) struct Instances {
     state: Mutex<State>,
+    log: Arc<LogLimit>,
 }
 
 /// The limit is kept here and not by the system: the replacement of a connection that ends at the
@@ -33,6 +40,7 @@ struct State {
 impl Instances {
     /// Creates the first of them.
     pub(crate) fn new(
+        name: PipeName,
         endpoint: Box<dyn Endpoint>,
         backlog: usize,
         max: usize,
@@ -47,8 +55,10 @@ impl Instances {
             acceptor: None,
         };
         state.top_up()?;
-        let state = Mutex::new(state);
-        Ok(Arc::new(Self { state }))
+        Ok(Arc::new(Self {
+            state: Mutex::new(state),
+            log: Arc::new(LogLimit::new(name)),
+        }))
     }
 
     /// A connected channel, for which [`release`](Self::release) has to be called, and whether the next
@@ -73,7 +83,7 @@ impl Instances {
         let acceptor = state.acceptor.take();
         // A waker and a log are the caller's code: they may drop a connection or the listener, or block.
         drop(state);
-        log_missing_instance(topped_up);
+        self.log_missing(topped_up);
         if let Some(acceptor) = acceptor {
             acceptor.wake();
         }
@@ -87,6 +97,26 @@ impl Instances {
         let finished = mem::take(&mut state.finished);
         drop(state);
         drop((waiting, finished, endpoint));
+    }
+
+    /// Outside the lock: a log is the caller's code, which may come back here.
+    pub(crate) fn log_missing(&self, topped_up: io::Result<()>) {
+        let Err(error) = topped_up else { return };
+        let reason = Reason::Instance;
+        if let Some(pass) = self.log.pass(reason) {
+            warn!(
+                pipe.name = %self.log.pipe(),
+                reason = reason.as_str(),
+                suppressed = pass.suppressed,
+                error = %Chain(&error),
+                "the next instance can't be created; trying again"
+            );
+        }
+    }
+
+    /// The limit of what is logged about the pipe and its connections.
+    pub(crate) fn log_limit(&self) -> &Arc<LogLimit> {
+        &self.log
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -145,12 +175,5 @@ impl State {
         topped_up?;
         self.acceptor = Some(cx.waker().clone());
         Poll::Pending
-    }
-}
-
-/// Outside the lock: a log is the caller's code, which may come back here.
-pub(crate) fn log_missing_instance(topped_up: io::Result<()>) {
-    if let Err(error) = topped_up {
-        warn!(%error, "the next instance can't be created; trying again");
     }
 }

@@ -81,10 +81,12 @@ mod identity;
 mod instances;
 mod into_reply;
 mod listener;
+mod log_limit;
 mod memory_pipe;
 mod name;
 pub mod os;
 mod peer;
+mod reason;
 mod request;
 mod serve;
 mod session;
@@ -112,6 +114,7 @@ pub use crate::{
     listener::{ListenerOptions, PipeListener},
     name::{NameError, PipeName},
     peer::{Peer, UserId},
+    reason::Reason,
     request::Request,
     serve::{
         ConnectionResult, Serve, ServeConnections, ServeFuture, Shutdown, Summary, serve,

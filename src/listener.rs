@@ -19,7 +19,8 @@ use crate::{
         native::{self, ToBind},
     },
     error::{BindError, OutOfRange},
-    instances::{Instances, log_missing_instance},
+    instances::Instances,
+    log_limit::LogLimit,
     name::{NameError, PipeName},
 };
 
@@ -179,7 +180,7 @@ impl ListenerOptions {
     ) -> Result<PipeListener, BindError> {
         let max_message_size = endpoint.max_message_size();
         let max_instances = self.max_instances.unwrap_or(usize::MAX);
-        let instances = Instances::new(endpoint, self.backlog, max_instances)
+        let instances = Instances::new(name.clone(), endpoint, self.backlog, max_instances)
             .map_err(|error| BindError::create(path.display().to_string(), error))?;
         Ok(PipeListener {
             name,
@@ -231,7 +232,7 @@ impl PipeListener {
         self.last_id += 1;
         let instances = Some(Arc::clone(&self.instances));
         let connection = Connection::new(channel, instances, self.last_id, self.max_message_size);
-        log_missing_instance(topped_up);
+        self.instances.log_missing(topped_up);
         Ok(connection)
     }
 
@@ -251,6 +252,11 @@ impl PipeListener {
     #[must_use]
     pub fn max_message_size(&self) -> usize {
         self.max_message_size
+    }
+
+    /// The limit of what is logged about it and its connections.
+    pub(crate) fn log_limit(&self) -> &Arc<LogLimit> {
+        self.instances.log_limit()
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 
 use pipe_server::{Bytes, Client, ListenerOptions, serve};
 
-use support::{Kind, message};
+use support::{Kind, log::Log, message};
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 
@@ -60,6 +60,8 @@ async fn count(client: &mut Client, request: &Bytes) -> usize {
 
 #[tokio::test]
 async fn a_request_on_a_warm_connection_allocates_nothing() {
+    // With a log at INFO, as most servers have.
+    let _log = Log::start();
     let (listener, pipe) = KIND.bind(ListenerOptions::new());
     let echo = |request: Bytes| async move { Ok::<_, io::Error>(request) };
     tokio::spawn(serve(listener, echo).into_future());

@@ -25,7 +25,7 @@ use self::{
     socket::Socket,
 };
 use super::{Channel, Endpoint, Instance, Sizes};
-use crate::access::Access;
+use crate::{access::Access, reason::Reason};
 
 mod channel;
 mod claim;
@@ -127,7 +127,9 @@ impl Endpoint for SeqpacketEndpoint {
     fn set_full(&self, full: bool) {
         let length = if full { SHORTEST_QUEUE } else { QUEUE_LENGTH };
         if let Err(error) = rustix::net::listen(&self.listener, length) {
-            warn!(%error, "the queue of clients can't be changed");
+            let reason = Reason::Queue.as_str();
+            let error = io::Error::from(error);
+            warn!(reason, %error, "the queue of clients can't be changed");
         }
     }
 

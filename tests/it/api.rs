@@ -348,9 +348,9 @@ async fn a_refused_client_is_closed_counted_and_logged(kind: Kind) {
     assert!(line.starts_with("WARN"), "{line}");
     assert!(line.contains("connection.id=2"), "{line}");
     // Some clients are known only once they have sent something.
-    let who = format!("client.pid={}", std::process::id());
+    let who = format!("peer.pid={}", std::process::id());
     assert!(
-        line.contains(&who) || line.contains("client.unknown"),
+        line.contains(&who) || line.contains("peer.unknown"),
         "{line}"
     );
     assert!(line.contains(&who) || cfg!(windows), "{line}");

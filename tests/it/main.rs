@@ -13,6 +13,7 @@ mod hostile;
 mod linux_only;
 #[cfg(all(windows, any(miri, pipe_model)))]
 mod model;
+mod observe;
 mod properties;
 #[cfg(all(windows, not(any(miri, pipe_model))))]
 mod win32;
