@@ -9,6 +9,7 @@ use std::{
 };
 
 use self::{
+    budget::Budget,
     conversation::{Conversation, OnConnect, Options, Server},
     replies::Counters,
 };
@@ -22,6 +23,7 @@ pub use self::{
     shutdown::Shutdown,
 };
 
+mod budget;
 mod connections;
 mod conversation;
 mod failure;
@@ -61,6 +63,7 @@ pub fn serve<H: Handler<T>, T>(listener: PipeListener, handler: H) -> Serve<H, T
             handler_timeout: None,
             write_timeout: Some(defaults::WRITE_TIMEOUT),
             cancel_on_disconnect: false,
+            max_buffered_bytes: Some(defaults::MAX_BUFFERED_BYTES),
         },
         on_connect: None,
         drain_timeout: Some(defaults::DRAIN_TIMEOUT),
@@ -146,6 +149,27 @@ impl<H, T, S> Serve<H, T, S> {
     /// client that is gone is not served any further: requests of it that were not begun are dropped.
     pub fn cancel_on_disconnect(mut self, cancel: bool) -> Self {
         self.options.cancel_on_disconnect = cancel;
+        self
+    }
+
+    /// How many bytes the server may hold for all of its clients together, in requests that were received
+    /// and replies that were not sent; `None` for any number. Default: [`defaults::MAX_BUFFERED_BYTES`],
+    /// 256 MiB.
+    ///
+    /// At the limit, clients are read one after the other, in the order in which they have sent: a request
+    /// is answered, and its reply sent, before the next client is read. No client is refused or lost, and
+    /// the limit is exceeded by one message at most for each worker of the runtime. Clients that wait in
+    /// this way are not cut off by [`idle_timeout`](Self::idle_timeout); set
+    /// [`handler_timeout`](Self::handler_timeout) as well, which bounds how long they wait for a handler
+    /// that is stuck.
+    ///
+    /// What one client can make the server hold is bounded too: besides the request that is being
+    /// answered, 256 KiB of replies and one more, and with
+    /// [`cancel_on_disconnect`](Self::cancel_on_disconnect) 64 KiB of requests and one more. Not counted
+    /// are the engine's buffers, of which those on Linux can hold 16 messages of up to 64 KiB, differences
+    /// of less than 1 KiB for each client, and what a handler keeps for itself.
+    pub fn max_buffered_bytes(mut self, bytes: impl Into<Option<usize>>) -> Self {
+        self.options.max_buffered_bytes = bytes.into();
         self
     }
 
@@ -239,6 +263,7 @@ where
             handler: Arc::new(self.handler),
             options: self.options,
             on_connect: self.on_connect,
+            budget: Arc::new(Budget::new(self.options.max_buffered_bytes)),
             counters: Counters::default(),
         });
         let shared = Arc::clone(&server);

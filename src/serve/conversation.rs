@@ -13,6 +13,7 @@ use bytes::Bytes;
 use tracing::{debug, trace, warn};
 
 use super::{
+    budget::{Budget, Share},
     failure::Failure,
     panics::poll_caught,
     replies::{Counters, Replies},
@@ -47,6 +48,7 @@ pub(super) struct Server<H> {
     pub(super) handler: Arc<H>,
     pub(super) options: Options,
     pub(super) on_connect: Option<OnConnect>,
+    pub(super) budget: Arc<Budget>,
     pub(super) counters: Counters,
 }
 
@@ -57,6 +59,7 @@ pub(super) struct Options {
     pub(super) handler_timeout: Option<Duration>,
     pub(super) write_timeout: Option<Duration>,
     pub(super) cancel_on_disconnect: bool,
+    pub(super) max_buffered_bytes: Option<usize>,
 }
 
 /// Makes the session of a client, or refuses it.
@@ -72,7 +75,11 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         let (receiver, sender) = connection.into_split();
         Self {
             identity,
-            requests: Requests::new(receiver, server.options.idle_timeout),
+            requests: Requests::new(
+                receiver,
+                server.options.idle_timeout,
+                Share::new(&server.budget),
+            ),
             replies: Replies::new(sender, server.options.write_timeout),
             requested: 0,
             handler: server.handler.connected(),
@@ -152,11 +159,18 @@ impl<H: Handler<T>, T> Conversation<H, T> {
             let Some(message) = message else { break };
             trace!(bytes = message.len(), "request");
             self.requested += 1;
+            let length = message.len();
+            self.requests
+                .set_answering(length + self.replies.unsent_bytes());
             self.replies.flush_late().await?;
             let reply = self.answer(message).await?;
             if let Some(message) = reply.into_message() {
+                let length = message.len();
+                self.requests
+                    .set_answering(length + self.replies.unsent_bytes());
                 self.replies.feed(message).await?;
             }
+            self.requests.set_answering(self.replies.unsent_bytes());
         }
         Ok(())
     }

@@ -49,6 +49,9 @@ on_every_engine! {
     a_slow_handler_is_cut_off,
     a_silent_client_is_cut_off,
     a_client_that_does_not_read_is_cut_off,
+    few_replies_wait_for_a_client_that_does_not_read,
+    beyond_the_buffered_bytes_clients_are_read_one_at_a_time_and_none_is_lost,
+    a_client_that_is_stuck_beyond_the_buffered_bytes_stops_nobody,
     a_handler_is_cancelled_when_its_client_leaves_if_asked,
     requests_that_nobody_has_begun_do_not_hide_that_their_client_has_left,
     the_peer_of_a_request_is_this_process,
@@ -745,6 +748,125 @@ async fn a_client_that_does_not_read_is_cut_off(kind: Kind) {
     drop((sender, pipe.connect().await));
     while let Ok(Some(_)) = receiver.recv().await {}
     assert_eq!(server.stop().await.cut_off, 0);
+}
+
+async fn few_replies_wait_for_a_client_that_does_not_read(kind: Kind) {
+    let size = kind.longest().min(60_000);
+    let (listener, pipe) = kind.bind(ListenerOptions::new().max_instances(1).buffer_size(4096));
+    let reply = Bytes::from(message(0, size));
+    let server = start!(
+        listener,
+        move |_: Bytes| {
+            let reply = reply.clone();
+            async move { reply }
+        },
+        write_timeout(Duration::from_millis(100))
+    );
+    let (mut receiver, mut sender) = pipe.connect().await.into_split();
+    while sender.send("x").await.is_ok() {}
+    drop((sender, pipe.connect().await));
+    let mut received = 0;
+    while let Ok(Some(_)) = receiver.recv().await {
+        received += 1;
+    }
+    let unsent = server.stop().await.requests - received;
+    let most = 256 * 1024 / size + 2;
+    assert!(unsent <= most as u64, "{unsent} replies of {size} bytes");
+}
+
+async fn beyond_the_buffered_bytes_clients_are_read_one_at_a_time_and_none_is_lost(kind: Kind) {
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let at_work = Arc::new(AtomicUsize::new(0));
+    let most = Arc::new(AtomicUsize::new(0));
+    let (working, seen) = (Arc::clone(&at_work), Arc::clone(&most));
+    let _server = start!(
+        listener,
+        move |request: Bytes| {
+            let (working, seen) = (Arc::clone(&working), Arc::clone(&seen));
+            async move {
+                let count = working.fetch_add(1, Ordering::SeqCst) + 1;
+                seen.fetch_max(count, Ordering::SeqCst);
+                // Long enough for all the others to be read.
+                for _ in 0..20 {
+                    tokio::task::yield_now().await;
+                }
+                working.fetch_sub(1, Ordering::SeqCst);
+                request
+            }
+        },
+        max_buffered_bytes(1)
+    );
+    // These have sent nothing, and keep nobody from being read.
+    let silent = [pipe.connect().await, pipe.connect().await];
+    let pipe = Arc::new(pipe);
+    let clients: Vec<_> = (0..8)
+        .map(|client| {
+            let pipe = Arc::clone(&pipe);
+            tokio::spawn(async move {
+                let (mut receiver, mut sender) = pipe.connect().await.into_split();
+                for number in 0..4 {
+                    sender.send(message(client + number, 4000)).await.unwrap();
+                }
+                for number in 0..4 {
+                    let reply = receiver.recv().await.unwrap().unwrap();
+                    assert!(reply == message(client + number, 4000), "{number}");
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.await.unwrap();
+    }
+    // The one that reached the limit, and the one whose turn it is.
+    assert_eq!(most.load(Ordering::SeqCst), 2);
+    for mut client in silent {
+        assert_eq!(client.call("at last").await.unwrap(), "at last");
+    }
+}
+
+async fn a_client_that_is_stuck_beyond_the_buffered_bytes_stops_nobody(kind: Kind) {
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let (asked, mut was_asked) = tokio::sync::mpsc::unbounded_channel();
+    let server = start!(
+        listener,
+        move |request: Bytes| {
+            _ = asked.send(request.len());
+            async move {
+                match request.len() {
+                    4000 => pending().await,
+                    _ => request,
+                }
+            }
+        },
+        max_buffered_bytes(1),
+        cancel_on_disconnect(true)
+    );
+    let mut stuck = pipe.connect().await;
+    stuck.send(message(0, 4000)).await.unwrap();
+    assert_eq!(was_asked.recv().await, Some(4000));
+    let (mut one, mut other) = (pipe.connect().await, pipe.connect().await);
+    for number in 0..4 {
+        for client in [&mut one, &mut other] {
+            let sent = message(number, 3000);
+            assert!(client.call(sent.clone()).await.unwrap() == sent);
+            assert_eq!(was_asked.recv().await, Some(3000));
+        }
+    }
+    // It takes the turn, and gives it back when it is gone.
+    let mut last = pipe.connect().await;
+    last.send(message(0, 4000)).await.unwrap();
+    assert_eq!(was_asked.recv().await, Some(4000));
+    let sent = message(1, 3000);
+    one.send(sent.clone()).await.unwrap();
+    drop(last);
+    assert!(one.recv().await.unwrap().unwrap() == sent);
+    // Below the limit it is everybody's turn.
+    let mut last = pipe.connect().await;
+    last.send(message(0, 4000)).await.unwrap();
+    drop(stuck);
+    assert!(other.call(sent.clone()).await.unwrap() == sent);
+    drop((one, other, last));
+    server.stop().await;
 }
 
 async fn a_handler_is_cancelled_when_its_client_leaves_if_asked(kind: Kind) {
