@@ -1,4 +1,4 @@
-//! What `serve` itself costs a request: one call and its reply on the memory engine, which has no system under it.
+//! The cost of `serve` itself per request: one call and its reply on the memory engine, without system calls.
 //!
 //! ```sh
 //! cargo bench --bench dispatch

@@ -1,19 +1,18 @@
 //! The other side of a pipe.
 
-use std::{io, path::Path, time::Duration};
+use std::{io, time::Duration};
 
 use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 
-#[cfg(feature = "test-util")]
-use crate::engine::memory;
 use crate::{
-    access::{Peer, UserId},
     connection::{Connection, RecvHalf, SendHalf},
     defaults,
-    engine::{Channel, Sizes},
-    error::{CallError, ConnectError, OutOfRange, RecvError, SendError},
+    engine::{Channel, native},
+    error::{CallError, ConnectError, RecvError, SendError},
     name::{NameError, PipeName},
+    peer::{Peer, UserId},
+    trust::Trust,
 };
 
 /// The pauses between two attempts double from the shortest to the longest, each cut by a random part
@@ -28,8 +27,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 pub struct ClientOptions {
     connect_timeout: Option<Duration>,
     wait_for_server: bool,
-    max_message_size: Option<usize>,
-    only_current_user: bool,
+    pub(crate) max_message_size: Option<usize>,
+    trust: Trust,
     #[cfg(windows)]
     pub(crate) allow_remote: bool,
 }
@@ -47,7 +46,7 @@ impl ClientOptions {
             connect_timeout: Some(defaults::CONNECT_TIMEOUT),
             wait_for_server: false,
             max_message_size: None,
-            only_current_user: false,
+            trust: Trust::default(),
             #[cfg(windows)]
             allow_remote: false,
         }
@@ -76,22 +75,12 @@ impl ClientOptions {
         self
     }
 
-    /// Whether to refuse a pipe that another user serves, who could read what is sent there. Default:
-    /// no.
+    /// Whose server to talk to. Default: [`Trust::System`], one of this user or of the system.
     ///
-    /// On Windows the pipe's owner has to be this user, or the one that this process's token names as the
-    /// owner of new objects: for an elevated administrator that is the Administrators group. Who reaches
-    /// whom, when both are the same user and the server is one of ours:
-    ///
-    /// | server | owner of its pipe | plain client | elevated client |
-    /// |---|---|---|---|
-    /// | plain | the user | connects | connects |
-    /// | elevated | Administrators | is refused | connects |
-    ///
-    /// .NET's `PipeOptions.CurrentUserOnly` compares the owner with its token's alone
-    /// (`NamedPipeClientStream.Windows.cs`), so there an elevated client refuses a plain server as well.
-    pub fn only_current_user(mut self, only: bool) -> Self {
-        self.only_current_user = only;
+    /// Servers of all others are refused before anything is sent to them: [`ConnectError::Untrusted`].
+    /// [`connect_memory`](Self::connect_memory) trusts the server, which is in this process.
+    pub fn trust(mut self, trust: Trust) -> Self {
+        self.trust = trust;
         self
     }
 
@@ -109,7 +98,7 @@ impl ClientOptions {
         name: impl TryInto<PipeName, Error: Into<NameError>>,
     ) -> Result<Client, ConnectError> {
         let name = name.try_into().map_err(Into::into)?;
-        let sizes = self.sizes(ENGINE_MAX_MESSAGE_SIZE)?;
+        let sizes = native::client_sizes(self.max_message_size)?;
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(ConnectError::NoRuntime);
         }
@@ -119,56 +108,24 @@ impl ClientOptions {
             let address = path.display().to_string();
             return Err(ConnectError::Remote { address });
         }
-        let identify = self.only_current_user;
-        let open = || open(&name, &path, sizes, identify);
         let address = path.display().to_string();
+        #[cfg(target_os = "linux")]
+        if name.short().is_some() && self.trust != Trust::Anyone {
+            let owner = native::owner_of_short_names(&path);
+            check_owner(&address, owner, &self.trust)?;
+        }
+        let identify = self.trust != Trust::Anyone;
+        let open = || native::connect(&name, &path, sizes, identify);
         let channel = self.retry(&address, open).await?;
-        if self.only_current_user {
-            check_owner(&address, &channel)?;
+        if identify {
+            let owner = channel.link.peer().map(|server| Some(server.user));
+            check_owner(&address, owner, &self.trust)?;
         }
         Ok(Client::new(channel, sizes.max_message_size))
-    }
-
-    /// Connects to a pipe inside this process.
-    ///
-    /// # Errors
-    ///
-    /// As [`connect`](Self::connect).
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe, as [`connect`](Self::connect).
-    #[cfg(feature = "test-util")]
-    pub async fn connect_memory(&self, pipe: &MemoryPipe) -> Result<Client, ConnectError> {
-        let sizes = self.sizes(usize::MAX)?;
-        let open = || memory::connect(&pipe.board, sizes.max_message_size);
-        let channel = self.retry("the memory pipe", open).await?;
-        Ok(Client::new(channel, sizes.max_message_size))
-    }
-
-    fn sizes(&self, most: usize) -> Result<Sizes, OutOfRange> {
-        let default = defaults::MAX_MESSAGE_SIZE.min(most);
-        let max_message_size = self.max_message_size.unwrap_or(default);
-        if max_message_size == 0 {
-            return Err(OutOfRange::new(
-                "max_message_size",
-                "is 0: take 1 byte or more",
-            ));
-        }
-        if max_message_size > most {
-            let problem = format!(
-                "is {max_message_size} bytes, but this system carries messages of {most} at most"
-            );
-            return Err(OutOfRange::new("max_message_size", problem));
-        }
-        Ok(Sizes {
-            max_message_size,
-            buffer_size: defaults::BUFFER_SIZE,
-        })
     }
 
     /// Opens the pipe as often as it takes: there is nothing to be woken by.
-    async fn retry(
+    pub(crate) async fn retry(
         &self,
         address: &str,
         mut open: impl FnMut() -> io::Result<Channel>,
@@ -204,53 +161,22 @@ impl ClientOptions {
     }
 }
 
-#[cfg(target_os = "linux")]
-const ENGINE_MAX_MESSAGE_SIZE: usize = usize::MAX;
-#[cfg(windows)]
-const ENGINE_MAX_MESSAGE_SIZE: usize = crate::engine::overlapped::MAX_MESSAGE_SIZE;
-
-#[cfg(target_os = "linux")]
-fn open(_: &PipeName, path: &Path, sizes: Sizes, _identify: bool) -> io::Result<Channel> {
-    let opened = crate::engine::seqpacket::connect(path, sizes);
-    opened.map_err(|error| {
-        if error.raw_os_error() != Some(rustix::io::Errno::PROTOTYPE.raw_os_error()) {
-            return error;
-        }
-        let problem =
-            "the socket there is not a SEQPACKET socket: it may be another program's, and keeps no messages apart";
-        io::Error::new(error.kind(), problem)
-    })
-}
-
-#[cfg(windows)]
-fn open(name: &PipeName, _: &Path, sizes: Sizes, identify: bool) -> io::Result<Channel> {
-    crate::engine::overlapped::connect(name, sizes, identify)
-}
-
-fn check_owner(address: &str, channel: &Channel) -> Result<(), ConnectError> {
+/// Refuses a pipe whose owner, if it has one, is not trusted.
+fn check_owner(
+    address: &str,
+    owner: io::Result<Option<UserId>>,
+    trust: &Trust,
+) -> Result<(), ConnectError> {
+    let untrusted = owner.and_then(|owner| match owner {
+        Some(owner) if !trust.includes(&owner)? => Ok(Some(owner)),
+        _ => Ok(None),
+    });
     let address = address.to_owned();
-    let owner = match channel.link.peer() {
-        Ok(peer) => peer.user().clone(),
-        Err(source) => return Err(ConnectError::Io { address, source }),
-    };
-    match is_own(&owner) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(ConnectError::OtherUser {
-            address,
-            owner: owner.to_string(),
-        }),
+    match untrusted {
+        Ok(None) => Ok(()),
+        Ok(Some(owner)) => Err(ConnectError::Untrusted { address, owner }),
         Err(source) => Err(ConnectError::Io { address, source }),
     }
-}
-
-#[cfg(target_os = "linux")]
-fn is_own(owner: &UserId) -> io::Result<bool> {
-    Ok(*owner == UserId::Uid(rustix::process::geteuid().as_raw()))
-}
-
-#[cfg(windows)]
-fn is_own(owner: &UserId) -> io::Result<bool> {
-    crate::windows::is_own(owner)
 }
 
 /// One connection to a server.
@@ -273,7 +199,7 @@ pub struct Client {
 }
 
 impl Client {
-    fn new(channel: Channel, max_message_size: usize) -> Self {
+    pub(crate) fn new(channel: Channel, max_message_size: usize) -> Self {
         Self {
             connection: Connection::new(channel, None, 0, max_message_size),
             calling: false,
@@ -366,8 +292,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// The system's. On Windows the owner can be read only if the client was connected with
-    /// [`only_current_user`](ClientOptions::only_current_user).
+    /// The system's. On Windows a client that was connected with [`Trust::Anyone`] did not ask for the right
+    /// to read the owner.
     pub fn peer(&self) -> io::Result<Peer> {
         self.connection.peer()
     }
@@ -433,29 +359,5 @@ mod futures {
         ) -> Poll<Result<(), SendError>> {
             Pin::new(&mut self.connection).poll_close(cx)
         }
-    }
-}
-
-/// A pipe inside this process, from
-/// [`ListenerOptions::bind_memory`](crate::ListenerOptions::bind_memory).
-#[cfg(feature = "test-util")]
-#[derive(Clone, Debug)]
-pub struct MemoryPipe {
-    pub(crate) board: memory::Switchboard,
-}
-
-#[cfg(feature = "test-util")]
-impl MemoryPipe {
-    /// Connects with the default [`ClientOptions`].
-    ///
-    /// # Errors
-    ///
-    /// As [`ClientOptions::connect`].
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe, as [`ClientOptions::connect`].
-    pub async fn connect(&self) -> Result<Client, ConnectError> {
-        ClientOptions::new().connect_memory(self).await
     }
 }

@@ -9,13 +9,14 @@ use std::{
 };
 
 use bytes::Bytes;
+use tracing::{Span, field::display};
 
 use crate::{
-    access::Peer,
     engine::{Channel, Link, Receive, Received, Transmit},
     error::{RecvError, SendError},
     identity::Identity,
-    listener::Slot,
+    instances::Instances,
+    peer::Peer,
 };
 
 /// One client's two-way message channel.
@@ -32,6 +33,8 @@ pub struct Connection {
 pub struct RecvHalf {
     receiver: Box<dyn Receive>,
     ended: Option<End>,
+    /// The connection's span, while it does not say who is on the other side.
+    anonymous: Option<Span>,
     shared: Arc<Shared>,
 }
 
@@ -53,19 +56,27 @@ pub(crate) enum End {
     Closed,
 }
 
-/// What both halves hold on to.
+/// What both halves hold. The connection is closed when it is dropped.
 struct Shared {
-    /// Given back before `link` is dropped: at the limit the next instance has to exist before this
-    /// one closes.
-    _slot: Option<Slot>,
+    /// Those that the connection is one of; `None` on a client.
+    instances: Option<Arc<Instances>>,
     link: Arc<dyn Link>,
     identity: Arc<Identity>,
+}
+
+impl Drop for Shared {
+    /// Before `link` is dropped: at the limit the next instance has to exist before this one closes.
+    fn drop(&mut self) {
+        if let Some(instances) = &self.instances {
+            instances.release(&self.link);
+        }
+    }
 }
 
 impl Connection {
     pub(crate) fn new(
         channel: Channel,
-        slot: Option<Slot>,
+        instances: Option<Arc<Instances>>,
         id: u64,
         max_message_size: usize,
     ) -> Self {
@@ -76,7 +87,7 @@ impl Connection {
         } = channel;
         let identity = Arc::new(Identity::new(id, &link));
         let shared = Arc::new(Shared {
-            _slot: slot,
+            instances,
             link,
             identity,
         });
@@ -84,6 +95,7 @@ impl Connection {
             receiver: RecvHalf {
                 receiver,
                 ended: None,
+                anonymous: None,
                 shared: Arc::clone(&shared),
             },
             sender: SendHalf {
@@ -178,6 +190,15 @@ impl Connection {
     pub(crate) fn identity(&self) -> &Arc<Identity> {
         &self.receiver.shared.identity
     }
+
+    /// Records in the connection's span who is on the other side: now, or once a message has been received
+    /// if that is not known before.
+    pub(crate) fn record_peer(&mut self, span: &Span) {
+        if !span.is_disabled() {
+            self.receiver.anonymous = Some(span.clone());
+            self.receiver.record_peer();
+        }
+    }
 }
 
 impl RecvHalf {
@@ -204,6 +225,15 @@ impl RecvHalf {
         self.shared.link.is_hung_up()
     }
 
+    fn record_peer(&mut self) {
+        let Some(span) = &self.anonymous else { return };
+        if let Ok(peer) = self.shared.identity.peer() {
+            span.record("peer.pid", peer.process_id());
+            span.record("peer.user", display(peer.user()));
+            self.anonymous = None;
+        }
+    }
+
     pub(crate) fn poll_recv(
         &mut self,
         cx: &mut Context<'_>,
@@ -213,7 +243,10 @@ impl RecvHalf {
         }
         let received = ready!(self.receiver.poll_recv(cx));
         Poll::Ready(match received {
-            Ok(Received::Message(message)) => Ok(Some(message)),
+            Ok(Received::Message(message)) => {
+                self.record_peer();
+                Ok(Some(message))
+            }
             Ok(Received::End) => {
                 self.ended = Some(End::Said);
                 Ok(None)

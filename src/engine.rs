@@ -27,18 +27,22 @@ use std::{
 use bytes::Bytes;
 
 use crate::{
-    access::Peer,
-    error::{RecvError, SendError},
+    defaults,
+    error::{OutOfRange, RecvError, SendError},
+    peer::Peer,
 };
 
 #[cfg(feature = "test-util")]
+pub(crate) mod faulty;
+#[cfg(feature = "test-util")]
 pub(crate) mod memory;
+pub(crate) mod native;
 #[cfg(windows)]
-pub(crate) mod overlapped;
+mod overlapped;
 #[cfg(target_os = "linux")]
-pub(crate) mod seqpacket;
+mod seqpacket;
 #[cfg(windows)]
-pub(crate) mod tokio_pipe;
+mod tokio_pipe;
 
 /// How bytes move under a connection on Windows.
 #[cfg(windows)]
@@ -85,12 +89,15 @@ pub(crate) trait Endpoint: Send + Sync {
     fn useful_backlog(&self) -> usize {
         usize::MAX
     }
+
+    /// The longest message that its channels carry, in bytes.
+    fn max_message_size(&self) -> usize;
 }
 
 /// One server end of a pipe that waits for its client. Dropping it closes it.
 pub(crate) trait Instance: Send {
     /// Ready once a client is connected, also if it has already left again. Not polled any more
-    /// after that.
+    /// after that. After an error it may be polled again, and tries again.
     fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>>;
 }
 
@@ -158,5 +165,39 @@ pub(crate) struct Sizes {
     /// The longest message that may be received, in bytes.
     pub(crate) max_message_size: usize,
     /// How much may lie in the pipe each way before a writer waits, in bytes.
-    pub(crate) buffer_size: usize,
+    pub(crate) buffer_size: u32,
+}
+
+impl Sizes {
+    /// What was asked for, or the default of an engine that carries messages of `longest` bytes. `carrier`
+    /// names it.
+    pub(crate) fn new(
+        max_message_size: Option<usize>,
+        buffer_size: usize,
+        carrier: &str,
+        longest: usize,
+    ) -> Result<Self, OutOfRange> {
+        let refuse = |option, problem: &str| Err(OutOfRange::new(option, problem));
+        let default = defaults::MAX_MESSAGE_SIZE.min(longest);
+        let max_message_size = max_message_size.unwrap_or(default);
+        if max_message_size == 0 {
+            return refuse("max_message_size", "is 0: take 1 byte or more");
+        }
+        if max_message_size > longest {
+            let problem = format!(
+                "is {max_message_size} bytes, but {carrier} carries messages of {longest} at most"
+            );
+            return refuse("max_message_size", &problem);
+        }
+        let Some(buffer_size) = u32::try_from(buffer_size).ok().filter(|&size| size > 0) else {
+            return refuse(
+                "buffer_size",
+                "is out of range: take 1 to 4,294,967,295 bytes",
+            );
+        };
+        Ok(Self {
+            max_message_size,
+            buffer_size,
+        })
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, io, time::Duration};
 
-use crate::name::NameError;
+use crate::{name::NameError, peer::UserId};
 
 /// Any error of a handler, an extractor or a connection's code.
 pub type BoxError = Box<dyn Error + Send + Sync>;
@@ -149,15 +149,18 @@ pub enum ConnectError {
         /// The system's error.
         source: io::Error,
     },
-    /// The pipe belongs to another user, and
-    /// [`only_current_user`](crate::ClientOptions::only_current_user) was asked for.
-    #[error("{address} belongs to another user ({owner}), who could read what is sent there")]
+    /// The pipe, or on Linux the directory of its short name, belongs to a user whom the client does not
+    /// trust. Nothing was sent there.
+    #[error(
+        "{address} belongs to {owner}, who is not trusted and could read what is sent there: if this is the \
+         right server, trust that user (trust)"
+    )]
     #[non_exhaustive]
-    OtherUser {
+    Untrusted {
         /// The pipe's address.
         address: String,
-        /// The user that it belongs to.
-        owner: String,
+        /// That user.
+        owner: UserId,
     },
     /// The system can't connect.
     #[error("can't connect to {address}")]
@@ -194,7 +197,7 @@ impl From<ConnectError> for io::Error {
             ConnectError::NoRuntime => io::ErrorKind::Other,
             ConnectError::NotFound { .. } => io::ErrorKind::NotFound,
             ConnectError::Busy { .. } => io::ErrorKind::TimedOut,
-            ConnectError::Denied { .. } | ConnectError::OtherUser { .. } => {
+            ConnectError::Denied { .. } | ConnectError::Untrusted { .. } => {
                 io::ErrorKind::PermissionDenied
             }
             ConnectError::Io { source, .. } => source.kind(),
@@ -341,18 +344,23 @@ impl From<OutOfRange> for io::Error {
     }
 }
 
-/// An error followed by its sources, in one line for the log.
+/// An error followed by its sources, as in `a: b: c`, for the log. Many errors already print their source,
+/// which is not said again.
 pub(crate) struct Chain<'a>(pub(crate) &'a (dyn Error + 'static));
 
 impl fmt::Display for Chain<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}", self.0)?;
+        let mut chain = self.0.to_string();
         let mut source = self.0.source();
         while let Some(error) = source {
-            write!(formatter, ": {error}")?;
+            let text = error.to_string();
+            // Between separators, so that a part of a word is not taken for it.
+            if !format!(": {chain}: ").contains(&format!(": {text}: ")) {
+                chain = format!("{chain}: {text}");
+            }
             source = error.source();
         }
-        Ok(())
+        formatter.write_str(&chain)
     }
 }
 
@@ -378,6 +386,36 @@ mod tests {
             let chain = Chain(&*error).to_string();
             assert_eq!(chain.matches("the reason").count(), 1, "{chain}");
         }
+    }
+
+    /// An error whose text already has that of its source, as some libraries write them.
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Wordy {
+        text: &'static str,
+        source: Option<Box<Wordy>>,
+    }
+
+    impl Wordy {
+        fn chain<const N: usize>(texts: [&'static str; N]) -> String {
+            let mut error = None;
+            for text in texts.into_iter().rev() {
+                let source = error.map(Box::new);
+                error = Some(Self { text, source });
+            }
+            Chain(&error.unwrap()).to_string()
+        }
+    }
+
+    #[test]
+    fn a_chain_repeats_nothing() {
+        assert_eq!(Wordy::chain(["a", "b", "c"]), "a: b: c");
+        assert_eq!(Wordy::chain(["a: b", "b"]), "a: b");
+        assert_eq!(Wordy::chain(["a", "a"]), "a");
+        assert_eq!(Wordy::chain(["a: b: c", "b: c", "c"]), "a: b: c");
+        assert_eq!(Wordy::chain(["a: b", "b", "c"]), "a: b: c");
+        // A part of a word is not a repetition.
+        assert_eq!(Wordy::chain(["not found", "found"]), "not found: found");
     }
 
     #[test]

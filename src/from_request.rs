@@ -5,9 +5,9 @@ use std::{convert::Infallible, io, str::Utf8Error};
 use bytes::Bytes;
 
 use crate::{
-    access::Peer,
     error::BoxError,
-    handler::Request,
+    peer::Peer,
+    request::Request,
     session::{ConnectionInfo, NoSession, Session},
 };
 

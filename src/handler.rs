@@ -1,15 +1,12 @@
 //! The user's code: request in, reply out.
 
-use std::{fmt, future::Future, io, sync::Arc};
-
-use bytes::Bytes;
+use std::{future::Future, sync::Arc};
 
 use crate::{
-    access::Peer,
     error::BoxError,
     from_request::{FromRequest, Rejection},
-    identity::Identity,
     into_reply::{IntoReply, Reply},
+    request::Request,
 };
 
 /// Answers requests.
@@ -120,91 +117,3 @@ handler!(; A);
 handler!(A; B);
 handler!(A B; C);
 handler!(A B C; D);
-
-/// A message from a client, and who sent it.
-#[derive(Clone)]
-pub struct Request {
-    bytes: Bytes,
-    identity: Arc<Identity>,
-}
-
-impl Request {
-    /// Creates a request that no connection has received, to call a handler in a test. Its
-    /// [`connection_id`](Self::connection_id) is 0.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # #[cfg(feature = "test-util")]
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), pipe_server::BoxError> {
-    /// use pipe_server::{Handler, Peer, Request};
-    ///
-    /// let handler = |name: String| async move { format!("hello {name}") };
-    /// let reply = Handler::call(&handler, Request::new("Ann", Peer::current()?)).await?;
-    /// assert_eq!(reply.message().unwrap(), "hello Ann");
-    /// # Ok(()) }
-    /// # #[cfg(not(feature = "test-util"))] fn main() {}
-    /// ```
-    pub fn new(bytes: impl Into<Bytes>, peer: Peer) -> Self {
-        Self::received(bytes.into(), Arc::new(Identity::of(peer)))
-    }
-
-    /// The same request on a connection with this session, to call a handler that takes a
-    /// [`Session`](crate::Session) in a test.
-    #[must_use]
-    pub fn with_session<S: Send + Sync + 'static>(self, session: S) -> Self {
-        let identity = self.identity.with_session(Arc::new(session));
-        Self::received(self.bytes, Arc::new(identity))
-    }
-
-    pub(crate) fn received(bytes: Bytes, identity: Arc<Identity>) -> Self {
-        Self { bytes, identity }
-    }
-
-    /// The message. Never empty if a client has sent it.
-    #[must_use]
-    pub fn bytes(&self) -> &Bytes {
-        &self.bytes
-    }
-
-    /// The message, without the rest.
-    #[must_use]
-    pub fn into_bytes(self) -> Bytes {
-        self.bytes
-    }
-
-    /// The connection that it came on, as [`Connection::id`](crate::Connection::id).
-    #[must_use]
-    pub fn connection_id(&self) -> u64 {
-        self.identity.id
-    }
-
-    /// Who sent it. The system is asked once for each connection.
-    ///
-    /// # Errors
-    ///
-    /// The system's; also when the connection was over before anybody asked.
-    pub fn peer(&self) -> io::Result<Peer> {
-        self.identity.peer()
-    }
-
-    pub(crate) fn identity(&self) -> &Arc<Identity> {
-        &self.identity
-    }
-}
-
-impl fmt::Debug for Request {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("Request")
-            .field("bytes", &self.bytes)
-            .field("connection_id", &self.connection_id())
-            .finish_non_exhaustive()
-    }
-}
-
-impl From<Request> for Bytes {
-    fn from(request: Request) -> Self {
-        request.bytes
-    }
-}

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, OnceLock, Weak},
 };
 
-use crate::{access::Peer, engine::Link};
+use crate::{engine::Link, peer::Peer};
 
 /// What a connection's requests know of it: its number, who is on its other side, and its session.
 pub(crate) struct Identity {

@@ -1,5 +1,6 @@
 //! Message pipes on Tokio: a server that answers other programs on the same machine, and the client
-//! for it. Windows named pipes in message mode, and on Linux sockets that keep messages whole.
+//! for it. Windows named pipes in message mode, and on Linux sockets that keep messages whole. Pipes are
+//! bound, and clients connect, in a Tokio runtime with I/O and time enabled.
 //!
 //! ```no_run
 //! use std::io;
@@ -13,8 +14,6 @@
 //! println!("{} requests answered", summary.requests);
 //! # Ok(()) }
 //! ```
-//!
-//! Pipes are bound, and clients connect, inside a Tokio runtime with I/O and time enabled.
 //!
 //! # Where to start
 //!
@@ -46,22 +45,26 @@
 //! |---|---|
 //! | `futures` | `Stream` and `Sink` for [`Connection`], its halves and [`Client`] |
 //! | `tower` | any `tower::Service` as a handler, through `TowerHandler` |
-//! | `test-util` | pipes inside the process, through `ListenerOptions::bind_memory` |
+//! | `test-util` | pipes inside the process, through `ListenerOptions::bind_memory`, and `Faults` that make them fail |
 //!
 //! # Layout
 //!
 //! | file | what is in it |
 //! |---|---|
-//! | `name.rs`, `defaults.rs` | [`PipeName`], and what applies when nothing else is asked for |
-//! | `listener.rs` | [`PipeListener`], [`ListenerOptions`]: the waiting instances |
-//! | `connection.rs`, `client.rs` | [`Connection`] and its halves, [`Client`] |
-//! | `handler.rs` | [`Handler`]; what handlers take and return is in `from_request.rs`, `session.rs`, `into_reply.rs` |
 //! | `serve.rs` | [`serve`]; below it [`serve_connections`] with the accept loop, and one client's conversation |
-//! | `access.rs`, `os.rs` | [`Access`] (who may connect), [`Peer`] (who did), and what only one system has |
-//! | `engine.rs` | the inner interface of an engine; the engines are below it |
+//! | `handler.rs` | [`Handler`]; what it takes and returns is in `from_request.rs`, `request.rs`, `session.rs`, `into_reply.rs` |
+//! | `client.rs`, `listener.rs` | [`Client`], [`PipeListener`] and their options; `os.rs` and `memory_pipe.rs` add to them |
+//! | `trust.rs` | [`Trust`]: whose server a client talks to |
+//! | `connection.rs`, `instances.rs` | [`Connection`] and its halves; how an instance always waits |
+//! | `engine.rs` | the inner interface of an engine; the engines are below it, and `engine/native.rs` chooses one |
 //! | `windows/` | the only unsafe code |
+//! | `access.rs`, `peer.rs`, `name.rs`, `error.rs` | [`Access`] (who may connect), [`Peer`] (who did), [`PipeName`] |
+//!
+//! A file imports what is below it in this table, or beside it, and nothing above it.
 
 #![warn(missing_docs)]
+// The README's example is compiled with the doc tests.
+#![cfg_attr(doctest, doc = include_str!("../README.md"))]
 
 #[cfg(not(any(windows, target_os = "linux")))]
 compile_error!("pipe-server runs on Windows and on Linux");
@@ -75,46 +78,50 @@ mod error;
 mod from_request;
 mod handler;
 mod identity;
+mod instances;
 mod into_reply;
 mod listener;
+mod log_limit;
+mod memory_pipe;
 mod name;
 pub mod os;
+mod peer;
+mod reason;
+mod request;
 mod serve;
 mod session;
-#[cfg(feature = "tower")]
 mod tower;
+mod trust;
 #[cfg(windows)]
 mod windows;
 
-/// The README's example is compiled with the doc tests.
-#[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;
-
 pub use bytes::Bytes;
 
-/// For the tests in `tests/`.
+// For the tests in `tests/`.
+#[cfg(feature = "tower")]
+pub use crate::tower::TowerHandler;
 #[cfg(all(windows, any(miri, pipe_model)))]
 #[doc(hidden)]
 pub use crate::windows::model;
-
-#[cfg(feature = "test-util")]
-pub use crate::client::MemoryPipe;
-#[cfg(feature = "tower")]
-pub use crate::tower::TowerHandler;
 pub use crate::{
-    access::{Access, AccessError, Peer, UserId},
+    access::{Access, AccessError},
     client::{Client, ClientOptions},
     connection::{Connection, RecvHalf, SendHalf},
     error::{BindError, BoxError, CallError, ConnectError, RecvError, SendError},
     from_request::{FromRequest, Rejection},
-    handler::{Handler, Request},
+    handler::Handler,
     into_reply::{IntoReply, Reply},
     listener::{ListenerOptions, PipeListener},
     name::{NameError, PipeName},
+    peer::{Peer, UserId},
+    reason::Reason,
+    request::Request,
     serve::{
         ConnectionResult, Serve, ServeConnections, ServeFuture, Shutdown, Summary, serve,
         serve_connections,
     },
     session::{ConnectionInfo, NoSession, Session},
+    trust::{Trust, TrustError},
 };
+#[cfg(feature = "test-util")]
+pub use crate::{engine::faulty::Faults, memory_pipe::MemoryPipe};

@@ -1,15 +1,12 @@
-//! The waiting instances of a pipe: how a client always finds one.
+//! A pipe that is served: its options, and how its clients are accepted.
 
 use std::{
     fmt,
     future::poll_fn,
-    io, mem,
+    io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker},
+    sync::Arc,
 };
-
-use tracing::warn;
 
 #[cfg(windows)]
 use crate::engine::Engine;
@@ -17,12 +14,15 @@ use crate::{
     access::Access,
     connection::Connection,
     defaults,
-    engine::{Channel, Endpoint, Instance, Link, Sizes},
+    engine::{
+        Endpoint,
+        native::{self, ToBind},
+    },
     error::{BindError, OutOfRange},
+    instances::Instances,
+    log_limit::LogLimit,
     name::{NameError, PipeName},
 };
-#[cfg(feature = "test-util")]
-use crate::{client::MemoryPipe, engine::memory};
 
 /// Options of a pipe before it is served. [`os`](crate::os) adds those of one system.
 ///
@@ -40,8 +40,8 @@ use crate::{client::MemoryPipe, engine::memory};
 #[must_use = "options do nothing until bind is called"]
 pub struct ListenerOptions {
     max_instances: Option<usize>,
-    max_message_size: Option<usize>,
-    buffer_size: usize,
+    pub(crate) max_message_size: Option<usize>,
+    pub(crate) buffer_size: usize,
     backlog: usize,
     access: Access,
     #[cfg(windows)]
@@ -144,90 +144,27 @@ impl ListenerOptions {
             let address = path.display().to_string();
             return Err(BindError::Remote { address });
         }
-        let (endpoint, max_message_size) = self.bind_engine(&name, &path)?;
-        self.listen(name, path, endpoint, max_message_size)
-    }
-
-    /// Serves a pipe inside this process, for tests of a handler: no pipe of the system is made.
-    ///
-    /// Ignores `access`, and `engine` on Windows.
-    ///
-    /// # Errors
-    ///
-    /// [`BindError::Option`] for an option that is out of range.
-    #[cfg(feature = "test-util")]
-    pub fn bind_memory(&self) -> Result<(PipeListener, MemoryPipe), BindError> {
-        self.check()?;
-        let sizes = self.sizes(defaults::MAX_MESSAGE_SIZE);
-        let (endpoint, board) = memory::bind(sizes);
-        let name: PipeName = "memory".parse()?;
-        let path = PathBuf::from("memory");
-        let listener = self.listen(name, path, endpoint, sizes.max_message_size)?;
-        Ok((listener, MemoryPipe { board }))
-    }
-
-    #[cfg(target_os = "linux")]
-    fn bind_engine(
-        &self,
-        name: &PipeName,
-        path: &Path,
-    ) -> Result<(Box<dyn Endpoint>, usize), BindError> {
-        let sizes = self.sizes(defaults::MAX_MESSAGE_SIZE);
-        let own_directory = name.short().is_some();
-        let endpoint = crate::engine::seqpacket::bind(path, own_directory, &self.access, sizes)
-            .map_err(|error| BindError::create(path.display().to_string(), error))?;
-        Ok((endpoint, sizes.max_message_size))
-    }
-
-    #[cfg(windows)]
-    fn bind_engine(
-        &self,
-        name: &PipeName,
-        path: &Path,
-    ) -> Result<(Box<dyn Endpoint>, usize), BindError> {
-        use crate::engine::{overlapped, tokio_pipe};
-
-        let (engine, most) = match self.engine {
-            Engine::Tokio => (Engine::Tokio, tokio_pipe::MAX_MESSAGE_SIZE),
-            Engine::Auto | Engine::Overlapped => (Engine::Overlapped, overlapped::MAX_MESSAGE_SIZE),
-        };
-        let sizes = self.sizes(defaults::MAX_MESSAGE_SIZE.min(most));
-        if sizes.max_message_size > most {
-            let problem = format!(
-                "is {} bytes, but the {engine} engine carries messages of {most} at most",
-                sizes.max_message_size,
-            );
-            return Err(OutOfRange::new("max_message_size", problem).into());
-        }
-        let bind = match engine {
-            Engine::Tokio => tokio_pipe::bind,
-            Engine::Auto | Engine::Overlapped => overlapped::bind,
-        };
-        let endpoint = bind(name, &self.access, self.allow_remote, sizes)
-            .map_err(|error| BindError::create(path.display().to_string(), error))?;
-        Ok((endpoint, sizes.max_message_size))
-    }
-
-    fn sizes(&self, default_max_message_size: usize) -> Sizes {
-        Sizes {
-            max_message_size: self.max_message_size.unwrap_or(default_max_message_size),
+        let endpoint = native::bind(&ToBind {
+            name: &name,
+            #[cfg(target_os = "linux")]
+            path: &path,
+            access: &self.access,
+            max_message_size: self.max_message_size,
             buffer_size: self.buffer_size,
-        }
+            #[cfg(windows)]
+            allow_remote: self.allow_remote,
+            #[cfg(windows)]
+            engine: self.engine,
+        });
+        let endpoint =
+            endpoint.map_err(|error| BindError::create(path.display().to_string(), error))?;
+        self.listen(name, path, endpoint)
     }
 
-    fn check(&self) -> Result<(), OutOfRange> {
+    pub(crate) fn check(&self) -> Result<(), OutOfRange> {
         let refuse = |option, problem| Err(OutOfRange::new(option, problem));
         if self.max_instances == Some(0) {
             return refuse("max_instances", "is 0: take 1 or more, or no limit");
-        }
-        if self.max_message_size == Some(0) {
-            return refuse("max_message_size", "is 0: take 1 byte or more");
-        }
-        if u32::try_from(self.buffer_size).is_err() || self.buffer_size == 0 {
-            return refuse(
-                "buffer_size",
-                "is out of range: take 1 to 4,294,967,295 bytes",
-            );
         }
         if self.backlog == 0 {
             return refuse("backlog", "is 0: take 1 instance or more");
@@ -235,26 +172,16 @@ impl ListenerOptions {
         Ok(())
     }
 
-    fn listen(
+    pub(crate) fn listen(
         &self,
         name: PipeName,
         path: PathBuf,
         endpoint: Box<dyn Endpoint>,
-        max_message_size: usize,
     ) -> Result<PipeListener, BindError> {
-        let mut instances = Instances {
-            backlog: self.backlog.min(endpoint.useful_backlog()),
-            max: self.max_instances.unwrap_or(usize::MAX),
-            endpoint: Some(endpoint),
-            waiting: Vec::new(),
-            connected: 0,
-            finished: Vec::new(),
-            acceptor: None,
-        };
-        instances
-            .top_up()
+        let max_message_size = endpoint.max_message_size();
+        let max_instances = self.max_instances.unwrap_or(usize::MAX);
+        let instances = Instances::new(name.clone(), endpoint, self.backlog, max_instances)
             .map_err(|error| BindError::create(path.display().to_string(), error))?;
-        let instances = Arc::new(Mutex::new(instances));
         Ok(PipeListener {
             name,
             path,
@@ -273,7 +200,7 @@ impl ListenerOptions {
 pub struct PipeListener {
     name: PipeName,
     path: PathBuf,
-    instances: Arc<Mutex<Instances>>,
+    instances: Arc<Instances>,
     max_message_size: usize,
     last_id: u64,
 }
@@ -301,19 +228,12 @@ impl PipeListener {
     ///
     /// Cancel safe: if the future is dropped, no client is lost.
     pub async fn accept(&mut self) -> io::Result<Connection> {
-        let (channel, topped_up) = poll_fn(|cx| lock(&self.instances).poll_accept(cx)).await?;
-        log_missing_instance(topped_up);
-        let slot = Slot {
-            instances: Arc::clone(&self.instances),
-            link: Arc::clone(&channel.link),
-        };
+        let (channel, topped_up) = poll_fn(|cx| self.instances.poll_accept(cx)).await?;
         self.last_id += 1;
-        Ok(Connection::new(
-            channel,
-            Some(slot),
-            self.last_id,
-            self.max_message_size,
-        ))
+        let instances = Some(Arc::clone(&self.instances));
+        let connection = Connection::new(channel, instances, self.last_id, self.max_message_size);
+        self.instances.log_missing(topped_up);
+        Ok(connection)
     }
 
     /// The name that is served.
@@ -333,6 +253,11 @@ impl PipeListener {
     pub fn max_message_size(&self) -> usize {
         self.max_message_size
     }
+
+    /// The limit of what is logged about it and its connections.
+    pub(crate) fn log_limit(&self) -> &Arc<LogLimit> {
+        self.instances.log_limit()
+    }
 }
 
 impl fmt::Debug for PipeListener {
@@ -346,113 +271,6 @@ impl fmt::Debug for PipeListener {
 
 impl Drop for PipeListener {
     fn drop(&mut self) {
-        let mut instances = lock(&self.instances);
-        let endpoint = instances.endpoint.take();
-        let waiting = mem::take(&mut instances.waiting);
-        let finished = mem::take(&mut instances.finished);
-        drop(instances);
-        drop((waiting, finished, endpoint));
+        self.instances.close();
     }
-}
-
-/// The instances of one pipe.
-///
-/// The limit is kept here and not by the system: the replacement of a connection that ends at the
-/// limit has to exist before the old instance closes, or the name would be gone for a moment.
-struct Instances {
-    /// `None` once the listener is dropped.
-    endpoint: Option<Box<dyn Endpoint>>,
-    waiting: Vec<Box<dyn Instance>>,
-    connected: usize,
-    /// Instances of connections that are over, kept open because their replacement could not be
-    /// created: they keep the name alive until it can.
-    finished: Vec<Arc<dyn Link>>,
-    acceptor: Option<Waker>,
-    backlog: usize,
-    max: usize,
-}
-
-impl Instances {
-    /// Counts a client in or out, and tells the engine when that reaches or leaves the limit.
-    fn set_connected(&mut self, connected: usize) {
-        let was_full = self.connected == self.max;
-        self.connected = connected;
-        let is_full = self.connected == self.max;
-        if let Some(endpoint) = &self.endpoint {
-            if is_full != was_full {
-                endpoint.set_full(is_full);
-            }
-        }
-    }
-
-    /// Creates instances until `backlog` of them wait or the limit is reached.
-    fn top_up(&mut self) -> io::Result<()> {
-        let Some(endpoint) = &self.endpoint else {
-            return Ok(());
-        };
-        while self.waiting.len() < self.backlog && self.connected + self.waiting.len() < self.max {
-            self.waiting.push(endpoint.create()?);
-            self.finished.clear();
-        }
-        Ok(())
-    }
-
-    /// A connected channel, and whether the next instance could be created.
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Channel, io::Result<()>)>> {
-        let topped_up = self.top_up();
-        // Every waiting instance is polled: which one a client gets is the system's choice.
-        for index in 0..self.waiting.len() {
-            match self.waiting[index].poll_connect(cx) {
-                Poll::Ready(Ok(channel)) => {
-                    // The replacement first, while the connected one holds the name.
-                    self.set_connected(self.connected + 1);
-                    drop(self.waiting.remove(index));
-                    return Poll::Ready(Ok((channel, self.top_up())));
-                }
-                Poll::Ready(Err(error)) => {
-                    drop(self.waiting.remove(index));
-                    return Poll::Ready(Err(error));
-                }
-                Poll::Pending => {}
-            }
-        }
-        topped_up?;
-        self.acceptor = Some(cx.waker().clone());
-        Poll::Pending
-    }
-}
-
-/// A connection's place among the instances, given back when it is dropped.
-pub(crate) struct Slot {
-    instances: Arc<Mutex<Instances>>,
-    link: Arc<dyn Link>,
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        let mut instances = lock(&self.instances);
-        let connected = instances.connected - 1;
-        instances.set_connected(connected);
-        let topped_up = instances.top_up();
-        if topped_up.is_err() && instances.waiting.is_empty() {
-            instances.finished.push(Arc::clone(&self.link));
-        }
-        let acceptor = instances.acceptor.take();
-        // A waker and a log are the caller's code: they may drop a connection or the listener, or block.
-        drop(instances);
-        log_missing_instance(topped_up);
-        if let Some(acceptor) = acceptor {
-            acceptor.wake();
-        }
-    }
-}
-
-fn log_missing_instance(topped_up: io::Result<()>) {
-    if let Err(error) = topped_up {
-        warn!(%error, "the next instance can't be created; trying again");
-    }
-}
-
-fn lock(instances: &Mutex<Instances>) -> MutexGuard<'_, Instances> {
-    instances.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -9,7 +9,7 @@ pub mod windows;
 mod sealed {
     pub trait Sealed {}
 
-    impl Sealed for crate::access::Peer {}
+    impl Sealed for crate::peer::Peer {}
     impl Sealed for crate::client::ClientOptions {}
     impl Sealed for crate::listener::ListenerOptions {}
 }

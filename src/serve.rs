@@ -35,6 +35,11 @@ mod timeout;
 
 /// Serves every client of `listener` with `handler`, each in a task of its own.
 ///
+/// The handler runs in two spans of `tracing`. `connection`, at INFO, has `pipe.name`, `connection.id` and, once
+/// they are known, `peer.pid` and `peer.user`; `request`, at DEBUG, has `request.bytes` and, once the handler has
+/// returned, `request.latency_us` and `reply.bytes`. [`Reason`](crate::Reason) lists what is logged as a warning or
+/// an error.
+///
 /// Await the result. It ends only after [`Serve::with_graceful_shutdown`]; dropping it ends every
 /// connection at once. Where clients come and go by the thousand, spawn it: a task of its own accepts
 /// faster than the future that `block_on` or `#[tokio::main]` runs, which is on none of the workers.
@@ -265,6 +270,7 @@ where
             on_connect: self.on_connect,
             budget: Arc::new(Budget::new(self.options.max_buffered_bytes)),
             counters: Counters::default(),
+            log: Arc::clone(self.listener.log_limit()),
         });
         let shared = Arc::clone(&server);
         let serving = serve_connections(self.listener, move |connection, shutdown| {

@@ -2,7 +2,7 @@
 
 use std::{any::type_name, fmt, io, ops::Deref, sync::Arc};
 
-use crate::{access::Peer, identity::Identity};
+use crate::{identity::Identity, peer::Peer};
 
 /// What [`Serve::on_connect`](crate::Serve::on_connect) made for the client whose request is answered.
 ///

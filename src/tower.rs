@@ -1,4 +1,5 @@
 //! Services of tower as handlers.
+#![cfg(feature = "tower")]
 
 use std::{
     fmt,
@@ -11,8 +12,9 @@ use tower_service::Service;
 
 use crate::{
     error::BoxError,
-    handler::{Handler, Request},
+    handler::Handler,
     into_reply::{IntoReply, Reply},
+    request::Request,
 };
 
 /// Makes a [`tower_service::Service`] over [`Request`] a handler.

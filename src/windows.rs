@@ -1,20 +1,22 @@
 //! The only unsafe code: Windows calls that Tokio and the standard library don't make.
 //!
-//! Invariants: every handle and every allocation of the system is owned by a type that gives it back
-//! when dropped; an impersonation never outlives the function that began it.
+//! Invariants: every handle is owned by a type that closes it when dropped, every allocation of the system
+//! is freed, and an impersonation never outlives the function that began it.
 #![allow(unsafe_code)]
 
-use std::{io, os::windows::io::AsRawHandle, ptr};
+use std::io;
 
 use windows_sys::Win32::Foundation::{
     ERROR_ACCESS_DENIED, ERROR_BROKEN_PIPE, ERROR_NO_DATA, ERROR_PIPE_BUSY,
     ERROR_PIPE_NOT_CONNECTED,
 };
 
+mod access_list;
 #[cfg(any(miri, pipe_model))]
 pub mod model;
 mod overlapped;
 mod peer;
+mod rights;
 mod security;
 mod system;
 
@@ -24,12 +26,8 @@ pub(crate) use self::{
     overlapped::{InstanceOptions, Pipe, Read},
     peer::{client_of, is_closing, server_of},
     security::{SecurityDescriptor, create_server, is_own},
+    system::{cancel, code},
 };
-
-/// The system's code of an error.
-pub(crate) fn code(error: &io::Error) -> Option<u32> {
-    error.raw_os_error().map(|code| code as u32)
-}
 
 /// Whether an operation failed because the other side has closed its end or was disconnected.
 pub(crate) fn is_closed(error: &io::Error) -> bool {
@@ -39,14 +37,8 @@ pub(crate) fn is_closed(error: &io::Error) -> bool {
     )
 }
 
-/// Cancels all operations in flight on a handle (`CancelIoEx`). What was written before stays readable.
-pub(crate) fn cancel(end: &impl AsRawHandle) {
-    // SAFETY: the handle is open as long as `end` is borrowed.
-    unsafe { system::CancelIoEx(end.as_raw_handle(), ptr::null()) };
-}
-
-/// Why an instance could not be created. With `FILE_FLAG_FIRST_PIPE_INSTANCE` a name that is taken is
-/// denied, whoever has it.
+/// The error of creating an instance. With `FILE_FLAG_FIRST_PIPE_INSTANCE` a name in use is reported as
+/// access denied or busy, whoever serves it.
 pub(crate) fn creation_error(error: io::Error, first: bool) -> io::Error {
     match code(&error) {
         Some(ERROR_ACCESS_DENIED | ERROR_PIPE_BUSY) if first => {
@@ -54,9 +46,4 @@ pub(crate) fn creation_error(error: io::Error, first: bool) -> io::Error {
         }
         _ => error,
     }
-}
-
-/// `text` as the system's calls take it: in UTF-16, with a NUL at its end.
-fn wide(text: &str) -> Vec<u16> {
-    text.encode_utf16().chain([0]).collect()
 }

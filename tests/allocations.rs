@@ -1,5 +1,5 @@
-//! What a request costs in allocations, once a connection is warm: none, for a handler that returns its
-//! input. One test alone in its process: the allocator counts for all threads.
+//! A request on a warm connection allocates nothing if the handler returns its input. This test has a
+//! process of its own, since the allocator counts for all threads.
 
 #![allow(unsafe_code)]
 
@@ -12,28 +12,28 @@ use std::{
 
 use pipe_server::{Bytes, Client, ListenerOptions, serve};
 
-use support::{Kind, message};
+use support::{Kind, log::Log, message};
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 
 struct Counting;
 
-// SAFETY: everything is left to the system's allocator.
+// SAFETY: forwards to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promises are passed on.
+        // SAFETY: the caller's guarantees are passed on.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promises are passed on.
+        // SAFETY: the caller's guarantees are passed on.
         unsafe { System.dealloc(pointer, layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promises are passed on.
+        // SAFETY: the caller's guarantees are passed on.
         unsafe { System.realloc(pointer, layout, size) }
     }
 }
@@ -43,13 +43,13 @@ static ALLOCATOR: Counting = Counting;
 
 const CALLS: usize = 1000;
 
-/// The engine that is used unless another is asked for.
+/// The default engine.
 #[cfg(target_os = "linux")]
 const KIND: Kind = Kind::Seqpacket;
 #[cfg(windows)]
 const KIND: Kind = Kind::Overlapped;
 
-/// How many allocations `CALLS` calls make, server and client together.
+/// The number of allocations in `CALLS` calls, by server and client together.
 async fn count(client: &mut Client, request: &Bytes) -> usize {
     let before = ALLOCATIONS.load(Ordering::Relaxed);
     for _ in 0..CALLS {
@@ -59,7 +59,9 @@ async fn count(client: &mut Client, request: &Bytes) -> usize {
 }
 
 #[tokio::test]
-async fn a_request_to_a_warm_connection_allocates_nothing() {
+async fn a_request_on_a_warm_connection_allocates_nothing() {
+    // With a log at INFO, as most servers have.
+    let _log = Log::start();
     let (listener, pipe) = KIND.bind(ListenerOptions::new());
     let echo = |request: Bytes| async move { Ok::<_, io::Error>(request) };
     tokio::spawn(serve(listener, echo).into_future());

@@ -1,15 +1,16 @@
-//! The soak: clients of every kind come and go for minutes, and nothing may be mixed up or left behind.
+//! The soak test: clients of every kind connect and close for minutes, and nothing may be mixed up or leak.
 //!
 //! ```sh
 //! cargo test --release --test soak -- --ignored --nocapture
 //! ```
 //!
-//! One server with few instances echoes. Its clients, some in this process and some in processes of their own,
-//! pipeline messages of all sizes and compare every reply; they drop futures, halves and connections wherever
-//! these happen to be, send what is too long, and are killed. After each minute, when all of them are gone, it is
-//! counted what the process still holds: the same handles, threads, instances and memory as after the first one.
+//! One echo server has few instances. Its clients, in this process and in others, pipeline messages of all sizes and
+//! compare every reply. They drop futures, halves and connections at any point, send messages that are too long, and
+//! are killed. Hostile clients connect, send and close in a loop, never read, never send, and pass file descriptors. One
+//! well-behaved client stays throughout and loses nothing. After each minute, when all of them are gone, a census checks
+//! that the process holds the same handles, threads, instances and memory as after the first minute.
 //!
-//! `SOAK_SECONDS` says how long it takes: 600 when it is not set.
+//! `SOAK_SECONDS` sets the duration, 600 by default.
 
 use std::{
     env,
@@ -35,45 +36,51 @@ use tokio::{
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
-/// The longest message of the server: whole multiples of the pipe's buffer where the system allows it.
+/// The server's `max_message_size`: many times the pipe's buffer where the system allows it.
 const LONGEST: usize = if cfg!(windows) { 1 << 20 } else { 200_000 };
 
-/// Fewer than the clients that want one at any time.
+/// Fewer than the clients, so that some always wait.
 const INSTANCES: usize = 8;
 const CLIENTS: usize = 10;
 const PROCESSES: usize = 2;
 const CLIENTS_OF_A_PROCESS: usize = 4;
 
-/// What is left when all clients are gone. On Linux the listening socket; on Windows the two instances that wait,
-/// and the one that the census asks.
+/// The instances when all clients are gone: on Linux the listening socket, on Windows the two waiting instances and
+/// the one that the census connects to.
 const INSTANCES_AT_REST: usize = if cfg!(windows) { 3 } else { 1 };
 
-/// How often clients come and go before the first census.
+/// How long clients connect and close before each census.
 const ROUND: Duration = Duration::from_secs(60);
 
-/// No visit and no clearing up takes as long, however busy the machine is: something hangs.
+/// How long a client may not send, or not read. Many times what a well-behaved one takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// One visit in so many waits until the server's patience is over, with an instance that others wait for.
+const VISITS_PER_HALF_OPEN: u32 = 500;
+
+/// Longer than any visit or cleanup takes, even on a busy machine. After this, something hangs.
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Nothing is counted before nothing has changed for so long, and nothing was done: Wine's thread pool ends a
-/// thread that has had nothing to do for 5 s.
+/// How long the counts have to stay unchanged, without traffic, before a census is taken. Wine's thread pool ends
+/// threads that were idle for 5 s.
 const QUIET: Duration = Duration::from_secs(6);
 
-/// What may stay in use that was not before the first round: less than a byte a connection.
+/// How much the heap may grow after the first round, in bytes: less than one byte per connection.
 const HEAP_ALLOWANCE: usize = 64 << 10;
 
-/// What the allocator may have kept: as much as the clients of this process and the server's instances had in
-/// use at a time.
+/// How much freed memory the allocator may keep, in bytes: as much as this process's clients and the server's
+/// instances use at a time.
 const MEMORY_ALLOWANCE: usize = (CLIENTS + INSTANCES) * LONGEST;
 
-/// Set in a client's process: the pipe to connect to.
+/// The environment variable that names the pipe in a client process.
 const PIPE: &str = "PIPE_SERVER_SOAK_PIPE";
 
-/// What such a process says once it is connected.
+/// What a client process prints once it is connected.
 const CONNECTED: &str = "connected";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes ten minutes: run it by name"]
-async fn whatever_clients_do_replies_are_right_and_nothing_is_left_behind() {
+async fn whatever_clients_do_replies_are_correct_and_nothing_leaks() {
     if let Ok(pipe) = env::var(PIPE) {
         return be_a_client_process(&pipe).await;
     }
@@ -96,11 +103,13 @@ async fn whatever_clients_do_replies_are_right_and_nothing_is_left_behind() {
     let (stop, stopped) = oneshot::channel::<()>();
     let server = tokio::spawn(
         serve(listener, echo)
+            .idle_timeout(PATIENCE)
+            .write_timeout(PATIENCE)
             .with_graceful_shutdown(async { _ = stopped.await })
             .into_future(),
     );
 
-    // The first round is the warm-up: it makes everything that is made once.
+    // The first round is the warm-up: it creates everything that is created once.
     let mut kills = traffic(&pipe, ROUND).await;
     let before = at_rest(&address).await;
     println!("before: {before}");
@@ -125,10 +134,10 @@ async fn whatever_clients_do_replies_are_right_and_nothing_is_left_behind() {
     assert_eq!(summary.cut_off, 0);
     assert_eq!(after.handles, before.handles);
     assert_eq!(after.instances, before.instances);
-    // The thread pool may have had one more at first.
+    // The thread pool may have had one more before.
     assert!(after.threads <= before.threads);
     assert!(after.heap <= before.heap + HEAP_ALLOWANCE);
-    // Wine itself leaves memory behind for every connection (docs/wine.md). What we allocate is in the heap above.
+    // Wine leaks memory for every connection (docs/wine.md). Our own allocations are in the heap, checked above.
     #[cfg(windows)]
     if support::win32::is_wine() {
         return;
@@ -136,7 +145,7 @@ async fn whatever_clients_do_replies_are_right_and_nothing_is_left_behind() {
     assert!(after.memory <= before.memory + MEMORY_ALLOWANCE);
 }
 
-/// Clients come and go for `time`. Returns how many processes were killed.
+/// Runs clients for `time`. Returns how many processes were killed.
 async fn traffic(pipe: &str, time: Duration) -> u64 {
     let until = Instant::now() + time;
     let mut clients = JoinSet::new();
@@ -148,6 +157,8 @@ async fn traffic(pipe: &str, time: Duration) -> u64 {
             }
         });
     }
+    let well_behaved = connect(pipe).await;
+    clients.spawn(stay(well_behaved, until));
     let keepers: Vec<_> = (0..PROCESSES)
         .map(|_| {
             let pipe = pipe.to_owned();
@@ -157,14 +168,14 @@ async fn traffic(pipe: &str, time: Duration) -> u64 {
     while let Some(client) = clients.join_next().await {
         client.unwrap();
     }
-    // This is no thread of the runtime's: it may wait.
+    // The test itself does not run on a worker thread, so it may block.
     keepers
         .into_iter()
         .map(|keeper| keeper.join().unwrap())
         .sum()
 }
 
-/// The census once nothing changes any more.
+/// Takes the census once it no longer changes.
 async fn at_rest(address: &str) -> Census {
     let begun = Instant::now();
     let mut last: Option<Census> = None;
@@ -176,13 +187,13 @@ async fn at_rest(address: &str) -> Census {
                 return *census;
             }
         }
-        assert!(begun.elapsed() < DEADLINE, "no rest: {census:?}");
+        assert!(begun.elapsed() < DEADLINE, "still changing: {census:?}");
         last = census.ok();
         sleep(QUIET).await;
     }
 }
 
-/// As many clients at once as there are instances, each of them answered: no slot was lost.
+/// Checks that as many clients as there are instances are served at once, so that no slot was lost.
 async fn every_instance_serves(pipe: &str) {
     let mut clients = Vec::new();
     for _ in 0..INSTANCES {
@@ -193,8 +204,7 @@ async fn every_instance_serves(pipe: &str) {
     }
 }
 
-/// Starts one process of clients after the other, and kills most of them in the middle of their work. Returns how
-/// many.
+/// Starts one client process after another, and kills most of them while they run. Returns how many it killed.
 fn keep_client_processes(pipe: &str, until: Instant) -> u64 {
     let mut kills = 0;
     while Instant::now() < until {
@@ -203,7 +213,7 @@ fn keep_client_processes(pipe: &str, until: Instant) -> u64 {
             thread::sleep(Duration::from_millis(fastrand::u64(0..300)));
             _ = process.kill();
             kills += 1;
-            // It may have come to its end before, but not to a bad one.
+            // It may have exited before, but not failed.
             let status = process.wait().unwrap();
             assert_ne!(status.code(), Some(101), "a client process failed");
         } else {
@@ -213,9 +223,9 @@ fn keep_client_processes(pipe: &str, until: Instant) -> u64 {
     kills
 }
 
-/// Starts a process of clients and waits until one of them is connected.
+/// Starts a client process and waits until one of its clients is connected.
 fn start_client_process(pipe: &str) -> Child {
-    // This program again, with this test alone.
+    // This program again, running only this test.
     let mut process = Command::new(env::current_exe().unwrap())
         .args(["--ignored", "--nocapture", "whatever_clients_do"])
         .env(PIPE, pipe)
@@ -223,7 +233,7 @@ fn start_client_process(pipe: &str) -> Child {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    // Borrowed: the pipe stays open for what else it prints.
+    // Borrowed, so that the pipe stays open for further output.
     let output = BufReader::new(process.stdout.as_mut().unwrap());
     let connected = output
         .lines()
@@ -250,18 +260,24 @@ async fn be_a_client_process(pipe: &str) {
     }
 }
 
-/// What one client does from connecting to leaving.
+/// What one client does from connecting to closing.
 #[derive(Clone, Copy, Debug)]
 enum Visit {
     Glance,
     Calls,
     DroppedCall,
-    Conversation { drops_sends: bool },
+    Conversation {
+        drops_sends: bool,
+    },
     LeaveUnread,
     TooLong,
+    HitAndRun,
+    NeverRead,
+    #[cfg(target_os = "linux")]
+    PassDescriptors,
 }
 
-const VISITS: [Visit; 7] = [
+const VISITS: &[Visit] = &[
     Visit::Glance,
     Visit::Calls,
     Visit::DroppedCall,
@@ -269,9 +285,17 @@ const VISITS: [Visit; 7] = [
     Visit::Conversation { drops_sends: true },
     Visit::LeaveUnread,
     Visit::TooLong,
+    Visit::HitAndRun,
+    Visit::NeverRead,
+    #[cfg(target_os = "linux")]
+    Visit::PassDescriptors,
 ];
 
 async fn visit(pipe: &str) {
+    if fastrand::u32(..VISITS_PER_HALF_OPEN) == 0 {
+        let cut_off = timeout(DEADLINE, be_half_open(connect(pipe).await));
+        return cut_off.await.expect("a half-open client is never cut off");
+    }
     let visit = VISITS[fastrand::usize(..VISITS.len())];
     let visiting = async {
         match visit {
@@ -283,9 +307,13 @@ async fn visit(pipe: &str) {
             }
             Visit::LeaveUnread => leave_unread(connect(pipe).await).await,
             Visit::TooLong => send_too_long(pipe).await,
+            Visit::HitAndRun => hit_and_run(pipe).await,
+            Visit::NeverRead => never_read(connect(pipe).await).await,
+            #[cfg(target_os = "linux")]
+            Visit::PassDescriptors => pass_descriptors(pipe).await,
         }
     };
-    // Some are dropped with all that they hold, wherever they are.
+    // Some visits are dropped at an arbitrary point.
     let time = match fastrand::u32(0..8) {
         0 => Duration::from_millis(fastrand::u64(0..30)),
         _ => DEADLINE,
@@ -322,10 +350,10 @@ async fn drop_a_call(mut client: Client) {
     }
 }
 
-/// Sends a number of messages while it receives the replies, and drops one future or another on the way.
+/// Sends messages while it receives the replies, and drops some of the futures.
 async fn converse(client: Client, drops_sends: bool) {
     let (mut receiver, mut sender) = client.into_split();
-    // Long enough to differ, where it has to be seen which of them were sent.
+    // Long enough to be distinct, since replies show which of them were sent.
     let messages: Vec<Bytes> = (0..fastrand::u32(1..30)).map(|_| message(16)).collect();
     let finishes = drops_sends || fastrand::bool();
 
@@ -362,16 +390,16 @@ async fn converse(client: Client, drops_sends: bool) {
     };
     let (sent, replies) = tokio::join!(sending, receiving);
 
-    // Every message that was sent has its reply; one whose send was dropped may have one.
+    // Every message that was sent has a reply; one whose send was dropped may have one.
     let mut replies = replies.into_iter().peekable();
     for (message, sent) in messages.iter().zip(sent) {
         let replied = replies.next_if_eq(message).is_some();
-        assert!(replied || !sent, "the reply is wrong or missing");
+        assert!(replied || !sent, "a reply is wrong or missing");
     }
-    assert!(replies.next().is_none(), "a reply to nothing");
+    assert!(replies.next().is_none(), "a reply without a request");
 }
 
-/// Receives, and drops `recv` some times before: nothing is lost.
+/// Receives after dropping up to three `recv` futures. Nothing may be lost.
 async fn recv(receiver: &mut RecvHalf) -> Option<Bytes> {
     for _ in 0..fastrand::u32(0..4) {
         if let Some(received) = for_a_moment(receiver.recv()).await {
@@ -381,7 +409,7 @@ async fn recv(receiver: &mut RecvHalf) -> Option<Bytes> {
     receiver.recv().await.unwrap()
 }
 
-/// Sends and hardly reads, and leaves with replies unread and, mostly, with a write under way.
+/// Sends, reads at most one reply, and closes with replies unread and usually with a write in flight.
 async fn leave_unread(mut client: Client) {
     let reads = fastrand::bool();
     for _ in 0..fastrand::u32(1..20) {
@@ -397,21 +425,108 @@ async fn leave_unread(mut client: Client) {
     }
 }
 
-/// Sends more than the server takes, and is told so by the end of the connection.
+/// The well-behaved client: it calls, pipelines and is answered until the end.
+async fn stay(mut client: Client, until: Instant) {
+    while Instant::now() < until {
+        let messages: Vec<Bytes> = (0..fastrand::u32(1..8)).map(|_| message(16)).collect();
+        let calls = async {
+            if fastrand::bool() {
+                for message in &messages {
+                    assert!(client.call(message.clone()).await.unwrap() == *message);
+                }
+                return;
+            }
+            // Little enough to lie in the pipe while nobody reads it.
+            for number in 0..messages.len() {
+                client.send(format!("{number}")).await.unwrap();
+            }
+            for number in 0..messages.len() {
+                let reply = client.recv().await.unwrap();
+                assert_eq!(reply.unwrap(), format!("{number}"));
+            }
+        };
+        timeout(DEADLINE, calls).await.expect("nobody answers it");
+    }
+}
+
+/// Connects, sends and closes in a loop.
+async fn hit_and_run(pipe: &str) {
+    for _ in 0..fastrand::u32(1..50) {
+        _ = connect(pipe).await.send(message(1)).await;
+    }
+}
+
+/// Sends until the pipe is full of replies that it never reads, and leaves.
+async fn never_read(client: Client) {
+    let (_receiver, mut sender) = client.into_split();
+    let sending = async { while sender.send(message(1)).await.is_ok() {} };
+    _ = timeout(Duration::from_millis(50), sending).await;
+}
+
+/// Holds an instance, with or without replies that it does not read, until the server closes it.
+async fn be_half_open(client: Client) {
+    let (mut receiver, mut sender) = client.into_split();
+    if fastrand::bool() {
+        while sender.send(message(1)).await.is_ok() {}
+    }
+    // What was sent before may come first.
+    while let Ok(Some(_)) = receiver.recv().await {}
+}
+
+/// Passes the server file descriptors, which cost it nothing but this connection.
+#[cfg(target_os = "linux")]
+async fn pass_descriptors(pipe: &str) {
+    use std::{
+        io::IoSlice,
+        mem::MaybeUninit,
+        os::{fd::AsFd as _, unix::net::UnixStream},
+    };
+
+    use pipe_server::PipeName;
+    use rustix::{
+        io::Errno,
+        net::{
+            AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+            SocketFlags, SocketType, connect, sendmsg, socket_with,
+        },
+    };
+
+    let path = pipe.parse::<PipeName>().unwrap().to_path();
+    let address = SocketAddrUnix::new(path).unwrap();
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+    // Its queue is as short as can be when the server is full.
+    while connect(&socket, &address) == Err(Errno::AGAIN) {
+        sleep(Duration::from_millis(1)).await;
+    }
+    let (passed, _other) = UnixStream::pair().unwrap();
+    for _ in 0..fastrand::u32(1..10) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let descriptors = [passed.as_fd()];
+        assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        let message = [IoSlice::new(b"take it")];
+        // Refused by the system from Linux 6.16 on, or the server has closed.
+        _ = sendmsg(&socket, &message, &mut control, SendFlags::NOSIGNAL);
+        yield_now().await;
+    }
+}
+
+/// Sends a message over the server's limit. The server closes the connection.
 async fn send_too_long(pipe: &str) {
     let longer = LONGEST + fastrand::usize(1..4096);
     let client = ClientOptions::new()
         .connect_timeout(DEADLINE)
         .max_message_size(longer);
     let mut client = client.connect(pipe).await.unwrap();
-    // The server may close before it has read all of it.
+    // The server may close before it has read the whole message.
     _ = client.send(random(longer)).await;
     assert!(client.recv().await.unwrap().is_none());
 }
 
 /// A message of `shortest` to `LONGEST` bytes.
 fn message(shortest: usize) -> Bytes {
-    // Most are short or lie where engines change their ways: at a page, and at the pipe's buffer.
+    // Most are short or near a length at which engines change behavior: pages, and the pipe's buffer.
     let about = |length: usize| length + fastrand::usize(0..5) - 2;
     let length = match fastrand::u32(0..10) {
         0..4 => fastrand::usize(1..300),
@@ -422,14 +537,14 @@ fn message(shortest: usize) -> Bytes {
     random(length.clamp(shortest, LONGEST))
 }
 
-/// No two are alike, so that no reply can be taken for another one's.
+/// A random message, so that no reply can be mistaken for another.
 fn random(length: usize) -> Bytes {
     let mut message = vec![0; length];
     fastrand::fill(&mut message);
     message.into()
 }
 
-/// Drops `future` after a moment, unless it is done before.
+/// Drops `future` after a moment, unless it completes before.
 async fn for_a_moment<F: Future>(future: F) -> Option<F::Output> {
     let moment = async {
         match fastrand::u32(0..3) {

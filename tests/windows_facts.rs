@@ -1,14 +1,14 @@
-//! What the pipes of Windows do, as far as this library relies on it.
+//! The behavior of Windows pipes that this library relies on.
 //!
-//! Each test is one claim, in plain Windows calls. It asserts what Windows does, or what Wine does where it finds
-//! itself under Wine. `docs/wine.md` has a row for each, with the evidence for it and what was seen where. A test that
-//! fails on Windows shows a wrong belief.
+//! Each test is one claim, in plain Windows calls. It asserts what Windows does, or what Wine does if it runs under
+//! Wine. `docs/wine.md` has a row for each, with the evidence and what was observed on each system. A test that fails
+//! on Windows shows a wrong assumption.
 //!
 //! Nothing here uses the library. The facts also hold on the model of Windows that the library's own tests use
-//! (`--cfg pipe_model`), all but those that need more of Windows than the model has.
+//! (`--cfg pipe_model`), except those that need more than the model has.
 
 #![cfg(windows)]
-#![allow(unsafe_code, reason = "no crate between a test and the system's calls")]
+#![allow(unsafe_code, reason = "tests the system calls directly")]
 
 use std::{ffi::c_void, ptr, sync::mpsc};
 
@@ -36,28 +36,27 @@ use support::raw_pipe::{
     long_message, on_the_model, pair, pair_with, system,
 };
 
-/// What the tests run on.
+/// The system that the tests run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(
     dead_code,
-    reason = "the model's forms exist with cfg(pipe_model) alone"
+    reason = "the model's forms exist only with cfg(pipe_model)"
 )]
 enum System {
     Windows,
     /// Wine before 10.0.
     Wine8,
-    /// Wine from 10.0 on.
+    /// Wine 10.0 and later.
     Wine10,
     /// The model, as Windows 7.
     Model7,
-    /// The model, as Windows 8 and newer.
+    /// The model, as Windows 8 and later.
     Model8,
     /// The model, as Wine 8.
     ModelWine,
 }
 
 impl System {
-    /// Decides it, here and nowhere else.
     fn current() -> Self {
         #[cfg(any(miri, pipe_model))]
         match pipe_server::model::Model::form() {
@@ -75,7 +74,7 @@ impl System {
         }
     }
 
-    /// Wine keeps access lists and never enforces them.
+    /// Wine stores access lists but does not enforce them.
     fn checks_access(self) -> bool {
         !matches!(self, Self::Wine8 | Self::Wine10 | Self::ModelWine)
     }
@@ -84,21 +83,21 @@ impl System {
         !matches!(self, Self::Wine8 | Self::Wine10 | Self::ModelWine)
     }
 
-    /// Whether a read in skip mode pends when it has too little room for the message that is queued. Otherwise it fails
-    /// at once and sends no callback.
+    /// Whether a read in skip mode pends if its buffer is too small for the queued message. Otherwise it fails at once
+    /// and makes no callback.
     fn short_read_pends(self) -> bool {
         matches!(self, Self::Windows | Self::Model8)
     }
 }
 
-/// What the library's client asks for.
+/// The rights that the library's client requests.
 const CLIENT_RIGHTS: u32 =
     FILE_READ_DATA | FILE_WRITE_DATA | FILE_READ_ATTRIBUTES | FILE_WRITE_ATTRIBUTES | SYNCHRONIZE;
 
-/// What `CreateNamedPipeW` asks for with `PIPE_ACCESS_DUPLEX`, the right to create instances (0x4) included.
+/// The rights that `CreateNamedPipeW` requests with `PIPE_ACCESS_DUPLEX`, including that to create instances (0x4).
 const INSTANCE_RIGHTS: u32 = 0x12019f;
 
-/// What `Access::Everyone` grants to other users: the same without 0x4.
+/// The rights that `Access::Everyone` grants to other users: the same without 0x4.
 const EVERYONE_RIGHTS: u32 = 0x12019b;
 
 mod connecting {
@@ -242,7 +241,7 @@ mod connecting {
         };
         let _server = name.try_create(instance).unwrap();
         let client = name.try_open(READ_WRITE).unwrap();
-        assert_eq!(client.read_messages(), ERROR_INVALID_PARAMETER);
+        assert_eq!(client.set_message_mode(), ERROR_INVALID_PARAMETER);
     }
 }
 
@@ -271,7 +270,7 @@ mod messages {
             assert_eq!(server.write(message), ERROR_SUCCESS);
         }
         assert_eq!(client.read(6), ended(ERROR_SUCCESS, b"onetwo"));
-        assert_eq!(client.read_messages(), ERROR_SUCCESS);
+        assert_eq!(client.set_message_mode(), ERROR_SUCCESS);
         assert_eq!(client.read(6), ended(ERROR_SUCCESS, b"six"));
     }
 
@@ -305,7 +304,7 @@ mod messages {
         let (server, client) = pair_with(Mode::Callback);
         assert_eq!(client.write(b"0123456789"), ERROR_SUCCESS);
         let read = server.start_read(4);
-        // .NET and mio expect 234 and a packet. No source rules out 997 on Windows 8 and newer.
+        // .NET and mio expect 234 and a packet. No source rules out 997 on Windows 8 and later.
         let expected: &[u32] = match System::current() {
             System::Windows | System::Model8 => &[ERROR_MORE_DATA, ERROR_IO_PENDING],
             _ => &[ERROR_MORE_DATA],
@@ -322,12 +321,12 @@ mod messages {
         let read = server.start_read(4);
         let expected = match System::current().short_read_pends() {
             true => ERROR_IO_PENDING,
-            // At once, and no callback.
+            // At once, without a callback.
             false => ERROR_MORE_DATA,
         };
         assert_eq!(read.returned, expected);
         assert_eq!(server.end(read), ended(ERROR_MORE_DATA, b"0123"));
-        // The next callback belongs to another operation, so the short read had one at most.
+        // The next callback belongs to another operation, so the short read had at most one.
         assert_eq!(server.read(64), ended(ERROR_SUCCESS, b"456789"));
         let read = server.start_read(64);
         assert_eq!(client.write(b"next"), ERROR_SUCCESS);
@@ -420,7 +419,7 @@ mod completions {
             assert_eq!(operation.returned, ERROR_SUCCESS);
             server.end(operation);
         }
-        // `CancelThreadpoolIo` was right after those: callbacks still come.
+        // `CancelThreadpoolIo` was correct after those, since callbacks still arrive.
         let read = server.start_read(64);
         assert_eq!(read.returned, ERROR_IO_PENDING);
         assert_eq!(client.write(b"next"), ERROR_SUCCESS);
@@ -548,13 +547,13 @@ mod completions {
         let (server, client) = pair();
         let read = server.start_read(64);
         assert_eq!(client.write(b"hello"), ERROR_SUCCESS);
-        let said = server.cancel(&read);
-        // Until its packet is taken from the port, Windows may still find the operation.
+        let cancelled = server.cancel(&read);
+        // Windows may find the operation until its packet is taken from the port.
         let expected = match System::current() {
             System::Windows => &[ERROR_NOT_FOUND, ERROR_SUCCESS][..],
             _ => &[ERROR_NOT_FOUND],
         };
-        assert!(expected.contains(&said), "{said}");
+        assert!(expected.contains(&cancelled), "{cancelled}");
         assert_eq!(server.end(read), ended(ERROR_SUCCESS, b"hello"));
     }
 
@@ -578,7 +577,7 @@ mod completions {
         assert_closed(server.end(connect).code, ERROR_HANDLES_CLOSED);
     }
 
-    /// Until the peer closes, the write may stay pending: hence the library cancels first.
+    /// The write may stay pending until the peer closes, so the library cancels it first.
     #[test]
     fn closing_both_ends_calls_back_a_pending_write_once() {
         let _model = on_the_model();
@@ -599,7 +598,7 @@ mod completions {
         assert!(expected.contains(&code), "{code}");
     }
 
-    /// How the library closes a handle.
+    /// The library closes handles this way.
     #[test]
     fn cancelling_and_closing_calls_back_each_operation_once() {
         let _model = on_the_model();
@@ -627,14 +626,14 @@ mod completions {
         };
         assert_ne!(io, 0);
         let mut connect = Operation::new(Vec::new(), false);
-        // SAFETY: the object is this handle's, and the operation's memory outlives it.
-        let said = unsafe {
+        // SAFETY: the object belongs to this handle, and the operation's memory outlives it.
+        let returned = unsafe {
             system::StartThreadpoolIo(io);
             let overlapped = &raw mut (*connect.memory).overlapped;
             code(system::ConnectNamedPipe(server.handle, overlapped))
         };
         connect.pending = true;
-        assert_eq!(said, ERROR_IO_PENDING);
+        assert_eq!(returned, ERROR_IO_PENDING);
         drop(server);
         received
             .recv_timeout(DEADLINE)
@@ -650,9 +649,9 @@ mod completions {
         _length: usize,
         io: PTP_IO,
     ) {
-        // SAFETY: the only operation is over, and so is the handle.
+        // SAFETY: the only operation is over, and the handle is closed.
         unsafe { system::CloseThreadpoolIo(io) };
-        // SAFETY: the test left it to this callback.
+        // SAFETY: the test passed ownership to this callback.
         let sender = unsafe { Box::from_raw(sender.cast::<mpsc::Sender<()>>()) };
         _ = sender.send(());
     }
@@ -725,7 +724,7 @@ mod leaving {
 mod access {
     use super::*;
 
-    /// How a call ends that the access list refuses.
+    /// The error of a call that the access list denies.
     fn refused() -> Option<u32> {
         match System::current().checks_access() {
             true => Some(ERROR_ACCESS_DENIED),
@@ -741,8 +740,8 @@ mod access {
     fn the_second_instance_is_checked_against_the_access_list_and_the_first_is_not() {
         let _model = on_the_model();
         let name = Name::new();
-        let _first = name.try_create(Instance::for_whom("D:P")).unwrap();
-        let second = name.try_create(Instance::for_whom("D:P"));
+        let _first = name.try_create(Instance::with_access_list("D:P")).unwrap();
+        let second = name.try_create(Instance::with_access_list("D:P"));
         assert_eq!(second.err(), refused());
     }
 
@@ -751,14 +750,14 @@ mod access {
         let _model = on_the_model();
         let list = everyone(INSTANCE_RIGHTS);
         let name = Name::new();
-        let _first = name.try_create(Instance::for_whom(&list)).unwrap();
-        assert!(name.try_create(Instance::for_whom(&list)).is_ok());
+        let _first = name.try_create(Instance::with_access_list(&list)).unwrap();
+        assert!(name.try_create(Instance::with_access_list(&list)).is_ok());
         // Not READ_CONTROL (0x20000): the owner always has it.
         for right in [1, 2, 4, 8, 0x10, 0x80, 0x100, SYNCHRONIZE] {
             let list = everyone(INSTANCE_RIGHTS & !right);
             let name = Name::new();
-            let _first = name.try_create(Instance::for_whom(&list)).unwrap();
-            let second = name.try_create(Instance::for_whom(&list));
+            let _first = name.try_create(Instance::with_access_list(&list)).unwrap();
+            let second = name.try_create(Instance::with_access_list(&list));
             assert_eq!(second.err(), refused(), "without {right:#x}");
         }
     }
@@ -768,7 +767,7 @@ mod access {
         let _model = on_the_model();
         for list in ["D:P", "D:P(A;;GR;;;WD)", "D:P(D;;GA;;;WD)(A;;GA;;;WD)"] {
             let name = Name::new();
-            let _server = name.try_create(Instance::for_whom(list)).unwrap();
+            let _server = name.try_create(Instance::with_access_list(list)).unwrap();
             assert_eq!(name.try_open(READ_WRITE).err(), refused(), "{list}");
         }
     }
@@ -778,9 +777,9 @@ mod access {
         let _model = on_the_model();
         let name = Name::new();
         let list = everyone(EVERYONE_RIGHTS);
-        let _server = name.try_create(Instance::for_whom(&list)).unwrap();
+        let _server = name.try_create(Instance::with_access_list(&list)).unwrap();
         let client = name.try_open(CLIENT_RIGHTS).unwrap();
-        assert_eq!(client.read_messages(), ERROR_SUCCESS);
+        assert_eq!(client.set_message_mode(), ERROR_SUCCESS);
     }
 
     #[test]
@@ -788,14 +787,14 @@ mod access {
         let _model = on_the_model();
         let name = Name::new();
         let list = everyone(EVERYONE_RIGHTS);
-        let _server = name.try_create(Instance::for_whom(&list)).unwrap();
+        let _server = name.try_create(Instance::with_access_list(&list)).unwrap();
         let client = name.try_open(READ_WRITE);
         assert_eq!(
             client.err(),
             None,
-            "Windows checks a client's open for 0x4, unlike ReactOS. So Access::Everyone (src/access.rs, \
-             EVERYONE_RIGHTS in src/windows/security.rs) refuses every foreign client of another user: say so in \
-             the docs of Access::Everyone, in --help and in README.md"
+            "Windows checks a client's open for 0x4, unlike ReactOS. Access::Everyone (src/access.rs, \
+             GRANTED in src/windows/rights.rs) therefore refuses other libraries' clients of other users: \
+             say so in the docs of Access::Everyone, in --help and in README.md"
         );
     }
 
@@ -830,7 +829,7 @@ mod access {
         let error = name
             .try_create(limited(FILE_FLAG_FIRST_PIPE_INSTANCE))
             .err();
-        // Whether the limit or the flag is checked first is not documented.
+        // It is not documented whether the limit or the flag is checked first.
         let expected: &[u32] = match System::current().knows_exclusive_names() {
             true => &[ERROR_ACCESS_DENIED, ERROR_PIPE_BUSY],
             false => &[ERROR_PIPE_BUSY],
@@ -839,7 +838,7 @@ mod access {
     }
 }
 
-/// What needs more of Windows than the model has.
+/// Facts that need more of Windows than the model has.
 #[cfg(not(any(miri, pipe_model)))]
 mod beyond_the_model {
     use std::{mem, process, slice};
@@ -883,8 +882,8 @@ mod beyond_the_model {
     fn state(end: &End) -> u32 {
         let mut information = FILE_PIPE_LOCAL_INFORMATION::default();
         let mut status = IO_STATUS_BLOCK::default();
-        // SAFETY: the handle is open; both are written to before the call returns.
-        let said = unsafe {
+        // SAFETY: the handle is open; both structures are written before the call returns.
+        let status_code = unsafe {
             NtQueryInformationFile(
                 end.handle,
                 &mut status,
@@ -893,11 +892,11 @@ mod beyond_the_model {
                 FilePipeLocalInformation,
             )
         };
-        assert_eq!(said, STATUS_SUCCESS);
+        assert_eq!(status_code, STATUS_SUCCESS);
         information.NamedPipeState
     }
 
-    /// The `tokio` engine relies on it.
+    /// The `tokio` engine relies on this.
     #[test]
     fn the_pipe_state_tells_an_empty_message_from_a_closed_client() {
         for mode in [Mode::Event, Mode::Callback, Mode::Skip] {
@@ -931,13 +930,15 @@ mod beyond_the_model {
         assert_eq!(server.end_all(operations), [ERROR_BROKEN_PIPE; 2]);
     }
 
-    /// The library's client asks for the owner with one more right.
+    /// The library's client requests one more right to read the owner.
     #[test]
     fn the_owner_is_the_one_that_the_descriptor_names() {
         let user = sid_of_process(TokenUser);
         let descriptor = format!("O:{user}D:P(A;;GA;;;{user})");
         let name = Name::new();
-        let server = name.try_create(Instance::for_whom(&descriptor)).unwrap();
+        let server = name
+            .try_create(Instance::with_access_list(&descriptor))
+            .unwrap();
         assert_eq!(owner(&server).as_ref(), Some(&user));
         let client = name.try_open(CLIENT_RIGHTS | READ_CONTROL).unwrap();
         assert_eq!(owner(&client), Some(user));
@@ -946,7 +947,7 @@ mod beyond_the_model {
     /// For an elevated administrator that is the Administrators group; under Wine it is the primary group.
     #[test]
     fn a_descriptor_without_an_owner_leaves_it_to_the_token() {
-        let instance = Instance::for_whom("D:P(A;;GA;;;WD)");
+        let instance = Instance::with_access_list("D:P(A;;GA;;;WD)");
         let server = Name::new().try_create(instance).unwrap();
         assert_eq!(owner(&server), Some(sid_of_process(TokenOwner)));
     }
@@ -961,7 +962,7 @@ mod beyond_the_model {
         assert_eq!(owner(&server), expected);
     }
 
-    /// The library's client opens like this: the server may identify it and no more.
+    /// The library's client opens this way, so that the server can only identify it.
     #[test]
     fn a_client_with_static_tracking_can_be_identified_before_a_read() {
         let name = Name::new();
@@ -981,7 +982,7 @@ mod beyond_the_model {
         let server = name.create();
         let client = name.open();
         let known = Ok((sid_of_process(TokenUser), SecurityImpersonation));
-        // Some systems can identify it even before.
+        // Some systems can identify the client even before.
         let early = client_of(&server);
         assert!(
             early == known || early == Err(ERROR_CANNOT_IMPERSONATE),
@@ -1040,7 +1041,7 @@ mod beyond_the_model {
     /// The user of a server's client, and the level of impersonation.
     fn client_of(server: &End) -> Result<(String, i32), u32> {
         let mut token = ptr::null_mut();
-        // SAFETY: the handle is open; what is begun is ended before anything else is done on this thread.
+        // SAFETY: the handle is open; the impersonation ends before the thread does anything else.
         let opened = unsafe {
             if ImpersonateNamedPipeClient(server.handle) == 0 {
                 return Err(code(0));
@@ -1059,33 +1060,33 @@ mod beyond_the_model {
         }
         let user = sid_of(token, TokenUser);
         let level = token_information(token, TokenImpersonationLevel)[0] as i32;
-        // SAFETY: the token is open and ours.
+        // SAFETY: the token is open, and we own it.
         unsafe { system::CloseHandle(token) };
         Ok((user, level))
     }
 
     fn sid_of_process(class: TOKEN_INFORMATION_CLASS) -> String {
         let mut token = ptr::null_mut();
-        // SAFETY: the pseudo handle of the process is always valid; `token` is written on success.
+        // SAFETY: the process's pseudo handle is always valid; `token` is written on success.
         let done = unsafe { OpenProcessToken(GetCurrentProcess(), TOKEN_QUERY, &mut token) };
         assert_eq!(code(done), ERROR_SUCCESS);
         let sid = sid_of(token, class);
-        // SAFETY: the token is open and ours.
+        // SAFETY: the token is open, and we own it.
         unsafe { system::CloseHandle(token) };
         sid
     }
 
-    /// A SID that a token holds in text form: its user or its owner.
+    /// A token's user or owner, in text form.
     fn sid_of(token: HANDLE, class: TOKEN_INFORMATION_CLASS) -> String {
         let information = token_information(token, class);
-        // SAFETY: the structures of these classes begin with the address of a SID, which lies behind them.
+        // SAFETY: the structures of these classes start with the address of a SID, which follows them.
         unsafe { text_of(*information.as_ptr().cast::<PSID>()) }
     }
 
     fn token_information(token: HANDLE, class: TOKEN_INFORMATION_CLASS) -> Vec<u64> {
         let mut information = vec![0_u64; 64];
         let mut length = 0;
-        // SAFETY: the token is open, and the buffer as long as the call is told.
+        // SAFETY: the token is open, and the buffer has the given length.
         let done = unsafe {
             GetTokenInformation(
                 token,
@@ -1115,9 +1116,9 @@ mod beyond_the_model {
             )
         };
         assert_eq!(error, ERROR_SUCCESS);
-        // SAFETY: an owner that is there is valid until the descriptor is freed.
+        // SAFETY: a non-null owner is valid until the descriptor is freed.
         let text = (!owner.is_null()).then(|| unsafe { text_of(owner) });
-        // SAFETY: the system allocated it with LocalAlloc; `owner` is not used any more.
+        // SAFETY: the system allocated it with LocalAlloc; `owner` is no longer used.
         unsafe { system::LocalFree(descriptor) };
         text
     }
@@ -1127,7 +1128,8 @@ mod beyond_the_model {
     /// `sid` has to point to a valid SID.
     unsafe fn text_of(sid: PSID) -> String {
         let mut text = ptr::null_mut();
-        // SAFETY: the caller vouches for `sid`; `text` is written on success, ends in NUL and is ours to free.
+        // SAFETY: the caller guarantees that `sid` is valid; `text` is written on success, ends in NUL, and is ours to
+        // free.
         unsafe {
             assert_eq!(code(ConvertSidToStringSidW(sid, &mut text)), ERROR_SUCCESS);
             let length = (0..).take_while(|&index| *text.add(index) != 0).count();

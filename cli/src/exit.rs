@@ -6,6 +6,10 @@ use std::{
     process::ExitCode,
 };
 
+use pipe_server::{ConnectError, Trust};
+
+use crate::escape::escape;
+
 /// An error followed by its sources.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
@@ -37,8 +41,20 @@ impl Failure {
 
     /// Prints the line. That it can't be printed is no reason to panic: the code still tells.
     pub fn report(self, program: &str) -> ExitCode {
-        let line = self.message.replace(['\r', '\n'], " ");
+        let line = escape(&self.message);
         _ = writeln!(io::stderr(), "{program}: {line}");
         ExitCode::from(self.code)
     }
+}
+
+/// A client's failure to connect that is not about its options.
+pub fn connect_failure(error: &ConnectError) -> Failure {
+    Failure::new(match error {
+        ConnectError::Untrusted { address, owner, .. } => format!(
+            "{address} belongs to {owner}, who is not trusted and could read what is sent there: if this is \
+             the right server, use --trust {}",
+            Trust::User(owner.clone())
+        ),
+        other => chain(other),
+    })
 }

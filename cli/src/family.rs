@@ -26,8 +26,8 @@ pub struct Family {
 }
 
 impl Family {
-    pub fn start(command: &str) -> io::Result<Self> {
-        let mut shell = shell(command);
+    /// Starts a command of [`shell`].
+    pub fn start(mut shell: Command) -> io::Result<Self> {
         shell
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -42,6 +42,11 @@ impl Family {
             .wrap(Flags)
             .spawn()?;
         Ok(Self { command })
+    }
+
+    /// The command's process id, until it was waited for.
+    pub fn id(&mut self) -> Option<u32> {
+        self.child().id()
     }
 
     /// The command's stdin, stdout and stderr.
@@ -71,7 +76,7 @@ impl Drop for Family {
     fn drop(&mut self) {
         // None once the command was waited for. On Unix its id may be another process's from then on;
         // until then it is not, even if the command has ended.
-        let Some(id) = self.child().id() else {
+        let Some(id) = self.id() else {
             return;
         };
         // It fails only if there is nothing left to kill.
@@ -89,22 +94,74 @@ impl Drop for Family {
     }
 }
 
+/// A command of the shell, for [`Family::start`].
 #[cfg(unix)]
-fn shell(command: &str) -> Command {
+pub fn shell(command: &str) -> Command {
     let mut shell = Command::new("sh");
     // A process group of its own can be killed whole, and Ctrl-C on the terminal is the server's alone.
     shell.arg("-c").arg(command).process_group(0);
     shell
 }
 
+/// A command of the shell, for [`Family::start`].
 #[cfg(windows)]
-fn shell(command: &str) -> Command {
+pub fn shell(command: &str) -> Command {
     let mut shell = Command::new("cmd");
     // With /S cmd takes off the outer quotes and leaves the rest as it stands.
     shell
         .args(["/D", "/S", "/C"])
         .raw_arg(format!("\"{command}\""));
     shell
+}
+
+/// Whether [`Family::start`] failed because the system or this process is short of something: memory,
+/// processes, open files. It may succeed later.
+#[cfg(unix)]
+pub fn is_shortage(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::AGAIN | Errno::MFILE | Errno::NFILE | Errno::NOMEM)
+    )
+}
+
+/// Whether [`Family::start`] failed because the system or this process is short of something: memory,
+/// processes, handles. It may succeed later.
+#[cfg(windows)]
+pub fn is_shortage(error: &io::Error) -> bool {
+    // *System Error Codes*.
+    const ERROR_TOO_MANY_OPEN_FILES: i32 = 4;
+    const ERROR_NOT_ENOUGH_MEMORY: i32 = 8;
+    const ERROR_OUTOFMEMORY: i32 = 14;
+    const ERROR_MAX_THRDS_REACHED: i32 = 164;
+    const ERROR_NO_SYSTEM_RESOURCES: i32 = 1450;
+    const ERROR_WORKING_SET_QUOTA: i32 = 1453;
+    const ERROR_PAGEFILE_QUOTA: i32 = 1454;
+    const ERROR_COMMITMENT_LIMIT: i32 = 1455;
+    const ERROR_NOT_ENOUGH_QUOTA: i32 = 1816;
+    /// How process-wrap reports them: `HRESULT_FROM_WIN32`.
+    const FACILITY_WIN32: i32 = 0x8007_0000_u32 as i32;
+
+    let Some(code) = error.raw_os_error() else {
+        return false;
+    };
+    let code = match code & !0xffff {
+        FACILITY_WIN32 => code & 0xffff,
+        _ => code,
+    };
+    matches!(
+        code,
+        ERROR_TOO_MANY_OPEN_FILES
+            | ERROR_NOT_ENOUGH_MEMORY
+            | ERROR_OUTOFMEMORY
+            | ERROR_MAX_THRDS_REACHED
+            | ERROR_NO_SYSTEM_RESOURCES
+            | ERROR_WORKING_SET_QUOTA
+            | ERROR_PAGEFILE_QUOTA
+            | ERROR_COMMITMENT_LIMIT
+            | ERROR_NOT_ENOUGH_QUOTA
+    )
 }
 
 /// The flags that the command is created with (*Process Creation Flags*).
@@ -125,5 +182,30 @@ impl Wrapper for Flags {
 
         command.creation_flags(CREATE_NO_WINDOW | CREATE_SUSPENDED);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shortage_is_told_from_other_failures() {
+        let (shortages, others): (&[i32], &[i32]) = match cfg!(windows) {
+            // The later ones are HRESULTs.
+            true => (
+                &[8, 1450, 1455, 1816, 0x8007_05aa_u32 as i32],
+                &[2, 5, 0x8007_0005_u32 as i32, 0x8000_0008_u32 as i32],
+            ),
+            // EAGAIN, ENOMEM, ENFILE, EMFILE; ENOENT, EACCES, E2BIG.
+            false => (&[11, 12, 23, 24], &[2, 13, 7]),
+        };
+        for &code in shortages {
+            assert!(is_shortage(&io::Error::from_raw_os_error(code)), "{code}");
+        }
+        for &code in others {
+            assert!(!is_shortage(&io::Error::from_raw_os_error(code)), "{code}");
+        }
+        assert!(!is_shortage(&io::Error::other("no code")));
     }
 }

@@ -2,6 +2,7 @@
 //! `comparison/` look into. The library for other programs is `pipe-server`; this one makes no promise
 //! of compatibility.
 
+pub mod escape;
 pub mod exit;
 pub mod family;
 #[cfg(feature = "bench")]

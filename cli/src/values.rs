@@ -22,6 +22,11 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         .map_err(|error| format!("{error}; give a time, as in 500ms, 10s or 5min"))
 }
 
+/// A default of the library, as [`duration`] parses it.
+pub fn text(time: Duration) -> String {
+    humantime::format_duration(time).to_string()
+}
+
 /// A time after which something is given up, or `none`. `0` is none as well: nothing could be done in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimeLimit(pub Option<Duration>);
@@ -39,6 +44,8 @@ impl FromStr for TimeLimit {
 
 #[cfg(test)]
 mod tests {
+    use pipe_server::defaults;
+
     use super::*;
 
     #[test]
@@ -48,6 +55,13 @@ mod tests {
         assert_eq!(size("1MB"), Ok(1_000_000));
         assert!(size("0").is_err());
         assert!(size("many").is_err());
+    }
+
+    #[test]
+    fn a_default_is_parsed_again() {
+        for time in [defaults::WRITE_TIMEOUT, Duration::from_millis(90_500)] {
+            assert_eq!(duration(&text(time)), Ok(time));
+        }
     }
 
     #[test]

@@ -1,10 +1,10 @@
 /* The limit on Windows: echoes messages through a completion port, with nothing between it and the system. No handler,
-   no timeouts, no log, no orderly end; a message over the longest one ends its connection.
+   no timeouts, no log, no graceful shutdown; a message over LONGEST ends its connection.
 
    usage: completion-port NAME LONGEST THREADS */
 #include "pipe.h"
 
-/* Instances that wait for clients, so that one is there while another is being made. */
+/* Instances waiting for clients, so that one is available while another is being created. */
 #define BACKLOG 4
 
 enum state { CONNECTING, READING, WRITING };
@@ -27,7 +27,7 @@ static void drop(struct client *client)
     free(client);
 }
 
-/* Whether the operation is over already; if not, or if it failed, there is nothing more to do now. */
+/* Whether the operation completed at once. Drops the client if it failed. */
 static int is_over(struct client *client, BOOL done)
 {
     if (done)
@@ -37,7 +37,7 @@ static int is_over(struct client *client, BOOL done)
     return 0;
 }
 
-/* Reads and writes until one of both has to wait. */
+/* Reads and writes until one of them pends. */
 static void converse(struct client *client, DWORD length)
 {
     for (;;) {
@@ -79,7 +79,7 @@ static void await_client(void)
         client->pipe = create_instance(FILE_FLAG_OVERLAPPED);
         if (!CreateIoCompletionPort(client->pipe, port, (ULONG_PTR)client, 0))
             fail("CreateIoCompletionPort");
-        /* What is over at once comes with no packet. */
+        /* An operation that completes at once queues no packet. */
         SetFileCompletionNotificationModes(client->pipe,
                                            FILE_SKIP_COMPLETION_PORT_ON_SUCCESS | FILE_SKIP_SET_EVENT_ON_HANDLE);
         client->state = CONNECTING;

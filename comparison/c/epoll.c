@@ -1,10 +1,10 @@
 /* The limit on Linux: echoes messages with nothing between it and the kernel. No handler, no timeouts, no log, no
-   orderly end; a message over the longest one is cut.
+   graceful shutdown; a message over LONGEST is truncated.
 
    usage: epoll PATH LONGEST THREADS
 
-   Each thread waits with an epoll of its own for the clients that were given to it, in turns. A client that does not
-   read its reply is not read from until it does. */
+   Clients are assigned to threads round robin, and each thread has its own epoll. A client that does not read its reply
+   is not read from until it does. */
 #include "seqpacket.h"
 
 #include <pthread.h>
@@ -14,7 +14,7 @@
 
 struct client {
     int socket;
-    /* A reply that did not fit. */
+    /* A reply that did not fit the socket's buffer. */
     char *pending;
     size_t pending_length;
 };
@@ -28,15 +28,15 @@ static void watch(int epoll, int operation, struct client *client, unsigned even
 
 static void drop(int epoll, struct client *client)
 {
-    /* Closing is not enough: the main thread may still be inside of the call that has added it, which holds it open, and
-       a client that is gone would be reported again. This waits for that call. */
+    /* Closing is not enough: the main thread may still be inside the epoll_ctl that added the socket, which keeps it open,
+       and a freed client would be reported again. This call waits for that one. */
     epoll_ctl(epoll, EPOLL_CTL_DEL, client->socket, NULL);
     close(client->socket);
     free(client->pending);
     free(client);
 }
 
-/* Sends what did not fit before. */
+/* Sends the pending reply. */
 static void flush(int epoll, struct client *client)
 {
     if (send(client->socket, client->pending, client->pending_length, MSG_NOSIGNAL | MSG_EOR) < 0) {
@@ -49,8 +49,8 @@ static void flush(int epoll, struct client *client)
     watch(epoll, EPOLL_CTL_MOD, client, EPOLLIN);
 }
 
-/* One message: whoever has more of them is told of again by the next epoll_wait, together with all others. Asking once
-   more here would cost every client in lockstep a call that finds nothing. */
+/* Echoes one message; the next epoll_wait reports the clients that have more. Another recv here would find nothing for
+   every client that waits for its reply. */
 static void echo(int epoll, struct client *client, char *buffer)
 {
     ssize_t length = recv(client->socket, buffer, longest, 0);

@@ -1,6 +1,6 @@
 /* Microsoft's Multithreaded Pipe Server: the main loop creates an instance and waits for a client, and each client has a
-   thread that reads requests and writes replies, with calls that block, until the client closes. Here it echoes, takes
-   longer messages than the sample's 512 bytes, and prints nothing.
+   thread that reads requests and writes replies, with blocking calls, until the client closes. This one echoes, accepts
+   messages longer than the sample's 512 bytes, and prints nothing.
 
    usage: pipe-threads NAME LONGEST */
 #include "pipe.h"

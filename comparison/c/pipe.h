@@ -1,11 +1,11 @@
-/* What both Windows servers begin with: a pipe in message mode. */
+/* Shared by both Windows servers: a pipe in message mode. */
 #include <windows.h>
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* As pipe-server has it. */
+/* The same as pipe-server's. */
 #define BUFFER_SIZE (64 * 1024)
 
 static char address[300];

@@ -1,7 +1,7 @@
 /* Microsoft's Multithreaded Pipe Server on Linux: the main loop accepts, and each client has a thread that reads
-   requests and writes replies until the client closes. Here it echoes.
+   requests and writes replies until the client closes. This one echoes.
 
-   usage: threads PATH LONGEST */
+   usage: seqpacket-threads PATH LONGEST */
 #include "seqpacket.h"
 
 #include <pthread.h>

@@ -1,4 +1,4 @@
-/* What both Linux servers begin with: a SOCK_SEQPACKET socket at a path, and room for the longest message. */
+/* Shared by both Linux servers: a SOCK_SEQPACKET socket at a path, and a send buffer for the longest message. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <signal.h>
@@ -9,10 +9,10 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-/* As long as pipe-server's own queue. */
+/* The same as pipe-server's. */
 #define QUEUE_LENGTH 1024
 
-/* What the kernel takes of the send buffer for itself. */
+/* What the kernel reserves of the send buffer. */
 #define SEND_OVERHEAD 32
 
 static size_t longest;
@@ -23,7 +23,7 @@ static void fail(const char *what)
     exit(1);
 }
 
-/* Makes room for the longest message where the kernel's default has less. Accepted sockets need it anew. */
+/* Grows the send buffer to fit the longest message, if the default is smaller. Accepted sockets do not inherit it. */
 static void grow_send_buffer(int socket)
 {
     int size = 0, wanted = (int)longest + SEND_OVERHEAD;
@@ -33,7 +33,7 @@ static void grow_send_buffer(int socket)
         setsockopt(socket, SOL_SOCKET, SO_SNDBUF, &wanted, sizeof wanted);
 }
 
-/* Listens at `path`, which is removed again when the process is asked to end. */
+/* Removed on SIGINT and SIGTERM. */
 static const char *listening_path;
 
 static void end(int signal)

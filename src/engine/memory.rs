@@ -3,6 +3,8 @@
 //! Messages are queued under one lock for each direction. A queue takes messages until they hold
 //! `buffer_size` bytes, then the sender waits, as on a real pipe. Nobody is woken under a lock: a waker
 //! is code of the caller's, which may come back here.
+//!
+//! As on Windows, the pipe is there as long as one of its instances is, waiting or connected.
 
 use std::{
     collections::VecDeque,
@@ -13,10 +15,12 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit};
+use super::{
+    Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit, faulty::Faults,
+};
 use crate::{
-    access::Peer,
     error::{RecvError, SendError},
+    peer::{Peer, UserId},
 };
 
 /// The name that a memory pipe's clients connect to.
@@ -27,7 +31,16 @@ pub(crate) type Switchboard = Arc<Mutex<Board>>;
 pub(crate) struct Board {
     served: bool,
     waiting: VecDeque<Arc<Mutex<Socket>>>,
+    /// Cloned for each instance, to count them.
+    instances: Arc<()>,
     sizes: Sizes,
+}
+
+impl Board {
+    /// How many instances exist, waiting or connected.
+    pub(crate) fn instances(&self) -> usize {
+        Arc::strong_count(&self.instances) - 1
+    }
 }
 
 /// A waiting instance: empty until a client puts the server's end in.
@@ -41,46 +54,69 @@ pub(crate) fn bind(sizes: Sizes) -> (Box<dyn Endpoint>, Switchboard) {
     let board = Arc::new(Mutex::new(Board {
         served: true,
         waiting: VecDeque::new(),
+        instances: Arc::default(),
         sizes,
     }));
     (
         Box::new(MemoryEndpoint {
             board: Arc::clone(&board),
+            max_message_size: sizes.max_message_size,
         }),
         board,
     )
 }
 
-/// Connects to a waiting instance, as `CreateFile` does.
+/// Connects to a waiting instance, as `CreateFile` does. `faults` hit both ends of the connection.
 ///
 /// # Errors
 ///
 /// `NotFound` when the pipe is not served any more, `ResourceBusy` when no instance waits.
-pub(crate) fn connect(board: &Switchboard, max_message_size: usize) -> io::Result<Channel> {
-    let (socket, sizes) = {
+pub(crate) fn connect(
+    board: &Switchboard,
+    max_message_size: usize,
+    faults: Option<&Faults>,
+) -> io::Result<Channel> {
+    let (socket, instance, sizes) = {
         let mut board = lock(board);
-        if !board.served {
+        if !board.served || board.instances() == 0 {
             return Err(io::ErrorKind::NotFound.into());
         }
         let socket = board.waiting.pop_front();
-        (socket.ok_or(io::ErrorKind::ResourceBusy)?, board.sizes)
+        let socket = socket.ok_or(io::ErrorKind::ResourceBusy)?;
+        (socket, Arc::clone(&board.instances), board.sizes)
     };
-    let up = Queue::new(sizes.buffer_size);
-    let down = Queue::new(sizes.buffer_size);
+    let buffer_size = sizes.buffer_size as usize;
+    let up = Queue::new(buffer_size);
+    let down = Queue::new(buffer_size);
+    let link = |inbound, outbound, instance| {
+        Arc::new(MemoryLink {
+            inbound: Arc::clone(inbound),
+            outbound: Arc::clone(outbound),
+            _instance: instance,
+        })
+    };
+    let server = link(&up, &down, Some(instance));
+    let client = link(&down, &up, None);
+    let (server, client) = match faults {
+        None => (
+            channel(server, sizes.max_message_size),
+            channel(client, max_message_size),
+        ),
+        Some(faults) => faults.connected(
+            (channel(Arc::clone(&server), sizes.max_message_size), server),
+            (channel(Arc::clone(&client), max_message_size), client),
+        ),
+    };
     let waker = {
         let mut socket = lock(&socket);
-        socket.channel = Some(channel(&up, &down, sizes.max_message_size));
+        socket.channel = Some(server);
         socket.waker.take()
     };
     wake(waker);
-    Ok(channel(&down, &up, max_message_size))
+    Ok(client)
 }
 
-fn channel(inbound: &Arc<Queue>, outbound: &Arc<Queue>, max_message_size: usize) -> Channel {
-    let link = Arc::new(MemoryLink {
-        inbound: Arc::clone(inbound),
-        outbound: Arc::clone(outbound),
-    });
+fn channel(link: Arc<MemoryLink>, max_message_size: usize) -> Channel {
     Channel {
         receiver: Box::new(MemoryReceiver {
             link: Arc::clone(&link),
@@ -96,16 +132,23 @@ fn channel(inbound: &Arc<Queue>, outbound: &Arc<Queue>, max_message_size: usize)
 
 struct MemoryEndpoint {
     board: Switchboard,
+    max_message_size: usize,
 }
 
 impl Endpoint for MemoryEndpoint {
     fn create(&self) -> io::Result<Box<dyn Instance>> {
         let socket = Arc::default();
-        lock(&self.board).waiting.push_back(Arc::clone(&socket));
+        let mut board = lock(&self.board);
+        board.waiting.push_back(Arc::clone(&socket));
         Ok(Box::new(MemoryInstance {
             board: Arc::clone(&self.board),
             socket,
+            _instance: Arc::clone(&board.instances),
         }))
+    }
+
+    fn max_message_size(&self) -> usize {
+        self.max_message_size
     }
 }
 
@@ -118,6 +161,7 @@ impl Drop for MemoryEndpoint {
 struct MemoryInstance {
     board: Switchboard,
     socket: Arc<Mutex<Socket>>,
+    _instance: Arc<()>,
 }
 
 impl Instance for MemoryInstance {
@@ -183,9 +227,49 @@ impl Queue {
 }
 
 /// The end that one side holds of both queues.
-struct MemoryLink {
+pub(super) struct MemoryLink {
     inbound: Arc<Queue>,
     outbound: Arc<Queue>,
+    /// The server's end is an instance.
+    _instance: Option<Arc<()>>,
+}
+
+impl MemoryLink {
+    /// Breaks the connection for both sides: what is on its way is lost.
+    pub(super) fn cut(&self) {
+        for queue in [&self.inbound, &self.outbound] {
+            let (reader, writer) = {
+                let mut state = lock(&queue.state);
+                state.last = Some(Last::Closed);
+                state.reader_gone = true;
+                state.messages.clear();
+                (state.reader.take(), state.writer.take())
+            };
+            wake(reader);
+            wake(writer);
+        }
+    }
+}
+
+impl Peer {
+    /// This process and its user, as the peer of a memory pipe.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn current() -> io::Result<Self> {
+        #[cfg(target_os = "linux")]
+        let user = UserId::Uid(rustix::process::geteuid().as_raw());
+        #[cfg(windows)]
+        let user = UserId::Sid(crate::windows::current_user()?);
+        let peer = Self::new(std::process::id(), user);
+        #[cfg(target_os = "linux")]
+        let peer = Self {
+            group_id: rustix::process::getegid().as_raw(),
+            ..peer
+        };
+        Ok(peer)
+    }
 }
 
 impl Link for MemoryLink {

@@ -29,9 +29,10 @@ use windows_sys::Win32::Foundation::{
 
 use super::{Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit};
 use crate::{
-    access::{Access, Peer},
+    access::Access,
     error::{RecvError, SendError},
     name::PipeName,
+    peer::Peer,
     windows::{self, InstanceOptions, Pipe, Read, SecurityDescriptor},
 };
 
@@ -94,29 +95,41 @@ impl Endpoint for OverlappedEndpoint {
         let options = InstanceOptions {
             first,
             allow_remote: self.allow_remote,
-            // ListenerOptions::check has seen that it fits.
-            buffer_size: u32::try_from(self.sizes.buffer_size).unwrap_or(u32::MAX),
+            buffer_size: self.sizes.buffer_size,
         };
         let pipe = Pipe::create(&self.address, &self.descriptor, options)
             .map_err(|error| windows::creation_error(error, first))?;
         self.first.store(false, Ordering::Relaxed);
         Ok(Box::new(OverlappedInstance {
             pipe: Some(pipe),
+            failed: false,
             sizes: self.sizes,
         }))
+    }
+
+    fn max_message_size(&self) -> usize {
+        self.sizes.max_message_size
     }
 }
 
 struct OverlappedInstance {
     /// `None` once it is connected.
     pipe: Option<Pipe>,
+    /// Waiting for a client has failed, and has to be started again.
+    failed: bool,
     sizes: Sizes,
 }
 
 impl Instance for OverlappedInstance {
     fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>> {
         if let Some(pipe) = &self.pipe {
-            ready!(pipe.poll_connect(cx))?;
+            if self.failed {
+                pipe.start_connect()?;
+                self.failed = false;
+            }
+            let connected = ready!(pipe.poll_connect(cx));
+            self.failed = connected.is_err();
+            connected?;
         }
         let pipe = self.pipe.take().ok_or(io::ErrorKind::NotConnected)?;
         Poll::Ready(Ok(channel(pipe, windows::client_of, self.sizes)))
@@ -131,7 +144,7 @@ fn channel(pipe: Pipe, peer: fn(&Pipe) -> io::Result<Peer>, sizes: Sizes) -> Cha
             max_message_size: sizes.max_message_size,
             buffer: BytesMut::new(),
             room: FIRST_ROOM,
-            longest_room: sizes.buffer_size.max(FIRST_ROOM),
+            longest_room: FIRST_ROOM.max(sizes.buffer_size as usize),
             last_long: 0,
             reading: false,
         }),

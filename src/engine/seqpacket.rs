@@ -25,7 +25,7 @@ use self::{
     socket::Socket,
 };
 use super::{Channel, Endpoint, Instance, Sizes};
-use crate::access::Access;
+use crate::{access::Access, reason::Reason};
 
 mod channel;
 mod claim;
@@ -39,9 +39,6 @@ const QUEUE_LENGTH: i32 = 1024;
 /// The queue at `max_instances`. The kernel queues one client more than it is told (`unix_recvq_full` in
 /// net/unix/af_unix.c), so the shortest queue holds one. Those that it holds already stay in it.
 const SHORTEST_QUEUE: i32 = 0;
-
-/// What the kernel takes of the send buffer for itself (`unix_dgram_sendmsg` in net/unix/af_unix.c).
-const SEND_OVERHEAD: usize = 32;
 
 /// Serves `path`: a socket that only those whom `access` lets in can connect to, from its first moment.
 /// The directory of a short name is the user's own and is made; that of any other path is taken as it is.
@@ -79,6 +76,15 @@ pub(crate) fn bind(
     }))
 }
 
+/// Whom the directory of a short name's socket belongs to, if it is there.
+///
+/// # Errors
+///
+/// The system's, and `PermissionDenied` when other users can write to it.
+pub(crate) fn owner_of_short_names(path: &Path) -> io::Result<Option<u32>> {
+    claim::owner_of_short_names(directory_of(path))
+}
+
 /// Connects to the socket at `path`. `ResourceBusy` when its queue is full, which can't be waited for.
 pub(crate) fn connect(path: &Path, sizes: Sizes) -> io::Result<Channel> {
     let socket = Socket::new()?;
@@ -88,6 +94,13 @@ pub(crate) fn connect(path: &Path, sizes: Sizes) -> io::Result<Channel> {
         Err(Errno::AGAIN) => Err(io::ErrorKind::ResourceBusy.into()),
         // The file of a server that was killed: nobody serves it.
         Err(Errno::CONNREFUSED) => Err(io::ErrorKind::NotFound.into()),
+        Err(Errno::PROTOTYPE) => {
+            let problem = "the socket there is not a SEQPACKET socket: it may be another program's, and keeps no messages apart";
+            Err(io::Error::new(
+                io::Error::from(Errno::PROTOTYPE).kind(),
+                problem,
+            ))
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -114,13 +127,19 @@ impl Endpoint for SeqpacketEndpoint {
     fn set_full(&self, full: bool) {
         let length = if full { SHORTEST_QUEUE } else { QUEUE_LENGTH };
         if let Err(error) = rustix::net::listen(&self.listener, length) {
-            warn!(%error, "the queue of clients can't be changed");
+            let reason = Reason::Queue.as_str();
+            let error = io::Error::from(error);
+            warn!(reason, %error, "the queue of clients can't be changed");
         }
     }
 
     /// The kernel queues clients on the one listening socket.
     fn useful_backlog(&self) -> usize {
         1
+    }
+
+    fn max_message_size(&self) -> usize {
+        self.sizes.max_message_size
     }
 }
 

@@ -27,9 +27,10 @@ use windows_sys::Win32::Foundation::ERROR_NO_DATA;
 
 use super::{Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit};
 use crate::{
-    access::{Access, Peer},
+    access::Access,
     error::{RecvError, SendError},
     name::PipeName,
+    peer::Peer,
     windows::{self, SecurityDescriptor},
 };
 
@@ -47,16 +48,14 @@ pub(crate) fn bind(
     allow_remote: bool,
     sizes: Sizes,
 ) -> io::Result<Box<dyn Endpoint>> {
-    // Options::check has seen that it fits.
-    let buffer_size = u32::try_from(sizes.buffer_size).unwrap_or(u32::MAX);
     let mut options = ServerOptions::new();
     // The number of instances is not limited here but by the listener, which needs room for the
     // replacement of a connection that ends at the limit.
     options
         .pipe_mode(PipeMode::Message)
         .reject_remote_clients(!allow_remote)
-        .in_buffer_size(buffer_size)
-        .out_buffer_size(buffer_size);
+        .in_buffer_size(sizes.buffer_size)
+        .out_buffer_size(sizes.buffer_size);
     Ok(Box::new(TokioEndpoint {
         address: name.address().to_owned(),
         descriptor: SecurityDescriptor::new(access)?,
@@ -86,29 +85,42 @@ impl Endpoint for TokioEndpoint {
         let server = windows::create_server(&options, &self.address, &self.descriptor)
             .map_err(|error| windows::creation_error(error, first))?;
         self.first.store(false, Ordering::Relaxed);
-        let connected = async move {
-            match server.connect().await {
-                Err(error) if windows::code(&error) != Some(ERROR_NO_DATA) => Err(error),
-                // A client that has left already counts: what it wrote is still there.
-                _ => Ok(server),
-            }
-        };
         Ok(Box::new(TokioInstance {
-            connected: Box::pin(connected),
+            connected: Box::pin(connected(server)),
             max_message_size: self.max_message_size,
         }))
+    }
+
+    fn max_message_size(&self) -> usize {
+        self.max_message_size
     }
 }
 
 struct TokioInstance {
-    connected: Pin<Box<dyn Future<Output = io::Result<NamedPipeServer>> + Send>>,
+    connected: Pin<Box<dyn Future<Output = Connected> + Send>>,
     max_message_size: usize,
+}
+
+/// The instance with its client, or with the error for which there is none.
+type Connected = Result<NamedPipeServer, (NamedPipeServer, io::Error)>;
+
+async fn connected(server: NamedPipeServer) -> Connected {
+    match server.connect().await {
+        Err(error) if windows::code(&error) != Some(ERROR_NO_DATA) => Err((server, error)),
+        // A client that has left already counts: what it wrote is still there.
+        _ => Ok(server),
+    }
 }
 
 impl Instance for TokioInstance {
     fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>> {
-        let server = ready!(self.connected.as_mut().poll(cx))?;
-        Poll::Ready(Ok(channel(server, self.max_message_size)))
+        Poll::Ready(match ready!(self.connected.as_mut().poll(cx)) {
+            Ok(server) => Ok(channel(server, self.max_message_size)),
+            Err((server, error)) => {
+                self.connected = Box::pin(connected(server));
+                Err(error)
+            }
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! What only Linux has.
 
 use super::sealed::Sealed;
-use crate::access::Peer;
+use crate::peer::Peer;
 
 /// What Linux adds to [`Peer`].
 pub trait PeerExt: Sealed {

@@ -1,7 +1,7 @@
 //! What only Windows has.
 
 use super::sealed::Sealed;
-use crate::{access::Peer, client::ClientOptions, listener::ListenerOptions};
+use crate::{client::ClientOptions, listener::ListenerOptions, peer::Peer};
 
 pub use crate::engine::Engine;
 

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     future::{Future, IntoFuture, Pending, pending, poll_fn},
+    io,
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
@@ -14,7 +15,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout_at},
 };
-use tracing::{Instrument, debug, debug_span, error, warn};
+use tracing::{Instrument, debug, error, field::Empty, info_span, warn};
 
 use super::{
     panics::{call_caught, poll_caught},
@@ -25,6 +26,8 @@ use crate::{
     defaults,
     error::{BoxError, Chain},
     listener::PipeListener,
+    log_limit::LogLimit,
+    reason::Reason,
 };
 
 /// The pause after the first failed accept, doubled after each further one.
@@ -220,6 +223,8 @@ where
         let mut summary = Summary::default();
         let mut pause = FIRST_ACCEPT_PAUSE;
         let mut signal = pin!(signal);
+        let log = Arc::clone(listener.log_limit());
+        let mut logging = pin!(log.run());
 
         loop {
             let accepted = tokio::select! {
@@ -230,22 +235,36 @@ where
                     continue;
                 }
                 accepted = listener.accept() => accepted,
+                never = &mut logging => match never {},
             };
-            let connection = match accepted {
+            let mut connection = match accepted {
                 Ok(connection) => connection,
                 Err(error) => {
-                    warn!(error = %Chain(&error), pipe.name = %listener.local_name(), ?pause, "accepting a client failed; trying again");
+                    log_accept(&log, &error, pause);
                     tokio::select! {
                         () = &mut signal => break,
                         () = sleep(pause) => {}
+                        never = &mut logging => match never {},
                     }
                     pause = (pause * 2).min(LONGEST_ACCEPT_PAUSE);
                     continue;
                 }
             };
             pause = FIRST_ACCEPT_PAUSE;
-            let span = debug_span!("connection", pipe.name = %listener.local_name(), connection.id = connection.id());
-            let running = run_one(Arc::clone(&code), connection, shutdown.clone());
+            let span = info_span!(
+                "connection",
+                pipe.name = %listener.local_name(),
+                connection.id = connection.id(),
+                peer.pid = Empty,
+                peer.user = Empty,
+            );
+            connection.record_peer(&span);
+            let running = run_one(
+                Arc::clone(&code),
+                connection,
+                shutdown.clone(),
+                Arc::clone(&log),
+            );
             tasks.spawn(running.instrument(span));
         }
 
@@ -258,9 +277,15 @@ where
                 summary.served += 1;
             }
         };
-        match drain_timeout.and_then(|time| Instant::now().checked_add(time)) {
-            Some(deadline) => _ = timeout_at(deadline, drained).await,
-            None => drained.await,
+        let drained = async {
+            match drain_timeout.and_then(|time| Instant::now().checked_add(time)) {
+                Some(deadline) => _ = timeout_at(deadline, drained).await,
+                None => drained.await,
+            }
+        };
+        tokio::select! {
+            () = drained => {}
+            never = &mut logging => match never {},
         }
         tasks.abort_all();
         while let Some(ended) = tasks.join_next().await {
@@ -269,21 +294,24 @@ where
                 Err(_) => summary.cut_off += 1,
             }
         }
+        log.flush();
         summary
     }
 }
 
-async fn run_one<F, Running>(code: Arc<F>, connection: Connection, shutdown: Shutdown)
-where
+async fn run_one<F, Running>(
+    code: Arc<F>,
+    connection: Connection,
+    shutdown: Shutdown,
+    log: Arc<LogLimit>,
+) where
     F: Fn(Connection, Shutdown) -> Running,
     Running: Future<Output: ConnectionResult>,
 {
     let id = connection.id();
-    let panicked = |panic| {
-        error!(
-            connection.id = id,
-            "the connection's code panicked: {panic}"
-        )
+    let panicked = |panic: String| {
+        let error = format_args!("the connection's code panicked: {panic}");
+        log_code(&log, id, Reason::Panic, error);
     };
     // Straight into its place: a future kept in a variable would be held twice.
     let mut running = pin!(match call_caught(|| code(connection, shutdown)) {
@@ -293,10 +321,31 @@ where
     match poll_fn(|cx| poll_caught(running.as_mut(), cx)).await {
         Ok(result) => {
             if let Err(error) = result.into_result() {
-                let reason = Chain(&*error);
-                error!(connection.id = id, "the connection's code failed: {reason}");
+                let error = Chain(&*error);
+                let error = format_args!("the connection's code failed: {error}");
+                log_code(&log, id, Reason::Code, error);
             }
         }
         Err(panic) => panicked(panic),
     }
+}
+
+fn log_accept(log: &LogLimit, error: &io::Error, pause: Duration) {
+    let reason = Reason::Accept;
+    if let Some(pass) = log.pass(reason) {
+        warn!(
+            pipe.name = %log.pipe(),
+            reason = reason.as_str(),
+            suppressed = pass.suppressed,
+            error = %Chain(error),
+            ?pause,
+            "accepting a client failed; trying again"
+        );
+    }
+}
+
+fn log_code(log: &LogLimit, connection: u64, reason: Reason, error: fmt::Arguments<'_>) {
+    let Some(pass) = log.pass(reason) else { return };
+    let (reason, suppressed) = (reason.as_str(), pass.suppressed);
+    error!(connection.id = connection, reason, suppressed, %error, "closing the connection");
 }

@@ -10,7 +10,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use tracing::{debug, trace, warn};
+use tokio::time::Instant;
+use tracing::{debug, debug_span, field::Empty, trace, warn};
 
 use super::{
     budget::{Budget, Share},
@@ -24,9 +25,11 @@ use super::{
 use crate::{
     connection::Connection,
     error::{BoxError, Chain},
-    handler::{Handler, Request},
+    handler::Handler,
     identity::{AnySession, Identity},
     into_reply::Reply,
+    log_limit::LogLimit,
+    request::Request,
     session::ConnectionInfo,
 };
 
@@ -50,6 +53,7 @@ pub(super) struct Server<H> {
     pub(super) on_connect: Option<OnConnect>,
     pub(super) budget: Arc<Budget>,
     pub(super) counters: Counters,
+    pub(super) log: Arc<LogLimit>,
 }
 
 /// The options of [`Serve`](crate::Serve) that a conversation needs.
@@ -99,7 +103,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         let (requests, replies) = (self.requested, self.replies.sent());
         match ended {
             Ok(()) => debug!(requests, replies, "client served"),
-            Err(failure) => failure.log(self.identity.id, requests, replies),
+            Err(failure) => failure.log(&self.server.log, self.identity.id, requests, replies),
         }
     }
 
@@ -119,19 +123,29 @@ impl<H: Handler<T>, T> Conversation<H, T> {
             Err(time) => Failure::ConnectTimeout(time),
         };
         self.server.counters.refused.fetch_add(1, Ordering::Relaxed);
-        let id = self.identity.id;
-        let reason = Chain(&refused);
+        let reason = refused.reason();
+        let Some(pass) = self.server.log.pass(reason) else {
+            return Err(());
+        };
+        let (id, word, suppressed) = (self.identity.id, reason.as_str(), pass.suppressed);
+        let error = Chain(&refused);
         match self.identity.peer() {
             Ok(peer) => warn!(
                 connection.id = id,
-                client.pid = peer.process_id(),
-                client.user = %peer.user(),
-                "closing the connection: {reason}"
+                peer.pid = peer.process_id(),
+                peer.user = %peer.user(),
+                reason = word,
+                suppressed,
+                %error,
+                "closing the connection"
             ),
-            Err(error) => warn!(
+            Err(unknown) => warn!(
                 connection.id = id,
-                client.unknown = %Chain(&error),
-                "closing the connection: {reason}"
+                peer.unknown = %Chain(&unknown),
+                reason = word,
+                suppressed,
+                %error,
+                "closing the connection"
             ),
         }
         Err(())
@@ -176,6 +190,13 @@ impl<H: Handler<T>, T> Conversation<H, T> {
     }
 
     async fn answer(&mut self, message: Bytes) -> Result<Reply, Failure> {
+        let span = debug_span!(
+            "request",
+            request.bytes = message.len(),
+            request.latency_us = Empty,
+            reply.bytes = Empty,
+        );
+        let began = Instant::now();
         let handler = &*self.handler;
         let request = Request::received(message, Arc::clone(&self.identity));
         // `call` is inside the future, so that a panic of it is caught as well.
@@ -184,7 +205,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         let watching = self.server.options.cancel_on_disconnect;
         let mut flushing = true;
         let answered = poll_fn(|cx| {
-            if let Poll::Ready(answered) = poll_caught(handled.as_mut(), cx) {
+            if let Poll::Ready(answered) = span.in_scope(|| poll_caught(handled.as_mut(), cx)) {
                 let answered = answered.map_err(Failure::Panic)?;
                 return Poll::Ready(answered.map_err(Failure::handler));
             }
@@ -197,10 +218,16 @@ impl<H: Handler<T>, T> Conversation<H, T> {
             }
             Poll::Pending
         });
-        match within(self.server.options.handler_timeout, answered).await {
+        let answered = match within(self.server.options.handler_timeout, answered).await {
             Ok(answered) => answered,
             Err(time) => Err(Failure::HandlerTimeout(time)),
+        };
+        if !span.is_disabled() {
+            span.record("request.latency_us", began.elapsed().as_micros() as u64);
+            let reply = answered.as_ref().ok().and_then(Reply::message);
+            span.record("reply.bytes", reply.map(Bytes::len));
         }
+        answered
     }
 }
 

@@ -7,6 +7,8 @@ use tracing::{debug, error, warn};
 use crate::{
     error::{BoxError, Chain, RecvError, SendError},
     from_request::Rejection,
+    log_limit::LogLimit,
+    reason::Reason,
 };
 
 /// Why a client is no longer served, other than by its own wish.
@@ -57,23 +59,43 @@ impl Failure {
         !matches!(self, Self::WriteTimeout(_) | Self::Send(_))
     }
 
+    pub(super) fn reason(&self) -> Reason {
+        match self {
+            Self::Handler(_) => Reason::Handler,
+            Self::Panic(_) => Reason::Panic,
+            Self::EmptyReply => Reason::EmptyReply,
+            Self::Reply(_) => Reason::ReplyTooLong,
+            Self::Rejected(_) => Reason::Rejected,
+            Self::Refused(_) => Reason::Refused,
+            Self::ConnectTimeout(_) => Reason::ConnectTimeout,
+            Self::HandlerTimeout(_) => Reason::HandlerTimeout,
+            Self::IdleTimeout(_) => Reason::IdleTimeout,
+            Self::WriteTimeout(_) => Reason::WriteTimeout,
+            Self::Disconnected | Self::Send(SendError::Closed) => Reason::Disconnected,
+            Self::Recv(RecvError::TooLong { .. }) => Reason::RequestTooLong,
+            Self::Recv(RecvError::Incomplete) => Reason::RequestIncomplete,
+            Self::Recv(RecvError::Io(_)) => Reason::Receive,
+            Self::Send(_) => Reason::Send,
+        }
+    }
+
     /// Logs which connection is closed and why: what the handler did wrong as an error, what the client or a
     /// limit did as a warning.
-    pub(super) fn log(&self, connection: u64, requests: u64, replies: u64) {
-        let reason = Chain(self);
-        match self {
-            Self::Handler(_) | Self::Panic(_) | Self::EmptyReply | Self::Reply(_) => error!(
-                connection.id = connection,
-                requests, replies, "closing the connection: {reason}"
-            ),
-            Self::Disconnected | Self::Send(SendError::Closed) => debug!(
-                connection.id = connection,
-                requests, replies, "closing the connection: {reason}"
-            ),
-            _ => warn!(
-                connection.id = connection,
-                requests, replies, "closing the connection: {reason}"
-            ),
+    pub(super) fn log(&self, limit: &LogLimit, connection: u64, requests: u64, replies: u64) {
+        let reason = self.reason();
+        let (word, error) = (reason.as_str(), Chain(self));
+        if reason == Reason::Disconnected {
+            debug!(connection.id = connection, reason = word, %error, requests, replies, "closing the connection");
+            return;
+        }
+        let Some(pass) = limit.pass(reason) else {
+            return;
+        };
+        let suppressed = pass.suppressed;
+        if reason.is_error() {
+            error!(connection.id = connection, reason = word, suppressed, %error, requests, replies, "closing the connection");
+        } else {
+            warn!(connection.id = connection, reason = word, suppressed, %error, requests, replies, "closing the connection");
         }
     }
 }

@@ -5,10 +5,11 @@ use std::{
     mem,
     sync::atomic::{AtomicU64, Ordering},
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
+use tokio::time::Instant;
 use tracing::trace;
 
 use super::{failure::Failure, timeout::within};

@@ -1,21 +1,20 @@
-//! A model of Windows' named pipes and of the thread pool's I/O, for tests.
+//! A model of Windows named pipes and of thread pool I/O, for tests.
 //!
-//! Under `--cfg pipe_model`, and always under Miri, it takes the place of the system: `system` names its
-//! [`functions`] instead of Windows'. It is written from the facts in `docs/wine.md` and Wine's
-//! conformance tests, and where systems differ it has the [`Form`] of each. What it adds to a real
-//! system:
+//! Under `--cfg pipe_model`, and always under Miri, it replaces the system: `system` re-exports its
+//! [`functions`] instead of Windows'. It implements the facts in `docs/wine.md` and Wine's conformance
+//! tests, with a [`Form`] for each system that differs. Beyond a real system, it has:
 //!
 //! - **Every legal order.** A completion is delivered at any time after its operation has ended, in any
-//!   order, on any thread. An operation that could end at once may also be pending and complete later.
+//!   order, on any thread. An operation that could complete at once may also pend and complete later.
 //! - **Faults.** Any call may fail with an error that its page documents, at any time.
-//! - **Memory is watched.** Buffers and `OVERLAPPED`s are used through the raw pointers that the system
-//!   was given, when the operation ends; so Miri sees one that was freed early. What a read leaves of
-//!   its buffer is overwritten.
-//! - **Nothing may be left.** At the end of a run every handle, thread pool object, operation and block
-//!   of memory has to have been given back.
+//! - **Memory checks.** The model accesses buffers and `OVERLAPPED`s through the caller's raw pointers when
+//!   an operation ends, so Miri reports one that was freed early. It overwrites the part of a buffer that
+//!   a read leaves unused.
+//! - **Leak checks.** At the end of a run, no handle, thread pool object, operation or block of memory
+//!   may be left.
 //!
-//! Which of these happens is drawn from a seed. With [`Delivery::Stepped`] and a runtime of one thread a
-//! seed is a whole schedule and can be run again; with [`Delivery::Threads`] the threads add their own
+//! All choices come from a seed. With [`Delivery::Stepped`] and a single-threaded runtime, a seed
+//! determines the whole schedule and reproduces it. With [`Delivery::Threads`] the threads add their own
 //! order, which under Miri is seeded too.
 
 use std::{
@@ -42,14 +41,14 @@ pub use self::{
     security::User,
 };
 
-/// Whose ways a model has, where systems differ.
+/// The system that a model imitates, where systems differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// And earlier.
+    /// Windows 7 and earlier.
     Windows7,
-    /// And later.
+    /// Windows 8 and later.
     Windows8,
-    /// And 10.
+    /// Wine 8 and 10.
     Wine8,
 }
 
@@ -57,7 +56,7 @@ impl Form {
     /// Every form.
     pub const ALL: [Self; 3] = [Self::Windows7, Self::Windows8, Self::Wine8];
 
-    /// Wine keeps access lists and lets everybody in.
+    /// Whether access lists are enforced. Wine only stores them.
     #[must_use]
     pub fn checks_access(self) -> bool {
         self != Self::Wine8
@@ -70,36 +69,36 @@ impl FromStr for Form {
     fn from_str(text: &str) -> Result<Self, String> {
         let named = |form: &Self| format!("{form:?}") == text;
         let form = Self::ALL.into_iter().find(named);
-        form.ok_or_else(|| format!("{text:?} is none of {:?}", Self::ALL))
+        form.ok_or_else(|| format!("{text:?} is not one of {:?}", Self::ALL))
     }
 }
 
 /// When and where completions are delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// By [`Model::step`] alone, on the thread that calls it.
+    /// Only by [`Model::step`], on the thread that calls it.
     Stepped,
-    /// By so many threads of the pool, at any time.
+    /// At any time, by a pool with this number of threads.
     Threads(usize),
 }
 
-/// What a model does of its own accord.
+/// The options of a model.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// What everything is drawn from that the system decides.
+    /// The seed of everything that the system decides.
     pub seed: u64,
-    /// Whose ways the system has.
+    /// The system to imitate.
     pub form: Form,
     /// When and where completions are delivered.
     pub delivery: Delivery,
-    /// Only what the form's facts say, and nothing that is merely legal.
+    /// Do only what the facts of the form say, not everything that is legal.
     pub strict: bool,
-    /// How many of 1,000 calls fail.
+    /// How many calls in 1,000 fail.
     pub faults: u32,
 }
 
 impl Options {
-    /// Everything that is legal, without faults, in a form that the seed chooses.
+    /// Everything that is legal, without faults, in a form chosen by the seed.
     #[must_use]
     pub fn seeded(seed: u64) -> Self {
         Self {
@@ -112,13 +111,13 @@ impl Options {
     }
 }
 
-/// A system of its own. Threads that have entered it create and open its pipes.
+/// A simulated system. A thread that has entered it creates and opens its pipes.
 #[derive(Debug)]
 pub struct Model {
     world: Arc<World>,
 }
 
-/// What a model's handles lead to.
+/// The state of a system, which its handles refer to.
 #[derive(Debug)]
 struct World {
     id: usize,
@@ -128,7 +127,7 @@ struct World {
     pool: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// How many handles and thread pool objects one world has room for, by the bits of their numbers.
+/// The low bits of a handle's or thread pool object's number. The rest identifies its world.
 const WORLD_BITS: u32 = 20;
 
 static WORLDS: Mutex<BTreeMap<usize, Weak<World>>> = Mutex::new(BTreeMap::new());
@@ -138,7 +137,7 @@ thread_local! {
 }
 
 impl Model {
-    /// A system without pipes. The calling thread has yet to [`enter`](Self::enter) it.
+    /// Creates a system without pipes. The calling thread still has to [`enter`](Self::enter) it.
     #[must_use]
     pub fn new(options: Options) -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(1);
@@ -158,9 +157,9 @@ impl Model {
         Self { world }
     }
 
-    /// A function that has the thread that calls it enter the system of this thread.
+    /// Returns a function that makes its calling thread enter this thread's system.
     ///
-    /// That system gets a pool of threads, if it has none: nobody can step where several threads run.
+    /// The system gets a thread pool if it has none, since several threads can't be stepped.
     pub fn entered() -> impl Fn() + Clone + Send + Sync + 'static {
         let world = current();
         if lock(&world.pool).is_empty() {
@@ -169,28 +168,28 @@ impl Model {
         move || enter(&world)
     }
 
-    /// The form of the system of this thread.
+    /// The form of this thread's system.
     #[must_use]
     pub fn form() -> Form {
         current().options.form
     }
 
-    /// Makes this the system of the calling thread.
+    /// Makes this the calling thread's system.
     pub fn enter(&self) {
         enter(&self.world);
     }
 
-    /// Has the processes that act from now on run as `user`.
+    /// Runs all processes as `user` from now on.
     pub fn run_as(user: User) {
         current().lock().token = Token::new(user);
     }
 
-    /// Delivers one of the completions that wait, if there is one.
+    /// Delivers one pending completion. Returns whether there was one.
     pub fn step() -> bool {
         current().step()
     }
 
-    /// As `step`, or does nothing: the seed decides.
+    /// Calls [`step`](Self::step) or does nothing, as the seed decides.
     pub fn maybe_step() {
         let world = current();
         let now = world.lock().rng.u8(..4) == 0;
@@ -199,11 +198,11 @@ impl Model {
         }
     }
 
-    /// Ends the model, after the last completion.
+    /// Delivers the remaining completions and ends the model.
     ///
     /// # Panics
     ///
-    /// Panics if anything was not given back.
+    /// Panics if anything was leaked.
     pub fn finish(self) {
         self.stop();
         self.world.lock().check_empty();
@@ -224,8 +223,8 @@ impl Model {
 
 impl Drop for Model {
     fn drop(&mut self) {
-        // After `finish` there is nothing left to do. In a panic the test has failed already, and what is
-        // left may be in any state.
+        // After `finish`, `stop` does nothing. During a panic the remaining state may be inconsistent, so no
+        // completions are delivered.
         if !thread::panicking() {
             self.stop();
         } else {
@@ -308,7 +307,7 @@ fn world_of(number: usize) -> Arc<World> {
     lock(&WORLDS)
         .get(&(number >> WORLD_BITS))
         .and_then(Weak::upgrade)
-        .expect("a handle of a system that is there")
+        .expect("the system of this handle no longer exists")
 }
 
 fn all_worlds() -> impl Iterator<Item = Arc<World>> {
@@ -316,7 +315,7 @@ fn all_worlds() -> impl Iterator<Item = Arc<World>> {
     worlds.into_iter()
 }
 
-/// Has every panic, also one that ends the process, say which seed it came with.
+/// Makes every panic print its seed, even one that aborts the process.
 fn tell_seeds() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

@@ -1,35 +1,36 @@
 //! A pipe's handle and its overlapped operations, completed by the system's thread pool.
 //!
-//! Invariants, on which every unsafe block here and in `operations` rests:
+//! Every unsafe block here and in `operations` relies on these invariants:
 //!
-//! - **What the system writes to outlives the operation.** An operation's `OVERLAPPED` and its buffer
-//!   lie in [`Operations`], which is behind an `Arc` and never moves. An operation that is started takes
-//!   a reference of that `Arc` with it, and its completion gives the reference back.
-//! - **Each operation completes exactly once.** With `FILE_SKIP_COMPLETION_PORT_ON_SUCCESS`, one that is
-//!   over when the call returns sends no completion: the caller has it back. One that is pending sends
-//!   exactly one, also when it is cancelled or its handle is closed.
-//! - **One of each kind at a time.** [`Operation::start`] refuses a second one, so nobody touches an
-//!   `OVERLAPPED` or a buffer that the system has.
+//! - **Memory that the system writes to outlives the operation.** An operation's `OVERLAPPED` and buffer
+//!   are in [`Operations`], which is behind an `Arc` and never moves. Starting an operation takes a
+//!   reference to that `Arc`, and its completion releases it.
+//! - **Each operation completes exactly once.** With `FILE_SKIP_COMPLETION_PORT_ON_SUCCESS`, an operation
+//!   that is over when the call returns queues no completion and belongs to the caller again. A pending
+//!   one queues exactly one, even if it is cancelled or its handle is closed.
+//! - **At most one of each kind is in flight.** [`Operation::start`] panics on a second one, so nothing
+//!   touches an `OVERLAPPED` or a buffer that the system is using.
 //! - **Nothing is started on a closed handle.** Only [`Pipe`] starts operations, and it owns the handle.
 //!
-//! What this file believes of Windows, each with its evidence ("WT" is a conformance test of Wine, which
-//! is run on Windows; `tests/windows_facts.rs` asks the system itself):
+//! This file assumes the following about Windows ("WT" is a conformance test of Wine, which also runs on
+//! Windows; `tests/windows_facts.rs` tests the system itself):
 //!
-//! - A read that is too short for the message that waits ends in one of two ways, both handled: at once
+//! - A read that is too short for the message in the pipe ends in one of two ways, both handled: at once
 //!   with `ERROR_MORE_DATA` and no completion (Windows 7, Wine), or pending, with the code in its
-//!   completion (Windows 8 and later; WT ntdll `test_completion`). The rest of the message is what the
-//!   next read returns (*Named Pipe Type, Read, and Wait Modes*).
-//! - An operation that fails at once sends no completion (WT ntdll `test_completion`; mio and .NET rely on
-//!   it).
+//!   completion (Windows 8 and later; WT ntdll `test_completion`). The next read returns the rest of the
+//!   message (*Named Pipe Type, Read, and Wait Modes*).
+//! - An operation that fails at once queues no completion (WT ntdll `test_completion`; mio and .NET rely
+//!   on it).
 //! - The notification mode is set after the thread pool has bound the handle (WT ntdll).
-//! - `CancelThreadpoolIo` follows a call that sends no completion (its page).
+//! - `CancelThreadpoolIo` must follow a call that queues no completion (its page).
 //! - `CloseThreadpoolIo` may be called inside the object's last callback (.NET does).
 //!
-//! No call here can wait for a client. `PeekNamedPipe` could: from Windows 8 on its request returns
-//! `STATUS_PENDING` (WT ntdll `test_completion`), and the function then waits for the handle's own event,
-//! which any other operation on the handle resets (ebpf-for-windows#3325) and which
-//! `FILE_SKIP_SET_EVENT_ON_HANDLE` keeps from ever being set (WT ntdll). So nobody asks how much of a
-//! message is left, and that mode is not set, in case another call of the system waits in the same way.
+//! No call here can block on a client. `PeekNamedPipe` could: since Windows 8 its request returns
+//! `STATUS_PENDING` (WT ntdll `test_completion`), and the function then waits for the handle's own event.
+//! Any other operation on the handle resets that event (ebpf-for-windows#3325), and
+//! `FILE_SKIP_SET_EVENT_ON_HANDLE` prevents it from being set at all (WT ntdll). The remaining length of a
+//! message is therefore never queried, and that mode is not set, in case another system call waits in the
+//! same way.
 
 use std::{
     ffi::c_void,
@@ -44,9 +45,8 @@ use bytes::{Bytes, BytesMut};
 use windows_sys::Win32::{
     Foundation::{ERROR_MORE_DATA, ERROR_NO_DATA, ERROR_PIPE_CONNECTED, ERROR_SUCCESS},
     Storage::FileSystem::{
-        FILE_FLAG_FIRST_PIPE_INSTANCE, FILE_FLAG_OVERLAPPED, FILE_READ_ATTRIBUTES, FILE_READ_DATA,
-        FILE_WRITE_ATTRIBUTES, FILE_WRITE_DATA, OPEN_EXISTING, PIPE_ACCESS_DUPLEX, READ_CONTROL,
-        SECURITY_IDENTIFICATION, SECURITY_SQOS_PRESENT, SYNCHRONIZE,
+        FILE_FLAG_FIRST_PIPE_INSTANCE, FILE_FLAG_OVERLAPPED, OPEN_EXISTING, PIPE_ACCESS_DUPLEX,
+        SECURITY_IDENTIFICATION, SECURITY_SQOS_PRESENT,
     },
     System::{
         Pipes::{
@@ -59,35 +59,30 @@ use windows_sys::Win32::{
 
 use self::operations::{Done, Operation, Operations, Progress, completed};
 use super::{
-    cancel,
+    rights,
     security::SecurityDescriptor,
     system::{
         ConnectNamedPipe, CreateFileW, CreateNamedPipeW, CreateThreadpoolIo, Handle, ReadFile,
-        SetFileCompletionNotificationModes, SetNamedPipeHandleState, WriteFile, check, last_error,
+        SetFileCompletionNotificationModes, SetNamedPipeHandleState, WriteFile, cancel, check,
+        last_error, wide,
     },
-    wide,
 };
 
 mod operations;
 #[cfg(test)]
 mod tests;
 
-/// What a client needs and no more: `GENERIC_WRITE` also holds the right to create instances
-/// (`FILE_APPEND_DATA`), which a careful server withholds from other users.
-const CLIENT_RIGHTS: u32 =
-    FILE_READ_DATA | FILE_WRITE_DATA | FILE_READ_ATTRIBUTES | FILE_WRITE_ATTRIBUTES | SYNCHRONIZE;
-
 /// How an instance is created.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct InstanceOptions {
-    /// Whether creating fails when the name is served already, by anybody.
+    /// Fail if the name is already served (`FILE_FLAG_FIRST_PIPE_INSTANCE`).
     pub(crate) first: bool,
     pub(crate) allow_remote: bool,
-    /// In bytes, each way.
+    /// In bytes, per direction.
     pub(crate) buffer_size: u32,
 }
 
-/// One end of a pipe. Dropping it cancels what is in flight and closes the handle at once.
+/// One end of a pipe. Dropping it cancels all operations in flight and closes the handle at once.
 #[derive(Debug)]
 pub(crate) struct Pipe {
     handle: Handle,
@@ -97,16 +92,16 @@ pub(crate) struct Pipe {
 /// How a read ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Read {
-    /// With the message.
+    /// At the end of the message.
     Whole,
-    /// With the buffer: there is more of the message.
+    /// At the end of the buffer; the message continues.
     Part,
 }
 
 impl Pipe {
-    /// Creates an instance (`CreateNamedPipeW`) and has it wait for its client (`ConnectNamedPipe`).
+    /// Creates an instance (`CreateNamedPipeW`) and starts waiting for its client (`ConnectNamedPipe`).
     ///
-    /// The system is not asked to limit the number of instances.
+    /// The system does not limit the number of instances; the listener does.
     pub(crate) fn create(
         address: &str,
         descriptor: &SecurityDescriptor,
@@ -125,15 +120,15 @@ impl Pipe {
         Self::new(instance(address, descriptor, options)?)
     }
 
-    /// Opens a client's end (`CreateFileW`), in message read mode. The server may learn who this is, not
-    /// act as this user. `server_of` takes an end that was opened to `see_owner`.
+    /// Opens a client's end (`CreateFileW`) in message read mode. The server can identify this user but
+    /// not impersonate it. `server_of` requires an end opened with `see_owner`.
     pub(crate) fn open(address: &str, see_owner: bool) -> io::Result<Self> {
         let address = wide(address);
         let rights = match see_owner {
-            true => CLIENT_RIGHTS | READ_CONTROL,
-            false => CLIENT_RIGHTS,
+            true => rights::ASKED_FOR_TO_SEE_OWNER,
+            false => rights::ASKED_FOR,
         };
-        // SAFETY: `address` ends in NUL and lives through the call, whose handle is new.
+        // SAFETY: `address` ends in NUL and outlives the call, which returns a new handle.
         let handle = unsafe {
             Handle::owned(CreateFileW(
                 address.as_ptr(),
@@ -146,7 +141,7 @@ impl Pipe {
             ))?
         };
         let mode = PIPE_READMODE_MESSAGE;
-        // SAFETY: the handle is open, and `mode` lives through the call.
+        // SAFETY: the handle is open, and `mode` outlives the call.
         let done = unsafe {
             SetNamedPipeHandleState(handle.as_raw_handle(), &mode, ptr::null(), ptr::null())
         };
@@ -157,9 +152,9 @@ impl Pipe {
     fn new(handle: Handle) -> io::Result<Self> {
         let raw = handle.as_raw_handle();
         let operations = Arc::new_cyclic(|this: &Weak<Operations>| Operations {
-            // SAFETY: the handle is open and overlapped. The address that the callback gets is that of
-            // the value which is being made; no operation is started, and the callback not called,
-            // before it is.
+            // SAFETY: the handle is open and overlapped. The callback's context is the address of the
+            // value under construction; no operation is started, and the callback not called, until the
+            // value exists.
             io: unsafe {
                 CreateThreadpoolIo(
                     raw,
@@ -181,16 +176,17 @@ impl Pipe {
         Ok(Self { handle, operations })
     }
 
-    fn start_connect(&self) -> io::Result<()> {
+    /// Starts to wait for a client. Called when nothing waits: by `create`, and after `poll_connect` has failed.
+    pub(crate) fn start_connect(&self) -> io::Result<()> {
         let connect = &self.operations.connect;
-        // SAFETY: as `Operation::start` asks, with no buffer.
+        // SAFETY: as `Operation::start` requires, without a buffer.
         let done = connect.start(&self.operations, (), |(), overlapped| unsafe {
             ConnectNamedPipe(self.handle.as_raw_handle(), overlapped)
         });
         match done {
             None => Ok(()),
-            // Somebody was faster than this call. Somebody who has left again counts as well: what was
-            // written can still be read.
+            // A client connected before this call. If it has closed already, its messages can still be
+            // read.
             Some(Done {
                 code: ERROR_SUCCESS | ERROR_PIPE_CONNECTED | ERROR_NO_DATA,
                 ..
@@ -199,7 +195,7 @@ impl Pipe {
         }
     }
 
-    /// Ready once a client is connected, also if it has left again.
+    /// Ready once a client has connected, even if it has closed since.
     pub(crate) fn poll_connect(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.operations.connect.poll(cx) {
             Progress::Pending => Poll::Pending,
@@ -212,8 +208,8 @@ impl Pipe {
         }
     }
 
-    /// Appends to `buffer` what comes in, as far as its capacity allows: a message, or the next part of
-    /// one. While this is pending `buffer` is empty, and what was in it is with the read.
+    /// Appends a message, or the next part of one, to `buffer`, up to its capacity. While this is pending,
+    /// `buffer` is empty: its contents are owned by the read.
     pub(crate) fn poll_read(
         &self,
         cx: &mut Context<'_>,
@@ -229,11 +225,11 @@ impl Pipe {
             if let Some(done) = self.start_read(mem::take(buffer)) {
                 break done;
             }
-            // Pending: the next poll says who is woken.
+            // Pending: the next poll registers the waker.
         };
         let (code, length) = (done.code, done.length);
         *buffer = done.buffer;
-        // SAFETY: the system wrote `length` bytes into the room behind the bytes that were there.
+        // SAFETY: the system wrote `length` bytes into the spare capacity.
         unsafe { buffer.set_len(buffer.len() + length) };
         Poll::Ready(match code {
             ERROR_SUCCESS => Ok(Read::Whole),
@@ -248,7 +244,7 @@ impl Pipe {
         read.start(&self.operations, buffer, |buffer, overlapped| {
             let room = buffer.spare_capacity_mut();
             let length = u32::try_from(room.len()).unwrap_or(u32::MAX);
-            // SAFETY: as `Operation::start` asks; `room` is part of the buffer.
+            // SAFETY: as `Operation::start` requires; `room` is part of the buffer.
             unsafe {
                 ReadFile(
                     handle,
@@ -261,12 +257,14 @@ impl Pipe {
         })
     }
 
-    /// Writes one message of less than 4 GiB, in one `WriteFile`. Only called when `poll_write` is ready.
+    /// Writes one message of less than 4 GiB with one `WriteFile`.
+    ///
+    /// Panics if a write is in flight: `poll_write` has to be ready first.
     pub(crate) fn start_write(&self, message: Bytes) -> io::Result<()> {
         let handle = self.handle.as_raw_handle();
         let write = &self.operations.write;
         let started = write.start(&self.operations, message, |message, overlapped| {
-            // SAFETY: as `Operation::start` asks; the message is the buffer.
+            // SAFETY: as `Operation::start` requires; the message is the buffer.
             unsafe {
                 WriteFile(
                     handle,
@@ -280,7 +278,7 @@ impl Pipe {
         started.map_or(Ok(()), Done::result)
     }
 
-    /// Ready when no write is in flight any more, with the result of the one that was.
+    /// Ready when no write is in flight, with the result of the last one.
     pub(crate) fn poll_write(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.operations.write.poll(cx) {
             Progress::Pending => Poll::Pending,
@@ -292,8 +290,8 @@ impl Pipe {
 
 impl Drop for Pipe {
     fn drop(&mut self) {
-        // Closing alone would leave a pending write, and with it the instance, to a peer that may never
-        // read (mio#1944). What was written before stays readable.
+        // Without this, a pending write would keep the instance until the peer reads, which may never
+        // happen (mio#1944). Completed writes stay readable.
         if self.operations.any_pending() {
             cancel(&self.handle);
         }
@@ -306,7 +304,7 @@ impl AsRawHandle for Pipe {
     }
 }
 
-/// A new instance, which clients can open (`CreateNamedPipeW`).
+/// Creates an instance that clients can open (`CreateNamedPipeW`).
 pub(super) fn instance(
     address: &str,
     descriptor: &SecurityDescriptor,
@@ -322,8 +320,8 @@ pub(super) fn instance(
     if !options.allow_remote {
         pipe_mode |= PIPE_REJECT_REMOTE_CLIENTS;
     }
-    // SAFETY: `address` ends in NUL; it and `attributes`, with the descriptor that they point to, live
-    // through the call, whose handle is new.
+    // SAFETY: `address` ends in NUL; it, `attributes` and the descriptor that they point to outlive the
+    // call, which returns a new handle.
     unsafe {
         Handle::owned(CreateNamedPipeW(
             address.as_ptr(),

@@ -7,7 +7,7 @@ use windows_sys::{
         FILE_PIPE_CONNECTED_STATE, FILE_PIPE_LOCAL_INFORMATION, FilePipeLocalInformation,
     },
     Win32::{
-        Foundation::{ERROR_CANNOT_IMPERSONATE, HANDLE},
+        Foundation::{ERROR_CANNOT_IMPERSONATE, ERROR_CANT_OPEN_ANONYMOUS, HANDLE},
         Security::{Authorization::SE_KERNEL_OBJECT, OWNER_SECURITY_INFORMATION, TOKEN_QUERY},
         System::IO::IO_STATUS_BLOCK,
     },
@@ -22,18 +22,18 @@ use super::{
         RevertToSelf, last_error,
     },
 };
-use crate::access::{Peer, UserId};
+use crate::peer::{Peer, UserId};
 
 /// Whether the other side has closed its end.
 ///
-/// Asked with `NtQueryInformationFile`, as libuv asks about a pipe. `PeekNamedPipe` may wait on the
-/// handle's event (see `overlapped`); this call waits, if at all, on an event of its own (ReactOS
-/// `NtQueryInformationFile`, for files that were not opened for synchronous I/O).
+/// Uses `NtQueryInformationFile`, as libuv does. `PeekNamedPipe` may wait on the handle's event (see
+/// `overlapped`); this call waits, if at all, on its own event (ReactOS `NtQueryInformationFile`, for
+/// files that were not opened for synchronous I/O).
 pub(crate) fn is_closing(end: &impl AsRawHandle) -> bool {
     let mut information = FILE_PIPE_LOCAL_INFORMATION::default();
     let mut status_block = IO_STATUS_BLOCK::default();
-    // SAFETY: the handle is open as long as `end` is borrowed; both structures live through the call,
-    // which writes no more than the length that it is given.
+    // SAFETY: the handle is open as long as `end` is borrowed; both structures outlive the call,
+    // which writes at most the given length.
     let status = unsafe {
         NtQueryInformationFile(
             end.as_raw_handle(),
@@ -46,7 +46,7 @@ pub(crate) fn is_closing(end: &impl AsRawHandle) -> bool {
     status < 0 || information.NamedPipeState != FILE_PIPE_CONNECTED_STATE
 }
 
-/// The client of a server's end, by its token: a process number is used again.
+/// The client of a server's end. The user is taken from its token, since process ids are reused.
 pub(crate) fn client_of(server: &impl AsRawHandle) -> io::Result<Peer> {
     let pipe: HANDLE = server.as_raw_handle();
     let (mut process_id, mut session_id) = (0, 0);
@@ -66,35 +66,40 @@ pub(crate) fn client_of(server: &impl AsRawHandle) -> io::Result<Peer> {
     })
 }
 
-/// The token that the client connected with. Impersonation belongs to the thread: it begins and ends here.
+/// The token that the client connected with. Impersonation is a property of the thread, so it begins and
+/// ends here.
 fn client_token(pipe: HANDLE) -> io::Result<Handle> {
     // SAFETY: the handle is open.
     if unsafe { ImpersonateNamedPipeClient(pipe) } == 0 {
         let error = last_error();
         if error.raw_os_error() == Some(ERROR_CANNOT_IMPERSONATE as i32) {
-            let problem = "the client's user is known only once a message of it has been received";
+            let problem = "the client's user is unknown until a message from it has been received";
             return Err(io::Error::new(io::ErrorKind::NotConnected, problem));
         }
         return Err(error);
     }
     let mut token = ptr::null_mut();
-    // SAFETY: the thread's pseudo handle is always valid. Opened as the process itself: the client's
-    // token may be for identification only.
+    // SAFETY: the thread's pseudo handle is always valid. `OpenAsSelf` checks access as the process, since
+    // the client's token may be for identification only.
     let opened = unsafe { OpenThreadToken(GetCurrentThread(), TOKEN_QUERY, 1, &mut token) };
     let error = last_error();
     // SAFETY: ends the impersonation that was begun above.
     if unsafe { RevertToSelf() } == 0 {
-        // Going on as somebody else would be worse than not going on (*RevertToSelf function*).
+        // The thread must not continue as the client (*RevertToSelf function*).
         process::abort();
     }
     if opened == 0 {
+        if error.raw_os_error() == Some(ERROR_CANT_OPEN_ANONYMOUS as i32) {
+            let problem = "the client's user is unknown: it connected with SECURITY_ANONYMOUS";
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, problem));
+        }
         return Err(error);
     }
-    // SAFETY: the system has just opened it for us.
+    // SAFETY: the system has just opened the token for us.
     unsafe { Handle::owned(token) }
 }
 
-/// The server of a client's end: its process, and the owner of the pipe.
+/// The server of a client's end: its process, and the pipe's owner as its user.
 pub(crate) fn server_of(client: &impl AsRawHandle) -> io::Result<Peer> {
     let pipe: HANDLE = client.as_raw_handle();
     let (mut process_id, mut session_id) = (0, 0);
@@ -124,13 +129,13 @@ pub(crate) fn server_of(client: &impl AsRawHandle) -> io::Result<Peer> {
         return Err(io::Error::from_raw_os_error(code as i32));
     }
     let sid = if owner.is_null() {
-        // Wine gives no owner to a pipe that was made without a descriptor.
+        // Under Wine, a pipe created without a descriptor has no owner.
         Err(io::Error::other("the pipe has no owner"))
     } else {
         // SAFETY: the call succeeded, so `owner` is a valid SID until the descriptor is freed.
         unsafe { sid_text(owner) }
     };
-    // SAFETY: the system allocated the descriptor with LocalAlloc; `owner` is not used any more.
+    // SAFETY: the system allocated the descriptor with LocalAlloc; `owner` is no longer used.
     unsafe { LocalFree(descriptor) };
     Ok(Peer {
         process_id,

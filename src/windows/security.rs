@@ -1,81 +1,33 @@
-//! Access lists, and the current user.
+//! Security descriptors and tokens.
 
 use std::{ffi::c_void, io, mem, os::windows::io::AsRawHandle, ptr};
 
 use tokio::net::windows::named_pipe::{NamedPipeServer, ServerOptions};
-use windows_sys::Win32::{
-    Foundation::ERROR_ACCESS_DENIED,
-    Security::{
-        Authorization::SDDL_REVISION_1, PSECURITY_DESCRIPTOR, PSID, SECURITY_ATTRIBUTES,
-        TOKEN_INFORMATION_CLASS, TOKEN_OWNER, TOKEN_QUERY, TOKEN_USER, TokenOwner, TokenUser,
-    },
+use windows_sys::Win32::Security::{
+    Authorization::SDDL_REVISION_1, PSECURITY_DESCRIPTOR, PSID, SECURITY_ATTRIBUTES,
+    TOKEN_INFORMATION_CLASS, TOKEN_OWNER, TOKEN_QUERY, TOKEN_USER, TokenOwner, TokenUser,
 };
 
-use super::{
-    code,
-    overlapped::{InstanceOptions, instance},
-    system::{
-        ConvertSidToStringSidW, ConvertStringSecurityDescriptorToSecurityDescriptorW,
-        GetCurrentProcess, GetTokenInformation, Handle, LocalFree, OpenProcessToken, check,
-        last_error,
-    },
+use super::system::{
+    ConvertSidToStringSidW, ConvertStringSecurityDescriptorToSecurityDescriptorW,
+    GetCurrentProcess, GetTokenInformation, Handle, LocalFree, OpenProcessToken, check, last_error,
     wide,
 };
-use crate::access::{Access, UserId};
+use crate::peer::UserId;
 
-/// `FILE_READ_DATA | FILE_WRITE_DATA | FILE_READ_EA | FILE_WRITE_EA | FILE_READ_ATTRIBUTES |
-/// FILE_WRITE_ATTRIBUTES | READ_CONTROL | SYNCHRONIZE`: all that a client needs, and not the right to
-/// create instances (`FILE_APPEND_DATA`), which `GENERIC_WRITE` holds.
-const CLIENT_RIGHTS: &str = "0x12019b";
-
-/// A security descriptor in the system's memory.
+/// A security descriptor allocated by the system.
 pub(crate) struct SecurityDescriptor(PSECURITY_DESCRIPTOR);
 
-// SAFETY: the descriptor is never changed after it was made, and LocalFree may be called on any thread.
+// SAFETY: the descriptor is never changed once created, and LocalFree may be called on any thread.
 unsafe impl Send for SecurityDescriptor {}
 // SAFETY: as above.
 unsafe impl Sync for SecurityDescriptor {}
 
 impl SecurityDescriptor {
-    pub(crate) fn new(access: &Access) -> io::Result<Self> {
-        match access {
-            Access::Sddl(text) => Self::parse_list(text),
-            Access::CurrentUser => Self::parse(&list("")?),
-            Access::Everyone => Self::parse(&list(&format!("(A;;{CLIENT_RIGHTS};;;WD)"))?),
-        }
-    }
-
-    /// A descriptor that lets this process create a second instance, and so any number.
-    ///
-    /// The first instance of a pipe is created whatever its list says, every further one is checked
-    /// against it (*Named Pipe Security and Access Rights*). A list that shuts out its own server would
-    /// show only when the first client connects, so it is tried on a pipe that no client knows of.
-    fn parse_list(text: &str) -> io::Result<Self> {
-        let descriptor = Self::parse(text)?;
-        let address = format!(r"\\.\pipe\pipe-server-{:032x}", fastrand::u128(..));
-        let options = |first| InstanceOptions {
-            first,
-            allow_remote: false,
-            buffer_size: 0,
-        };
-        let _first = instance(&address, &descriptor, options(true))?;
-        match instance(&address, &descriptor, options(false)) {
-            Err(error) if code(&error) == Some(ERROR_ACCESS_DENIED) => {
-                let problem = format!(
-                    "the access list {text:?} does not let this process itself create further \
-                     instances: add an entry that gives its user all rights, such as (A;;GA;;;{})",
-                    current_user()?
-                );
-                Err(io::Error::new(io::ErrorKind::InvalidInput, problem))
-            }
-            second => second.map(|_| descriptor),
-        }
-    }
-
-    fn parse(text: &str) -> io::Result<Self> {
+    pub(super) fn parse(text: &str) -> io::Result<Self> {
         let wide = wide(text);
         let mut descriptor = ptr::null_mut();
-        // SAFETY: `wide` ends in NUL and lives through the call; `descriptor` is written on success.
+        // SAFETY: `wide` ends in NUL and outlives the call; `descriptor` is written on success.
         let done = unsafe {
             ConvertStringSecurityDescriptorToSecurityDescriptorW(
                 wide.as_ptr(),
@@ -84,14 +36,10 @@ impl SecurityDescriptor {
                 ptr::null_mut(),
             )
         };
-        if let Err(error) = check(done) {
-            let problem = format!("the security descriptor {text:?} is not understood: {error}");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
-        }
-        Ok(Self(descriptor))
+        check(done).map(|()| Self(descriptor))
     }
 
-    /// The form in which the calls that create something take it. It points to the descriptor.
+    /// The argument for calls that create an object. It points to the descriptor.
     pub(super) fn attributes(&self) -> SECURITY_ATTRIBUTES {
         SECURITY_ATTRIBUTES {
             nLength: mem::size_of::<SECURITY_ATTRIBUTES>() as u32,
@@ -103,22 +51,9 @@ impl SecurityDescriptor {
 
 impl Drop for SecurityDescriptor {
     fn drop(&mut self) {
-        // SAFETY: the system allocated it with LocalAlloc, and nobody else has it.
+        // SAFETY: the system allocated it with LocalAlloc, and `self` owns it.
         unsafe { LocalFree(self.0) };
     }
-}
-
-/// A protected list: this user and SYSTEM may do anything, and `others` what they are given.
-///
-/// Nobody is denied. An entry for NETWORK would be, but tokens of users who log on through SSH or WinRM
-/// hold that group too, and their own second instance is checked against the list.
-/// `PIPE_REJECT_REMOTE_CLIENTS` is what keeps clients on other machines out.
-///
-/// The owner is left to the system: it is the one that this process's token names for new objects (*Owner
-/// of a New Object*), which `is_own` and .NET's clients expect.
-fn list(others: &str) -> io::Result<String> {
-    let user = current_user()?;
-    Ok(format!("D:P(A;;GA;;;{user})(A;;GA;;;SY){others}"))
 }
 
 /// Creates an instance with an access list.
@@ -129,18 +64,18 @@ pub(crate) fn create_server(
 ) -> io::Result<NamedPipeServer> {
     let mut attributes = descriptor.attributes();
     let attributes: *mut c_void = (&raw mut attributes).cast();
-    // SAFETY: `attributes` points to a SECURITY_ATTRIBUTES whose descriptor is valid; both live through
-    // the call.
+    // SAFETY: `attributes` points to a SECURITY_ATTRIBUTES whose descriptor is valid; both outlive the
+    // call.
     unsafe { options.create_with_security_attributes_raw(address, attributes) }
 }
 
-/// The user that this process runs as, as a SID in text form.
+/// The SID of this process's user, in text form.
 pub(crate) fn current_user() -> io::Result<String> {
     user_of(&process_token()?)
 }
 
-/// Whether a pipe of `owner` belongs to this process's user: to the user, or to whom the process's token
-/// names as the owner of new objects, which for an elevated administrator is the Administrators group.
+/// Whether `owner` is this process's user or the default owner of its token, which for an elevated
+/// administrator is the Administrators group.
 pub(crate) fn is_own(owner: &UserId) -> io::Result<bool> {
     let UserId::Sid(sid) = owner;
     let token = process_token()?;
@@ -149,8 +84,7 @@ pub(crate) fn is_own(owner: &UserId) -> io::Result<bool> {
 
 fn process_token() -> io::Result<Handle> {
     let mut token = ptr::null_mut();
-    // SAFETY: the pseudo handle of the process is always valid; `token` is written on success, and is
-    // ours then.
+    // SAFETY: the process's pseudo handle is always valid; on success `token` is a new handle that we own.
     unsafe {
         check(OpenProcessToken(
             GetCurrentProcess(),
@@ -164,20 +98,20 @@ fn process_token() -> io::Result<Handle> {
 /// The user of a token.
 pub(super) fn user_of(token: &Handle) -> io::Result<String> {
     let information = token_information(token, TokenUser, mem::size_of::<TOKEN_USER>())?;
-    // SAFETY: the buffer, aligned and long enough, begins with a TOKEN_USER, whose SID lies in the same
-    // buffer.
+    // SAFETY: the buffer is aligned and long enough, and starts with a TOKEN_USER, whose SID lies in the
+    // same buffer.
     unsafe { sid_text((*information.as_ptr().cast::<TOKEN_USER>()).User.Sid) }
 }
 
-/// Who owns what is created with a token.
+/// The default owner of objects created with a token.
 fn owner_of(token: &Handle) -> io::Result<String> {
     let information = token_information(token, TokenOwner, mem::size_of::<TOKEN_OWNER>())?;
     // SAFETY: as above, with a TOKEN_OWNER.
     unsafe { sid_text((*information.as_ptr().cast::<TOKEN_OWNER>()).Owner) }
 }
 
-/// What the system says of a token: at least `shortest` bytes, in units of u64 so that the structure in
-/// them is aligned.
+/// Queries a token (`GetTokenInformation`). Returns at least `shortest` bytes, as u64 values so that the
+/// structure in them is aligned.
 fn token_information(
     token: &Handle,
     class: TOKEN_INFORMATION_CLASS,
@@ -185,11 +119,11 @@ fn token_information(
 ) -> io::Result<Vec<u64>> {
     let token = token.as_raw_handle();
     let mut length = 0;
-    // SAFETY: no buffer is given, so only the length that is needed is written.
+    // SAFETY: without a buffer, only the required length is written.
     unsafe { GetTokenInformation(token, class, ptr::null_mut(), 0, &mut length) };
     let mut buffer = vec![0_u64; (length as usize).max(shortest).div_ceil(8)];
     let room = (buffer.len() * 8) as u32;
-    // SAFETY: `buffer` has room for as many bytes.
+    // SAFETY: `buffer` has room for `room` bytes.
     check(unsafe {
         GetTokenInformation(token, class, buffer.as_mut_ptr().cast(), room, &mut length)
     })?;
@@ -203,17 +137,17 @@ fn token_information(
 /// `sid` has to point to a valid SID.
 pub(super) unsafe fn sid_text(sid: PSID) -> io::Result<String> {
     let mut text = ptr::null_mut();
-    // SAFETY: the caller vouches for `sid`; `text` is written on success.
+    // SAFETY: the caller guarantees that `sid` is valid; `text` is written on success.
     if unsafe { ConvertSidToStringSidW(sid, &mut text) } == 0 {
         return Err(last_error());
     }
-    // SAFETY: the system wrote a text that ends in NUL.
+    // SAFETY: the system wrote a NUL-terminated string.
     let units = unsafe {
         let length = (0..).take_while(|&index| *text.add(index) != 0).count();
         std::slice::from_raw_parts(text, length)
     };
     let sid = String::from_utf16_lossy(units);
-    // SAFETY: the system allocated the text with LocalAlloc; `units` is not used any more.
+    // SAFETY: the system allocated the text with LocalAlloc; `units` is no longer used.
     unsafe { LocalFree(text.cast()) };
     Ok(sid)
 }

@@ -1,9 +1,9 @@
-//! Every function of Windows that the project calls, by name. It is the only seam: under
-//! `--cfg pipe_model`, and always under Miri, the model of [`super::model`] takes their place.
+//! Every Windows function that the library calls. Under `--cfg pipe_model`, and always under Miri, the
+//! functions of [`super::model`] replace them; nothing else changes.
 //!
-//! `SetLastError` has no place here: errors are read with [`last_error`] right after the call.
+//! Errors are read with [`last_error`] right after the call.
 
-use std::{io, os::windows::io::AsRawHandle};
+use std::{io, os::windows::io::AsRawHandle, ptr};
 
 use windows_sys::{
     Win32::Foundation::{HANDLE, INVALID_HANDLE_VALUE},
@@ -53,7 +53,7 @@ unsafe impl Send for Handle {}
 unsafe impl Sync for Handle {}
 
 impl Handle {
-    /// Takes a handle that a call has just returned, or the call's error.
+    /// Takes ownership of a handle that a call has just returned, or returns the call's error.
     ///
     /// # Safety
     ///
@@ -75,18 +75,34 @@ impl AsRawHandle for Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // SAFETY: the handle is open and nobody else has it.
+        // SAFETY: the handle is open, and `self` owns it.
         unsafe { CloseHandle(self.0) };
     }
 }
 
-/// The error of the call before.
+/// The error of the preceding call.
 pub(super) fn last_error() -> io::Error {
-    // SAFETY: always allowed.
+    // SAFETY: has no preconditions.
     io::Error::from_raw_os_error(unsafe { GetLastError() } as i32)
 }
 
-/// The error of the call that returned `done`, if that says that there is one.
+/// The error of the call that returned `done`, if it failed.
 pub(super) fn check(done: BOOL) -> io::Result<()> {
     if done == 0 { Err(last_error()) } else { Ok(()) }
+}
+
+/// The system's code of an error.
+pub(crate) fn code(error: &io::Error) -> Option<u32> {
+    error.raw_os_error().map(|code| code as u32)
+}
+
+/// Cancels all operations in flight on a handle (`CancelIoEx`). What was written before stays readable.
+pub(crate) fn cancel(end: &impl AsRawHandle) {
+    // SAFETY: the handle is open as long as `end` is borrowed.
+    unsafe { CancelIoEx(end.as_raw_handle(), ptr::null()) };
+}
+
+/// `text` as the system's calls take it: in UTF-16, with a NUL at its end.
+pub(super) fn wide(text: &str) -> Vec<u16> {
+    text.encode_utf16().chain([0]).collect()
 }

@@ -15,14 +15,15 @@ use std::{
 use pipe_server::{
     BindError, BoxError, Bytes, CallError, ClientOptions, ConnectError, Connection, ConnectionInfo,
     Handler, IntoReply, ListenerOptions, NoSession, Peer, RecvError, Rejection, Reply, Request,
-    SendError, Serve, Session, Shutdown, Summary, serve, serve_connections,
+    SendError, Serve, Session, Shutdown, Summary, Trust, defaults, serve, serve_connections,
 };
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
+    time::Instant,
 };
 
-use support::{Kind, Pipe, log::Log, on_every_engine, unique_name};
+use support::{Kind, Pipe, log::Log, message, on_every_engine, unique_name};
 
 on_every_engine! {
     replies_of_every_kind_reach_the_client,
@@ -42,6 +43,7 @@ on_every_engine! {
     code_that_does_not_end_is_cut_off,
     code_that_fails_or_panics_costs_its_own_connection_and_is_logged,
     a_client_knows_its_server_and_gives_its_connection,
+    a_client_sends_nothing_to_a_server_that_it_does_not_trust,
 }
 
 /// A server that ends when it is told to.
@@ -346,9 +348,9 @@ async fn a_refused_client_is_closed_counted_and_logged(kind: Kind) {
     assert!(line.starts_with("WARN"), "{line}");
     assert!(line.contains("connection.id=2"), "{line}");
     // Some clients are known only once they have sent something.
-    let who = format!("client.pid={}", std::process::id());
+    let who = format!("peer.pid={}", std::process::id());
     assert!(
-        line.contains(&who) || line.contains("client.unknown"),
+        line.contains(&who) || line.contains("peer.unknown"),
         "{line}"
     );
     assert!(line.contains(&who) || cfg!(windows), "{line}");
@@ -472,9 +474,7 @@ async fn code_that_fails_or_panics_costs_its_own_connection_and_is_logged(kind: 
 
 async fn a_client_knows_its_server_and_gives_its_connection(kind: Kind) {
     let (_server, pipe) = start(kind, |request: Bytes| async move { request });
-    // On Windows the owner of the pipe may be read only by who asks for it.
-    let options = ClientOptions::new().only_current_user(true);
-    let options = options.max_message_size(77);
+    let options = ClientOptions::new().max_message_size(77);
     let mut client = pipe.connect_with(options).await;
     assert_eq!(client.call("hello").await.unwrap(), "hello");
     assert_eq!(client.peer().unwrap().process_id(), std::process::id());
@@ -482,6 +482,34 @@ async fn a_client_knows_its_server_and_gives_its_connection(kind: Kind) {
     assert_eq!(connection.max_message_size(), 77);
     connection.send("again").await.unwrap();
     assert_eq!(connection.recv().await.unwrap().unwrap(), "again");
+}
+
+async fn a_client_sends_nothing_to_a_server_that_it_does_not_trust(kind: Kind) {
+    let (server, pipe) = start(kind, |request: Bytes| async move { request });
+    let owner = pipe.connect().await.peer().unwrap().user().clone();
+    for trust in [
+        Trust::System,
+        Trust::CurrentUser,
+        Trust::User(owner.clone()),
+        Trust::Anyone,
+    ] {
+        let mut client = pipe.connect_with(ClientOptions::new().trust(trust)).await;
+        assert_eq!(client.call("hello").await.unwrap(), "hello");
+    }
+    // The server of a memory pipe is in this process and not asked for.
+    if matches!(pipe, Pipe::Named(_)) {
+        let nobody = if cfg!(windows) {
+            "S-1-5-7"
+        } else {
+            "4294967294"
+        };
+        let options = ClientOptions::new().trust(nobody.parse().unwrap());
+        match pipe.try_connect(options).await {
+            Err(ConnectError::Untrusted { owner: named, .. }) => assert_eq!(named, owner),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(server.stop().await.requests, 4);
 }
 
 #[tokio::test]
@@ -498,6 +526,30 @@ async fn a_handler_is_called_without_a_server() {
     let request = request.with_session(Mutex::new(Vec::<String>::new()));
     let reply = Handler::call(&handler, request).await.unwrap();
     assert_eq!(reply.message().unwrap(), "HELLO");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_read_is_cut_off_after_the_default_write_timeout() {
+    let (listener, pipe) = ListenerOptions::new().bind_memory().unwrap();
+    tokio::spawn(serve(listener, |request: Bytes| async move { request }).into_future());
+    let mut client = pipe.connect().await.unwrap();
+    let begun = Instant::now();
+    while client.send(message(0, 65_536)).await.is_ok() {}
+    assert!(begun.elapsed() >= defaults::WRITE_TIMEOUT);
+    assert!(begun.elapsed() < defaults::WRITE_TIMEOUT + Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_pipe_is_waited_for_as_long_as_the_default_connect_timeout() {
+    let options = ListenerOptions::new().max_instances(1);
+    let (mut listener, pipe) = options.bind_memory().unwrap();
+    let _client = pipe.connect().await.unwrap();
+    let _connection = listener.accept().await.unwrap();
+    let begun = Instant::now();
+    let refused = pipe.connect().await;
+    assert!(matches!(refused, Err(ConnectError::Busy { .. })));
+    assert!(begun.elapsed() >= defaults::CONNECT_TIMEOUT);
+    assert!(begun.elapsed() < defaults::CONNECT_TIMEOUT + Duration::from_secs(1));
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Dropping anything is always allowed: in the middle of its work, on a thread outside any runtime, and after the
+//! Anything can be dropped at any time: with operations in flight, on a thread outside any runtime, and after the
 //! runtime is gone. Nothing keeps the name.
 
 use std::{
@@ -26,17 +26,17 @@ on_every_engine! {
     threads:
     everything_can_be_dropped_outside_the_runtime,
     everything_can_be_dropped_after_the_runtime,
-    a_runtime_that_ends_takes_its_server_along,
+    a_server_ends_with_its_runtime,
     a_waker_may_drop_a_connection,
 }
 
-/// It takes no such time: something keeps the name.
+/// Longer than releasing the name takes. After this, something keeps it.
 const DEADLINE: Duration = Duration::from_secs(if cfg!(miri) { 3600 } else { 20 });
 
 type Things = Vec<Box<dyn Any + Send>>;
 
 async fn everything_can_be_dropped_outside_the_runtime(kind: Kind) {
-    for order in [Order::AsMade, Order::Reversed] {
+    for order in [Order::AsCreated, Order::Reversed] {
         let (things, pipes) = things(kind).await;
         on_a_thread(move || order.drop(things));
         for pipe in pipes {
@@ -46,7 +46,11 @@ async fn everything_can_be_dropped_outside_the_runtime(kind: Kind) {
 }
 
 async fn everything_can_be_dropped_after_the_runtime(kind: Kind) {
-    for (order, workers) in [(Order::AsMade, 0), (Order::Reversed, 0), (Order::AsMade, 2)] {
+    for (order, workers) in [
+        (Order::AsCreated, 0),
+        (Order::Reversed, 0),
+        (Order::AsCreated, 2),
+    ] {
         let pipes = on_a_thread(move || {
             let runtime = runtime(workers);
             let (things, pipes) = runtime.block_on(things(kind));
@@ -60,7 +64,7 @@ async fn everything_can_be_dropped_after_the_runtime(kind: Kind) {
     }
 }
 
-async fn a_runtime_that_ends_takes_its_server_along(kind: Kind) {
+async fn a_server_ends_with_its_runtime(kind: Kind) {
     for workers in [0, 2] {
         let (client, pipe) = on_a_thread(move || {
             let runtime = runtime(workers);
@@ -85,7 +89,7 @@ async fn a_runtime_that_ends_takes_its_server_along(kind: Kind) {
     }
 }
 
-/// Wakers are code of the caller's, so none is woken under a lock.
+/// Waking runs the caller's code, so it must not happen under a lock.
 async fn a_waker_may_drop_a_connection(kind: Kind) {
     let (mut listener, pipe) = kind.bind(ListenerOptions::new().max_instances(2));
     let _clients = (pipe.connect().await, pipe.connect().await);
@@ -95,7 +99,7 @@ async fn a_waker_may_drop_a_connection(kind: Kind) {
         let waker = Waker::from(Arc::new(DropsWhenWoken(Mutex::new(Some(second)))));
         let mut accepting = pin!(listener.accept());
         let polled = accepting.as_mut().poll(&mut Context::from_waker(&waker));
-        assert!(polled.is_pending(), "both instances are taken");
+        assert!(polled.is_pending(), "both instances are connected");
         let (done, dropped) = std::sync::mpsc::channel();
         let enter = same_system();
         thread::spawn(move || {
@@ -103,7 +107,7 @@ async fn a_waker_may_drop_a_connection(kind: Kind) {
             drop(first);
             _ = done.send(());
         });
-        assert!(dropped.recv_timeout(DEADLINE).is_ok(), "a deadlock");
+        assert!(dropped.recv_timeout(DEADLINE).is_ok(), "deadlock");
     }
     let mut client = pipe.connect().await;
     client.send("still there").await.unwrap();
@@ -122,7 +126,7 @@ impl Wake for DropsWhenWoken {
 
 #[derive(Clone, Copy)]
 enum Order {
-    AsMade,
+    AsCreated,
     Reversed,
 }
 
@@ -137,7 +141,7 @@ impl Order {
     }
 }
 
-/// One of each thing that can be dropped, in the middle of what it does, and the pipes that they are of.
+/// One of everything that can be dropped, with operations in flight, and the pipes that they belong to.
 async fn things(kind: Kind) -> (Things, Vec<Pipe>) {
     let mut things = Things::new();
 
@@ -159,8 +163,8 @@ async fn things(kind: Kind) -> (Things, Vec<Pipe>) {
     let (receiver, sender) = clients.pop().unwrap().into_split();
     things.extend([Box::new(sender) as Box<dyn Any + Send>, Box::new(receiver)]);
     let mut calling = clients.pop().unwrap();
-    things.push(begun(async move { drop(calling.call("never answered").await) }).await);
-    things.push(begun(async move { drop(listener.accept().await) }).await);
+    things.push(started(async move { drop(calling.call("never answered").await) }).await);
+    things.push(started(async move { drop(listener.accept().await) }).await);
     things.push(Box::new(clients));
     things.push(Box::new(connections));
 
@@ -182,7 +186,7 @@ async fn things(kind: Kind) -> (Things, Vec<Pipe>) {
     let mut client = busy.connect().await;
     client.send("in progress").await.unwrap();
     tokio::select! {
-        _ = &mut serving => unreachable!("nobody stops it"),
+        _ = &mut serving => unreachable!("the server has no shutdown signal"),
         request = was_asked.recv() => request.unwrap(),
     }
     things.push(Box::new(serving));
@@ -192,32 +196,32 @@ async fn things(kind: Kind) -> (Things, Vec<Pipe>) {
 }
 
 async fn receiving(mut connection: Connection) -> Box<dyn Any + Send> {
-    begun(async move { drop(connection.recv().await) }).await
+    started(async move { drop(connection.recv().await) }).await
 }
 
 async fn sending(mut connection: Connection, kind: Kind) -> Box<dyn Any + Send> {
     let message = Bytes::from(message(1, kind.longest().min(65_536)));
-    begun(async move { while connection.send(message.clone()).await.is_ok() {} }).await
+    started(async move { while connection.send(message.clone()).await.is_ok() {} }).await
 }
 
 async fn sending_and_receiving(connection: Connection, kind: Kind) -> Things {
     let (mut receiver, mut sender) = connection.into_split();
     let message = Bytes::from(message(2, kind.longest().min(65_536)));
     vec![
-        begun(async move { while sender.send(message.clone()).await.is_ok() {} }).await,
-        begun(async move { drop(receiver.recv().await) }).await,
+        started(async move { while sender.send(message.clone()).await.is_ok() {} }).await,
+        started(async move { drop(receiver.recv().await) }).await,
     ]
 }
 
-/// A future that was polled and has not ended.
-async fn begun(future: impl Future<Output = ()> + Send + 'static) -> Box<dyn Any + Send> {
+/// Polls a future once, and returns it pending.
+async fn started(future: impl Future<Output = ()> + Send + 'static) -> Box<dyn Any + Send> {
     let mut future = Box::pin(future);
     let polled = poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await;
     assert!(polled.is_pending());
     Box::new(future)
 }
 
-/// A runtime with so many workers, or one that runs on the thread that blocks on it.
+/// A runtime with `workers` worker threads, or a current-thread runtime for 0.
 fn runtime(workers: usize) -> Runtime {
     let mut builder = match workers {
         0 => Builder::new_current_thread(),
@@ -232,7 +236,7 @@ fn runtime(workers: usize) -> Runtime {
     builder.enable_time().build().unwrap()
 }
 
-/// Runs it on a thread that knows no runtime.
+/// Runs a function on a thread outside any runtime.
 fn on_a_thread<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> T {
     let enter = same_system();
     let thread = thread::spawn(move || {
@@ -242,14 +246,14 @@ fn on_a_thread<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> T
     thread.join().unwrap()
 }
 
-/// The name is gone, and whoever serves it next is reached.
+/// Asserts that the name disappears, and that clients reach the next server on it.
 async fn can_be_served_again(kind: Kind, pipe: Pipe) {
     let gone = async {
         loop {
             let options = ClientOptions::new().connect_timeout(Duration::ZERO);
             match pipe.try_connect(options).await {
                 Err(ConnectError::NotFound { .. }) => break,
-                // The system has yet to close what was dropped.
+                // The system has not closed everything yet.
                 Ok(_) | Err(_) => yield_now().await,
             }
         }

@@ -1,4 +1,4 @@
-//! What holds on Linux alone: the kernel's queue of clients, and the socket's place in the file system.
+//! Tests that apply only to Linux: the kernel's queue of clients, and the socket in the file system.
 
 use std::{
     fs::{self, File},
@@ -17,7 +17,7 @@ use rustix::{
 
 use support::{UniqueName, unique_name};
 
-/// Connects if there is room now.
+/// Connects if there is room, without waiting.
 async fn try_connect(name: &UniqueName) -> Result<Client, ConnectError> {
     let options = ClientOptions::new().connect_timeout(Duration::ZERO);
     options.connect(&name.text).await
@@ -48,7 +48,7 @@ async fn the_queue_of_a_full_pipe_holds_one_client() {
 }
 
 #[tokio::test]
-async fn clients_that_are_queued_when_a_pipe_gets_full_are_served_in_turn() {
+async fn clients_queued_when_a_pipe_becomes_full_are_served_in_order() {
     let name = unique_name();
     let options = ListenerOptions::new().max_instances(1);
     let mut listener = options.bind(&name.text).unwrap();
@@ -68,7 +68,7 @@ async fn clients_that_are_queued_when_a_pipe_gets_full_are_served_in_turn() {
     }
 }
 
-/// Somebody else: nobody, mostly.
+/// Another user, usually `nobody`.
 const OTHER_USER: u32 = 65_534;
 
 fn bind(path: &Path) -> Result<PipeListener, BindError> {
@@ -79,7 +79,7 @@ fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// Why the place is refused.
+/// Asserts that `bind` was denied for this reason.
 fn assert_denied(refused: Result<PipeListener, BindError>, reason: &str) {
     let error = refused.unwrap_err();
     let BindError::Denied { source, .. } = &error else {
@@ -88,10 +88,10 @@ fn assert_denied(refused: Result<PipeListener, BindError>, reason: &str) {
     assert!(source.to_string().contains(reason), "{source}");
 }
 
-/// Gives a file to another user, which only root can do.
+/// Gives a file to another user. Returns false without root, which it requires.
 fn give_away(path: &Path) -> bool {
     if !geteuid().is_root() {
-        eprintln!("left out: only root can make a file of another user");
+        eprintln!("skipped: only root can give a file to another user");
         return false;
     }
     chown(path, Some(OTHER_USER), None).unwrap();
@@ -116,12 +116,12 @@ async fn a_directory_in_which_others_can_replace_the_socket_is_refused() {
 }
 
 #[tokio::test]
-async fn a_lock_that_is_no_file_of_this_user_is_not_called_a_server() {
+async fn a_lock_that_is_not_a_file_of_this_user_is_not_reported_as_in_use() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("pipe");
     let lock = directory.path().join("pipe.lock");
     mknodat(CWD, &lock, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
-    // Nobody reads it. With a reader it can be opened.
+    // A FIFO can't be opened for writing without a reader.
     bind(&path).unwrap_err();
     let _reader = File::options().read(true).write(true).open(&lock).unwrap();
     assert_denied(bind(&path), "pipe.lock is not a file of this user");
@@ -137,7 +137,7 @@ async fn a_lock_that_is_no_file_of_this_user_is_not_called_a_server() {
 }
 
 #[tokio::test]
-async fn the_socket_has_the_mode_that_was_asked_for() {
+async fn the_socket_has_the_requested_mode() {
     for (access, mode) in [
         (Access::CurrentUser, 0o600),
         (Access::Everyone, 0o666),

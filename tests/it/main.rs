@@ -1,8 +1,10 @@
 //! The tests that need no process of their own, in one program.
 
+mod abuse;
 mod api;
 mod contract;
 mod drops;
+mod faults;
 #[cfg(all(feature = "futures", feature = "tower"))]
 mod features;
 #[cfg(target_os = "linux")]
@@ -11,6 +13,7 @@ mod hostile;
 mod linux_only;
 #[cfg(all(windows, any(miri, pipe_model)))]
 mod model;
+mod observe;
 mod properties;
 #[cfg(all(windows, not(any(miri, pipe_model))))]
 mod win32;

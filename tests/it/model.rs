@@ -1,9 +1,8 @@
-//! What only the model of Windows can show: other users, calls that fail without a reason, and a sender that leaves in
-//! the middle of a message.
+//! Tests that need the model of Windows: other users, injected faults, and a sender that closes in the middle of a
+//! message.
 
 use std::{
     collections::HashSet,
-    error::Error as _,
     future::{Future, poll_fn},
     io,
     pin::pin,
@@ -12,14 +11,14 @@ use std::{
 
 use pipe_server::{
     Access, BindError, Client, ClientOptions, ConnectError, Connection, ListenerOptions,
-    PipeListener, RecvError,
+    PipeListener, RecvError, Trust, UserId,
     model::{Model, Options, User, run, seeds},
     os::windows::{Engine, ListenerOptionsExt as _},
 };
 use support::{in_time, message, unique_name};
 use tokio::task::yield_now;
 
-/// Runs as `server` what `access` serves, and connects as `client`.
+/// Serves a pipe with `access` as `server`, and connects to it as `client`.
 async fn connect_as(
     server: User,
     access: Access,
@@ -37,7 +36,7 @@ fn bind(options: ListenerOptions) -> Result<PipeListener, BindError> {
     options.engine(Engine::Overlapped).bind(unique_name().text)
 }
 
-/// Runs a test with many seeds of the forms that check access.
+/// Runs a test with many seeds, in the forms that check access.
 fn with_access_checks<F: Future<Output = ()>>(test: impl Fn() -> F) {
     for seed in seeds(30) {
         let options = Options::seeded(seed);
@@ -59,7 +58,7 @@ fn a_user_who_logged_on_through_ssh_can_serve() {
 }
 
 #[test]
-fn an_access_list_that_shuts_out_its_own_server_is_refused_at_once() {
+fn an_access_list_that_denies_its_own_server_is_refused_at_bind() {
     with_access_checks(|| async {
         for list in ["D:P(A;;GA;;;SY)", "D:P(A;;0x12019b;;;WD)", "D:P"] {
             for most in [1, 4] {
@@ -67,8 +66,18 @@ fn an_access_list_that_shuts_out_its_own_server_is_refused_at_once() {
                     .access(Access::Sddl(list.to_owned()))
                     .max_instances(most);
                 let error = bind(options).unwrap_err();
-                let text = error.source().unwrap().to_string();
-                assert!(text.contains("does not let this process itself"), "{text}");
+                assert!(
+                    matches!(
+                        error,
+                        BindError::Option {
+                            option: "access",
+                            ..
+                        }
+                    ),
+                    "{error:?}"
+                );
+                let text = error.to_string();
+                assert!(text.contains("does not let this process create"), "{text}");
                 assert!(text.contains(User::PLAIN.sid), "{text}");
                 let kind = io::Error::from(error).kind();
                 assert_eq!(kind, io::ErrorKind::InvalidInput);
@@ -79,75 +88,119 @@ fn an_access_list_that_shuts_out_its_own_server_is_refused_at_once() {
     });
 }
 
+/// Covers the rows of the tables in the docs of `Access` and `Peer` that the model supports.
 #[test]
-fn another_user_is_let_in_only_if_everyone_is() {
+fn clients_that_are_let_in_are_identified_by_their_user() {
     with_access_checks(|| async {
-        let client = ClientOptions::new();
-        let refused = connect_as(
-            User::PLAIN,
-            Access::CurrentUser,
-            User::OTHER,
-            client.clone(),
-        )
-        .await;
-        assert!(
-            matches!(refused, Err(ConnectError::Denied { .. })),
-            "{refused:?}"
-        );
-        let connected = connect_as(User::PLAIN, Access::Everyone, User::OTHER, client).await;
-        assert!(connected.is_ok(), "{connected:?}");
+        let cases = [
+            // Server, client, and whether `CurrentUser` lets the client in. `Everyone` always does.
+            (User::PLAIN, User::PLAIN, true),
+            (User::PLAIN, User::ELEVATED, true),
+            (User::PLAIN, User::NETWORK, true),
+            (User::ELEVATED, User::PLAIN, true),
+            (User::PLAIN, User::LOCAL_SYSTEM, true),
+            (User::PLAIN, User::LOCAL_SERVICE, false),
+            (User::PLAIN, User::OTHER, false),
+            (User::ELEVATED, User::OTHER, false),
+            (User::LOCAL_SYSTEM, User::PLAIN, false),
+        ];
+        for (server, client, current_user) in cases {
+            for (access, let_in) in [
+                (Access::CurrentUser, current_user),
+                (Access::Everyone, true),
+            ] {
+                let case = format!("{client:?} with {access:?} of {server:?}");
+                let user = client.sid;
+                match user_of_a_client(server.clone(), access, client.clone()).await {
+                    Ok(known) => {
+                        assert!(let_in, "{case}");
+                        assert_eq!(known, user, "{case}");
+                    }
+                    Err(ConnectError::Denied { .. }) => assert!(!let_in, "{case}"),
+                    Err(error) => panic!("{case}: {error:?}"),
+                }
+            }
+        }
     });
 }
 
+/// The client's user as the server sees it after receiving a message.
+async fn user_of_a_client(
+    server: User,
+    access: Access,
+    client: User,
+) -> Result<String, ConnectError> {
+    Model::run_as(server);
+    let mut listener = bind(ListenerOptions::new().access(access)).unwrap();
+    Model::run_as(client);
+    let options = ClientOptions::new().trust(Trust::Anyone);
+    let mut client = options.connect(listener.path()).await?;
+    client.send("hello").await.unwrap();
+    let mut connection = listener.accept().await.unwrap();
+    connection.recv().await.unwrap();
+    Ok(connection.peer().unwrap().user().to_string())
+}
+
+/// The table in the documentation of `Trust`, and other users.
 #[test]
-fn a_client_for_its_own_user_alone_knows_its_own_pipes_by_their_owner() {
+fn a_client_talks_to_the_servers_that_it_trusts() {
     with_access_checks(|| async {
         let cases = [
-            (User::PLAIN, User::PLAIN, true),
-            (User::PLAIN, User::ELEVATED, true),
-            (User::ELEVATED, User::ELEVATED, true),
-            // To a plain client a pipe of the Administrators may be anybody's among them.
-            (User::ELEVATED, User::PLAIN, false),
-            (User::OTHER, User::PLAIN, false),
-            (User::PLAIN, User::OTHER, false),
+            // Server, client, and whether `System` and `CurrentUser` include the server.
+            (User::PLAIN, User::PLAIN, true, true),
+            (User::PLAIN, User::ELEVATED, true, true),
+            (User::ELEVATED, User::ELEVATED, true, true),
+            (User::ELEVATED, User::PLAIN, true, false),
+            (User::LOCAL_SYSTEM, User::PLAIN, true, false),
+            (User::LOCAL_SERVICE, User::PLAIN, false, false),
+            (User::OTHER, User::PLAIN, false, false),
+            (User::PLAIN, User::OTHER, false, false),
+            (User::PLAIN, User::LOCAL_SYSTEM, false, false),
         ];
-        for (server, client, connects) in cases {
-            let options = ClientOptions::new().only_current_user(true);
-            let case = format!("{server:?} and {client:?}");
-            let owner = server.owner;
-            let connected = connect_as(server, Access::Everyone, client, options).await;
-            match connected {
-                Ok(()) => assert!(connects, "{case}"),
-                Err(ConnectError::OtherUser { owner: named, .. }) => {
-                    assert!(!connects, "{case}");
-                    assert_eq!(named, owner);
+        for (server, client, system, current_user) in cases {
+            let owner = UserId::Sid(server.owner.to_owned());
+            for (trust, trusted) in [
+                (Trust::System, system),
+                (Trust::CurrentUser, current_user),
+                (Trust::User(owner.clone()), true),
+                (Trust::Anyone, true),
+            ] {
+                let case = format!("{server:?}, {client:?} and {trust:?}");
+                let options = ClientOptions::new().trust(trust);
+                let (server, client) = (server.clone(), client.clone());
+                match connect_as(server, Access::Everyone, client, options).await {
+                    Ok(()) => assert!(trusted, "{case}"),
+                    Err(ConnectError::Untrusted { owner: named, .. }) => {
+                        assert!(!trusted, "{case}");
+                        assert_eq!(named, owner, "{case}");
+                    }
+                    Err(error) => panic!("{case}: {error:?}"),
                 }
-                Err(error) => panic!("{case}: {error:?}"),
             }
         }
     });
 }
 
 #[test]
-fn a_message_that_its_sender_leaves_in_the_middle_of_has_one_outcome() {
+fn a_message_whose_sender_closes_midway_is_received_whole_or_reported_incomplete() {
     let mut outcomes = HashSet::new();
     let seeds = seeds(300);
     let many = seeds.end - seeds.start >= 300;
     for seed in seeds {
-        let outcome = run(Options::seeded(seed), leave_in_the_middle);
+        let outcome = run(Options::seeded(seed), close_midway);
         outcomes.insert(outcome);
     }
     if many {
-        let expected = ["cut short", "whole"];
+        let expected = ["incomplete", "whole"];
         assert_eq!(
             outcomes,
             HashSet::from(expected),
-            "each is seen with some seed"
+            "each occurs with some seed"
         );
     }
 }
 
-async fn leave_in_the_middle() -> &'static str {
+async fn close_midway() -> &'static str {
     let long = message(1, 60_000);
     let mut listener = bind(ListenerOptions::new().buffer_size(4096)).unwrap();
     let mut client = Client::connect(listener.path()).await.unwrap();
@@ -172,15 +225,15 @@ async fn leave_in_the_middle() -> &'static str {
             assert!(received == long);
             "whole"
         }
-        Ok(None) => panic!("the part that had arrived is gone without a word"),
-        Err(RecvError::Incomplete) => "cut short",
+        Ok(None) => panic!("a partly received message was dropped without an error"),
+        Err(RecvError::Incomplete) => "incomplete",
         Err(error) => panic!("{error:?}"),
     }
 }
 
-/// Whatever fails: nothing is lost in the middle, split, merged or repeated, nothing hangs, and nothing is left.
+/// Whatever fails, no message is lost in the middle, split, merged or repeated, and nothing hangs or leaks.
 #[test]
-fn calls_that_fail_cost_connections_and_nothing_else() {
+fn failing_calls_cost_connections_and_nothing_else() {
     for seed in seeds(if cfg!(miri) { 1 } else { 500 }) {
         let options = Options {
             faults: 10 + (seed % 50) as u32,
@@ -220,12 +273,15 @@ async fn converse_with_faults() {
     serving.abort();
 }
 
-/// Answers what comes, as long as that is in order.
+/// Echoes requests, and checks that they arrive in order.
 async fn echo(mut connection: Connection) {
     let mut expected = None;
     while let Ok(Some(received)) = connection.recv().await {
         let number = received[0];
-        assert!(received == numbered(number), "a message that nobody sent");
+        assert!(
+            received == numbered(number),
+            "a message that was never sent"
+        );
         assert!(
             expected.is_none_or(|expected| expected == number),
             "out of order"
@@ -239,7 +295,7 @@ async fn echo(mut connection: Connection) {
 
 async fn call(name: String, client: u8) {
     for attempt in 0..4 {
-        // Each conversation has numbers of its own.
+        // The numbers are unique to this conversation.
         let first = client * 40 + attempt * 10;
         let Ok(mut client) = Client::connect(&name).await else {
             yield_now().await;
@@ -247,14 +303,14 @@ async fn call(name: String, client: u8) {
         };
         for number in (first..).take(6) {
             match client.call(numbered(number)).await {
-                Ok(reply) => assert!(reply == numbered(number), "another's reply"),
+                Ok(reply) => assert!(reply == numbered(number), "the wrong reply"),
                 Err(_) => break,
             }
         }
     }
 }
 
-/// A message that begins with its number.
+/// A message that starts with its number.
 fn numbered(number: u8) -> Vec<u8> {
     let length = [1, 4000, 4096, 4097, 9000, 20_000][usize::from(number % 6)];
     let mut bytes = message(number.into(), length);

@@ -1,5 +1,5 @@
-//! The first rule of the contract on random conversations: what is received is what was sent, message for message,
-//! however the lengths fall, both directions at once, and whatever futures the receiver drops.
+//! The first rule of the contract on random conversations: exactly the messages that were sent are received, whatever
+//! their lengths, in both directions at once, and whatever futures the receiver drops.
 
 use std::{
     array,
@@ -30,22 +30,22 @@ const CASES: u32 = if cfg!(miri) {
     24
 };
 
-/// The longest message that the default options allow.
+/// The default `max_message_size`.
 const LIMIT: usize = 65_536;
 
-/// No conversation takes as long, however busy the machine is: something hangs.
+/// Longer than any conversation takes, even on a busy machine. After this, something hangs.
 const DEADLINE: Duration = Duration::from_secs(if cfg!(miri) { 3600 } else { 10 });
 
 macro_rules! on {
     ($($engine:ident, $kind:ident;)*) => {$(
         #[test]
         fn $engine() {
-            every_conversation_comes_whole_and_in_order(Kind::$kind);
+            every_conversation_arrives_whole_and_in_order(Kind::$kind);
         }
     )*};
 }
 
-mod every_conversation_comes_whole_and_in_order_on {
+mod every_conversation_arrives_whole_and_in_order_on {
     use super::*;
 
     #[cfg(not(all(windows, any(miri, pipe_model))))]
@@ -58,13 +58,13 @@ mod every_conversation_comes_whole_and_in_order_on {
     on! { tokio_pipe, Tokio; }
 }
 
-/// What goes one way: the messages and how both ends handle them.
+/// One direction: its messages, and how both ends handle them.
 #[derive(Clone, Debug)]
 struct Flow {
     lengths: Vec<usize>,
-    /// How often the sender yields before each message, over and over.
+    /// How often the sender yields before each message, repeated cyclically.
     pauses: Vec<usize>,
-    /// What the receiver does to get a message, over and over.
+    /// How the receiver gets each message, repeated cyclically.
     habits: Vec<Habit>,
 }
 
@@ -72,12 +72,12 @@ struct Flow {
 enum Habit {
     /// Waits for it.
     Wait,
-    /// Polls once, drops the future if it is not ready, and yields so many times: at least once, since
-    /// a task that never does has no budget left, and Tokio gives it nothing more.
+    /// Polls once, drops the future if it is pending, and yields this many times. At least once: Tokio's
+    /// coop budget would otherwise run out, and every poll would be pending.
     Look(usize),
 }
 
-fn every_conversation_comes_whole_and_in_order(kind: Kind) {
+fn every_conversation_arrives_whole_and_in_order(kind: Kind) {
     let mut runner = TestRunner::new_with_rng(
         ProptestConfig {
             cases: CASES,
@@ -117,7 +117,7 @@ fn run<T>(seed: u64, conversation: impl Future<Output = T>) -> T {
     pipe_server::model::run(options, || conversation)
 }
 
-/// On the model a failure comes again.
+/// On the model, failures are reproducible.
 fn rng() -> TestRng {
     match cfg!(pipe_model) {
         true => TestRng::deterministic_rng(RngAlgorithm::ChaCha),
@@ -130,7 +130,7 @@ fn rng() -> TestRng {
 
 fn flow(kind: Kind) -> impl Strategy<Value = Flow> {
     let longest = kind.longest().min(LIMIT);
-    // Where engines change their ways, and anything between.
+    // Lengths at which engines change behavior, and any others.
     let length = prop_oneof![
         2 => Just(1),
         2 => Just(512),
@@ -157,7 +157,7 @@ async fn converse(kind: Kind, buffer_size: usize, up: Flow, down: Flow) -> TestC
     let results = tokio::join!(
         tokio::spawn(send(client_sender, up.clone(), 0)),
         tokio::spawn(receive(server_receiver, up, 0)),
-        // Other numbers, so that an engine can't mix up the directions unseen.
+        // Different numbers, so that a mix-up of the directions is detected.
         tokio::spawn(send(server_sender, down.clone(), 100)),
         tokio::spawn(receive(client_receiver, down, 100)),
     );
@@ -184,7 +184,7 @@ async fn receive(mut receiver: RecvHalf, flow: Flow, first: usize) -> TestCaseRe
     let expected = flow.lengths.iter().map(|&length| Some(length));
     for (number, length) in expected.chain([None]).enumerate() {
         let received = loop {
-            match habits.next().expect("a habit at least") {
+            match habits.next().expect("at least one habit") {
                 Habit::Wait => break receiver.recv().await,
                 Habit::Look(yields) => {
                     if let Poll::Ready(received) = look(&mut receiver).await {
@@ -200,7 +200,7 @@ async fn receive(mut receiver: RecvHalf, flow: Flow, first: usize) -> TestCaseRe
         };
         prop_assert!(
             received == length.map(|length| message(first + number, length).into()),
-            "message {number} of {length:?} bytes came as {:?} bytes",
+            "message {number} of {length:?} bytes arrived as {:?} bytes",
             received.map(|received| received.len())
         );
     }

@@ -1,11 +1,11 @@
-//! Programs that know nothing of this library: the sample's client and others like it against our server, and our
-//! client against a plain server. They make plain Windows calls that block.
+//! Interoperability with programs that do not use this library: plain clients, such as the sample's, with our server,
+//! and a plain server with our client. They make blocking Windows calls.
 
 use std::{future::IntoFuture, io, thread};
 
 use pipe_server::{
-    Bytes, CallError, Client, ClientOptions, ConnectError, ListenerOptions, PipeName, RecvError,
-    SendError,
+    Bytes, CallError, ClientOptions, ConnectError, ListenerOptions, PipeName, RecvError, SendError,
+    Trust,
     os::windows::{Engine, ListenerOptionsExt as _},
     serve,
 };
@@ -17,12 +17,12 @@ use windows_sys::Win32::{
 
 use support::{
     message, unique_name,
-    win32::{PlainPipe, call_as_the_sample_does, is, open_as_the_sample_does, utf16},
+    win32::{PlainPipe, call_as_the_sample_does, is, is_wine, open_as_the_sample_does, utf16},
 };
 
 const MIB: usize = 1 << 20;
 
-/// One test of each engine for each function below.
+/// Runs each function as one test per engine.
 macro_rules! on_both_engines {
     ($($test:ident),* $(,)?) => {
         on_both_engines!(@engine overlapped, Overlapped, $($test),*);
@@ -41,16 +41,16 @@ macro_rules! on_both_engines {
 }
 
 on_both_engines! {
-    the_samples_client_gets_its_answer,
-    replies_that_wait_are_whole_and_in_order,
+    the_samples_client_gets_its_reply,
+    queued_replies_are_whole_and_in_order,
     messages_of_every_size_cross_in_both_directions_at_once,
     a_client_in_byte_read_mode_gets_the_bytes_of_its_replies,
     an_empty_write_ends_the_conversation_and_the_reply_can_still_be_read,
-    a_client_that_vanishes_with_unread_replies_does_not_hurt_the_next,
+    a_client_that_closes_with_unread_replies_does_not_affect_the_next,
     with_one_instance_plain_clients_take_turns,
 }
 
-/// Serves an echo and gives the pipe's address.
+/// Starts an echo server and returns the pipe's address.
 fn echo(engine: Engine, options: ListenerOptions) -> String {
     let name = unique_name();
     let listener = options.engine(engine).bind(&name.text).unwrap();
@@ -62,12 +62,12 @@ fn echo(engine: Engine, options: ListenerOptions) -> String {
     address
 }
 
-/// Runs what blocks on a thread of its own.
+/// Runs a blocking function on another thread.
 async fn blocking<T: Send + 'static>(plain: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(plain).await.unwrap()
 }
 
-async fn the_samples_client_gets_its_answer(engine: Engine) {
+async fn the_samples_client_gets_its_reply(engine: Engine) {
     let address = echo(engine, ListenerOptions::new());
     let request = utf16("Default message from client.");
     let sent = request.clone();
@@ -75,12 +75,12 @@ async fn the_samples_client_gets_its_answer(engine: Engine) {
     assert_eq!(reply, request);
 }
 
-async fn replies_that_wait_are_whole_and_in_order(engine: Engine) {
+async fn queued_replies_are_whole_and_in_order(engine: Engine) {
     let longest = match engine {
         Engine::Tokio => 4095,
         _ => 16_384,
     };
-    // Less in all than the pipe's buffer: nobody has to wait for a reader.
+    // Less in total than the pipe's buffer, so no write waits for a reader.
     let lengths = [1, 4095, 2, 511, 512, 513, 4094, 1, longest, 3, 1024, 4095];
     let address = echo(engine, ListenerOptions::new());
     blocking(move || {
@@ -152,25 +152,25 @@ async fn an_empty_write_ends_the_conversation_and_the_reply_can_still_be_read(en
     let address = echo(engine, ListenerOptions::new());
     blocking(move || {
         let pipe = open_as_the_sample_does(&address);
-        pipe.write(b"last words").unwrap();
+        pipe.write(b"last request").unwrap();
         pipe.write(b"").unwrap();
-        assert_eq!(pipe.read_message(64).unwrap(), b"last words");
+        assert_eq!(pipe.read_message(64).unwrap(), b"last request");
         let error = pipe.read_message(64).unwrap_err();
         assert!(is(&error, ERROR_BROKEN_PIPE), "{error}");
     })
     .await;
 }
 
-async fn a_client_that_vanishes_with_unread_replies_does_not_hurt_the_next(engine: Engine) {
+async fn a_client_that_closes_with_unread_replies_does_not_affect_the_next(engine: Engine) {
     let address = echo(engine, ListenerOptions::new().max_instances(1));
     blocking(move || {
         for round in 0..10 {
-            let vanishing = open_as_the_sample_does(&address);
+            let closing = open_as_the_sample_does(&address);
             for number in 0..10 {
-                vanishing.write(&message(number, 1000)).unwrap();
+                closing.write(&message(number, 1000)).unwrap();
             }
-            // The server is now at any of them.
-            drop(vanishing);
+            // The server may be answering any of them.
+            drop(closing);
             let request = message(round, 100);
             assert_eq!(call_as_the_sample_does(&address, &request), request);
         }
@@ -196,11 +196,11 @@ async fn with_one_instance_plain_clients_take_turns(engine: Engine) {
     .await;
 }
 
-/// Our client, and a plain server of one client.
+/// Our client with a plain server for one client.
 mod our_client {
     use super::*;
 
-    /// Starts a server that does as `script` says with its one client, and gives its address.
+    /// Starts a server that runs `script` with its one client, and returns its address.
     fn plain_server(
         script: impl FnOnce(&PlainPipe) -> io::Result<()> + Send + 'static,
     ) -> (String, thread::JoinHandle<io::Result<()>>) {
@@ -222,8 +222,18 @@ mod our_client {
         PlainPipe::create(address, PIPE_ACCESS_DUPLEX, pipe_mode).unwrap()
     }
 
+    /// Wine gives no owner to a pipe that was created without a descriptor.
+    fn options() -> ClientOptions {
+        let trust = if is_wine() {
+            Trust::Anyone
+        } else {
+            Trust::CurrentUser
+        };
+        ClientOptions::new().trust(trust)
+    }
+
     #[tokio::test]
-    async fn gets_echoes_of_every_size() {
+    async fn receives_echoes_of_every_size() {
         let (address, serving) = plain_server(|pipe| {
             loop {
                 match pipe.read_message(4096) {
@@ -233,7 +243,7 @@ mod our_client {
                 }
             }
         });
-        let options = ClientOptions::new().max_message_size(MIB);
+        let options = options().max_message_size(MIB);
         let mut client = options.connect(&address).await.unwrap();
         let lengths = [
             1,
@@ -257,13 +267,13 @@ mod our_client {
     }
 
     #[tokio::test]
-    async fn takes_a_reply_over_its_limit_for_an_error() {
+    async fn rejects_a_reply_over_its_limit() {
         for length in [11, 4096, 60_000] {
             let (address, serving) = plain_server(move |pipe| {
                 pipe.read_message(64)?;
                 pipe.write(&message(1, length))
             });
-            let options = ClientOptions::new().max_message_size(10);
+            let options = options().max_message_size(10);
             let mut client = options.connect(&address).await.unwrap();
             let error = client.call("how much?").await.unwrap_err();
             assert!(
@@ -277,33 +287,33 @@ mod our_client {
     #[tokio::test]
     async fn notices_a_server_that_closes_instead_of_replying() {
         let (address, serving) = plain_server(|pipe| pipe.read_message(64).map(drop));
-        let mut client = Client::connect(&address).await.unwrap();
+        let mut client = options().connect(&address).await.unwrap();
         let error = client.call("anybody?").await.unwrap_err();
         assert!(matches!(error, CallError::Closed), "{error:?}");
         serving.join().unwrap().unwrap();
     }
 
     #[tokio::test]
-    async fn notices_a_server_that_throws_it_out() {
+    async fn notices_a_server_that_disconnects_it() {
         let (address, serving) = plain_server(|pipe| {
             pipe.read_message(64)?;
             pipe.disconnect()
         });
-        let mut client = Client::connect(&address).await.unwrap();
+        let mut client = options().connect(&address).await.unwrap();
         let error = client.call("anybody?").await.unwrap_err();
         assert!(matches!(error, CallError::Closed), "{error:?}");
         serving.join().unwrap().unwrap();
     }
 
     #[tokio::test]
-    async fn notices_a_server_that_throws_it_out_in_the_middle_of_a_message() {
+    async fn notices_a_server_that_disconnects_it_in_the_middle_of_a_message() {
         let (address, serving) = plain_server(|pipe| {
-            // What the pipe has no room for is being written: one byte of it has come.
+            // The message exceeds the pipe's buffer, so its write is still pending.
             let (length, more) = pipe.read(&mut [0])?;
             assert_eq!((length, more), (1, true));
             pipe.disconnect()
         });
-        let options = ClientOptions::new().max_message_size(MIB);
+        let options = options().max_message_size(MIB);
         let mut client = options.connect(&address).await.unwrap();
         let error = client.send(message(1, MIB)).await.unwrap_err();
         assert!(matches!(error, SendError::Closed), "{error:?}");
@@ -311,13 +321,13 @@ mod our_client {
     }
 
     #[tokio::test]
-    async fn takes_an_empty_reply_for_the_end() {
+    async fn treats_an_empty_reply_as_the_end() {
         let (address, serving) = plain_server(|pipe| {
             pipe.write(b"hello")?;
             pipe.write(b"")?;
             pipe.read_message(64).map(drop)
         });
-        let mut client = Client::connect(&address).await.unwrap();
+        let mut client = options().connect(&address).await.unwrap();
         assert_eq!(client.recv().await.unwrap().unwrap(), "hello");
         assert!(client.recv().await.unwrap().is_none());
         client.send("done").await.unwrap();
@@ -328,7 +338,7 @@ mod our_client {
     async fn refuses_a_byte_pipe() {
         let address = new_address();
         let _server = create(&address, PIPE_TYPE_BYTE);
-        let error = Client::connect(&address).await.unwrap_err();
+        let error = options().connect(&address).await.unwrap_err();
         assert!(matches!(error, ConnectError::Io { .. }), "{error:?}");
         let reason = std::error::Error::source(&error).unwrap().to_string();
         assert!(reason.contains("byte pipe"), "{reason}");

@@ -1,7 +1,9 @@
-//! What only Windows has: access lists and names that nobody else can take.
+//! Tests that need Windows: access lists and exclusive names.
 //!
-//! Wine keeps access lists and shows them but lets everybody in, and knows no exclusive names. What can't hold there
-//! is left out there, and says so.
+//! Wine stores access lists and returns them but does not enforce them, and it has no exclusive names. Tests that fail
+//! there for this reason are skipped, and print so.
+
+use std::io;
 
 use pipe_server::{
     Access, BindError, Client, ClientOptions, ConnectError, ListenerOptions, PipeListener,
@@ -25,7 +27,7 @@ fn bind(engine: Engine, options: ListenerOptions) -> PipeListener {
 }
 
 #[tokio::test]
-async fn a_user_whom_the_access_list_denies_can_not_connect() {
+async fn a_user_denied_by_the_access_list_cannot_connect() {
     if wine_lacks("access checks") {
         return;
     }
@@ -42,7 +44,7 @@ async fn a_user_whom_the_access_list_denies_can_not_connect() {
             let listener = bind(engine, ListenerOptions::new().access(access.clone()));
             let address = listener.path();
             let without_this_user = WithoutThisUser::new().unwrap();
-            // Opened on this thread, the only one of the runtime.
+            // Opens the pipe on this thread, the runtime's only one.
             let connected = Client::connect(address).await;
             drop(without_this_user);
             match connected {
@@ -54,14 +56,31 @@ async fn a_user_whom_the_access_list_denies_can_not_connect() {
     }
 }
 
-/// The list in the documentation of `Access`.
+/// The list in the docs of `Access`.
 #[tokio::test]
-async fn a_list_that_gives_its_owner_all_rights_can_be_served() {
+async fn a_list_that_grants_its_owner_all_rights_can_be_served() {
     for engine in ENGINES {
         let access = "sddl:D:P(A;;GA;;;OW)(A;;0x12019b;;;AU)".parse().unwrap();
         let listener = bind(engine, ListenerOptions::new().access(access));
         let connected = Client::connect(listener.path()).await;
         assert!(connected.is_ok(), "{connected:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_descriptor_that_is_not_understood_is_an_option_error() {
+    for engine in ENGINES {
+        let options = ListenerOptions::new().access(Access::Sddl("everybody".to_owned()));
+        let error = options.engine(engine).bind(unique_name().text).unwrap_err();
+        let is_option = matches!(
+            error,
+            BindError::Option {
+                option: "access",
+                ..
+            }
+        );
+        assert!(is_option, "{error:?}");
+        assert!(error.to_string().contains("\"everybody\""), "{error}");
     }
 }
 
@@ -83,7 +102,7 @@ async fn a_name_is_served_once() {
 }
 
 #[tokio::test]
-async fn a_name_that_a_plain_server_has_is_refused() {
+async fn a_name_served_by_a_plain_server_is_refused() {
     if wine_lacks("exclusive names") {
         return;
     }
@@ -97,11 +116,11 @@ async fn a_name_that_a_plain_server_has_is_refused() {
 }
 
 #[tokio::test]
-async fn the_access_list_is_protected_and_names_the_user_and_system_alone() {
+async fn the_access_list_is_protected_and_names_only_the_user_and_system() {
     let user = this_user().await;
     for engine in ENGINES {
-        // An entry for NETWORK would shut out users who log on through SSH: `PIPE_REJECT_REMOTE_CLIENTS` is
-        // what keeps other machines out.
+        // An entry that denies NETWORK would lock out users who log on through SSH.
+        // `PIPE_REJECT_REMOTE_CLIENTS` rejects other machines instead.
         for allow_remote in [false, true] {
             let options = ListenerOptions::new().allow_remote(allow_remote);
             let list = format!("D:P(A;;FA;;;{user})(A;;FA;;;SY)");
@@ -120,17 +139,24 @@ async fn everyone_may_read_and_write_but_not_create_instances() {
     }
 }
 
+/// This library's client never connects anonymously.
 #[tokio::test]
-async fn a_client_for_its_own_user_alone_connects_to_its_own_server() {
+async fn an_anonymous_client_has_no_peer() {
+    if wine_lacks("anonymous clients") {
+        return;
+    }
     for engine in ENGINES {
-        let listener = bind(engine, ListenerOptions::new());
-        let options = ClientOptions::new().only_current_user(true);
-        let connected = options.connect(listener.path()).await;
-        assert!(connected.is_ok(), "{connected:?}");
+        let mut listener = bind(engine, ListenerOptions::new());
+        let address = listener.path().to_str().unwrap();
+        let _client = PlainPipe::open_anonymously(address, GENERIC_READ | GENERIC_WRITE).unwrap();
+        let connection = listener.accept().await.unwrap();
+        let error = connection.peer().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        assert!(error.to_string().contains("SECURITY_ANONYMOUS"), "{error}");
     }
 }
 
-/// The user that this process runs as, as a SID in text form.
+/// The SID of this process's user, in text form.
 async fn this_user() -> String {
     let (mut listener, pipe) = ListenerOptions::new().bind_memory().unwrap();
     let _client = ClientOptions::new().connect_memory(&pipe).await.unwrap();
@@ -138,7 +164,7 @@ async fn this_user() -> String {
     connection.peer().unwrap().user().to_string()
 }
 
-/// The access list of a pipe, as its client sees it.
+/// The access list of a pipe, read through a client's end.
 fn access_list(engine: Engine, options: ListenerOptions) -> Vec<String> {
     let listener = bind(engine, options);
     let access = GENERIC_READ | GENERIC_WRITE | READ_CONTROL;
@@ -146,12 +172,12 @@ fn access_list(engine: Engine, options: ListenerOptions) -> Vec<String> {
     entries(&client.access_list().unwrap())
 }
 
-/// The entries of an access list, which has to be protected, in the system's own words.
+/// The entries of an access list in canonical form. Asserts that the list is protected.
 fn entries(list: &str) -> Vec<String> {
     let list = canonical_access_list(list).unwrap();
     let (flags, entries) = list.split_once('(').unwrap();
     assert!(flags.starts_with("D:P"), "not protected: {list}");
     let entries = entries.split('(');
-    // What is generic in a pipe's list stands for the rights of a file.
+    // Generic rights in a pipe's list map to file rights.
     entries.map(|entry| entry.replace(";GA;", ";FA;")).collect()
 }

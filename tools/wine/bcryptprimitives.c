@@ -1,5 +1,5 @@
-/* Every Rust program imports ProcessPrng from bcryptprimitives.dll. Wine 8 has no such library (Wine 10 has), so
-   tools/wine/set-up builds this one. SystemFunction036 is RtlGenRandom, Wine's own source of random bytes. */
+/* Every Rust program imports ProcessPrng from bcryptprimitives.dll. Wine 8 does not have that library (Wine 10 does),
+   so tools/wine/set-up builds this one. SystemFunction036 is RtlGenRandom, Wine's own source of random bytes. */
 #include <windows.h>
 
 BOOLEAN WINAPI SystemFunction036(PVOID buffer, ULONG length);

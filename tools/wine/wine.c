@@ -1,5 +1,5 @@
-// What Wine does otherwise than Windows, beside its pipes, and what a pipe costs there. wine.md says how to run it and
-// what it says.
+// Prints where Wine differs from Windows, apart from its pipes, and what a pipe costs under Wine. docs/wine.md says how
+// to run it, and has the results.
 
 #include <windows.h>
 
@@ -25,10 +25,10 @@ static int worked(HANDLE handle) { return handle != INVALID_HANDLE_VALUE; }
 static void remote_clients(void) {
     HANDLE server = create();
     HANDLE client = connect_to("\\\\localhost\\pipe\\wine-probe");
-    printf("\\\\localhost\\pipe gives error %lu\n", worked(client) ? 0 : GetLastError());
+    printf("\\\\localhost\\pipe fails with error %lu\n", worked(client) ? 0 : GetLastError());
     CloseHandle(server);
     printf("GetNamedPipeClientComputerName is %s\n",
-           GetProcAddress(GetModuleHandleA("kernel32"), "GetNamedPipeClientComputerNameW") ? "there" : "missing");
+           GetProcAddress(GetModuleHandleA("kernel32"), "GetNamedPipeClientComputerNameW") ? "present" : "missing");
 }
 
 static void counters(void) {
@@ -38,8 +38,8 @@ static void counters(void) {
     for (int i = 0; i < 64 << 20; i += 4096) used[i] = 1;
     GetProcessHandleCount(GetCurrentProcess(), &count);
     GetProcessMemoryInfo(GetCurrentProcess(), (PROCESS_MEMORY_COUNTERS *)&memory, sizeof memory);
-    printf("GetProcessHandleCount says %lu\n", count);
-    printf("with 64 MiB in use PrivateUsage says %zu MiB, PagefileUsage %zu MiB, WorkingSetSize %zu MiB\n",
+    printf("GetProcessHandleCount reports %lu\n", count);
+    printf("with 64 MiB in use PrivateUsage is %zu MiB, PagefileUsage %zu MiB, WorkingSetSize %zu MiB\n",
            memory.PrivateUsage >> 20, memory.PagefileUsage >> 20, memory.WorkingSetSize >> 20);
 }
 
@@ -86,7 +86,7 @@ static void feed(HANDLE reader) {
     for (int i = 0; i < TIMES; i++) {
         while (reads == 0) Sleep(1);
         reads = 0;
-        // Until the reader has gone to sleep.
+        // Gives the reader time to block.
         Sleep(5);
         WriteFile(client, "hello", 5, &done, &overlapped);
     }
@@ -116,8 +116,8 @@ static SIZE_T memory_in_use(void) {
     return counters.PagefileUsage;
 }
 
-// How many bytes each of many pipes leaves behind that was created, bound to the thread pool if asked, and closed.
-static long left_behind(int bind) {
+// The bytes leaked per pipe when many are created, optionally bound to the thread pool, and closed.
+static long leaked(int bind) {
     SIZE_T before = 0;
     for (int count = -1000; count < 10000; count++) {
         if (count == 0)
@@ -131,8 +131,8 @@ static long left_behind(int bind) {
 }
 
 static void thread_pool(void) {
-    long without = left_behind(0);
-    printf("a pipe leaves %ld bytes behind, with CreateThreadpoolIo and CloseThreadpoolIo %ld\n", without, left_behind(1));
+    long without = leaked(0);
+    printf("a pipe leaks %ld bytes, with CreateThreadpoolIo and CloseThreadpoolIo %ld\n", without, leaked(1));
 }
 
 int main(void) {

@@ -3,7 +3,7 @@
 use std::{num::NonZero, str::FromStr, thread, time::Duration};
 
 use clap::{Parser, ValueEnum, value_parser};
-use pipe_server::PipeName;
+use pipe_server::{PipeName, Trust, defaults};
 
 use crate::{
     exit::Failure,
@@ -69,8 +69,16 @@ pub struct Options {
     pub(crate) verify: Option<Verify>,
 
     /// How long to wait for a busy pipe
-    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = values::duration)]
+    #[arg(long, value_name = "TIME", default_value = values::text(defaults::CONNECT_TIMEOUT), value_parser = values::duration)]
     pub(crate) connect_timeout: Duration,
+
+    /// Whose server to talk to: system, current-user, anyone or a user
+    ///
+    /// system is this user and the system itself: root on Linux, SYSTEM and Administrators on Windows. A
+    /// user is a number on Linux, as in 1000, and a SID on Windows, as in S-1-5-19. A server of anybody
+    /// else is refused before anything is sent to it.
+    #[arg(long, value_name = "WHOM", default_value_t)]
+    pub(crate) trust: Trust,
 
     /// How long no client may get a reply before the server is given up, or none
     #[arg(long, value_name = "TIME", default_value = "30s")]

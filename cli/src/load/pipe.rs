@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use pipe_server::{Bytes, ClientOptions, ConnectError, PipeName, RecvHalf, SendHalf, defaults};
+use pipe_server::{
+    Bytes, ClientOptions, ConnectError, PipeName, RecvHalf, SendHalf, Trust, defaults,
+};
 
 use super::{
     options::Options,
     transport::{Receiver, Sender, Transport},
 };
-use crate::exit::{Failure, chain};
+use crate::exit::{Failure, chain, connect_failure};
 
 /// Connections to one pipe.
 #[derive(Clone, Debug)]
@@ -16,6 +18,7 @@ pub struct Pipe {
     name: PipeName,
     address: String,
     connect_timeout: Duration,
+    trust: Trust,
     size: usize,
 }
 
@@ -25,6 +28,7 @@ impl Pipe {
             name: options.pipe_name.clone(),
             address: options.pipe_name.to_path().display().to_string(),
             connect_timeout: options.connect_timeout,
+            trust: options.trust.clone(),
             size: options.size,
         }
     }
@@ -37,7 +41,9 @@ impl Transport for Pipe {
     const IO_DRIVER: bool = cfg!(unix);
 
     async fn connect(&self) -> Result<(SendHalf, RecvHalf), Failure> {
-        let mut options = ClientOptions::new().connect_timeout(self.connect_timeout);
+        let mut options = ClientOptions::new()
+            .connect_timeout(self.connect_timeout)
+            .trust(self.trust.clone());
         if self.size > defaults::MAX_MESSAGE_SIZE {
             options = options.max_message_size(self.size);
         }
@@ -50,7 +56,7 @@ impl Transport for Pipe {
             Err(ConnectError::Option { problem, .. }) => {
                 Err(Failure::usage(format!("--size {problem}")))
             }
-            Err(error) => Err(Failure::new(chain(&error))),
+            Err(error) => Err(connect_failure(&error)),
         }
     }
 

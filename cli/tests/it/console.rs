@@ -4,31 +4,70 @@
 
 use std::{
     env,
-    io::Read as _,
     os::windows::process::CommandExt as _,
     process::{Command, Stdio},
 };
 
 use pipe_server::Client;
-use support::unique_name;
+use support::{in_time, unique_name};
 use windows_sys::Win32::System::{
     Console::{CTRL_C_EVENT, GenerateConsoleCtrlEvent, SetConsoleCtrlHandler},
     Threading::CREATE_NO_WINDOW,
 };
 
-use crate::program::{Server, server};
+use crate::{
+    log::{MANY_REQUESTS, echo},
+    program::{Server, server},
+};
 
 /// Set in the process that has a console of its own.
 const HAS_CONSOLE: &str = "PIPE_SERVER_TEST_HAS_CONSOLE";
 
 #[tokio::test]
 async fn ctrl_c_ends_the_server_in_good_order() {
-    if env::var_os(HAS_CONSOLE).is_some() {
-        return press_ctrl_c().await;
+    if !has_console("console::ctrl_c_ends_the_server_in_good_order") {
+        return;
     }
-    // This test again, with a console that it shares with nobody but the server.
+    let name = unique_name();
+    let mut server = Server::spawn(server(&name, &[]).stderr(Stdio::piped()));
+    let first_line = &server.first_line;
+    assert!(first_line.starts_with("listening on "), "{first_line}");
+    let mut client = Client::connect(&name.text).await.unwrap();
+    client.call("hello").await.unwrap();
+    press_ctrl_c();
+
+    // The client stays connected: it is told by the end, and does not hold the server up.
+    assert!(client.recv().await.unwrap().is_none());
+    assert_eq!(server.ended(), (Some(0), String::new()));
+    server.log_line("Ctrl-C");
+    server.log_line("served=1");
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_does_not_keep_ctrl_c_from_ending_the_server() {
+    if !has_console("console::a_log_that_nobody_reads_does_not_keep_ctrl_c_from_ending_the_server")
+    {
+        return;
+    }
+    let name = unique_name();
+    let mut server = Server::spawn(server(&name, &["--echo", "-vv"]).stderr(Stdio::piped()));
+    in_time(async {
+        let mut client = Client::connect(&name.text).await.unwrap();
+        echo(&mut client, MANY_REQUESTS).await;
+    })
+    .await;
+    press_ctrl_c();
+    assert_eq!(server.ended().0, Some(0));
+}
+
+/// Whether this process has a console that it shares with nobody but its children. If not, one that has
+/// runs `test` again.
+fn has_console(test: &str) -> bool {
+    if env::var_os(HAS_CONSOLE).is_some() {
+        return true;
+    }
     let output = Command::new(env::current_exe().unwrap())
-        .args(["--exact", "console::ctrl_c_ends_the_server_in_good_order"])
+        .args(["--exact", test])
         .env(HAS_CONSOLE, "yes")
         .creation_flags(CREATE_NO_WINDOW)
         .stdin(Stdio::null())
@@ -37,29 +76,14 @@ async fn ctrl_c_ends_the_server_in_good_order() {
     assert!(output.status.success(), "{output:?}");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(said.contains("1 passed"), "{said}");
+    false
 }
 
-async fn press_ctrl_c() {
-    let name = unique_name();
-    let mut server = Server::spawn(server(&name, &[]).stderr(Stdio::piped()));
-    let first_line = &server.first_line;
-    assert!(first_line.starts_with("listening on "), "{first_line}");
-    let mut client = Client::connect(&name.text).await.unwrap();
-    client.call("hello").await.unwrap();
-
+fn press_ctrl_c() {
     // SAFETY: this process ignores the event from here on, and sends it to all processes of the console.
     let sent = unsafe {
         SetConsoleCtrlHandler(None, 1);
         GenerateConsoleCtrlEvent(CTRL_C_EVENT, 0)
     };
     assert_ne!(sent, 0, "{}", std::io::Error::last_os_error());
-
-    // The client stays connected: it is told by the end, and does not hold the server up.
-    assert!(client.recv().await.unwrap().is_none());
-    let status = server.child.wait().unwrap();
-    let mut log = String::new();
-    let stderr = server.child.stderr.as_mut().unwrap();
-    stderr.read_to_string(&mut log).unwrap();
-    assert_eq!(status.code(), Some(0), "{log}");
-    assert!(log.contains("Ctrl-C") && log.contains("served=1"), "{log}");
 }

@@ -4,6 +4,9 @@
 mod bench;
 #[cfg(windows)]
 mod console;
+#[cfg(target_os = "linux")]
+mod descriptors;
+mod log;
 mod program;
 mod programs;
 #[cfg(windows)]

@@ -1,19 +1,22 @@
 //! The program `pipe-server` while a test runs.
 
 use std::{
-    io::{BufRead as _, BufReader},
-    process::{Child, ChildStdout, Command, Stdio},
+    io::{BufRead as _, BufReader, Read},
+    process::{Child, ChildStderr, ChildStdout, Command, Stdio},
+    sync::mpsc,
+    thread,
 };
 
-use support::UniqueName;
+use support::{DEADLINE, UniqueName};
 
 /// A server that is killed when dropped.
 pub(crate) struct Server {
     pub(crate) child: Child,
     /// Held open.
-    #[cfg_attr(windows, allow(dead_code, reason = "read by the tests with signals"))]
     pub(crate) stdout: BufReader<ChildStdout>,
     pub(crate) first_line: String,
+    /// Its stderr, if that is a pipe.
+    log: Option<BufReader<ChildStderr>>,
 }
 
 impl Server {
@@ -25,13 +28,74 @@ impl Server {
     pub(crate) fn spawn(command: &mut Command) -> Self {
         let mut child = command.spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let log = child.stderr.take().map(BufReader::new);
         let mut first_line = String::new();
         stdout.read_line(&mut first_line).unwrap();
         Self {
             child,
             stdout,
             first_line,
+            log,
         }
+    }
+
+    /// Waits for its end and gives its exit code and the rest of its stdout.
+    #[cfg_attr(
+        windows,
+        allow(dead_code, reason = "only signals end it in good order")
+    )]
+    pub(crate) fn ended(&mut self) -> (Option<i32>, String) {
+        ended(&mut self.child, &mut self.stdout)
+    }
+
+    /// The next line of its log that contains `part`. Its stderr has to be a pipe.
+    pub(crate) fn log_line(&mut self, part: &str) -> String {
+        let Self { child, log, .. } = self;
+        let log = log.as_mut().expect("its stderr is not a pipe");
+        let found = || {
+            log.by_ref()
+                .lines()
+                .map(Result::unwrap)
+                .find(|line| line.contains(part))
+        };
+        unless_it_hangs(child, found).expect("no such line in its log")
+    }
+}
+
+/// Waits for the end of `child` and gives its exit code and what it still wrote to `output`.
+pub(crate) fn ended(child: &mut Child, output: &mut (impl Read + Send)) -> (Option<i32>, String) {
+    let rest = unless_it_hangs(child, move || {
+        let mut rest = String::new();
+        output.read_to_string(&mut rest).unwrap();
+        rest
+    });
+    (child.wait().unwrap().code(), rest)
+}
+
+/// What `read` returns, which reads from `child`.
+fn unless_it_hangs<T: Send>(child: &mut Child, read: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let (sender, receiver) = mpsc::channel();
+        scope.spawn(move || sender.send(read()));
+        receiver.recv_timeout(DEADLINE).unwrap_or_else(|_| {
+            // Its output ends with it, or the thread would wait for ever.
+            _ = child.kill();
+            panic!("it hangs");
+        })
+    })
+}
+
+#[cfg(unix)]
+impl Server {
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let process = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(process, signal).unwrap();
+    }
+
+    /// Ends it with a signal and gives its exit code and the rest of its stdout.
+    pub(crate) fn end(mut self, signal: rustix::process::Signal) -> (Option<i32>, String) {
+        self.signal(signal);
+        self.ended()
     }
 }
 
@@ -39,6 +103,43 @@ impl Drop for Server {
     fn drop(&mut self) {
         _ = self.child.kill();
         _ = self.child.wait();
+    }
+}
+
+/// What a server logs. It is read on a thread, so that the server never waits for it.
+pub(crate) struct Log {
+    lines: mpsc::Receiver<String>,
+}
+
+impl Log {
+    /// Of a server whose stderr is a pipe.
+    pub(crate) fn of(server: &mut Server) -> Self {
+        let stderr = BufReader::new(server.child.stderr.take().unwrap());
+        let (sender, lines) = mpsc::channel();
+        thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                _ = sender.send(line);
+            }
+        });
+        Self { lines }
+    }
+
+    /// The lines up to the end of the server, after those that were waited for.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn rest(&self) -> String {
+        self.lines.iter().map(|line| line + "\n").collect()
+    }
+
+    /// Waits for a line with `part` in it, after those that were waited for before.
+    pub(crate) fn wait_for(&self, part: &str) -> String {
+        let mut other = Vec::new();
+        loop {
+            match self.lines.recv_timeout(DEADLINE) {
+                Ok(line) if line.contains(part) => return line,
+                Ok(line) => other.push(line),
+                Err(error) => panic!("no line with {part:?} ({error}), but {other:#?}"),
+            }
+        }
     }
 }
 

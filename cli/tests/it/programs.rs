@@ -1,29 +1,13 @@
 //! The programs as a user runs them: answers, exit codes, stdout and stderr apart, signals.
 
 use std::{
-    io::{BufReader, Read, Write},
+    io::Write,
     process::{Child, Command, Output, Stdio},
 };
 
 use support::{UniqueName, unique_name};
 
-use crate::program::{Server, server};
-
-#[cfg(unix)]
-impl Server {
-    fn signal(&self, signal: rustix::process::Signal) {
-        let process = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(process, signal).unwrap();
-    }
-
-    /// Ends it with a signal and gives its exit code and the rest of its stdout.
-    fn end(mut self, signal: rustix::process::Signal) -> (Option<i32>, String) {
-        self.signal(signal);
-        let mut rest = String::new();
-        self.stdout.read_to_string(&mut rest).unwrap();
-        (self.child.wait().unwrap().code(), rest)
-    }
-}
+use crate::program::{Log, Server, server};
 
 fn client(name: &UniqueName, arguments: &[&str], input: &str) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_pipe-client"))
@@ -143,6 +127,20 @@ fn bad_usage_exits_2_and_says_what_to_do() {
     }
 }
 
+#[cfg(windows)]
+#[test]
+fn an_access_list_that_is_not_understood_is_bad_usage() {
+    let name = unique_name();
+    let output = Command::new(env!("CARGO_BIN_EXE_pipe-server"))
+        .args(["--pipe-name", &name.text, "--access", "sddl:everybody"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let text = stderr(&output);
+    assert!(text.contains("--access is \"everybody\""), "{text}");
+}
+
 #[test]
 fn a_missing_server_is_named_and_exits_1() {
     let name = unique_name();
@@ -152,6 +150,63 @@ fn a_missing_server_is_named_and_exits_1() {
         stderr(&output).starts_with("pipe-client: nobody serves "),
         "{output:?}"
     );
+}
+
+#[test]
+fn a_server_that_is_not_trusted_is_sent_nothing_and_named() {
+    let name = unique_name();
+    let _server = Server::start(&name, &["--echo"]);
+    let nobody = if cfg!(windows) {
+        "S-1-5-7"
+    } else {
+        "4294967294"
+    };
+    let output = client(&name, &["--trust", nobody, "hello"], "");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = stderr(&output);
+    let cure = said.trim_end().rsplit_once("use ").unwrap().1;
+    // As it says.
+    let (flag, owner) = cure.split_once(' ').unwrap();
+    assert_eq!(
+        replies(&name, &[flag, owner, "hello"], "").trim_end(),
+        "hello"
+    );
+}
+
+/// Another user could put a socket of its own, or a link to another server of this user, into such a directory.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_directory_of_short_names_that_another_user_could_fill_is_not_used() {
+    use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+
+    let unique = unique_name();
+    let runtime_directory = Path::new(&unique.text).parent().unwrap();
+    let names = runtime_directory.join("pipe-server");
+    let client = |trust: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pipe-client"));
+        let command = command.env("XDG_RUNTIME_DIR", runtime_directory);
+        let command = command.args(["--pipe-name", "x", "--trust", trust, "hello"]);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        stderr(&output)
+    };
+    fs::create_dir(&names).unwrap();
+    fs::set_permissions(&names, fs::Permissions::from_mode(0o777)).unwrap();
+    let said = client("system");
+    assert!(said.contains("only its owner can write to"), "{said}");
+    assert!(said.contains(names.to_str().unwrap()), "{said}");
+
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("left out: only root can make a directory of another user");
+        return;
+    }
+    fs::set_permissions(&names, fs::Permissions::from_mode(0o755)).unwrap();
+    std::os::unix::fs::chown(&names, Some(12_345), None).unwrap();
+    let said = client("system");
+    assert!(said.contains("belongs to uid 12345"), "{said}");
+    assert!(said.contains("use --trust 12345"), "{said}");
+    let said = client("12345");
+    assert!(said.contains("nobody serves"), "{said}");
 }
 
 #[cfg(target_os = "linux")]
@@ -269,6 +324,50 @@ fn exec_answers_with_what_the_command_prints() {
 }
 
 #[test]
+fn exec_tells_the_command_who_asks_and_nothing_stale() {
+    let command = match cfg!(windows) {
+        true => "set PIPE_",
+        false => "env | grep ^PIPE_",
+    };
+    let name = unique_name();
+    let mut command = server(&name, &["--exec", command]);
+    for variable in ["UID", "SID", "PID"] {
+        command.env(format!("PIPE_PEER_{variable}"), "stale");
+    }
+    let _server = Server::spawn(command.env("PIPE_CONNECTION_ID", "stale"));
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let replies = [(); 2].map(|()| {
+        let reply = runtime.block_on(async {
+            let mut client = pipe_server::Client::connect(&name.text).await.unwrap();
+            client.call("who am I?").await.unwrap()
+        });
+        String::from_utf8(reply.to_vec()).unwrap()
+    });
+    let peer = pipe_server::Peer::current().unwrap();
+    let (variable, user) = match peer.user() {
+        #[cfg(unix)]
+        pipe_server::UserId::Uid(uid) => ("PIPE_PEER_UID", uid.to_string()),
+        #[cfg(windows)]
+        pipe_server::UserId::Sid(sid) => ("PIPE_PEER_SID", sid.clone()),
+        other => panic!("{other}"),
+    };
+    for (id, reply) in (1..).zip(replies) {
+        let mut lines: Vec<_> = reply.lines().map(str::trim_end).collect();
+        lines.sort_unstable();
+        let expected = [
+            format!("PIPE_CONNECTION_ID={id}"),
+            format!("PIPE_PEER_PID={}", std::process::id()),
+            format!("{variable}={user}"),
+        ];
+        assert_eq!(lines, expected);
+    }
+}
+
+#[test]
 fn a_failing_command_is_reported_and_costs_its_client_the_connection() {
     let (failing, status) = match cfg!(windows) {
         true => ("echo complaint 1>&2 & exit 3", "exit code: 3"),
@@ -277,25 +376,21 @@ fn a_failing_command_is_reported_and_costs_its_client_the_connection() {
     let name = unique_name();
     let mut command = server(&name, &["--exec", failing]);
     let mut server = Server::spawn(command.stderr(Stdio::piped()));
-    let log = server.child.stderr.take().unwrap();
     let output = client(&name, &["hello"], "");
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(stderr(&output).contains("did not reply"), "{output:?}");
-    drop(server);
-    let mut logged = String::new();
-    BufReader::new(log).read_to_string(&mut logged).unwrap();
-    assert!(
-        logged.contains(status) && logged.contains("complaint"),
-        "{logged}"
-    );
+    let line = server.log_line("complaint");
+    assert!(line.contains(status), "{line}");
 }
 
 /// What ends a command and what it has started, and what does not.
 mod endings {
     use std::{future::Future, time::Duration};
 
+    #[cfg(target_os = "linux")]
+    use pipe_server::Client;
     use pipe_server::{Connection, PipeListener};
-    use pipe_server_cli::family::Family;
+    use pipe_server_cli::family::{Family, shell};
     use tokio::{
         runtime::{Builder, Runtime},
         time::timeout,
@@ -375,6 +470,12 @@ mod endings {
 
         fn answer(&self, process: &mut Connection) {
             Self::wait_for(&self.runtime, process.send("go on")).unwrap();
+        }
+
+        fn assert_nobody_comes(&mut self) {
+            let accepting = async { timeout(Duration::ZERO, self.listener.accept()).await };
+            let accepted = self.runtime.block_on(accepting);
+            assert!(accepted.is_err(), "one more command runs: {accepted:?}");
         }
 
         fn wait_for<T>(runtime: &Runtime, event: impl Future<Output = T>) -> T {
@@ -479,7 +580,7 @@ mod endings {
         let mut presence = Presence::new();
         let command = presence.endless_family();
         let runtime = Runtime::new().unwrap();
-        runtime.spawn(async move { Family::start(&command).unwrap().wait().await });
+        runtime.spawn(async move { Family::start(shell(&command)).unwrap().wait().await });
         let mut family = presence.accept_family();
         drop(runtime);
         presence.assert_gone(&mut family);
@@ -490,7 +591,7 @@ mod endings {
         let mut presence = Presence::new();
         let command = in_background(&presence.process("left behind")) + "echo done";
         let pipes = Presence::wait_for(&presence.runtime, async {
-            let mut family = Family::start(&command).unwrap();
+            let mut family = Family::start(shell(&command)).unwrap();
             let pipes = family.take_pipes();
             assert!(family.wait().await.unwrap().success());
             pipes
@@ -514,6 +615,133 @@ mod endings {
         assert_eq!(replies(&name, &["hello"], ""), "done\n\n");
         let mut process = presence.accept();
         assert_eq!(presence.hear(&mut process).as_deref(), Some("left"));
+    }
+
+    /// A command that says its request to `presence` and then waits for the reply.
+    fn saying_its_request(presence: &Presence) -> String {
+        presence.process("").trim_end().to_owned()
+    }
+
+    /// A client that waits for the reply to one request.
+    fn requesting(name: &UniqueName, request: &str) -> Child {
+        Command::new(env!("CARGO_BIN_EXE_pipe-client"))
+            .args(["--pipe-name", &name.text, request])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+
+    #[test]
+    fn further_requests_wait_for_the_exec_limit_and_are_answered_in_turn() {
+        let mut presence = Presence::new();
+        let command = saying_its_request(&presence);
+        let name = unique_name();
+        let arguments = [
+            "-v",
+            "--max-instances",
+            "3",
+            "--exec-limit",
+            "1",
+            "--exec",
+            &command,
+        ];
+        let mut server = Server::spawn(server(&name, &arguments).stderr(Stdio::piped()));
+        let log = Log::of(&mut server);
+
+        let first = requesting(&name, "first");
+        let mut running = presence.accept();
+        assert_eq!(presence.hear(&mut running).as_deref(), Some("first"));
+        let mut gone = requesting(&name, "gone");
+        log.wait_for("--exec-limit");
+        let second = requesting(&name, "second");
+        log.wait_for("--exec-limit");
+        gone.kill().unwrap();
+        gone.wait().unwrap();
+        // The server has room for this one once it has done with the one before.
+        let third = requesting(&name, "third");
+        log.wait_for("--exec-limit");
+
+        for (number, client, next) in [
+            ("first", first, Some("second")),
+            ("second", second, Some("third")),
+            ("third", third, None),
+        ] {
+            presence.assert_nobody_comes();
+            presence.answer(&mut running);
+            let output = client.wait_with_output().unwrap();
+            let replied = String::from_utf8_lossy(&output.stdout);
+            assert!(replied.starts_with("go on"), "{number}: {replied}");
+            if let Some(next) = next {
+                running = presence.accept();
+                assert_eq!(presence.hear(&mut running).as_deref(), Some(next));
+            }
+        }
+    }
+
+    /// On Windows a client can't be queued.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_command_of_a_client_that_has_left_before_it_is_served_is_not_run() {
+        let mut presence = Presence::new();
+        let command = saying_its_request(&presence);
+        let name = unique_name();
+        let arguments = [
+            "-v",
+            "--max-instances",
+            "1",
+            "--exec-limit",
+            "1",
+            "--exec",
+            &command,
+        ];
+        let mut server = Server::spawn(server(&name, &arguments).stderr(Stdio::piped()));
+        let log = Log::of(&mut server);
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let connect = || Presence::wait_for(&runtime, Client::connect(&name.text)).unwrap();
+
+        let mut served = connect();
+        Presence::wait_for(&runtime, served.send("first")).unwrap();
+        let mut running = presence.accept();
+        assert_eq!(presence.hear(&mut running).as_deref(), Some("first"));
+        let mut queued = connect();
+        Presence::wait_for(&runtime, queued.send("gone")).unwrap();
+        drop((queued, served));
+        let mut last = connect();
+        Presence::wait_for(&runtime, last.send("last")).unwrap();
+        let mut running = presence.accept();
+        assert_eq!(presence.hear(&mut running).as_deref(), Some("last"));
+        drop(server);
+        let logged = log.rest();
+        assert_eq!(logged.matches("command started").count(), 2, "{logged}");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_command_that_can_not_be_started_is_tried_again() {
+        use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+
+        let name = unique_name();
+        let mut server = Server::spawn(server(&name, &["--exec", "cat"]).stderr(Stdio::piped()));
+        let log = Log::of(&mut server);
+        let process = Pid::from_child(&server.child);
+        let limit = getrlimit(Resource::Nofile);
+        let set_limit = |current| {
+            let limit = Rlimit { current, ..limit };
+            prlimit(Some(process), Resource::Nofile, limit).unwrap();
+        };
+
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let mut client = Presence::wait_for(&runtime, Client::connect(&name.text)).unwrap();
+        let reply = Presence::wait_for(&runtime, client.call("first"));
+        assert_eq!(reply.unwrap(), "first");
+        // What is open stays open, and nothing more can be opened.
+        set_limit(Some(3));
+        Presence::wait_for(&runtime, client.send("second")).unwrap();
+        log.wait_for("can't be started; trying again");
+        set_limit(limit.current);
+        let reply = Presence::wait_for(&runtime, client.recv());
+        assert_eq!(reply.unwrap().unwrap(), "second");
     }
 
     #[test]

@@ -27,14 +27,11 @@ use tokio::{
     task::coop,
 };
 
-use super::{
-    SEND_OVERHEAD,
-    socket::{Descriptors, Next, Socket},
-};
+use super::socket::{Descriptors, Next, SEND_OVERHEAD, Socket};
 use crate::{
-    access::{Peer, UserId},
     engine::{Channel, Link, Receive, Received, Transmit},
     error::{RecvError, SendError},
+    peer::{Peer, UserId},
 };
 
 /// Messages up to this length are received into buffers of the thread and copied out of them, so that an

@@ -66,14 +66,33 @@ pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
         }
         _ => {}
     }
-    let metadata = fs::symlink_metadata(directory)?;
-    if !metadata.is_dir() || !is_ours(&metadata) || metadata.mode() & 0o022 != 0 {
+    match owner_of_short_names(directory)? {
+        Some(owner) if owner != geteuid().as_raw() => Err(denied(format!(
+            "the directory {} belongs to another user (uid {owner})",
+            directory.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The user whom the directory of short names belongs to, if it is there.
+///
+/// # Errors
+///
+/// The system's, and `PermissionDenied` if others than its owner can write to it.
+pub(super) fn owner_of_short_names(directory: &Path) -> io::Result<Option<u32>> {
+    let metadata = match fs::symlink_metadata(directory) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if !metadata.is_dir() || metadata.mode() & 0o022 != 0 {
         return Err(denied(format!(
-            "{} is not a directory that only this user can write to",
+            "{} is not a directory that only its owner can write to",
             directory.display()
         )));
     }
-    Ok(())
+    Ok(Some(metadata.uid()))
 }
 
 /// Refuses a directory in which another user could put a socket in the place of ours. A missing one is

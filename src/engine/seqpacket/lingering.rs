@@ -18,6 +18,7 @@ use rustix::{
 use tracing::warn;
 
 use super::socket::{FLAGS, Next, Socket};
+use crate::reason::Reason;
 
 /// How many of them are closed at the same time, in the whole process. A thread for each, since one may
 /// block for as long as another process likes.
@@ -64,7 +65,8 @@ pub(super) fn close(socket: Socket) {
         Ok(_) => closing.threads += 1,
         Err(error) => {
             drop(closing);
-            warn!(%error, "a connection that passed file descriptors stays open for now: no thread to close it");
+            let reason = Reason::Close.as_str();
+            warn!(reason, %error, "a connection that passed file descriptors stays open for now: no thread to close it");
         }
     }
 }

@@ -35,11 +35,15 @@ use rustix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{SEND_OVERHEAD, lingering};
+// `lingering` imports this module as well: dropping a socket may hand it to a thread that drops it.
+use super::lingering;
 use crate::{engine::Sizes, error::OutOfRange};
 
 /// Every socket of this engine is made with these.
 pub(super) const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
+
+/// What the kernel takes of the send buffer for itself (`unix_dgram_sendmsg` in net/unix/af_unix.c).
+pub(super) const SEND_OVERHEAD: usize = 32;
 
 /// A socket. Dropping it closes it without blocking.
 pub(super) struct Socket {
@@ -141,7 +145,7 @@ impl Socket {
         let wanted = sizes
             .max_message_size
             .saturating_add(SEND_OVERHEAD)
-            .max(sizes.buffer_size);
+            .max(sizes.buffer_size as usize);
         if sockopt::socket_send_buffer_size(self)? >= wanted {
             return Ok(false);
         }

@@ -1,8 +1,8 @@
-//! The functions that take the place of Windows', with their names and signatures.
+//! Replacements for the Windows functions, with the same names and signatures.
 //!
-//! Each is as unsafe as the one that it stands for: pointers have to be valid for what that one's page
-//! says, and what an operation uses is lent until the operation is over.
-#![allow(missing_docs, non_snake_case, reason = "the names of Windows")]
+//! Each has the safety requirements of the original: pointers have to be valid as its page says, and the
+//! memory of an operation is borrowed until the operation completes.
+#![allow(missing_docs, non_snake_case, reason = "named as in Windows")]
 #![allow(
     clippy::missing_safety_doc,
     clippy::too_many_arguments,
@@ -52,7 +52,7 @@ use super::{
     world_of,
 };
 
-/// What a call that could not get memory, or anything else that runs out, says.
+/// The errors of a call that ran out of memory or other resources.
 const RESOURCES: &[u32] = &[ERROR_NO_SYSTEM_RESOURCES, ERROR_NOT_ENOUGH_MEMORY];
 
 thread_local! {
@@ -88,7 +88,7 @@ fn handle(number: Result<usize, u32>) -> HANDLE {
 ///
 /// `text` has to end in NUL.
 unsafe fn text(text: *const u16) -> String {
-    // SAFETY: up to the NUL the text is the caller's.
+    // SAFETY: the caller guarantees that the text is valid up to its NUL.
     let units = unsafe {
         let length = (0..).take_while(|&index| *text.add(index) != 0).count();
         std::slice::from_raw_parts(text, length)
@@ -116,7 +116,7 @@ pub unsafe fn CreateNamedPipeW(
     if !(1..=255).contains(&max_instances) || reads_messages && !keeps_messages {
         return handle(Err(ERROR_INVALID_PARAMETER));
     }
-    // SAFETY: as the page of CreateNamedPipe asks: null, or a structure with a valid descriptor or none.
+    // SAFETY: the page of CreateNamedPipe requires null, or a structure with a valid descriptor or none.
     let descriptor = unsafe { attributes.as_ref() }
         .map(|attributes| attributes.lpSecurityDescriptor)
         .filter(|descriptor| !descriptor.is_null())
@@ -155,7 +155,7 @@ pub unsafe fn CreateFileW(
         if let Some(code) = state.fault(&faults) {
             return handle(Err(code));
         }
-        // With static tracking the server knows its client from the start, otherwise from its messages.
+        // With static tracking the server can identify its client at once, otherwise only after a read.
         let tracks = flags & SECURITY_CONTEXT_TRACKING != 0;
         let known = flags & SECURITY_SQOS_PRESENT != 0 && !tracks;
         // SAFETY: the name ends in NUL.
@@ -201,16 +201,16 @@ pub unsafe fn SetFileCompletionNotificationModes(file: HANDLE, modes: u8) -> BOO
     if let Some(code) = state.fault(&[ERROR_INVALID_PARAMETER]) {
         return succeed_if(code);
     }
-    // Modes that are set stay (its page).
+    // A mode can't be cleared (its page).
     state.file(file.addr()).modes |= u32::from(modes);
     1
 }
 
-/// Runs an operation: one that is overlapped as far as it comes, any other to its end.
+/// Starts an overlapped operation, or runs a synchronous one to its end.
 ///
 /// # Safety
 ///
-/// `buffer` has `length` bytes; it and `overlapped` are lent until the operation is over.
+/// `buffer` has `length` bytes; it and `overlapped` are borrowed until the operation completes.
 unsafe fn operate(
     file: HANDLE,
     buffer: *mut u8,
@@ -237,25 +237,25 @@ unsafe fn operate(
     world.changed.notify_all();
     let (code, length) = match outcome {
         Outcome::Over { code, length } => (code, length),
-        // SAFETY: `own` outlives the operation, which this waits for.
+        // SAFETY: `own` outlives the operation, since this call waits for it.
         Outcome::Pending if waits => unsafe { wait_for(&world, overlapped) },
         Outcome::Pending => (ERROR_IO_PENDING, 0),
     };
     if !transferred.is_null() {
-        // SAFETY: not null, so the caller's.
+        // SAFETY: not null, so valid.
         unsafe { *transferred = length as u32 };
     }
     succeed_if(code)
 }
 
-/// Waits until an operation is over: its code and length.
+/// Waits until an operation completes, and returns its code and length.
 ///
 /// # Safety
 ///
-/// `overlapped` has to be that of an operation that was started.
+/// `overlapped` has to belong to an operation that was started.
 unsafe fn wait_for(world: &World, overlapped: *const OVERLAPPED) -> (u32, usize) {
     let mut state = world.lock();
-    // SAFETY: the system writes to it under the lock alone.
+    // SAFETY: the system writes to it only under the lock.
     while unsafe { (&raw const (*overlapped).Internal).read_volatile() } == STATUS_PENDING {
         state = world
             .changed
@@ -267,7 +267,7 @@ unsafe fn wait_for(world: &World, overlapped: *const OVERLAPPED) -> (u32, usize)
 }
 
 pub unsafe fn ConnectNamedPipe(pipe: HANDLE, overlapped: *mut OVERLAPPED) -> BOOL {
-    // SAFETY: there is no buffer; the rest is as the caller promises.
+    // SAFETY: there is no buffer; the rest is guaranteed by the caller.
     unsafe {
         operate(
             pipe,
@@ -289,7 +289,7 @@ pub unsafe fn ReadFile(
     overlapped: *mut OVERLAPPED,
 ) -> BOOL {
     let may = has_right(file, FILE_READ_DATA);
-    // SAFETY: as the caller promises.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         operate(
             file,
@@ -318,7 +318,7 @@ pub unsafe fn WriteFile(
     overlapped: *mut OVERLAPPED,
 ) -> BOOL {
     let may = has_right(file, FILE_WRITE_DATA);
-    // SAFETY: as the caller promises. What is written is only read from.
+    // SAFETY: guaranteed by the caller. A write only reads from its buffer.
     unsafe {
         operate(
             file,
@@ -352,7 +352,7 @@ fn denied() -> Outcome {
 
 pub unsafe fn CancelIoEx(file: HANDLE, overlapped: *const OVERLAPPED) -> BOOL {
     let world = world_of(file.addr());
-    // It has to cancel: a caller that is told that there is nothing to cancel may rely on it.
+    // No faults: callers may rely on ERROR_NOT_FOUND meaning that there was nothing to cancel.
     let code = world.lock().cancel(file.addr(), overlapped);
     world.changed.notify_all();
     succeed_if(code)
@@ -367,7 +367,7 @@ pub unsafe fn DisconnectNamedPipe(pipe: HANDLE) -> BOOL {
 
 /// # Panics
 ///
-/// Panics where it would never return.
+/// Panics where the original would never return.
 pub unsafe fn PeekNamedPipe(
     pipe: HANDLE,
     _buffer: *mut c_void,
@@ -376,7 +376,7 @@ pub unsafe fn PeekNamedPipe(
     available: *mut u32,
     left: *mut u32,
 ) -> BOOL {
-    assert_eq!(buffer_size, 0, "the model peeks at lengths alone");
+    assert_eq!(buffer_size, 0, "the model peeks only at lengths");
     let world = world_of(pipe.addr());
     let mut state = world.lock();
     assert!(
@@ -389,7 +389,7 @@ pub unsafe fn PeekNamedPipe(
     };
     for (target, value) in [(available, peeked.0), (left, peeked.1)] {
         if !target.is_null() {
-            // SAFETY: not null, so the caller's.
+            // SAFETY: not null, so valid.
             unsafe { *target = value as u32 };
         }
     }
@@ -405,12 +405,12 @@ pub unsafe fn GetOverlappedResult(
     let world = world_of(file.addr());
     if wait == 0 {
         let _state = world.lock();
-        // SAFETY: the system writes to it under the lock alone.
+        // SAFETY: the system writes to it only under the lock.
         if unsafe { (*overlapped).Internal } == STATUS_PENDING {
             return succeed_if(ERROR_IO_INCOMPLETE);
         }
     }
-    // SAFETY: as the caller promises.
+    // SAFETY: guaranteed by the caller.
     let (code, length) = unsafe { wait_for(&world, overlapped) };
     // SAFETY: never null (its page).
     unsafe { *transferred = length as u32 };
@@ -438,7 +438,7 @@ pub unsafe fn WaitForSingleObject(object: HANDLE, milliseconds: u32) -> u32 {
             |state| !match state.objects.get(&object.addr()) {
                 Some(Object::Event { signaled }) => *signaled,
                 Some(Object::File(file)) => file.signaled,
-                other => panic!("nothing to wait for: {other:?}"),
+                other => panic!("not an object to wait for: {other:?}"),
             },
         )
         .unwrap_or_else(PoisonError::into_inner);
@@ -485,7 +485,7 @@ pub unsafe fn NtQueryInformationFile(
 ) -> NTSTATUS {
     let connection = world_of(file.addr()).lock().connection(file.addr());
     let information: *mut FILE_PIPE_LOCAL_INFORMATION = information.cast();
-    // SAFETY: the caller asks for this structure.
+    // SAFETY: the caller passes this structure.
     unsafe {
         (*information).NamedPipeState = match connection {
             Connection::Listening => FILE_PIPE_LISTENING_STATE,
@@ -497,7 +497,7 @@ pub unsafe fn NtQueryInformationFile(
     STATUS_SUCCESS
 }
 
-/// The process or session at the other end. All of a model's processes are this one.
+/// Writes the process or session at the other end. All processes of a model are this one.
 unsafe fn identify(pipe: HANDLE, number: *mut u32, value: u32) -> BOOL {
     let world = world_of(pipe.addr());
     let mut state = world.lock();
@@ -507,28 +507,28 @@ unsafe fn identify(pipe: HANDLE, number: *mut u32, value: u32) -> BOOL {
     if state.connection(pipe.addr()) == Connection::Disconnected {
         return succeed_if(ERROR_NOT_FOUND);
     }
-    // SAFETY: the caller's.
+    // SAFETY: the caller's pointer is valid.
     unsafe { *number = value };
     1
 }
 
 pub unsafe fn GetNamedPipeClientProcessId(pipe: HANDLE, process: *mut u32) -> BOOL {
-    // SAFETY: as the caller promises.
+    // SAFETY: guaranteed by the caller.
     unsafe { identify(pipe, process, process::id()) }
 }
 
 pub unsafe fn GetNamedPipeServerProcessId(pipe: HANDLE, process: *mut u32) -> BOOL {
-    // SAFETY: as the caller promises.
+    // SAFETY: guaranteed by the caller.
     unsafe { identify(pipe, process, process::id()) }
 }
 
 pub unsafe fn GetNamedPipeClientSessionId(pipe: HANDLE, session: *mut u32) -> BOOL {
-    // SAFETY: as the caller promises.
+    // SAFETY: guaranteed by the caller.
     unsafe { identify(pipe, session, 1) }
 }
 
 pub unsafe fn GetNamedPipeServerSessionId(pipe: HANDLE, session: *mut u32) -> BOOL {
-    // SAFETY: as the caller promises.
+    // SAFETY: guaranteed by the caller.
     unsafe { identify(pipe, session, 1) }
 }
 
@@ -574,7 +574,7 @@ pub unsafe fn OpenProcessToken(
         let own = state.token.clone();
         state.add(Object::Token(own))
     };
-    // SAFETY: the caller's.
+    // SAFETY: the caller's pointer is valid.
     unsafe { *token = handle(Ok(number)) };
     1
 }
@@ -591,7 +591,7 @@ pub unsafe fn OpenThreadToken(
         return succeed_if(ERROR_NO_TOKEN);
     };
     let number = current().lock().add(Object::Token(impersonated));
-    // SAFETY: the caller's.
+    // SAFETY: the caller's pointer is valid.
     unsafe { *token = handle(Ok(number)) };
     1
 }
@@ -606,7 +606,7 @@ pub unsafe fn GetTokenInformation(
     let world = world_of(token.addr());
     let state = world.lock();
     let Some(Object::Token(token)) = state.objects.get(&token.addr()) else {
-        panic!("{token:?} is no open token");
+        panic!("{token:?} is not an open token");
     };
     #[allow(non_upper_case_globals)]
     let (sid, head) = match class {
@@ -616,13 +616,13 @@ pub unsafe fn GetTokenInformation(
     };
     let sid = binary_sid(sid).expect("a SID");
     let total = head + sid.len();
-    // SAFETY: the caller's.
+    // SAFETY: the caller's pointer is valid.
     unsafe { *needed = total as u32 };
     if (length as usize) < total {
         return succeed_if(ERROR_INSUFFICIENT_BUFFER);
     }
-    // SAFETY: the buffer is aligned and has room for the structure, which begins with the pointer to the
-    // SID, and for the SID behind it.
+    // SAFETY: the buffer is aligned and has room for the structure, which starts with the pointer to the
+    // SID, and for the SID after it.
     unsafe {
         ptr::write_bytes(information.cast::<u8>(), 0, head);
         let target = information.cast::<u8>().add(head);
@@ -633,14 +633,14 @@ pub unsafe fn GetTokenInformation(
 }
 
 pub unsafe fn ConvertSidToStringSidW(sid: PSID, string: *mut PWSTR) -> BOOL {
-    // SAFETY: the caller vouches for the SID.
+    // SAFETY: the caller guarantees a valid SID.
     let text = unsafe { sid_text(sid.cast()) };
     let bytes: Vec<u8> = text
         .encode_utf16()
         .chain([0])
         .flat_map(u16::to_ne_bytes)
         .collect();
-    // SAFETY: the caller's.
+    // SAFETY: the caller's pointer is valid.
     unsafe { *string = current().lock().blocks.lend(&bytes).cast() };
     1
 }
@@ -656,7 +656,7 @@ pub unsafe fn ConvertStringSecurityDescriptorToSecurityDescriptorW(
     let Some(parsed) = Descriptor::parse(&string) else {
         return succeed_if(ERROR_INVALID_ACL);
     };
-    // SAFETY: the caller's.
+    // SAFETY: the caller's pointer is valid.
     unsafe { *descriptor = current().lock().blocks.lend_descriptor(parsed) };
     1
 }
@@ -683,7 +683,7 @@ pub unsafe fn GetSecurityInfo(
         .owner(object.addr())
         .and_then(|owner| binary_sid(&owner));
     let block = state.blocks.lend(sid.as_deref().unwrap_or_default());
-    // SAFETY: both are the caller's.
+    // SAFETY: both of the caller's pointers are valid.
     unsafe {
         *descriptor = block;
         *owner = sid.map_or(ptr::null_mut(), |_| block);
@@ -693,9 +693,9 @@ pub unsafe fn GetSecurityInfo(
 
 pub unsafe fn LocalFree(memory: HLOCAL) -> HLOCAL {
     if !memory.is_null() {
-        // Any thread may free it, also one that has entered no model.
+        // Any thread may free it, even one that has entered no model.
         let freed = all_worlds().any(|world| world.lock().blocks.free(memory));
-        assert!(freed, "LocalFree of what was not lent");
+        assert!(freed, "LocalFree of memory that is not allocated");
     }
     ptr::null_mut()
 }

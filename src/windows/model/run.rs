@@ -1,4 +1,4 @@
-//! Runs tests on the model: many seeds, or one under Miri, whose own seeds say what happens.
+//! Runs tests on the model with many seeds, or with one under Miri, which has seeds of its own.
 
 use std::{
     cell::RefCell,
@@ -14,16 +14,16 @@ use tokio::runtime::Builder;
 use super::{Delivery, Model, Options};
 
 thread_local! {
-    /// What wakes the main future of this thread's runtime.
+    /// The waker of the main future of this thread's runtime.
     static MAIN: RefCell<Option<Waker>> = const { RefCell::new(None) };
 }
 
-/// The seeds to run a test with: from `PIPE_MODEL_SEEDS`, `first..last` or a single one, else `count` of
-/// them from 0 on.
+/// The seeds to run a test with: those in `PIPE_MODEL_SEEDS` (`FIRST..LAST` or a single one), or else
+/// `0..count`.
 ///
 /// # Panics
 ///
-/// Panics if the variable is neither.
+/// Panics if the variable has neither form.
 #[must_use]
 pub fn seeds(count: u64) -> Range<u64> {
     if cfg!(miri) {
@@ -36,7 +36,7 @@ pub fn seeds(count: u64) -> Range<u64> {
     let parse = |number: &str| {
         number
             .parse()
-            .expect("PIPE_MODEL_SEEDS is FIRST..LAST or SEED")
+            .expect("PIPE_MODEL_SEEDS has to be FIRST..LAST or SEED")
     };
     match text.split_once("..") {
         Some((first, last)) => parse(first)..parse(last),
@@ -44,13 +44,13 @@ pub fn seeds(count: u64) -> Range<u64> {
     }
 }
 
-/// Runs `test` on a system of its own, and checks that it leaves nothing behind.
+/// Runs `test` on a new system, and checks that it leaks nothing.
 ///
-/// Time is paused and the schedule is the seed's. Under Miri completions come on threads of their own.
+/// Time is paused, and the seed determines the schedule. Under Miri, completions arrive on other threads.
 ///
 /// # Panics
 ///
-/// Panics if the test does, or if anything is left.
+/// Panics if the test panics or leaks.
 pub fn run<T: Future>(options: Options, test: impl FnOnce() -> T) -> T::Output {
     if cfg!(miri) {
         return run_on_threads(options, test);
@@ -66,7 +66,7 @@ pub fn run<T: Future>(options: Options, test: impl FnOnce() -> T) -> T::Output {
         .rng_seed(tokio::runtime::RngSeed::from_bytes(
             &options.seed.to_le_bytes(),
         ))
-        // One at a time when nothing else can be done, and now and then when something can.
+        // One completion whenever the runtime is idle, and sometimes one before a task is polled.
         .on_thread_park(|| {
             if Model::step() {
                 MAIN.with_borrow(|main| main.as_ref().map(Waker::wake_by_ref));
@@ -76,7 +76,7 @@ pub fn run<T: Future>(options: Options, test: impl FnOnce() -> T) -> T::Output {
     let runtime = builder.build().expect("a runtime");
     let mut test = pin!(test());
     let output = runtime.block_on(poll_fn(|cx| {
-        // The main future of a runtime has no hook.
+        // The runtime calls no hook for its main future.
         Model::maybe_step();
         MAIN.set(Some(cx.waker().clone()));
         test.as_mut().poll(cx)
@@ -87,11 +87,11 @@ pub fn run<T: Future>(options: Options, test: impl FnOnce() -> T) -> T::Output {
     output
 }
 
-/// As `run`, with completions on threads of their own and no schedule.
+/// Like [`run`], with completions on other threads and in real time.
 ///
 /// # Panics
 ///
-/// As `run`.
+/// Panics if the test panics or leaks.
 pub fn run_on_threads<T: Future>(options: Options, test: impl FnOnce() -> T) -> T::Output {
     let model = Model::new(Options {
         delivery: Delivery::Threads(2),

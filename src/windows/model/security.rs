@@ -1,4 +1,4 @@
-//! Users, tokens, security descriptors, and the memory that the system lends.
+//! Users, tokens, security descriptors, and memory that callers free with `LocalFree`.
 
 use std::{collections::BTreeMap, ffi::c_void};
 
@@ -12,19 +12,19 @@ use windows_sys::Win32::{
 
 const EVERYONE: &str = "S-1-1-0";
 
-/// Who a process runs as: SIDs in text form.
+/// The user that a process runs as, with SIDs in text form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
-    /// The user.
+    /// The user's SID.
     pub sid: &'static str,
-    /// Who owns what the user creates, where no descriptor says otherwise.
+    /// The default owner of objects that the user creates.
     pub owner: &'static str,
     /// Groups other than Everyone.
     pub groups: &'static [&'static str],
 }
 
 impl User {
-    /// An ordinary user who is logged on at the console.
+    /// An ordinary user, logged on at the console.
     pub const PLAIN: Self = Self {
         sid: "S-1-5-21-1-2-3-1001",
         owner: "S-1-5-21-1-2-3-1001",
@@ -49,6 +49,20 @@ impl User {
     pub const OTHER: Self = Self {
         sid: "S-1-5-21-1-2-3-1002",
         owner: "S-1-5-21-1-2-3-1002",
+        groups: &["S-1-5-11"],
+    };
+
+    /// A service under the LocalSystem account.
+    pub const LOCAL_SYSTEM: Self = Self {
+        sid: "S-1-5-18",
+        owner: "S-1-5-32-544",
+        groups: &["S-1-5-11", "S-1-5-32-544"],
+    };
+
+    /// A service under the LocalService account, which has few rights.
+    pub const LOCAL_SERVICE: Self = Self {
+        sid: "S-1-5-19",
+        owner: "S-1-5-19",
         groups: &["S-1-5-11"],
     };
 }
@@ -83,7 +97,7 @@ struct Entry {
 }
 
 impl Descriptor {
-    /// What a pipe gets that is created without one (*CreateNamedPipe*, `lpSecurityAttributes`).
+    /// The descriptor of a pipe created without one (*CreateNamedPipe*, `lpSecurityAttributes`).
     pub(super) fn default_of(token: &Token) -> Self {
         let owner = token.user.owner.to_owned();
         let entry = |rights, sid: &str| Entry {
@@ -132,7 +146,7 @@ impl Descriptor {
         Some(Self { owner, entries })
     }
 
-    /// Whether `token` is given all of `rights`.
+    /// Whether `token` is granted all of `rights`.
     pub(super) fn allows(&self, token: &Token, rights: u32) -> bool {
         let mut missing = mapped(rights);
         if self
@@ -155,7 +169,7 @@ impl Descriptor {
     }
 }
 
-/// The rights of a file that generic rights stand for.
+/// Maps generic rights to file rights.
 pub(super) fn mapped(rights: u32) -> u32 {
     let mut mapped = rights & 0x0fff_ffff;
     for (generic, specific) in [
@@ -204,7 +218,7 @@ fn sid(text: &str) -> Option<String> {
     Some(sid.to_owned())
 }
 
-/// A SID as it lies in memory: revision, count, authority, subauthorities.
+/// A SID in binary form: revision, count, authority, subauthorities.
 pub(super) fn binary_sid(text: &str) -> Option<Vec<u8>> {
     let mut parts = text.strip_prefix("S-1-")?.split('-');
     let authority: u64 = parts.next()?.parse().ok()?;
@@ -217,14 +231,14 @@ pub(super) fn binary_sid(text: &str) -> Option<Vec<u8>> {
     Some(sid)
 }
 
-/// The text of a SID in memory.
+/// The text form of a binary SID.
 ///
 /// # Safety
 ///
 /// `sid` has to point to a valid SID.
 pub(super) unsafe fn sid_text(sid: *const u8) -> String {
-    // SAFETY: the caller vouches for the SID; its head has eight bytes, the second of which counts the
-    // numbers of four bytes that follow.
+    // SAFETY: the caller guarantees a valid SID; its header has eight bytes, the second of which is the
+    // number of subauthorities of four bytes that follow.
     let (count, sid) = unsafe {
         let count = usize::from(*sid.add(1));
         (count, std::slice::from_raw_parts(sid, 8 + 4 * count))
@@ -240,7 +254,7 @@ pub(super) unsafe fn sid_text(sid: *const u8) -> String {
     text
 }
 
-/// Blocks of memory that callers give back with `LocalFree`, by their addresses.
+/// Blocks of memory that callers free with `LocalFree`, by address.
 #[derive(Debug, Default)]
 pub(super) struct Blocks {
     memory: BTreeMap<usize, Vec<u64>>,
@@ -248,7 +262,7 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    /// Lends a copy of `bytes`.
+    /// Allocates a block with a copy of `bytes`.
     pub(super) fn lend(&mut self, bytes: &[u8]) -> *mut c_void {
         let mut block = vec![0_u64; bytes.len().div_ceil(8).max(1)];
         let address: *mut u8 = block.as_mut_ptr().cast();
@@ -267,10 +281,10 @@ impl Blocks {
     pub(super) fn descriptor(&self, address: *const c_void) -> &Descriptor {
         self.descriptors
             .get(&address.addr())
-            .expect("a security descriptor that was not freed")
+            .expect("the security descriptor was freed")
     }
 
-    /// Frees a block, if it is one of these.
+    /// Frees a block. Returns whether it was one of these.
     pub(super) fn free(&mut self, address: *const c_void) -> bool {
         self.descriptors.remove(&address.addr());
         self.memory.remove(&address.addr()).is_some()

@@ -1,7 +1,7 @@
 //! The pipes of a model: instances, their queues, and the operations in flight.
 //!
-//! The rules are those of the named-pipe file system as Wine's conformance tests show them from outside
-//! and ReactOS' `npfs` explains them from inside.
+//! The rules are those of the named pipe file system, as observed by Wine's conformance tests and
+//! implemented by ReactOS's `npfs`.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -40,7 +40,7 @@ pub(super) struct State {
     pub(super) blocks: Blocks,
     pub(super) objects: BTreeMap<usize, Object>,
     pub(super) stopping: bool,
-    /// What the next handle or object is called.
+    /// The number of the latest handle or object.
     next: usize,
     pipes: BTreeMap<String, Pipe>,
     instances: BTreeMap<usize, Instance>,
@@ -48,10 +48,10 @@ pub(super) struct State {
     completions: Vec<Completion>,
 }
 
-// SAFETY: the pointers in it are the callers', who let any thread of the system use them.
+// SAFETY: its pointers come from callers, which let any thread of the system use them.
 unsafe impl Send for State {}
 
-/// What a handle stands for.
+/// The object that a handle refers to.
 #[derive(Debug)]
 pub(super) enum Object {
     File(File),
@@ -59,7 +59,7 @@ pub(super) enum Object {
     Token(Token),
 }
 
-/// One end of an instance, as a handle has it.
+/// A handle to one end of an instance.
 #[derive(Clone, Debug)]
 pub(super) struct File {
     instance: usize,
@@ -77,7 +77,7 @@ pub(super) enum Side {
     Client,
 }
 
-/// A name and what it was created with.
+/// A served name, and how it was created.
 #[derive(Debug)]
 struct Pipe {
     descriptor: Descriptor,
@@ -95,7 +95,7 @@ struct Instance {
     connects: Vec<Operation>,
     to_server: Queue,
     to_client: Queue,
-    /// Who opened the client's end, and whether the server may know it before it has read.
+    /// The token that opened the client's end, and whether the server can identify it yet.
     client_token: Option<(Token, bool)>,
 }
 
@@ -107,7 +107,7 @@ pub(super) enum Connection {
     Disconnected,
 }
 
-/// What goes one way: messages that wait for reads, or reads that wait for messages.
+/// One direction: messages waiting for reads, or reads waiting for messages.
 #[derive(Debug, Default)]
 struct Queue {
     quota: usize,
@@ -118,7 +118,7 @@ struct Queue {
 #[derive(Debug)]
 struct Message {
     data: Data,
-    /// How much of it was read.
+    /// The number of bytes already read.
     read: usize,
 }
 
@@ -126,7 +126,7 @@ struct Message {
 enum Data {
     /// The system's copy.
     Copied(Vec<u8>),
-    /// In the memory of a write that is pending.
+    /// In the buffer of a pending write.
     Pending(Operation),
 }
 
@@ -140,7 +140,7 @@ pub(super) struct Operation {
     pool: Option<PTP_IO>,
 }
 
-/// How an operation stands when its call returns.
+/// The state of an operation when its call returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     Over { code: u32, length: usize },
@@ -151,11 +151,11 @@ pub(super) enum Outcome {
 struct PoolObject {
     callback: PTP_WIN32_IO_CALLBACK,
     context: *mut c_void,
-    /// Calls that were announced and have sent no completion so far.
+    /// Calls that were announced and have queued no completion so far.
     announced: usize,
 }
 
-/// A callback that is to be made.
+/// A callback to be made.
 #[derive(Debug)]
 pub(super) struct Completion {
     pool: PTP_IO,
@@ -172,8 +172,8 @@ unsafe impl Send for Completion {}
 impl Completion {
     pub(super) fn call(self) {
         let callback = self.callback.expect("a callback");
-        // SAFETY: the caller of CreateThreadpoolIo vouches for the callback and its context, the one who
-        // started the operation for the OVERLAPPED.
+        // SAFETY: the caller of CreateThreadpoolIo guarantees that the callback and its context are valid,
+        // and the caller that started the operation guarantees the OVERLAPPED.
         unsafe {
             callback(
                 0,
@@ -205,24 +205,24 @@ impl State {
     }
 
     pub(super) fn check_empty(&self) {
-        assert!(self.objects.is_empty(), "left open: {:?}", self.objects);
-        assert!(self.pools.is_empty(), "left open: {:?}", self.pools);
+        assert!(self.objects.is_empty(), "never closed: {:?}", self.objects);
+        assert!(self.pools.is_empty(), "never closed: {:?}", self.pools);
         assert!(
             self.completions.is_empty(),
-            "left over: {:?}",
+            "never delivered: {:?}",
             self.completions
         );
-        assert!(self.instances.is_empty(), "left: {:?}", self.instances);
-        assert!(self.pipes.is_empty(), "left: {:?}", self.pipes);
+        assert!(self.instances.is_empty(), "leaked: {:?}", self.instances);
+        assert!(self.pipes.is_empty(), "leaked: {:?}", self.pipes);
         assert!(self.blocks.is_empty(), "never freed: {:?}", self.blocks);
     }
 
-    /// Whether something merely legal happens, with a chance of one in `n`.
+    /// Whether an optional event happens, with a probability of 1 in `n`. Never in strict mode.
     pub(super) fn may(&mut self, n: u32) -> bool {
         !self.options.strict && self.rng.u32(..n) == 0
     }
 
-    /// The error of a call that fails without a reason, if this one does.
+    /// The error of an injected fault, if this call is to fail.
     pub(super) fn fault(&mut self, errors: &[u32]) -> Option<u32> {
         let fails = self.rng.u32(..1000) < self.options.faults;
         fails.then(|| errors[self.rng.usize(..errors.len())])
@@ -242,7 +242,7 @@ impl State {
     pub(super) fn file(&mut self, handle: usize) -> &mut File {
         match self.objects.get_mut(&handle) {
             Some(Object::File(file)) => file,
-            other => panic!("{handle:#x} is no open pipe: {other:?}"),
+            other => panic!("{handle:#x} is not an open pipe: {other:?}"),
         }
     }
 
@@ -253,7 +253,7 @@ impl State {
         };
         match self.instances.get_mut(&number) {
             Some(instance) => (instance, side),
-            None => unreachable!("an open end keeps its instance"),
+            None => unreachable!("an open end keeps its instance alive"),
         }
     }
 
@@ -266,7 +266,7 @@ impl State {
         self.pipes.get(&name)?.descriptor.owner.clone()
     }
 
-    /// The client of a server's end, if the server may know it already.
+    /// The token of a server's client, if the server can identify it yet.
     pub(super) fn client_token(&mut self, handle: usize) -> Option<Token> {
         match &self.instance(handle).0.client_token {
             Some((token, true)) => Some(token.clone()),
@@ -282,7 +282,7 @@ impl State {
             if pipe.first && !wine {
                 return Err(ERROR_ACCESS_DENIED);
             }
-            // What a duplex instance asks for, with the right to create instances in it.
+            // The rights that a duplex instance requests, including the one to create instances.
             let rights = FILE_GENERIC_READ | FILE_GENERIC_WRITE;
             if !wine && !existing.descriptor.allows(&self.token, rights) {
                 return Err(ERROR_ACCESS_DENIED);
@@ -336,8 +336,8 @@ impl State {
         Ok(handle)
     }
 
-    /// `CreateFile` of a pipe: a handle or an error. A server that may not know its client at once has to
-    /// read first.
+    /// `CreateFile` of a pipe: a handle or an error. Unless `known_at_once`, the server has to read before
+    /// it can identify the client.
     pub(super) fn open(
         &mut self,
         name: &str,
@@ -347,7 +347,7 @@ impl State {
         let pipe = self.pipes.get(&name.to_lowercase());
         let pipe = pipe.ok_or(ERROR_FILE_NOT_FOUND)?;
         if self.options.form.checks_access() {
-            // ReactOS' NpCreateClientEnd takes the right to create instances off what a client asks for.
+            // ReactOS's NpCreateClientEnd removes the right to create instances from the requested rights.
             let rights = super::security::mapped(rights) & !FILE_APPEND_DATA;
             if !pipe.descriptor.allows(&self.token, rights) {
                 return Err(ERROR_ACCESS_DENIED);
@@ -362,7 +362,7 @@ impl State {
         if listening.is_empty() {
             return Err(ERROR_PIPE_BUSY);
         }
-        // Which one is the system's choice.
+        // The system may choose any of them.
         let number = listening[self.rng.usize(..listening.len())];
         let handle = self.add(Object::File(File {
             instance: number,
@@ -399,7 +399,7 @@ impl State {
         ERROR_SUCCESS
     }
 
-    /// An operation that is about to begin on a handle.
+    /// Prepares an operation on a handle.
     pub(super) fn operation(
         &mut self,
         handle: usize,
@@ -416,7 +416,7 @@ impl State {
             length,
             pool: file.pool,
         };
-        // SAFETY: the caller lends the OVERLAPPED until the operation is over.
+        // SAFETY: the OVERLAPPED is borrowed until the operation completes.
         let event = unsafe {
             (*overlapped).Internal = STATUS_PENDING;
             (*overlapped).InternalHigh = 0;
@@ -426,7 +426,7 @@ impl State {
         operation
     }
 
-    /// How a call returns whose operation has come so far.
+    /// Turns the state of an operation into what its call returns.
     pub(super) fn settle(&mut self, operation: Operation, outcome: Outcome) -> Outcome {
         let Outcome::Over { code, length } = outcome else {
             return outcome;
@@ -437,7 +437,7 @@ impl State {
         match code {
             ERROR_SUCCESS if bound && (!skips || self.may(4)) => {
                 self.end(operation, code, length);
-                // Without skip mode the call returns success although a completion comes.
+                // Without skip mode the call returns success and still queues a completion.
                 if skips { Outcome::Pending } else { outcome }
             }
             ERROR_MORE_DATA if bound && !skips => {
@@ -452,7 +452,7 @@ impl State {
                 self.report(&operation, code, length);
                 outcome
             }
-            // A call that fails at once leaves nothing behind.
+            // A call that fails at once queues no completion.
             code => {
                 // SAFETY: as in `operation`.
                 unsafe { (*operation.overlapped).Internal = status_of(code) };
@@ -576,7 +576,7 @@ impl State {
         Outcome::Pending
     }
 
-    /// `PeekNamedPipe`: how much waits, and how much of it is the rest of the first message.
+    /// `PeekNamedPipe`: the bytes available, and how many of them remain of the first message.
     pub(super) fn peek(&mut self, handle: usize) -> Result<(usize, usize), u32> {
         let reads_messages = self.file(handle).reads_messages;
         let (instance, side) = self.instance(handle);
@@ -612,7 +612,7 @@ impl State {
             let (now, later): (Vec<_>, Vec<_>) = queue.reads.drain(..).partition(meant);
             queue.reads = later.into();
             cancelled.extend(now);
-            // The rest of a write that was read in part goes with it.
+            // A write that was partly read is cancelled with the rest of its message.
             queue.messages.retain(|message| match message.data {
                 Data::Pending(write) if meant(&write) => {
                     cancelled.push(write);
@@ -648,7 +648,7 @@ impl State {
             ended.extend(queue.messages.drain(..).filter_map(Message::write));
         }
         if let Some(client) = client {
-            // The client keeps an end that leads nowhere, and the server's can serve the next one.
+            // The client keeps a disconnected end; the server's end can serve the next client.
             let number = self.number();
             self.instances
                 .insert(number, Instance::disconnected(name, client));
@@ -672,7 +672,7 @@ impl State {
 
     fn close_end(&mut self, handle: usize) {
         let wine = self.options.form == Form::Wine8;
-        // ReactOS' file system says the first; Windows may cancel before.
+        // ReactOS's file system reports the first; Windows may cancel the operation before.
         let own_code = if wine || self.rng.bool() {
             ERROR_BROKEN_PIPE
         } else {
@@ -690,7 +690,7 @@ impl State {
             Side::Client => (&mut instance.to_client, &mut instance.to_server),
         };
         ended.extend(inbound.reads.drain(..).map(|read| (read, own_code)));
-        // What was sent here and not read is gone; what was sent from here stays readable.
+        // Unread messages to this end are discarded; messages from this end stay readable.
         let unread = inbound.messages.drain(..).filter_map(Message::write);
         ended.extend(unread.map(|write| (write, ERROR_BROKEN_PIPE)));
         ended.extend(
@@ -716,15 +716,15 @@ impl State {
             instance.state = Connection::Closing;
         }
         if instance.server.is_none() && instance.client.is_none() {
-            // Nobody is left to read what was written from here.
+            // Both ends are closed, so nothing can be read any more.
             for queue in [&mut instance.to_server, &mut instance.to_client] {
                 let unread = queue.messages.drain(..).filter_map(Message::write);
                 ended.extend(unread.map(|write| (write, ERROR_BROKEN_PIPE)));
             }
             self.forget(file.instance);
         } else if side == Side::Server && wine {
-            // Wine gives up a name with its last server's end, Windows with the last end of either side
-            // (ReactOS' NpDeleteCcb).
+            // Wine removes a name with its last server end, Windows with its last end of either side
+            // (ReactOS's NpDeleteCcb).
             self.unlist(file.instance);
         }
         for (operation, code) in ended {
@@ -747,7 +747,7 @@ impl State {
         }
     }
 
-    /// The queue that what is written on this handle goes into.
+    /// The queue for messages written on this handle.
     fn queue_from(&mut self, handle: usize) -> &mut Queue {
         let (instance, side) = self.instance(handle);
         match side {
@@ -756,7 +756,7 @@ impl State {
         }
     }
 
-    /// Writes that waited for room are over once the system has room for a copy.
+    /// Completes pending writes for which the queue now has room.
     fn copy_stalled_writes(&mut self, reader: usize) {
         if self.may(2) {
             return;
@@ -783,12 +783,13 @@ impl State {
         }
     }
 
-    /// An operation that was pending is over.
+    /// Ends a pending operation.
     fn end(&mut self, operation: Operation, code: u32, length: usize) {
         self.report(&operation, code, length);
         if let Some(pool) = operation.pool {
             let object = self.pools.get(&pool);
-            let object = object.expect("a thread pool object that outlives its operations");
+            let object =
+                object.expect("the thread pool object was closed before its operation ended");
             self.completions.push(Completion {
                 pool,
                 callback: object.callback,
@@ -800,9 +801,9 @@ impl State {
         }
     }
 
-    /// Writes down how an operation has ended, and signals what is to be signaled.
+    /// Records an operation's result in its OVERLAPPED, and signals its event and its file.
     fn report(&mut self, operation: &Operation, code: u32, length: usize) {
-        // SAFETY: the caller of the operation has lent its OVERLAPPED until now.
+        // SAFETY: the OVERLAPPED is borrowed until this point.
         let event = unsafe {
             (*operation.overlapped).InternalHigh = length;
             (*operation.overlapped).Internal = status_of(code);
@@ -837,7 +838,7 @@ impl State {
             },
         );
         let before = self.file(handle).pool.replace(pool);
-        assert_eq!(before, None, "a handle is bound once");
+        assert_eq!(before, None, "the handle is already bound");
         pool
     }
 
@@ -847,23 +848,26 @@ impl State {
 
     pub(super) fn take_back(&mut self, pool: PTP_IO) {
         let announced = &mut self.pool(pool).announced;
-        assert!(*announced > 0, "CancelThreadpoolIo without a start");
+        assert!(
+            *announced > 0,
+            "CancelThreadpoolIo without StartThreadpoolIo"
+        );
         *announced -= 1;
     }
 
     pub(super) fn close_pool(&mut self, pool: PTP_IO) {
         let announced = self.pool(pool).announced;
-        assert_eq!(announced, 0, "closed with operations in flight");
+        assert_eq!(announced, 0, "CloseThreadpoolIo with operations in flight");
         self.pools.remove(&pool);
     }
 
     fn pool(&mut self, pool: PTP_IO) -> &mut PoolObject {
         self.pools
             .get_mut(&pool)
-            .expect("an open thread pool object")
+            .expect("the thread pool object is closed")
     }
 
-    /// One of the callbacks that are to be made, which the caller makes.
+    /// Takes one of the callbacks to be made. The caller makes it.
     pub(super) fn take_completion(&mut self) -> Option<Completion> {
         if self.completions.is_empty() {
             return None;
@@ -874,13 +878,13 @@ impl State {
         };
         let completion = self.completions.remove(index);
         let announced = &mut self.pool(completion.pool).announced;
-        assert!(*announced > 0, "a completion that was not announced");
+        assert!(*announced > 0, "an operation without StartThreadpoolIo");
         *announced -= 1;
         Some(completion)
     }
 }
 
-/// What `CreateNamedPipe` is asked for.
+/// The arguments of `CreateNamedPipe`.
 #[derive(Debug)]
 pub(super) struct NewInstance {
     pub(super) name: String,
@@ -894,7 +898,7 @@ pub(super) struct NewInstance {
 }
 
 impl Instance {
-    /// What is left to a client that was thrown out.
+    /// What remains for a client that was disconnected.
     fn disconnected(name: String, client: usize) -> Self {
         Self {
             name,
@@ -934,14 +938,14 @@ impl Message {
         length - self.read
     }
 
-    /// Hands over as much as fits behind the first `filled` bytes of a read's buffer.
+    /// Copies as much as fits after the first `filled` bytes of a read's buffer. Returns the length copied.
     fn copy_to(&mut self, read: &Operation, filled: usize) -> usize {
         let length = self.left().min(read.length - filled);
         let source = match &self.data {
             Data::Copied(bytes) => bytes.as_ptr(),
             Data::Pending(write) => write.buffer.cast_const(),
         };
-        // SAFETY: both operations are in flight, so their buffers are lent; neither goes over its length.
+        // SAFETY: both operations are in flight, so their buffers are valid; neither length is exceeded.
         unsafe {
             let target = read.buffer.add(filled);
             ptr::copy_nonoverlapping(source.add(self.read), target, length);
@@ -950,17 +954,17 @@ impl Message {
         length
     }
 
-    /// Copies what is left of a write's memory, which the write then does not need any more.
+    /// Copies the rest of a pending write's data, so that its buffer is no longer needed.
     fn copy(&mut self) {
         if let Data::Pending(write) = &self.data {
-            // SAFETY: the write is in flight, so its buffer is lent.
+            // SAFETY: the write is in flight, so its buffer is valid.
             let bytes = unsafe { std::slice::from_raw_parts(write.buffer, write.length) };
             self.data = Data::Copied(bytes[self.read..].to_vec());
             self.read = 0;
         }
     }
 
-    /// The write that waits for this message to be read.
+    /// The pending write of this message, if any.
     fn write(self) -> Option<Operation> {
         match self.data {
             Data::Pending(write) => Some(write),
@@ -969,15 +973,15 @@ impl Message {
     }
 }
 
-/// Overwrites what a read has left of its buffer: nothing is promised of it.
+/// Overwrites the unused part of a read's buffer, whose contents are unspecified.
 fn scribble(read: &Operation, length: usize) {
-    // A little of it is enough to be noticed.
+    // A few bytes are enough for a test to notice.
     let rest = (read.length - length).min(64);
-    // SAFETY: the read is in flight, so its buffer is lent.
+    // SAFETY: the read is in flight, so its buffer is valid.
     unsafe { ptr::write_bytes(read.buffer.add(length), 0xa5, rest) };
 }
 
-/// The status that stands in an `OVERLAPPED` for an error.
+/// The status in an `OVERLAPPED` for an error code.
 fn status_of(code: u32) -> usize {
     let status: u32 = match code {
         ERROR_SUCCESS => 0,
@@ -991,7 +995,7 @@ fn status_of(code: u32) -> usize {
     status as usize
 }
 
-/// The error that a status in an `OVERLAPPED` stands for.
+/// The error code for a status in an `OVERLAPPED`.
 pub(super) fn code_of(status: usize) -> u32 {
     match status as u32 {
         0 => ERROR_SUCCESS,

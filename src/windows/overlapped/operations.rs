@@ -1,4 +1,4 @@
-//! What can be in flight on a handle, and how it ends. The invariants are those of `overlapped`.
+//! The operations of a handle, and their completion. The invariants are those of `overlapped`.
 
 use std::{
     cell::UnsafeCell,
@@ -24,7 +24,7 @@ use crate::windows::system::{
     CancelThreadpoolIo, CloseThreadpoolIo, GetLastError, StartThreadpoolIo,
 };
 
-/// What can be in flight on one handle.
+/// The operations of one handle.
 #[derive(Debug)]
 pub(super) struct Operations {
     pub(super) io: PTP_IO,
@@ -42,14 +42,14 @@ impl Operations {
 impl Drop for Operations {
     fn drop(&mut self) {
         if self.io != 0 {
-            // SAFETY: the object was created with this value, and no operation is in flight: each holds
-            // a reference. Inside the last completion's callback the system waits until it returns.
+            // SAFETY: the object belongs to this value, and no operation is in flight, since each holds a
+            // reference. Inside the last callback, the system defers the close until that returns.
             unsafe { CloseThreadpoolIo(self.io) };
         }
     }
 }
 
-/// Called on a thread of the pool when a pending operation is over.
+/// Called on a thread of the pool when a pending operation completes.
 pub(super) unsafe extern "system" fn completed(
     _instance: PTP_CALLBACK_INSTANCE,
     operations: *mut c_void,
@@ -58,7 +58,7 @@ pub(super) unsafe extern "system" fn completed(
     length: usize,
     _io: PTP_IO,
 ) {
-    // SAFETY: the reference that `Operation::start` let go of, given back exactly once.
+    // SAFETY: the reference that `Operation::start` leaked, reclaimed exactly once.
     let operations = unsafe { Arc::from_raw(operations.cast_const().cast::<Operations>()) };
     if operations.connect.is_at(overlapped) {
         operations.connect.complete(code, length);
@@ -69,15 +69,15 @@ pub(super) unsafe extern "system" fn completed(
     }
 }
 
-/// A kind of operation, of which one at a time can be in flight. `B` is the buffer that it owns.
+/// One kind of operation; at most one is in flight. `B` is the buffer that it owns.
 #[derive(Debug)]
 pub(super) struct Operation<B> {
     overlapped: UnsafeCell<OVERLAPPED>,
     state: Mutex<State<B>>,
 }
 
-// SAFETY: `overlapped` is only touched by the one who may start the operation and, while it is pending,
-// by the system; `state` says whose turn it is. The rest is Send.
+// SAFETY: `overlapped` is accessed only by `start` and, while the operation is pending, by the system;
+// `state` says which. The rest is Send.
 unsafe impl<B: Send> Send for Operation<B> {}
 // SAFETY: as above.
 unsafe impl<B: Send> Sync for Operation<B> {}
@@ -89,18 +89,18 @@ enum State<B> {
     Done(Done<B>),
 }
 
-/// An operation that is over, and its buffer.
+/// A completed operation and its buffer.
 #[derive(Debug)]
 pub(super) struct Done<B> {
-    /// A system error code; `ERROR_SUCCESS` is none.
+    /// A system error code or `ERROR_SUCCESS`.
     pub(super) code: u32,
-    /// How many bytes were transferred.
+    /// The number of bytes transferred.
     pub(super) length: usize,
     pub(super) buffer: B,
 }
 
 pub(super) enum Progress<B> {
-    /// Nothing was started.
+    /// No operation was started.
     None,
     Pending,
     Done(Done<B>),
@@ -116,12 +116,12 @@ impl<B> Default for Operation<B> {
 }
 
 impl<B> Operation<B> {
-    /// Starts an operation with `call`, and returns it if it is over at once. Otherwise it is pending:
-    /// `poll` says when it is over.
+    /// Starts an operation with `call`, and returns it if it completes at once. Otherwise it is pending,
+    /// and `poll` returns it when it completes.
     ///
-    /// `call` makes one overlapped system call with the `OVERLAPPED` that it gets, on the handle that
-    /// `operations` belong to. The system may use this `OVERLAPPED` and the memory that `buffer` refers
-    /// to, which moving `buffer` does not move, until the operation is over.
+    /// `call` has to make one overlapped system call with the given `OVERLAPPED`, on the handle that
+    /// `operations` belongs to. Until the operation completes, the system may use that `OVERLAPPED` and
+    /// the memory that `buffer` refers to, which does not move with `buffer`.
     pub(super) fn start(
         &self,
         operations: &Arc<Operations>,
@@ -131,37 +131,37 @@ impl<B> Operation<B> {
         let mut state = self.lock();
         assert!(
             matches!(*state, State::None),
-            "an operation is in flight already"
+            "an operation is already in flight"
         );
         let overlapped = self.overlapped.get();
-        // SAFETY: no operation is in flight, and the lock is held: nobody else looks at it.
+        // SAFETY: no operation is in flight and the lock is held, so nothing else accesses it.
         unsafe { *overlapped = OVERLAPPED::default() };
         let reference = Arc::into_raw(Arc::clone(operations));
-        // SAFETY: `io` is the object of this handle; the call that it announces follows.
+        // SAFETY: `io` is the object of this handle, and the overlapped call follows.
         unsafe { StartThreadpoolIo(operations.io) };
         let succeeded = call(&mut buffer, overlapped) != 0;
         let code = if succeeded {
             ERROR_SUCCESS
         } else {
-            // SAFETY: always allowed.
+            // SAFETY: has no preconditions.
             unsafe { GetLastError() }
         };
         if code == ERROR_IO_PENDING {
-            // A completion that is there already waits for the lock. Nothing of the caller's, such as
-            // the clone of a waker, runs before the system's buffer is in the state: it could panic, and
-            // the buffer would be freed under the system.
+            // A completion that has already arrived waits for the lock. No caller's code, such as a
+            // waker's clone, may run before the buffer is stored: if it panicked, the buffer would be
+            // freed while the system uses it.
             *state = State::Pending {
                 buffer,
                 waker: None,
             };
             return None;
         }
-        // SAFETY: the call is over and sends no completion; so the reference is still ours.
+        // SAFETY: the operation is over and queues no completion, so the reference is still ours.
         unsafe {
             CancelThreadpoolIo(operations.io);
             drop(Arc::from_raw(reference));
         }
-        // SAFETY: the system has finished with it.
+        // SAFETY: the system no longer uses it.
         let length = unsafe { (*overlapped).InternalHigh };
         Some(Done {
             code,
@@ -171,7 +171,7 @@ impl<B> Operation<B> {
     }
 
     pub(super) fn poll(&self, cx: &mut Context<'_>) -> Progress<B> {
-        // Cloned and dropped without the lock: both are code of the caller's.
+        // Wakers are cloned and dropped outside the lock, since both run the caller's code.
         let mut new = None;
         loop {
             let mut state = self.lock();

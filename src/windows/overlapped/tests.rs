@@ -1,4 +1,4 @@
-//! What only this module can be asked: each operation at the moments that a listener never shows.
+//! Tests of each operation in states that a listener never reaches.
 
 use std::{
     future::poll_fn,
@@ -16,7 +16,7 @@ use crate::access::Access;
 #[cfg(any(miri, pipe_model))]
 use crate::windows::model;
 
-/// Each test on the system, or on the model with so many seeds.
+/// Runs each test on the system, or on the model with 300 seeds.
 macro_rules! tests {
     ($($(#[$attribute:meta])* async fn $test:ident() $body:block)*) => {$(
         $(#[$attribute])*
@@ -36,15 +36,15 @@ macro_rules! tests {
     )*};
 }
 
-/// Lets the system's threads work.
-fn let_others_work() {
+/// Lets the system's threads make progress.
+fn let_system_run() {
     #[cfg(not(pipe_model))]
     std::thread::yield_now();
     #[cfg(pipe_model)]
     model::Model::step();
 }
 
-/// An instance that nobody has called `ConnectNamedPipe` for, and its address.
+/// An instance without a `ConnectNamedPipe` call so far, and its address.
 fn instance() -> (Pipe, String) {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -80,22 +80,22 @@ fn broken(result: io::Result<impl std::fmt::Debug>) -> bool {
     result.unwrap_err().raw_os_error() == Some(ERROR_BROKEN_PIPE as i32)
 }
 
-/// Waits until the last operation has given its reference back.
+/// Waits until the last operation has released its reference.
 fn wait_until_freed(operations: &Weak<Operations>) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while operations.strong_count() > 0 {
         assert!(Instant::now() < deadline, "the operations are never freed");
-        let_others_work();
+        let_system_run();
     }
 }
 
-/// A message that the pipe has no room for.
+/// A message that exceeds the pipe's buffer.
 fn long_message() -> Bytes {
     Bytes::from(vec![7; 100_000])
 }
 
 tests! {
-    async fn a_client_may_be_there_before_connect_is_called() {
+    async fn a_client_can_connect_before_connect_is_called() {
         let (server, address) = instance();
         let client = Pipe::open(&address, false).unwrap();
         client.start_write("early".into()).unwrap();
@@ -104,7 +104,7 @@ tests! {
         assert_eq!(read_message(&server).await.unwrap(), "early");
     }
 
-    async fn what_a_client_wrote_that_left_before_connect_was_called_is_read() {
+    async fn a_message_of_a_client_that_closed_before_connect_was_called_is_read() {
         let (server, address) = instance();
         let client = Pipe::open(&address, false).unwrap();
         client.start_write("gone already".into()).unwrap();
@@ -135,7 +135,7 @@ tests! {
         }
     }
 
-    async fn a_waker_that_panics_leaves_the_system_its_buffer() {
+    async fn a_waker_that_panics_does_not_free_the_buffer_of_a_pending_read() {
         let (server, client) = connected();
         let mut buffer = BytesMut::with_capacity(4096);
         let waker = panicking_waker();
@@ -180,7 +180,7 @@ tests! {
         let polled = poll_fn(|cx| Poll::Ready(server.poll_write(cx))).await;
         assert!(polled.is_pending());
         drop(server);
-        // The client reads nothing and keeps its end open, and still all is given back.
+        // Everything is freed although the client neither reads nor closes its end.
         wait_until_freed(&operations);
         assert_eq!(read_message(&client).await.unwrap(), "before");
         assert!(broken(read_message(&client).await));
@@ -194,7 +194,7 @@ tests! {
         assert!(written.is_err(), "{written:?}");
     }
 
-    async fn a_message_that_is_taken_back_half_read_is_not_mixed_with_another() {
+    async fn the_rest_of_a_cancelled_message_reads_as_a_broken_pipe() {
         let (server, client) = connected();
         client.start_write(long_message()).unwrap();
         let mut buffer = BytesMut::with_capacity(4096);
@@ -205,7 +205,7 @@ tests! {
     }
 }
 
-/// A waker that can't be cloned.
+/// A waker whose clone panics.
 fn panicking_waker() -> Waker {
     const VTABLE: RawWakerVTable =
         RawWakerVTable::new(|_| panic!("as asked for"), |_| {}, |_| {}, |_| {});

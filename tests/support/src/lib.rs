@@ -1,7 +1,9 @@
-//! What the tests share: the same pipe on every engine, names of their own, and plain Windows calls.
+//! Shared by the tests: pipes on every engine, unique names, and plain Windows calls.
 
 use std::{
+    env,
     future::Future,
+    panic::{self, AssertUnwindSafe},
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -15,29 +17,36 @@ pub mod raw_pipe;
 #[cfg(windows)]
 pub mod win32;
 
-/// One test of each engine for each function that is named.
+/// Runs each named function as one test per engine.
 ///
-/// On the model of Windows there is one engine, and each test runs with many seeds: on a clock that stands still and by
-/// the seed's schedule or, with `threads:` before the names, at the mercy of threads. That is for tests that start some.
+/// The clock of the memory engine's tests is paused, and jumps to the next timer when nothing else is left to do, unless the
+/// names follow `threads:`: the clock would not wait for a thread.
+///
+/// On the model of Windows there is one engine, and each test runs with many seeds. Time is paused there too, and the seed
+/// determines the schedule, unless the names follow `threads:`.
 #[cfg(not(all(windows, any(miri, pipe_model))))]
 #[macro_export]
 macro_rules! on_every_engine {
     (threads: $($test:ident),* $(,)?) => {
-        $crate::on_every_engine!($($test),*);
+        $crate::on_every_engine!(@engine memory, Memory, false, $($test),*);
+        $crate::on_every_engine!(@system $($test),*);
     };
     ($($test:ident),* $(,)?) => {
-        $crate::on_every_engine!(@engine memory, Memory, $($test),*);
-        #[cfg(target_os = "linux")]
-        $crate::on_every_engine!(@engine seqpacket, Seqpacket, $($test),*);
-        #[cfg(windows)]
-        $crate::on_every_engine!(@engine overlapped, Overlapped, $($test),*);
-        #[cfg(windows)]
-        $crate::on_every_engine!(@engine tokio_pipe, Tokio, $($test),*);
+        $crate::on_every_engine!(@engine memory, Memory, true, $($test),*);
+        $crate::on_every_engine!(@system $($test),*);
     };
-    (@engine $module:ident, $kind:ident, $($test:ident),*) => {
+    (@system $($test:ident),*) => {
+        #[cfg(target_os = "linux")]
+        $crate::on_every_engine!(@engine seqpacket, Seqpacket, false, $($test),*);
+        #[cfg(windows)]
+        $crate::on_every_engine!(@engine overlapped, Overlapped, false, $($test),*);
+        #[cfg(windows)]
+        $crate::on_every_engine!(@engine tokio_pipe, Tokio, false, $($test),*);
+    };
+    (@engine $module:ident, $kind:ident, $paused:literal, $($test:ident),*) => {
         mod $module {
             $(
-                #[tokio::test]
+                #[tokio::test(start_paused = $paused)]
                 async fn $test() {
                     $crate::in_time(super::$test($crate::Kind::$kind)).await;
                 }
@@ -72,13 +81,13 @@ macro_rules! on_every_engine {
     };
 }
 
-/// Runs a test that may not hang.
+/// Runs a test, and panics if it hangs.
 pub async fn in_time(test: impl Future<Output = ()>) {
     let ended = tokio::time::timeout(DEADLINE, test).await;
-    ended.expect("it hangs");
+    ended.expect("the test hangs");
 }
 
-/// A function that makes another thread one of the system that this one runs on. Only the model has more than one.
+/// Returns a function that makes its calling thread enter this thread's system. Only the model has several systems.
 pub fn same_system() -> impl Fn() + Clone + Send + Sync + 'static {
     #[cfg(all(windows, any(miri, pipe_model)))]
     return pipe_server::model::Model::entered();
@@ -86,7 +95,35 @@ pub fn same_system() -> impl Fn() + Clone + Send + Sync + 'static {
     || {}
 }
 
-/// No test takes as long, however busy the machine is: something hangs. Miri's own clock runs fast.
+/// Runs a test with so many seeds, or with those that `PIPE_FAULT_SEEDS` names: `FIRST..LAST`, or a single one. A
+/// seed that fails is printed with the command that repeats it.
+pub fn with_seeds(test: &str, count: u64, run: impl Fn(u64)) {
+    const VARIABLE: &str = "PIPE_FAULT_SEEDS";
+    let seeds = match env::var(VARIABLE) {
+        Err(_) => 0..count,
+        Ok(text) => {
+            let parse = |number: &str| {
+                number
+                    .parse::<u64>()
+                    .expect("seeds are FIRST..LAST or SEED")
+            };
+            match text.split_once("..") {
+                Some((first, last)) => parse(first)..parse(last),
+                None => parse(&text)..parse(&text) + 1,
+            }
+        }
+    };
+    for seed in seeds {
+        if let Err(panic) = panic::catch_unwind(AssertUnwindSafe(|| run(seed))) {
+            eprintln!(
+                "seed {seed} fails; repeat it: {VARIABLE}={seed} cargo test --test it {test}"
+            );
+            panic::resume_unwind(panic);
+        }
+    }
+}
+
+/// Longer than any test takes, even on a busy machine. After this, something hangs. Miri's clock runs fast.
 pub const DEADLINE: Duration = Duration::from_secs(if cfg!(miri) { 3600 } else { 60 });
 
 /// Which engine a test runs on.
@@ -102,10 +139,10 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The longest message that the engine carries, or one that is long enough for any test.
+    /// The engine's longest message, or a length that is enough for any test.
     pub fn longest(self) -> usize {
         match self {
-            // Miri is slow, and so are thousands of seeds.
+            // Miri is slow, as are thousands of seeds.
             _ if cfg!(miri) => 9_000,
             _ if cfg!(pipe_model) => 200_000,
             Self::Memory => 16 << 20,
@@ -128,7 +165,7 @@ impl Kind {
         (listener, Pipe::Named(name))
     }
 
-    /// Serves a pipe that was served before. In memory there are no names: that is another pipe.
+    /// Serves the same name again. The memory engine has no names, so that is another pipe.
     pub fn bind_again(self, options: ListenerOptions, pipe: Pipe) -> (PipeListener, Pipe) {
         let Pipe::Named(name) = pipe else {
             return self.bind(options);
@@ -153,7 +190,7 @@ impl Kind {
     }
 }
 
-/// What a client connects to.
+/// A pipe to connect to.
 #[derive(Debug)]
 pub enum Pipe {
     Memory(MemoryPipe),
@@ -181,7 +218,7 @@ impl Pipe {
     }
 }
 
-/// A name that no other test has.
+/// A name that no other test uses.
 #[derive(Debug)]
 pub struct UniqueName {
     pub text: String,
@@ -209,7 +246,7 @@ pub fn unique_name() -> UniqueName {
     UniqueName { text: short }
 }
 
-/// A message of `length` bytes that differs from its neighbours in content.
+/// A message of `length` bytes. Its content depends on `number`.
 pub fn message(number: usize, length: usize) -> Vec<u8> {
     (0..length)
         .map(|index| (number.wrapping_mul(31) ^ index.wrapping_mul(7) ^ (index >> 8)) as u8)

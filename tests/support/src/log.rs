@@ -1,44 +1,72 @@
-//! What the library logs, seen by a test.
+//! Captures what the library logs.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     fmt::{Debug, Write as _},
-    sync::Once,
+    sync::{
+        Once,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use tracing::{
     Event, Level, Metadata, Subscriber,
     field::{Field, Visit},
+    level_filters::LevelFilter,
     span::{Attributes, Id, Record},
+    subscriber::Interest,
 };
 
 thread_local! {
-    static LINES: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
+    static LEVEL: Cell<LevelFilter> = const { Cell::new(LevelFilter::OFF) };
+    static LINES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    static SPANS: RefCell<Vec<(Id, String)>> = const { RefCell::new(Vec::new()) };
+    static ENTERED: RefCell<Vec<Id>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The lines that are logged on this thread, at INFO and above, from `start` on.
+/// The lines logged on this thread since `start`, at INFO and above.
 #[derive(Debug)]
 pub struct Log;
 
 impl Log {
     pub fn start() -> Self {
-        // One for all threads: what a thread without a subscriber says of an event is remembered for the
-        // others (tracing's cache of interest).
+        Self::start_at(Level::INFO)
+    }
+
+    /// Also the lines and spans of a lower level.
+    pub fn start_at(level: Level) -> Self {
+        // Global, since tracing caches interest for all threads: a thread without a subscriber would
+        // disable a callsite for the others.
         static COLLECTOR: Once = Once::new();
         COLLECTOR.call_once(|| tracing::subscriber::set_global_default(Collector).unwrap());
-        LINES.set(Some(Vec::new()));
+        LEVEL.set(LevelFilter::from_level(level));
+        LINES.take();
+        SPANS.take();
         Self
+    }
+
+    /// All lines that contain `part`.
+    pub fn lines_with(&self, part: &str) -> Vec<String> {
+        LINES.with_borrow(|lines| {
+            let found = lines.iter().filter(|line| line.contains(part));
+            found.cloned().collect()
+        })
     }
 
     /// The one line that contains `part`.
     pub fn line_with(&self, part: &str) -> String {
-        LINES.with_borrow(|lines| {
-            let lines = lines.as_deref().unwrap_or_default();
-            let mut found = lines.iter().filter(|line| line.contains(part));
-            match (found.next(), found.next()) {
-                (Some(line), None) => line.clone(),
-                _ => panic!("not one line with {part:?}: {lines:#?}"),
-            }
+        match &self.lines_with(part)[..] {
+            [line] => line.clone(),
+            _ => panic!("not one line with {part:?}: {:#?}", self.lines_with("")),
+        }
+    }
+
+    /// The spans called `name`, each with the fields that it has by now.
+    pub fn spans(&self, name: &str) -> Vec<String> {
+        SPANS.with_borrow(|spans| {
+            let spans = spans.iter().map(|(_, span)| span);
+            let found = spans.filter(|span| span.split(' ').nth(1) == Some(name));
+            found.cloned().collect()
         })
     }
 }
@@ -46,33 +74,70 @@ impl Log {
 struct Collector;
 
 impl Subscriber for Collector {
+    /// Each thread has a level of its own.
+    fn register_callsite(&self, _: &'static Metadata<'static>) -> Interest {
+        Interest::sometimes()
+    }
+
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        *metadata.level() <= Level::INFO
+        *metadata.level() <= LEVEL.get()
     }
 
-    fn new_span(&self, _: &Attributes<'_>) -> Id {
-        Id::from_u64(1)
+    fn new_span(&self, span: &Attributes<'_>) -> Id {
+        static COUNT: AtomicU64 = AtomicU64::new(1);
+        let id = Id::from_u64(COUNT.fetch_add(1, Ordering::Relaxed));
+        let metadata = span.metadata();
+        let mut line = Line(format!("{} {}", metadata.level(), metadata.name()));
+        span.record(&mut line);
+        SPANS.with_borrow_mut(|spans| spans.push((id.clone(), line.0)));
+        id
     }
 
-    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record(&self, id: &Id, fields: &Record<'_>) {
+        SPANS.with_borrow_mut(|spans| {
+            let Some((_, span)) = spans.iter_mut().find(|(known, _)| known == id) else {
+                return;
+            };
+            let mut line = Line(std::mem::take(span));
+            fields.record(&mut line);
+            *span = line.0;
+        });
+    }
 
     fn record_follows_from(&self, _: &Id, _: &Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        LINES.with_borrow_mut(|lines| {
-            let Some(lines) = lines else { return };
-            let mut line = Line(event.metadata().level().to_string());
-            event.record(&mut line);
-            lines.push(line.0);
-        });
+        let mut line = Line(event.metadata().level().to_string());
+        event.record(&mut line);
+        if let Some(spans) = entered() {
+            write!(line.0, " in {spans}").unwrap();
+        }
+        LINES.with_borrow_mut(|lines| lines.push(line.0));
     }
 
-    fn enter(&self, _: &Id) {}
+    fn enter(&self, id: &Id) {
+        ENTERED.with_borrow_mut(|entered| entered.push(id.clone()));
+    }
 
-    fn exit(&self, _: &Id) {}
+    fn exit(&self, id: &Id) {
+        ENTERED.with_borrow_mut(|entered| assert_eq!(entered.pop().as_ref(), Some(id)));
+    }
 }
 
-/// The level, and each field with its value.
+/// The names of the spans that this thread is in, outermost first.
+fn entered() -> Option<String> {
+    let entered = ENTERED.with_borrow(|entered| entered.clone());
+    let names = SPANS.with_borrow(|spans| {
+        let name = |id: &Id| {
+            let (_, span) = spans.iter().find(|(known, _)| known == id)?;
+            span.split(' ').nth(1).map(str::to_owned)
+        };
+        entered.iter().filter_map(name).collect::<Vec<_>>()
+    });
+    (!names.is_empty()).then(|| names.join(":"))
+}
+
+/// A line with the level and each field's value.
 struct Line(String);
 
 impl Visit for Line {

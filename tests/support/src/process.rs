@@ -1,7 +1,7 @@
-//! What this process holds of the system: handles, threads, memory, and the instances of its pipe.
+//! Counts what this process holds: handles, threads, memory, and the instances of its pipe.
 #![allow(
     unsafe_code,
-    reason = "an allocator, and system calls that no safe crate has"
+    reason = "an allocator, and system calls that no safe crate wraps"
 )]
 
 use std::{
@@ -10,17 +10,17 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-/// A count of everything that could leak, taken while nobody is connected.
+/// A count of everything that could leak, taken while no client is connected.
 #[derive(Clone, Copy, Debug)]
 pub struct Census {
     /// Handles on Windows, file descriptors on Linux.
     pub handles: usize,
     pub threads: usize,
-    /// Server ends of the pipe that exist in the whole system.
+    /// Server ends of the pipe in the whole system.
     pub instances: usize,
     /// Bytes that Rust code has allocated and not freed.
     pub heap: usize,
-    /// Bytes that the process has from the system: resident on Linux, private on Windows.
+    /// The process's memory in bytes: resident on Linux, private on Windows.
     pub memory: usize,
 }
 
@@ -39,37 +39,37 @@ impl fmt::Display for Census {
     }
 }
 
-/// The system's allocator, with a count of what is in use: exact, where the process's memory is not,
-/// because freed memory mostly stays with the process.
+/// The system's allocator with a count of the bytes in use. The count is exact, unlike the process's memory,
+/// since freed memory usually stays with the process.
 #[derive(Debug)]
 pub struct CountingAllocator;
 
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: every call goes to the system's allocator as it came.
+// SAFETY: forwards every call to the system's allocator.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         IN_USE.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         IN_USE.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         IN_USE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { System.dealloc(pointer, layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         IN_USE.fetch_add(size, Ordering::Relaxed);
         IN_USE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { System.realloc(pointer, layout, size) }
     }
 }
@@ -87,7 +87,7 @@ impl Census {
         let resident: usize = resident
             .and_then(|kibibytes| kibibytes.trim().parse().ok())
             .ok_or(io::ErrorKind::InvalidData)?;
-        // The listening socket, those accepted from it and those that wait for that bear its path.
+        // The listening socket and all sockets queued on it or accepted from it have its path.
         let sockets = fs::read_to_string("/proc/net/unix")?;
         Ok(Self {
             handles: fs::read_dir("/proc/self/fd")?.count(),
@@ -104,8 +104,8 @@ impl Census {
 
 #[cfg(windows)]
 impl Census {
-    /// Counts what this process and the pipe at `address`, which has to echo, hold while one client, this
-    /// one, is connected: only an end of the pipe can be asked for the number of instances.
+    /// Counts what this process and the pipe at `address`, which has to echo, hold. Connects one client,
+    /// since the number of instances can be queried only through an end of the pipe.
     pub fn take(address: &str) -> io::Result<Self> {
         use std::{
             fs::File,
@@ -115,7 +115,7 @@ impl Census {
         use winsafe::{HPROCESS, HPROCESSLIST, co, prelude::*};
 
         let mut client = File::options().read(true).write(true).open(address)?;
-        // Once there is a reply the server has accepted, and has made the next instance.
+        // When the reply arrives, the server has accepted and has created the next instance.
         client.write_all(b"?")?;
         client.read_exact(&mut [0])?;
         let instances = instances(&client)?;
@@ -126,7 +126,7 @@ impl Census {
             .map_err(error)?;
         let mut list =
             HPROCESSLIST::CreateToolhelp32Snapshot(co::TH32CS::SNAPPROCESS, None).map_err(error)?;
-        // Not looked through to its end, where winsafe 0.0.23 forgets that it has to be closed.
+        // Not iterated to its end, where winsafe 0.0.23 leaks the snapshot's handle.
         let threads = list.iter_processes().find_map(|process| {
             let process = process.ok()?;
             (process.th32ProcessID == std::process::id()).then_some(process.cntThreads)
@@ -136,14 +136,14 @@ impl Census {
             threads: threads.ok_or(io::ErrorKind::NotFound)? as usize,
             instances,
             heap: IN_USE.load(Ordering::Relaxed),
-            // The same as `PrivateUsage`, which Wine 8 does not tell.
+            // The same as `PrivateUsage`, which Wine 8 does not report.
             memory: memory.PagefileUsage,
         })
     }
 }
 
-/// How many handles are open: the numbers that the system gives out first are all tried.
-/// `GetProcessHandleCount` always says 0 on Wine 8.
+/// The number of open handles, counted by trying the lowest handle values. `GetProcessHandleCount`
+/// always reports 0 on Wine 8.
 #[cfg(windows)]
 fn handles() -> usize {
     use windows_sys::Win32::Foundation::{GetHandleInformation, HANDLE};
@@ -152,13 +152,13 @@ fn handles() -> usize {
         .filter(|number| {
             let handle = (number * 4) as HANDLE;
             let mut flags = 0;
-            // SAFETY: any number may be asked about, and `flags` lives through the call.
+            // SAFETY: any value may be queried, and `flags` outlives the call.
             unsafe { GetHandleInformation(handle, &mut flags) != 0 }
         })
         .count()
 }
 
-/// How many instances the pipe has that `client` is connected to.
+/// The number of instances of the pipe that `client` is connected to.
 #[cfg(windows)]
 fn instances(client: &std::fs::File) -> io::Result<usize> {
     use std::{os::windows::io::AsRawHandle as _, ptr};
@@ -166,7 +166,7 @@ fn instances(client: &std::fs::File) -> io::Result<usize> {
     use windows_sys::Win32::System::Pipes::GetNamedPipeHandleStateW;
 
     let mut instances = 0;
-    // SAFETY: the handle is open, `instances` lives through the call, and nothing else is asked for.
+    // SAFETY: the handle is open, `instances` outlives the call, and nothing else is queried.
     let done = unsafe {
         GetNamedPipeHandleStateW(
             client.as_raw_handle(),

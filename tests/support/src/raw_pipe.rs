@@ -1,7 +1,7 @@
-//! Both ends of a pipe in plain Windows calls: overlapped, completed by events or by the thread pool, and with
-//! nothing of the library. Each operation is asserted to end exactly once.
-#![allow(unsafe_code, reason = "no crate between a test and the system's calls")]
-#![allow(missing_debug_implementations, reason = "nobody prints them")]
+//! Both ends of a pipe in plain overlapped Windows calls, completed by events or by the thread pool, without the
+//! library. Asserts that each operation ends exactly once.
+#![allow(unsafe_code, reason = "tests the system calls directly")]
+#![allow(missing_debug_implementations, reason = "never printed")]
 
 use std::{
     collections::HashMap,
@@ -36,7 +36,7 @@ use windows_sys::{
     core::BOOL,
 };
 
-/// Every function of Windows that is called here. The model takes their place in this one.
+/// Every Windows function called here, or its replacement in the model.
 pub mod system {
     #[cfg(any(miri, pipe_model))]
     pub use pipe_server::model::functions::*;
@@ -60,8 +60,8 @@ pub mod system {
     };
 }
 
-/// The model that a test runs on, if it does: one that does what the facts say and nothing that is merely legal, in the
-/// form that `PIPE_MODEL_FORM` names (`Windows7`, `Windows8` or `Wine8`). It ends when this is dropped.
+/// Starts the model, if the test is to run on it. The model is strict, that is, it does exactly what the facts say, in
+/// the form that `PIPE_MODEL_FORM` names (`Windows7`, `Windows8` or `Wine8`). Dropping this ends it.
 #[must_use]
 pub fn on_the_model() -> Option<OnTheModel> {
     #[cfg(any(miri, pipe_model))]
@@ -103,10 +103,10 @@ impl Drop for OnTheModel {
     }
 }
 
-/// No operation takes as long, however busy the machine is: a callback or an event is missing.
+/// Longer than any operation takes, even on a busy machine. After this, a callback or an event is missing.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// How many bytes a pipe here takes each way before writes wait.
+/// The quota of a pipe created here, in bytes per direction. Writes over it pend.
 pub const QUOTA: u32 = 4096;
 
 /// More than the quota.
@@ -114,11 +114,11 @@ pub const LONG: usize = 10_000;
 
 pub const READ_WRITE: u32 = GENERIC_READ | GENERIC_WRITE;
 
-/// A pipe's name that no other test has.
+/// A pipe's name that no other test uses.
 pub struct Name(Vec<u16>);
 
 impl Name {
-    #[expect(clippy::new_without_default, reason = "no two are equal")]
+    #[expect(clippy::new_without_default, reason = "each name is unique")]
     pub fn new() -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -140,7 +140,7 @@ impl Name {
                 .map_or(ptr::null_mut(), |descriptor| descriptor.0),
             bInheritHandle: 0,
         };
-        // SAFETY: the name ends in NUL; it, `attributes` and the descriptor live through the call.
+        // SAFETY: the name ends in NUL; it, `attributes` and the descriptor outlive the call.
         let handle = unsafe {
             system::CreateNamedPipeW(
                 self.0.as_ptr(),
@@ -156,20 +156,20 @@ impl Name {
         End::new(handle)
     }
 
-    /// Opens a client's end, in message read mode.
+    /// Opens a client's end and sets message read mode.
     pub fn open(&self) -> End {
         let client = self.try_open(READ_WRITE).unwrap();
-        assert_eq!(client.read_messages(), ERROR_SUCCESS);
+        assert_eq!(client.set_message_mode(), ERROR_SUCCESS);
         client
     }
 
-    /// Opens a client's end, in byte read mode as every new one.
+    /// Opens a client's end. A new one is in byte read mode.
     pub fn try_open(&self, access: u32) -> Result<End, u32> {
         self.open_with(access, 0)
     }
 
     pub fn open_with(&self, access: u32, flags: u32) -> Result<End, u32> {
-        // SAFETY: the name ends in NUL and lives through the call.
+        // SAFETY: the name ends in NUL and outlives the call.
         let handle = unsafe {
             system::CreateFileW(
                 self.0.as_ptr(),
@@ -205,7 +205,7 @@ impl Default for Instance<'_> {
 }
 
 impl<'a> Instance<'a> {
-    pub fn for_whom(access_list: &'a str) -> Self {
+    pub fn with_access_list(access_list: &'a str) -> Self {
         Self {
             access_list: Some(access_list),
             ..Self::default()
@@ -219,7 +219,7 @@ impl Descriptor {
     fn parse(text: &str) -> Self {
         let text = wide(text);
         let mut descriptor = ptr::null_mut();
-        // SAFETY: `text` ends in NUL and lives through the call; `descriptor` is written on success.
+        // SAFETY: `text` ends in NUL and outlives the call; `descriptor` is written on success.
         let done = unsafe {
             system::ConvertStringSecurityDescriptorToSecurityDescriptorW(
                 text.as_ptr(),
@@ -235,7 +235,7 @@ impl Descriptor {
 
 impl Drop for Descriptor {
     fn drop(&mut self) {
-        // SAFETY: the system allocated it with LocalAlloc, and nobody else has it.
+        // SAFETY: the system allocated it with LocalAlloc, and `self` owns it.
         unsafe { system::LocalFree(self.0) };
     }
 }
@@ -245,9 +245,9 @@ impl Drop for Descriptor {
 pub enum Mode {
     /// By the event in their `OVERLAPPED`.
     Event,
-    /// By a callback of the thread pool, also when the call succeeds at once.
+    /// By a callback of the thread pool, even if the call succeeds at once.
     Callback,
-    /// By a callback of the thread pool where the call does not end at once: as in the library.
+    /// By a callback of the thread pool, unless the call ends at once (skip mode), as in the library.
     Skip,
 }
 
@@ -270,7 +270,7 @@ impl End {
         })
     }
 
-    /// Gives the handle to the thread pool, as the library does.
+    /// Binds the handle to the thread pool, as the library does.
     pub fn in_the_pool(self) -> Self {
         self.with(Mode::Skip)
     }
@@ -290,9 +290,9 @@ impl End {
         self
     }
 
-    pub fn read_messages(&self) -> u32 {
+    pub fn set_message_mode(&self) -> u32 {
         let mode = PIPE_READMODE_MESSAGE;
-        // SAFETY: the handle is open, and `mode` lives through the call.
+        // SAFETY: the handle is open, and `mode` outlives the call.
         code(unsafe {
             system::SetNamedPipeHandleState(self.handle, &mode, ptr::null(), ptr::null())
         })
@@ -326,21 +326,21 @@ impl End {
     ) -> Operation {
         let mut operation = Operation::new(buffer, self.mode == Mode::Event);
         if let Some(callbacks) = &self.callbacks {
-            // SAFETY: the object is this handle's, and the call that is announced follows.
+            // SAFETY: the object belongs to this handle, and the overlapped call follows.
             unsafe { system::StartThreadpoolIo(callbacks.io) };
         }
         let memory = operation.memory;
-        // SAFETY: nobody else has the memory yet.
+        // SAFETY: nothing else uses the memory yet.
         let (buffer, length) = unsafe {
             let buffer = &mut (*memory).buffer;
             (buffer.as_mut_ptr(), buffer.len() as u32)
         };
-        // SAFETY: the address of a field of memory that is ours.
+        // SAFETY: the address of a field of memory that we own.
         let done = call(buffer, length, unsafe { &raw mut (*memory).overlapped });
         operation.returned = code(done);
         operation.pending = operation.returned == ERROR_IO_PENDING || self.calls_back(&operation);
         if let (Some(callbacks), false) = (&self.callbacks, operation.pending) {
-            // SAFETY: the call is over, and no callback follows.
+            // SAFETY: the operation is over, and no callback follows.
             unsafe { system::CancelThreadpoolIo(callbacks.io) };
         }
         operation
@@ -351,7 +351,7 @@ impl End {
         self.mode == Mode::Callback && matches!(operation.returned, ERROR_SUCCESS | ERROR_MORE_DATA)
     }
 
-    /// Waits until an operation is over: exactly one event, or exactly one callback where one follows.
+    /// Waits until an operation ends, with exactly one event or, if one follows, exactly one callback.
     pub fn end(&self, mut operation: Operation) -> Ended {
         let started = matches!(
             operation.returned,
@@ -370,7 +370,7 @@ impl End {
             _ => (operation.returned, 0),
         };
         operation.pending = false;
-        // SAFETY: the operation is over, so nobody else has the memory.
+        // SAFETY: the operation is over, so nothing else uses the memory.
         let buffer = unsafe { &(*operation.memory).buffer };
         Ended {
             code,
@@ -378,7 +378,7 @@ impl End {
         }
     }
 
-    /// Waits for one callback of each operation, in whatever order they come.
+    /// Waits for one callback per operation, in any order.
     pub fn end_all<const N: usize>(&self, mut operations: [Operation; N]) -> [u32; N] {
         let mut codes = [ERROR_SUCCESS; N];
         for _ in 0..N {
@@ -453,23 +453,23 @@ impl Drop for End {
     }
 }
 
-/// An operation that was started. Its memory is freed once it is over; a failing test leaks that of a pending one.
+/// A started operation. Its memory is freed when it is over; a failing test leaks that of a pending one.
 pub struct Operation {
     pub memory: *mut Memory,
-    /// What the call returned: `ERROR_SUCCESS` for nothing.
+    /// The error code of the call, or `ERROR_SUCCESS`.
     pub returned: u32,
-    /// The system still uses the memory, or a callback for it is on its way.
+    /// The system still uses the memory, or a callback is still to come.
     pub pending: bool,
 }
 
-/// The first field's address is the `OVERLAPPED`'s.
+/// `repr(C)`, so that its address is that of its `OVERLAPPED`.
 #[repr(C)]
 pub struct Memory {
     pub overlapped: OVERLAPPED,
     buffer: Vec<u8>,
 }
 
-/// How an operation ended, and what it read or wrote.
+/// The result of an operation, and the data that it read or wrote.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Ended {
     pub code: u32,
@@ -480,7 +480,7 @@ impl Operation {
     pub fn new(buffer: Vec<u8>, event: bool) -> Self {
         let mut overlapped = OVERLAPPED::default();
         if event {
-            // SAFETY: an event without a name, reset by hand.
+            // SAFETY: creates an unnamed manual-reset event.
             overlapped.hEvent = unsafe { system::CreateEventW(ptr::null(), 1, 0, ptr::null()) };
             assert!(!overlapped.hEvent.is_null());
         }
@@ -497,14 +497,14 @@ impl Drop for Operation {
         if self.pending {
             assert!(
                 thread::panicking(),
-                "a test ends every operation that it starts"
+                "the test did not end an operation that it started"
             );
             return;
         }
-        // SAFETY: `new` made it, and the operation is over.
+        // SAFETY: `new` allocated it, and the operation is over.
         let memory = unsafe { Box::from_raw(self.memory) };
         if !memory.overlapped.hEvent.is_null() {
-            // SAFETY: the event is ours.
+            // SAFETY: we own the event.
             unsafe { system::CloseHandle(memory.overlapped.hEvent) };
         }
     }
@@ -517,7 +517,7 @@ pub fn ended(code: u32, data: &[u8]) -> Ended {
     }
 }
 
-/// A handle's object of the thread pool (`PTP_IO`), and the callbacks that came.
+/// A handle's thread pool object (`PTP_IO`), and its callbacks.
 struct Callbacks {
     io: PTP_IO,
     number: usize,
@@ -531,8 +531,8 @@ struct Callback {
     length: usize,
 }
 
-/// Where callbacks are delivered. A callback's context is a key of this map and no address, so that an unexpected one
-/// touches no memory.
+/// The receivers of callbacks. A callback's context is a key of this map, not an address, so that an unexpected
+/// callback accesses no memory.
 static RECEIVERS: Mutex<Option<HashMap<usize, Sender<Callback>>>> = Mutex::new(None);
 
 fn receivers() -> MutexGuard<'static, Option<HashMap<usize, Sender<Callback>>>> {
@@ -573,7 +573,7 @@ impl Drop for Callbacks {
         }
         receivers().get_or_insert_default().remove(&self.number);
         if let (Ok(callback), false) = (self.received.try_recv(), thread::panicking()) {
-            panic!("unexpected: {callback:?}");
+            panic!("unexpected callback: {callback:?}");
         }
     }
 }
@@ -605,13 +605,13 @@ fn wide(text: &str) -> Vec<u16> {
 /// The error of the call that returned `done`, or `ERROR_SUCCESS`.
 pub fn code(done: BOOL) -> u32 {
     match done {
-        // SAFETY: always allowed.
+        // SAFETY: has no preconditions.
         0 => unsafe { system::GetLastError() },
         _ => ERROR_SUCCESS,
     }
 }
 
-/// A server's end with callbacks as the library has them, and its client's.
+/// A server's end in the library's mode, and its client's end.
 pub fn pair() -> (End, End) {
     pair_with(Mode::Skip)
 }
@@ -622,7 +622,7 @@ pub fn pair_with(mode: Mode) -> (End, End) {
     (server, name.open())
 }
 
-/// A message that the pipe has no room for.
+/// A message that exceeds the pipe's quota.
 pub fn long_message() -> Vec<u8> {
     (0..LONG).map(|index| (index % 251) as u8).collect()
 }

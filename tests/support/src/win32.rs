@@ -1,5 +1,5 @@
-//! A pipe's end as a program without this library has it: plain Windows calls that block.
-#![allow(unsafe_code, reason = "no crate between a test and the system's calls")]
+//! One end of a pipe as a program without this library uses it: plain, blocking Windows calls.
+#![allow(unsafe_code, reason = "tests the system calls directly")]
 
 use std::{
     ffi::{CStr, c_char},
@@ -25,7 +25,8 @@ use windows_sys::{
             TOKEN_DUPLICATE, TOKEN_IMPERSONATE, TOKEN_QUERY, TOKEN_USER, TokenUser,
         },
         Storage::FileSystem::{
-            CreateFileW, FILE_FLAG_OVERLAPPED, OPEN_EXISTING, ReadFile, WriteFile,
+            CreateFileW, FILE_FLAG_OVERLAPPED, OPEN_EXISTING, ReadFile, SECURITY_ANONYMOUS,
+            SECURITY_SQOS_PRESENT, WriteFile,
         },
         System::{
             IO::{GetOverlappedResult, OVERLAPPED},
@@ -40,10 +41,10 @@ use windows_sys::{
     core::{BOOL, s},
 };
 
-/// How many bytes may lie in a pipe that is created here, each way.
+/// The buffer size of pipes created here, in bytes per direction.
 const BUFFER_SIZE: u32 = 65_536;
 
-/// As long as the sample's client waits for a busy pipe, in milliseconds (*Named Pipe Client*).
+/// How long the sample's client waits for a busy pipe, in milliseconds (*Named Pipe Client*).
 const BUSY_WAIT: u32 = 20_000;
 
 /// One end of a pipe, closed when it is dropped.
@@ -54,19 +55,24 @@ pub struct PlainPipe {
 }
 
 impl PlainPipe {
-    /// Opens a client's end (`CreateFileW`). It is in byte read mode, as every new one.
+    /// Opens a client's end (`CreateFileW`). A new one is in byte read mode.
     pub fn open(address: &str, access: u32) -> io::Result<Self> {
         Self::open_with(address, access, 0)
     }
 
-    /// As `open`, for two threads: on other handles the system lets a read that waits hold up a write.
+    /// Like `open`, for use by two threads. On a synchronous handle, a pending read blocks writes.
     pub fn open_for_two(address: &str, access: u32) -> io::Result<Self> {
         Self::open_with(address, access, FILE_FLAG_OVERLAPPED)
     }
 
+    /// Like `open`, with `SECURITY_ANONYMOUS`: the server can't identify the client.
+    pub fn open_anonymously(address: &str, access: u32) -> io::Result<Self> {
+        Self::open_with(address, access, SECURITY_SQOS_PRESENT | SECURITY_ANONYMOUS)
+    }
+
     fn open_with(address: &str, access: u32, flags: u32) -> io::Result<Self> {
         let address = wide(address);
-        // SAFETY: `address` ends in NUL and lives through the call.
+        // SAFETY: `address` ends in NUL and outlives the call.
         let handle = unsafe {
             CreateFileW(
                 address.as_ptr(),
@@ -84,7 +90,7 @@ impl PlainPipe {
     /// Creates a server's end (`CreateNamedPipeW`).
     pub fn create(address: &str, open_mode: u32, pipe_mode: u32) -> io::Result<Self> {
         let address = wide(address);
-        // SAFETY: `address` ends in NUL and lives through the call.
+        // SAFETY: `address` ends in NUL and outlives the call.
         let handle = unsafe {
             CreateNamedPipeW(
                 address.as_ptr(),
@@ -110,29 +116,29 @@ impl PlainPipe {
         Ok(Self { handle, overlapped })
     }
 
-    /// Waits for a client (`ConnectNamedPipe`). The handle is not one for two threads.
+    /// Waits for a client (`ConnectNamedPipe`). The handle has to be synchronous.
     pub fn connect(&self) -> io::Result<()> {
-        // SAFETY: the handle is open, and without overlapped I/O.
+        // SAFETY: the handle is open and synchronous.
         match check(unsafe { ConnectNamedPipe(self.raw(), ptr::null_mut()) }) {
             Err(error) if is(&error, ERROR_PIPE_CONNECTED) => Ok(()),
             connected => connected,
         }
     }
 
-    /// Throws the client out, and what it has not read away (`DisconnectNamedPipe`).
+    /// Disconnects the client and discards what it has not read (`DisconnectNamedPipe`).
     pub fn disconnect(&self) -> io::Result<()> {
         // SAFETY: the handle is open.
         check(unsafe { DisconnectNamedPipe(self.raw()) })
     }
 
-    /// Has reads end where messages end.
+    /// Sets message read mode, so that reads end at message boundaries.
     pub fn set_message_mode(&self) -> io::Result<()> {
         let mode = PIPE_READMODE_MESSAGE;
-        // SAFETY: the handle is open, and `mode` lives through the call.
+        // SAFETY: the handle is open, and `mode` outlives the call.
         check(unsafe { SetNamedPipeHandleState(self.raw(), &mode, ptr::null(), ptr::null()) })
     }
 
-    /// One `ReadFile`: how many bytes came, and whether there is more of the message.
+    /// One `ReadFile`. Returns the number of bytes, and whether the message continues.
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
         let length = u32::try_from(buffer.len()).unwrap();
         self.transfer(|transferred, overlapped| {
@@ -149,7 +155,7 @@ impl PlainPipe {
         })
     }
 
-    /// Reads a message with a buffer of `buffer_size` bytes, as often as it takes.
+    /// Reads a message with as many reads of `buffer_size` bytes as it takes.
     pub fn read_message(&self, buffer_size: usize) -> io::Result<Vec<u8>> {
         let mut message = Vec::new();
         let mut buffer = vec![0; buffer_size];
@@ -181,7 +187,7 @@ impl PlainPipe {
         Ok(())
     }
 
-    /// Makes a call and waits until it is over.
+    /// Makes a call and waits until its operation completes.
     fn transfer(
         &self,
         call: impl FnOnce(*mut u32, *mut OVERLAPPED) -> BOOL,
@@ -231,7 +237,7 @@ impl PlainPipe {
             )
         };
         match code {
-            // SAFETY: the system allocated it with LocalAlloc, and nobody else has it.
+            // SAFETY: the system allocated it with LocalAlloc, and we own it.
             0 => unsafe { text_of(descriptor) },
             _ => Err(io::Error::from_raw_os_error(code as i32)),
         }
@@ -242,8 +248,8 @@ impl PlainPipe {
     }
 }
 
-/// While it lives, this thread acts without the access that this user's SID gives: with that of the groups alone, as
-/// another user would. Not for a thread that other tests use.
+/// While this exists, the thread acts without the access granted to this user's SID, as another user with the same
+/// groups would. Not for a thread that other tests use.
 #[derive(Debug)]
 pub struct WithoutThisUser(());
 
@@ -251,14 +257,14 @@ impl WithoutThisUser {
     pub fn new() -> io::Result<Self> {
         let access = TOKEN_DUPLICATE | TOKEN_IMPERSONATE | TOKEN_QUERY;
         let mut token = ptr::null_mut();
-        // SAFETY: the pseudo handle of the process is always valid; `token` is written on success.
+        // SAFETY: the process's pseudo handle is always valid; `token` is written on success.
         check(unsafe { OpenProcessToken(GetCurrentProcess(), access, &mut token) })?;
         // SAFETY: the system has just opened it for us.
         let token = unsafe { OwnedHandle::from_raw_handle(token) };
-        // In units of u64, so that the structure in it is aligned; long enough for any SID.
+        // As u64 values, so that the structure in it is aligned; long enough for any SID.
         let mut buffer = [0_u64; 32];
         let mut length = 0;
-        // SAFETY: the token is open, and `buffer` as long as the call is told.
+        // SAFETY: the token is open, and `buffer` has the given length.
         check(unsafe {
             GetTokenInformation(
                 token.as_raw_handle(),
@@ -268,14 +274,14 @@ impl WithoutThisUser {
                 &mut length,
             )
         })?;
-        // SAFETY: the call succeeded, so the buffer begins with a TOKEN_USER, whose SID lies in it.
+        // SAFETY: the call succeeded, so the buffer starts with a TOKEN_USER, whose SID lies in it.
         let user = unsafe { (*buffer.as_ptr().cast::<TOKEN_USER>()).User };
         let deny_only = SID_AND_ATTRIBUTES {
             Sid: user.Sid,
             Attributes: 0,
         };
         let mut restricted = ptr::null_mut();
-        // SAFETY: the token is open; `deny_only`, and the SID in `buffer`, live through the call.
+        // SAFETY: the token is open; `deny_only` and the SID in `buffer` outlive the call.
         check(unsafe {
             CreateRestrictedToken(
                 token.as_raw_handle(),
@@ -291,7 +297,7 @@ impl WithoutThisUser {
         })?;
         // SAFETY: the system has just opened it for us.
         let restricted = unsafe { OwnedHandle::from_raw_handle(restricted) };
-        // SAFETY: the token is open, and copied.
+        // SAFETY: the token is open, and the call copies it.
         check(unsafe { ImpersonateLoggedOnUser(restricted.as_raw_handle()) })?;
         Ok(Self(()))
     }
@@ -301,13 +307,13 @@ impl Drop for WithoutThisUser {
     fn drop(&mut self) {
         // SAFETY: ends the impersonation that `new` began.
         if unsafe { RevertToSelf() } == 0 {
-            // The thread would go on as somebody else (*RevertToSelf function*).
+            // The thread must not continue with the restricted token (*RevertToSelf function*).
             process::abort();
         }
     }
 }
 
-/// What the sample's client does until it can write.
+/// Opens a pipe as the sample's client does.
 pub fn open_as_the_sample_does(address: &str) -> PlainPipe {
     let pipe = loop {
         match PlainPipe::open(address, GENERIC_READ | GENERIC_WRITE) {
@@ -320,14 +326,14 @@ pub fn open_as_the_sample_does(address: &str) -> PlainPipe {
     pipe
 }
 
-/// The sample's client from its start to its end, with a buffer that no reply fits into.
+/// Runs the sample's client from start to end, with a buffer that is smaller than the reply.
 pub fn call_as_the_sample_does(address: &str, request: &[u8]) -> Vec<u8> {
     let pipe = open_as_the_sample_does(address);
     pipe.write(request).unwrap();
     pipe.read_message(16).unwrap()
 }
 
-/// A text as the sample's Unicode build sends it.
+/// Encodes text as the sample's Unicode build sends it.
 pub fn utf16(text: &str) -> Vec<u8> {
     let units = text.encode_utf16().chain([0]);
     units.flat_map(u16::to_le_bytes).collect()
@@ -336,15 +342,15 @@ pub fn utf16(text: &str) -> Vec<u8> {
 /// Waits until an instance of the pipe can be opened (`WaitNamedPipeW`).
 pub fn wait(address: &str, milliseconds: u32) -> io::Result<()> {
     let address = wide(address);
-    // SAFETY: `address` ends in NUL and lives through the call.
+    // SAFETY: `address` ends in NUL and outlives the call.
     check(unsafe { WaitNamedPipeW(address.as_ptr(), milliseconds) })
 }
 
-/// An access list in the words that the system itself chooses for it.
+/// An access list in the system's canonical form.
 pub fn canonical_access_list(text: &str) -> io::Result<String> {
     let text = wide(text);
     let mut descriptor = ptr::null_mut();
-    // SAFETY: `text` ends in NUL and lives through the call; `descriptor` is written on success.
+    // SAFETY: `text` ends in NUL and outlives the call; `descriptor` is written on success.
     check(unsafe {
         ConvertStringSecurityDescriptorToSecurityDescriptorW(
             text.as_ptr(),
@@ -353,7 +359,7 @@ pub fn canonical_access_list(text: &str) -> io::Result<String> {
             ptr::null_mut(),
         )
     })?;
-    // SAFETY: the system allocated it with LocalAlloc, and nobody else has it.
+    // SAFETY: the system allocated it with LocalAlloc, and we own it.
     unsafe { text_of(descriptor) }
 }
 
@@ -373,23 +379,23 @@ unsafe fn text_of(descriptor: PSECURITY_DESCRIPTOR) -> io::Result<String> {
             &mut length,
         )
     });
-    // SAFETY: the caller leaves it to this function, and it is not used any more.
+    // SAFETY: the caller passes ownership, and the descriptor is no longer used.
     unsafe { LocalFree(descriptor) };
     converted?;
     // SAFETY: the system wrote `length` units.
     let units = unsafe { std::slice::from_raw_parts(text, length as usize) };
     let string = String::from_utf16_lossy(units);
-    // SAFETY: the system allocated it with LocalAlloc; `units` is not used any more.
+    // SAFETY: the system allocated it with LocalAlloc; `units` is no longer used.
     unsafe { LocalFree(text.cast()) };
     Ok(string.trim_end_matches('\0').to_owned())
 }
 
-/// Whether this is Wine, which never enforces access lists and knows no exclusive names.
+/// Whether this is Wine, which does not enforce access lists and has no exclusive names.
 pub fn is_wine() -> bool {
     wine_version().is_some()
 }
 
-/// The version of the Wine that this is, such as `8.0 (Debian 8.0~repack-4)`.
+/// The version of Wine, such as `8.0 (Debian 8.0~repack-4)`, or `None` on Windows.
 pub fn wine_version() -> Option<String> {
     // SAFETY: both names end in NUL, and ntdll is part of every process.
     let function =
@@ -405,7 +411,7 @@ pub fn wine_version() -> Option<String> {
     Some(version.to_string_lossy().into_owned())
 }
 
-/// Whether this is Wine. If so it is said what it lacks.
+/// Whether this is Wine. If so, prints that the test is skipped for lack of `what`.
 pub fn wine_lacks(what: &str) -> bool {
     let wine = is_wine();
     if wine {

@@ -5,7 +5,7 @@ use std::{io, process::ExitCode};
 use clap::Parser;
 use pipe_server::ConnectError;
 use pipe_server_cli::{
-    exit::{Failure, chain},
+    exit::{self, Failure},
     runtime,
 };
 use tokio::runtime::Builder;
@@ -51,6 +51,6 @@ fn connect_failure(error: ConnectError, options: &Options) -> Failure {
         ConnectError::NotFound { .. } if !options.wait => {
             Failure::new(format!("{error}, or wait for it with --wait"))
         }
-        other => Failure::new(chain(&other)),
+        other => exit::connect_failure(&other),
     }
 }

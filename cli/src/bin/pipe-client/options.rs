@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::{Parser, builder::NonEmptyStringValueParser};
-use pipe_server::{ClientOptions, PipeName};
+use pipe_server::{ClientOptions, PipeName, Trust, defaults};
 use pipe_server_cli::{
     text::Encoding,
     values::{self, TimeLimit},
@@ -28,8 +28,16 @@ pub(crate) struct Options {
     pub(crate) encoding: Encoding,
 
     /// How long to wait for a busy pipe and, with --wait, for a server
-    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = values::duration)]
+    #[arg(long, value_name = "TIME", default_value = values::text(defaults::CONNECT_TIMEOUT), value_parser = values::duration)]
     connect_timeout: Duration,
+
+    /// Whose server to talk to: system, current-user, anyone or a user
+    ///
+    /// system is this user and the system itself: root on Linux, SYSTEM and Administrators on Windows. A
+    /// user is a number on Linux, as in 1000, and a SID on Windows, as in S-1-5-19. A server of anybody
+    /// else is refused before anything is sent to it.
+    #[arg(long, value_name = "WHOM", default_value_t)]
+    trust: Trust,
 
     /// Wait for a server that is not there yet
     #[arg(long)]
@@ -58,6 +66,7 @@ impl Options {
         ClientOptions::new()
             .connect_timeout(self.connect_timeout)
             .wait_for_server(self.wait)
+            .trust(self.trust.clone())
             .max_message_size(self.max_message_size)
     }
 }

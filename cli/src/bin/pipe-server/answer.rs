@@ -1,9 +1,10 @@
 //! What the server answers.
 
-use pipe_server::{Bytes, Reply};
+use pipe_server::{Reply, Request};
 use pipe_server_cli::text::{Encoding, Form};
 
 use crate::{
+    capacity::Capacity,
     exec::{Exec, ExecError},
     options::Options,
 };
@@ -24,10 +25,11 @@ pub(crate) enum Answer {
 
 impl Answer {
     /// The one that the user has chosen; the sample's without a choice.
-    pub(crate) fn new(options: &Options, max_message_size: usize) -> Self {
+    pub(crate) fn new(options: &Options, capacity: &Capacity, max_message_size: usize) -> Self {
         let chosen = &options.answer;
         if let Some(command) = &chosen.exec {
-            return Self::Exec(Exec::new(command.clone(), max_message_size));
+            let command = capacity.command(command);
+            return Self::Exec(Exec::new(command, capacity.commands, max_message_size));
         }
         if chosen.echo {
             return Self::Echo;
@@ -43,10 +45,12 @@ impl Answer {
     }
 
     /// The reply to one request.
-    pub(crate) async fn to(&self, request: Bytes) -> Result<Reply, ExecError> {
+    pub(crate) async fn to(&self, request: Request) -> Result<Reply, ExecError> {
         match self {
-            Self::Text { text, encoding } => Ok(Form::of(&request, *encoding).encode(text).into()),
-            Self::Echo => Ok(request.into()),
+            Self::Text { text, encoding } => {
+                Ok(Form::of(request.bytes(), *encoding).encode(text).into())
+            }
+            Self::Echo => Ok(request.into_bytes().into()),
             // Boxed: every connection has room for the largest of these futures.
             Self::Exec(exec) => Box::pin(exec.run(&request)).await.map(Into::into),
         }
@@ -55,6 +59,8 @@ impl Answer {
 
 #[cfg(test)]
 mod tests {
+    use pipe_server::Peer;
+
     use super::*;
 
     async fn default_answer_to(request: &'static [u8]) -> Reply {
@@ -62,8 +68,9 @@ mod tests {
             text: DEFAULT_REPLY.to_owned(),
             encoding: Encoding::Auto,
         };
+        let peer = Peer::current().expect("the system knows this process");
         answer
-            .to(Bytes::from_static(request))
+            .to(Request::new(request, peer))
             .await
             .expect("a text can always be answered")
     }

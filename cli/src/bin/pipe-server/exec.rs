@@ -1,12 +1,31 @@
 //! `--exec`: one process a request.
 
-use std::io;
+use std::{
+    io,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
-use pipe_server_cli::family::Family;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use pipe_server::{Peer, Request, UserId};
+use pipe_server_cli::family::{Family, is_shortage, shell};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    process::Command,
+    sync::{Semaphore, SemaphorePermit},
+    task::yield_now,
+    time::{Instant, sleep},
+};
+use tracing::{debug, warn};
 
 /// How much of a failing command's stderr is logged, in bytes: enough for a message, not for a dump.
 const STDERR_KEPT: usize = 1024;
+
+/// The pause after a command could not be started, doubled after each further attempt.
+const FIRST_START_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_START_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often it is logged at most that commands can't be started: requests cause it.
+const SHORTAGE_LOGGED_EVERY: Duration = Duration::from_secs(1);
 
 /// A command of the shell that answers requests.
 #[derive(Debug)]
@@ -14,14 +33,17 @@ pub(crate) struct Exec {
     command: String,
     /// The longest reply, in bytes.
     limit: usize,
+    /// A permit for each command that may run. Fair: who waits longest is next.
+    permits: Semaphore,
+    shortage_logged: Mutex<Option<Instant>>,
 }
 
 /// Why a command gave no reply. The server logs it, and the client loses its connection.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ExecError {
-    #[error("the command of --exec can't be started: {0}")]
+    #[error("the command of --exec can't be started")]
     Start(#[source] io::Error),
-    #[error("talking to the command of --exec failed: {0}")]
+    #[error("talking to the command of --exec failed")]
     Io(#[source] io::Error),
     #[error("the command of --exec printed more than {0} bytes: see --max-message-size")]
     TooLong(usize),
@@ -35,23 +57,37 @@ pub(crate) enum ExecError {
 }
 
 impl Exec {
-    pub(crate) fn new(command: String, limit: usize) -> Self {
-        Self { command, limit }
+    /// Runs up to `commands` of them at a time.
+    pub(crate) fn new(command: String, commands: usize, limit: usize) -> Self {
+        Self {
+            command,
+            limit,
+            permits: Semaphore::new(commands.min(Semaphore::MAX_PERMITS)),
+            shortage_logged: Mutex::new(None),
+        }
     }
 
-    /// Runs the command and returns what it has printed.
+    /// Runs the command, once fewer than `commands` are running, and returns what it has printed.
     ///
     /// If the future is dropped, or ends before the command does, the command is killed with what it has
-    /// started. After the command's own end that goes on.
-    pub(crate) async fn run(&self, request: &[u8]) -> Result<Vec<u8>, ExecError> {
-        let mut family = Family::start(&self.command).map_err(ExecError::Start)?;
+    /// started. After the command's own end that goes on. A command that has not been started by then never
+    /// is.
+    pub(crate) async fn run(&self, request: &Request) -> Result<Vec<u8>, ExecError> {
+        // The system may not know any more later.
+        let environment = environment(request);
+        // The server looks whether the client is still there whenever this waits.
+        yield_now().await;
+        // Dropped after the command.
+        let _permit = self.permit().await;
+        let mut family = self.start(request, &environment).await?;
+        debug!(command.pid = family.id(), "command started");
         let (stdin, stdout, stderr) = family.take_pipes();
 
         // At the same time: a command may print before it has read everything.
         let (reply, stderr, ()) = tokio::try_join!(
             read_reply(stdout, self.limit),
             read_beginning(stderr),
-            feed(stdin, request),
+            feed(stdin, request.bytes()),
         )?;
         let status = family.wait().await.map_err(ExecError::Io)?;
 
@@ -64,6 +100,90 @@ impl Exec {
         }
         Ok(reply)
     }
+
+    async fn permit(&self) -> SemaphorePermit<'_> {
+        if let Ok(permit) = self.permits.try_acquire() {
+            return permit;
+        }
+        debug!("as many commands are running as --exec-limit allows; waiting for one to end");
+        let permit = self.permits.acquire().await;
+        permit.expect("the semaphore is never closed")
+    }
+
+    /// Starts the command, again and again while the system is short of something.
+    async fn start(
+        &self,
+        request: &Request,
+        environment: &[Variable],
+    ) -> Result<Family, ExecError> {
+        let mut pause = FIRST_START_PAUSE;
+        loop {
+            match Family::start(self.shell(environment)) {
+                Err(error) if is_shortage(&error) => {
+                    self.log_shortage(request, &error);
+                    sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_START_PAUSE);
+                }
+                started => return started.map_err(ExecError::Start),
+            }
+        }
+    }
+
+    fn shell(&self, environment: &[Variable]) -> Command {
+        let mut shell = shell(&self.command);
+        for (name, value) in environment {
+            match value {
+                Some(value) => shell.env(name, value),
+                None => shell.env_remove(name),
+            };
+        }
+        shell
+    }
+
+    fn log_shortage(&self, request: &Request, error: &io::Error) {
+        let now = Instant::now();
+        let mut logged = self
+            .shortage_logged
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if logged.is_none_or(|logged| now - logged >= SHORTAGE_LOGGED_EVERY) {
+            *logged = Some(now);
+            warn!(
+                connection.id = request.connection_id(),
+                %error,
+                "the command of --exec can't be started; trying again: raise the limit it names, or lower \
+                 --exec-limit"
+            );
+        }
+    }
+}
+
+/// A variable of a command's environment. `None` unsets it: what the server itself has inherited is about
+/// somebody else.
+type Variable = (&'static str, Option<String>);
+
+/// What a command is told of its client.
+fn environment(request: &Request) -> [Variable; 4] {
+    let peer = request
+        .peer()
+        .inspect_err(|error| debug!(%error, "the command is not told who the client is"))
+        .ok();
+    let (uid, sid) = match peer.as_ref().map(Peer::user) {
+        #[cfg(unix)]
+        Some(UserId::Uid(uid)) => (Some(uid.to_string()), None),
+        #[cfg(windows)]
+        Some(UserId::Sid(sid)) => (None, Some(sid.clone())),
+        _ => (None, None),
+    };
+    // 0 is a process that can't be seen from here.
+    let process_id = peer.map(|peer| peer.process_id()).filter(|&id| id != 0);
+    let connection_id = request.connection_id();
+    [
+        ("PIPE_PEER_UID", uid),
+        ("PIPE_PEER_SID", sid),
+        ("PIPE_PEER_PID", process_id.map(|id| id.to_string())),
+        ("PIPE_CONNECTION_ID", Some(connection_id.to_string())),
+    ]
 }
 
 /// Reads to the end, unless that is beyond `limit` bytes.

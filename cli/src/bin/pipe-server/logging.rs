@@ -1,29 +1,143 @@
 //! What the program prints: one line on stdout, the log on stderr.
 
 use std::{
-    env,
+    any::Any,
+    backtrace::{Backtrace, BacktraceStatus},
+    env, fmt,
     io::{self, IsTerminal as _, Write as _},
+    panic::{self, PanicHookInfo},
+    thread,
+    time::Duration,
 };
 
-use pipe_server_cli::exit::Failure;
-use tracing::{info, level_filters::LevelFilter, warn};
-use tracing_subscriber::EnvFilter;
+use pipe_server_cli::{
+    escape::{Escaping, Notation},
+    exit::Failure,
+};
+use tracing::{
+    Dispatch, Event, Subscriber, dispatcher, error, field::display, info,
+    level_filters::LevelFilter, warn,
+};
+use tracing_subscriber::{
+    EnvFilter,
+    field::RecordFields,
+    fmt::{
+        FmtContext, FormatEvent, FormatFields, MakeWriter,
+        format::{DefaultFields, Format, Json, JsonFields, Writer},
+    },
+    registry::LookupSpan,
+    util::SubscriberInitExt as _,
+};
 
+use self::queue::Queue;
 use crate::options::{LogFormat, LoggingOptions};
 
-/// Starts the log.
-pub(crate) fn start(options: &LoggingOptions) -> Result<(), Failure> {
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter(options)?)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none())
-        // They are printed with `eprintln!`, which panics when nobody reads stderr any more.
-        .log_internal_errors(false);
-    match options.log_format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().init(),
+mod queue;
+
+/// How long the program's end waits for stderr to take what is left of the log.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The log while it is kept. Dropping it writes what is left, unless stderr takes too long.
+#[derive(Debug)]
+#[must_use = "dropping it ends the log"]
+pub(crate) struct Log {
+    queue: Queue,
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.queue.flush(FLUSH_TIMEOUT);
     }
-    Ok(())
+}
+
+/// Starts the log. Logging never blocks.
+pub(crate) fn start(options: &LoggingOptions) -> Result<Log, Failure> {
+    let filter = filter(options)?;
+    // For what the thread of the log has to say itself.
+    let direct = dispatch(options.log_format, EnvFilter::new("warn"), io::stderr);
+    let report = move |lines: u64| {
+        dispatcher::with_default(&direct, || {
+            warn!(
+                lines,
+                "log lines were dropped: stderr did not take them in time"
+            );
+        });
+    };
+    let queue = Queue::start(io::stderr(), report)
+        .map_err(|error| Failure::new(format!("can't start the thread of the log: {error}")))?;
+    dispatch(options.log_format, filter, queue.clone()).init();
+    // The default hook writes to stderr, which may block.
+    panic::set_hook(Box::new(log_panic));
+    Ok(Log { queue })
+}
+
+fn dispatch<W>(format: LogFormat, filter: EnvFilter, writer: W) -> Dispatch
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(writer)
+        .with_ansi(io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none())
+        // They are printed with `eprintln!`, which blocks, and panics when nobody reads stderr any more.
+        .log_internal_errors(false);
+    match format {
+        LogFormat::Text => log.fmt_fields(EscapedFields::default()).into(),
+        LogFormat::Json => log
+            .fmt_fields(JsonFields::new())
+            .event_format(EscapedJson(Format::default().json()))
+            .into(),
+    }
+}
+
+/// The default form of fields, escaped. Everything that comes from outside is in a field, also the
+/// message; what is around it may be colored at a terminal.
+#[derive(Debug, Default)]
+struct EscapedFields(DefaultFields);
+
+impl<'writer> FormatFields<'writer> for EscapedFields {
+    fn format_fields<R: RecordFields>(
+        &self,
+        mut writer: Writer<'writer>,
+        fields: R,
+    ) -> fmt::Result {
+        let mut escaping = Escaping::new(&mut writer, Notation::Text);
+        self.0.format_fields(Writer::new(&mut escaping), fields)
+    }
+}
+
+/// JSON in which what JSON allows in strings, but no terminal should see, is escaped too.
+#[derive(Debug)]
+struct EscapedJson(Format<Json>);
+
+impl<S> FormatEvent<S, JsonFields> for EscapedJson
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, JsonFields>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut escaping = Escaping::new(&mut writer, Notation::Json);
+        self.0
+            .format_event(context, Writer::new(&mut escaping), event)
+    }
+}
+
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let location = panic.location().map(display);
+    let text = panic_text(panic.payload());
+    let backtrace = Backtrace::capture();
+    let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| display(&backtrace));
+    error!(location, backtrace, "panicked: {text}");
+}
+
+fn panic_text(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("(no text)")
 }
 
 fn filter(options: &LoggingOptions) -> Result<EnvFilter, Failure> {
@@ -46,11 +160,18 @@ fn filter(options: &LoggingOptions) -> Result<EnvFilter, Failure> {
 }
 
 /// Says on stdout that clients can connect, for people and for programs that wait for it. Nothing else
-/// is ever printed there.
-pub(crate) fn announce(address: &str) {
-    let mut stdout = io::stdout();
-    match writeln!(stdout, "listening on {address}").and_then(|()| stdout.flush()) {
-        Ok(()) => info!(address, "listening"),
-        Err(error) => warn!(address, %error, "listening, but stdout can't be written to"),
+/// is ever printed there. On a thread of its own, since nobody may be reading it.
+pub(crate) fn announce(address: String) {
+    let announced = thread::Builder::new()
+        .name("announce".to_owned())
+        .spawn(move || {
+            let mut stdout = io::stdout();
+            match writeln!(stdout, "listening on {address}").and_then(|()| stdout.flush()) {
+                Ok(()) => info!(address, "listening"),
+                Err(error) => warn!(address, %error, "listening, but stdout can't be written to"),
+            }
+        });
+    if let Err(error) = announced {
+        warn!(%error, "listening, but there is no thread to say so on stdout");
     }
 }

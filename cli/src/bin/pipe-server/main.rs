@@ -11,9 +11,10 @@ use pipe_server_cli::{
 use tokio::runtime::Builder;
 use tracing::info;
 
-use crate::{answer::Answer, options::Options, signals::Signals};
+use crate::{answer::Answer, capacity::Capacity, options::Options, signals::Signals};
 
 mod answer;
+mod capacity;
 mod exec;
 mod logging;
 mod options;
@@ -23,42 +24,53 @@ mod signals;
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
-    let options = Options::parse();
+    run(Options::parse()).unwrap_or_else(|failure| failure.report("pipe-server"))
+}
+
+fn run(options: Options) -> Result<ExitCode, Failure> {
+    // Ends after the last line, and before a failure is reported.
+    let _log = logging::start(&options.logging)?;
     let io_driver = options.need_io_driver();
-    let ended = runtime::run(Builder::new_multi_thread(), io_driver, run(options));
-    match ended.and_then(|ended| ended) {
-        Ok(Some(summary)) => {
-            let Summary {
-                served,
-                cut_off,
-                requests,
-                replies,
-                ..
-            } = summary;
-            info!(served, cut_off, requests, replies, "stopped");
-            ExitCode::SUCCESS
-        }
-        Ok(None) => ExitCode::from(INTERRUPTED),
-        Err(failure) => failure.report("pipe-server"),
-    }
+    let ended = runtime::run(
+        Builder::new_multi_thread(),
+        io_driver,
+        serve_until_signal(options),
+    )?;
+    let Some(summary) = ended? else {
+        return Ok(ExitCode::from(INTERRUPTED));
+    };
+    let Summary {
+        served,
+        cut_off,
+        requests,
+        replies,
+        ..
+    } = summary;
+    info!(served, cut_off, requests, replies, "stopped");
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Serves until a signal; `None` if a second one cut the drain short.
-async fn run(options: Options) -> Result<Option<Summary>, Failure> {
-    logging::start(&options.logging)?;
+async fn serve_until_signal(options: Options) -> Result<Option<Summary>, Failure> {
+    let capacity = Capacity::new(&options)?;
     let listener = options
         .listener()
+        .max_instances(capacity.max_instances)
         .bind(&options.pipe_name)
         .map_err(bind_failure)?;
     let address = listener.path().display().to_string();
-    let answer = Arc::new(Answer::new(&options, listener.max_message_size()));
+    let answer = Arc::new(Answer::new(
+        &options,
+        &capacity,
+        listener.max_message_size(),
+    ));
 
     // Before the address is printed: who has read it may send a signal.
     let signals = Signals::install()
         .map_err(|error| Failure::new(format!("can't handle signals: {error}")))?;
     let serving = serve(listener, move |request: Request| {
         let answer = Arc::clone(&answer);
-        async move { answer.to(request.into_bytes()).await }
+        async move { answer.to(request).await }
     })
     .drain_timeout(options.limits.drain_timeout)
     .idle_timeout(options.limits.idle_timeout.0)
@@ -68,7 +80,8 @@ async fn run(options: Options) -> Result<Option<Summary>, Failure> {
     .cancel_on_disconnect(options.answer.exec.is_some())
     .with_graceful_shutdown(signals.first());
 
-    logging::announce(&address);
+    capacity.log();
+    logging::announce(address);
     // In a task of its own: one of the runtime's workers accepts and serves without waking another thread.
     let serving = tokio::spawn(serving.into_future());
     tokio::select! {

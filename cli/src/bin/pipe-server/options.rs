@@ -3,7 +3,7 @@
 use std::{str::FromStr, time::Duration};
 
 use clap::{ArgAction, Args, Parser, ValueEnum, builder::NonEmptyStringValueParser};
-use pipe_server::{Access, ListenerOptions, PipeName};
+use pipe_server::{Access, ListenerOptions, PipeName, defaults};
 use pipe_server_cli::{
     text::Encoding,
     values::{self, TimeLimit},
@@ -22,6 +22,10 @@ pub(crate) struct Options {
     pub(crate) pipe_name: PipeName,
 
     /// How many clients are served at once, 1 or more, or unlimited; further ones wait
+    ///
+    /// On Linux the limit of open files bounds it as well: the server raises its own from the soft limit to the
+    /// hard one (ulimit -Hn), keeps what it needs for itself and for --exec-limit commands, and serves a client
+    /// with each of the rest.
     #[arg(long, value_name = "N|unlimited", default_value = "unlimited")]
     max_instances: MaxInstances,
 
@@ -44,11 +48,11 @@ RUST_LOG, if set, decides what is logged in place of -v and -q.
 Exit codes: 0 after a signal, 1 for a failure, 2 for bad usage, 130 after a second signal.";
 
 impl Options {
-    /// The listener's options. What the user did not ask for stays the library's default.
+    /// The listener's options but for `max_instances`. What the user did not ask for stays the library's
+    /// default.
     pub(crate) fn listener(&self) -> ListenerOptions {
         let mut options = ListenerOptions::new()
             .access(self.pipe.access.clone())
-            .max_instances(self.max_instances.0)
             .max_message_size(self.pipe.max_message_size);
         if let Some(bytes) = self.pipe.buffer_size {
             options = options.buffer_size(bytes);
@@ -65,6 +69,11 @@ impl Options {
                 .engine(self.pipe.engine.into());
         }
         options
+    }
+
+    /// How many clients at once; `None` is unlimited.
+    pub(crate) fn max_instances(&self) -> Option<usize> {
+        self.max_instances.0
     }
 
     /// Whether the engine is on Tokio's own I/O.
@@ -90,12 +99,30 @@ pub(crate) struct AnswerOptions {
 
     /// Answer with what COMMAND prints: run by the shell for each request, which is its stdin
     ///
-    /// It is killed, and what it has started with it, when --handler-timeout is over, its client is
-    /// gone or the server ends. What it leaves running when it ends by itself goes on; the reply is
-    /// complete when nothing holds the command's stdout and stderr any more. If it fails or prints
-    /// nothing, its client loses the connection.
+    /// Its environment says who asks: PIPE_PEER_UID (Linux) or PIPE_PEER_SID (Windows), PIPE_PEER_PID and
+    /// PIPE_CONNECTION_ID. A variable is unset when the system does not tell. Use the process id for logs alone:
+    /// the system uses such numbers again.
+    ///
+    /// It is killed when --handler-timeout is over, its client is gone or the server ends. On Linux that kills
+    /// its process group; a process that has left the group (setsid, setpgid) is left alone. On Windows it ends
+    /// its job object; a process that others start for it (a service, WMI) is not in there. A server that is
+    /// itself killed (SIGKILL, the Task Manager) leaves its commands running.
+    ///
+    /// Processes that outlive COMMAND are left alone. The reply is complete when none of them holds the
+    /// command's stdout and stderr any more. If COMMAND fails or prints nothing, its client loses the connection.
     #[arg(long, value_name = "COMMAND", group = "answer", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) exec: Option<String>,
+
+    /// How many commands run at the same time, 1 or more [default: 4 for each processor]
+    ///
+    /// Further requests wait, the oldest first, and --handler-timeout counts the time that they wait. If
+    /// the client is gone by then the command is not run. A command that can't be started because the system
+    /// is short of memory, processes or open files is tried again.
+    ///
+    /// On Linux the default is lower where the limit of open files is. Commands have the limit that the server
+    /// was started with.
+    #[arg(long, value_name = "N", requires = "exec", value_parser = at_least_one)]
+    pub(crate) exec_limit: Option<usize>,
 
     /// Encoding of --reply; auto takes the request's, and its terminating NUL if it has one
     #[arg(long, value_name = "ENCODING", value_enum, default_value_t)]
@@ -152,16 +179,16 @@ pub(crate) struct LimitOptions {
     #[arg(long, value_name = "TIME", default_value = "none")]
     pub(crate) idle_timeout: TimeLimit,
 
-    /// How long the answer to a request may take, or none
+    /// How long the answer to a request may take, with the time it waits for --exec-limit, or none
     #[arg(long, value_name = "TIME", default_value = "none")]
     pub(crate) handler_timeout: TimeLimit,
 
     /// How long a client may leave a reply unread, or none
-    #[arg(long, value_name = "TIME", default_value = "30s")]
+    #[arg(long, value_name = "TIME", default_value = values::text(defaults::WRITE_TIMEOUT))]
     pub(crate) write_timeout: TimeLimit,
 
     /// How long running requests may take to finish after a signal
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = values::duration)]
+    #[arg(long, value_name = "TIME", default_value = values::text(defaults::DRAIN_TIMEOUT), value_parser = values::duration)]
     pub(crate) drain_timeout: Duration,
 }
 

@@ -1,4 +1,4 @@
-//! A client while it runs.
+//! A running client.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _},
@@ -26,7 +26,7 @@ impl Client {
     pub(crate) fn start(command: &mut Command) -> Result<Self, String> {
         let mut child = command
             .spawn()
-            .map_err(|error| format!("{:?} can't be started: {error}", command.get_program()))?;
+            .map_err(|error| format!("can't start {:?}: {error}", command.get_program()))?;
         let (told, first_line) = mpsc::channel();
         if let Some(stdout) = child.stdout.take() {
             thread::spawn(move || {
@@ -38,22 +38,22 @@ impl Client {
         Ok(Self { child, first_line })
     }
 
-    /// Waits for what it has measured; it may go on after that.
+    /// Waits for its results. The client may keep running after that.
     pub(crate) fn measured(&mut self) -> Result<Value, String> {
         match self.first_line.recv_timeout(TIMEOUT) {
             Ok(line) if !line.is_empty() => serde_json::from_str(&line)
-                .map_err(|error| format!("the client said {line:?}: {error}")),
-            Ok(_) => Err(self.last_words()),
-            Err(_) => Err(format!("not done within {TIMEOUT:?}")),
+                .map_err(|error| format!("the client printed {line:?}: {error}")),
+            Ok(_) => Err(self.last_line()),
+            Err(_) => Err(format!("the client printed no result within {TIMEOUT:?}")),
         }
     }
 
-    fn last_words(&mut self) -> String {
-        let mut said = String::new();
+    fn last_line(&mut self) -> String {
+        let mut printed = String::new();
         if let Some(stderr) = &mut self.child.stderr {
-            _ = stderr.read_to_string(&mut said);
+            _ = stderr.read_to_string(&mut printed);
         }
-        let line = programs::last_words(&said).unwrap_or("the client said nothing");
+        let line = programs::last_line(&printed).unwrap_or("the client printed no result");
         line.to_owned()
     }
 }
@@ -65,7 +65,7 @@ impl Drop for Client {
     }
 }
 
-/// Runs a client to its end and gives one of the figures that it has measured.
+/// Runs a client and returns one of the figures that it measured.
 pub(crate) fn figure(command: &mut Command, name: &str) -> Result<f64, String> {
     let measured = Client::start(command)?.measured()?;
     measured[name]

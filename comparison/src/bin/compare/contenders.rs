@@ -1,4 +1,4 @@
-//! Who is compared.
+//! The servers that are compared.
 
 use crate::System;
 
@@ -16,13 +16,13 @@ pub(crate) struct Contender {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// What the others are compared with: the first one.
+    /// Compared with all others.
     Ours,
-    /// Another way to run ours.
+    /// pipe-server with other options.
     AlsoOurs,
-    /// As fast as the system lets anybody be, with nothing that a server needs besides.
+    /// As fast as the system allows: a server without anything but the system calls.
     Limit,
-    /// What a user would take instead.
+    /// What a user would choose instead.
     Other,
 }
 
@@ -32,12 +32,12 @@ pub(crate) enum Program {
     C(&'static str),
 }
 
-/// Which client understands it. They differ in what carries the messages, in nothing else.
+/// Which client speaks its protocol. Clients differ only in the transport.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Client {
     /// `pipe-bench`: a message pipe.
     Pipe,
-    /// `contender-load` with this carrier.
+    /// `contender-load` with this transport.
     Other(&'static str),
 }
 
@@ -71,7 +71,7 @@ const LINUX: [Contender; 7] = [
         client: Client::Pipe,
     },
     Contender {
-        name: "C epoll, a thread a core",
+        name: "C epoll, thread per core",
         role: Role::Limit,
         program: Program::C("epoll"),
         arguments: &["{address}", "{longest}", "{threads}"],
@@ -85,7 +85,7 @@ const LINUX: [Contender; 7] = [
         client: Client::Pipe,
     },
     Contender {
-        name: "C, a thread a client",
+        name: "C, thread per client",
         role: Role::Other,
         program: Program::C("seqpacket-threads"),
         arguments: &["{address}", "{longest}"],
@@ -135,7 +135,7 @@ const WINDOWS: [Contender; 7] = [
         name: "pipe-server, engine tokio",
         role: Role::AlsoOurs,
         program: Program::Cargo("pipe-server"),
-        // Its longest message can't be made longer.
+        // Its message limit is fixed.
         arguments: &[
             "--quiet",
             "--pipe-name",
@@ -154,7 +154,7 @@ const WINDOWS: [Contender; 7] = [
         client: Client::Pipe,
     },
     Contender {
-        name: "C, a thread a client",
+        name: "C, thread per client",
         role: Role::Other,
         program: Program::C("pipe-threads"),
         arguments: &["{name}", "{longest}"],

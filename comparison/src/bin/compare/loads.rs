@@ -1,4 +1,4 @@
-//! What the contenders are made to do.
+//! What is measured of each contender.
 
 use crate::System;
 
@@ -12,7 +12,7 @@ pub(crate) struct Load {
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Kind {
-    /// Requests that are echoed.
+    /// Echoed requests.
     Echo {
         clients: u32,
         depth: u32,
@@ -20,11 +20,11 @@ pub(crate) enum Kind {
     },
     /// Clients that connect, have one request answered and close.
     Connect { clients: u32 },
-    /// One client in lockstep with pauses, beside many that send as fast as they can.
-    Polite { greedy: u32, depth: u32 },
-    /// Connections that are held and not used.
+    /// One client that pauses after each reply, beside many at full speed.
+    Paced { others: u32, depth: u32 },
+    /// Connections that are held open without traffic.
     Idle { connections: u32 },
-    /// What the server spends on a request, whatever else the machine is doing.
+    /// What a request costs the server process, independent of the machine's other load.
     Cost { event: Event, depth: u32 },
 }
 
@@ -35,7 +35,7 @@ pub(crate) enum Event {
     ProcessorTime,
 }
 
-/// The unit of a figure. All but the rates are the better the lower they are.
+/// The unit of a figure. Lower is better, except for rates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unit {
     PerSecond,
@@ -49,7 +49,7 @@ impl Unit {
         self == Self::PerSecond
     }
 
-    /// A figure with three digits and its unit.
+    /// Formats a figure with three digits and its unit.
     pub(crate) fn show(self, figure: f64) -> String {
         match self {
             Self::PerSecond => scaled(figure, &[("M", 1e6), ("k", 1e3)], ""),
@@ -72,7 +72,7 @@ fn scaled(figure: f64, units: &[(&str, f64)], base: &str) -> String {
 }
 
 impl Load {
-    /// The longest message that is sent.
+    /// The length of the longest message, in bytes.
     pub(crate) fn size(&self) -> usize {
         match self.kind {
             Kind::Echo { size, .. } => size,
@@ -112,20 +112,20 @@ pub(crate) fn of(system: System) -> Vec<Load> {
             unit: Unit::PerSecond,
         },
         Load {
-            name: "p99 of 1 polite client beside 63 greedy ones",
-            kind: Kind::Polite {
-                greedy: 63,
+            name: "p99 of 1 paced client beside 63 at full speed",
+            kind: Kind::Paced {
+                others: 63,
                 depth: 16,
             },
             unit: Unit::Microseconds,
         },
-        idle("memory a connection, 1,000 idle", 1000),
+        idle("memory per connection, 1,000 idle", 1000),
     ];
-    // Under Wine a process may not have so many files.
+    // Wine limits a process to fewer open files.
     if system == System::Linux {
-        loads.push(idle("memory a connection, 10,000 idle", 10_000));
+        loads.push(idle("memory per connection, 10,000 idle", 10_000));
     }
-    // Where there is no `perf`.
+    // Windows has no `perf`.
     if cfg!(windows) {
         return loads;
     }
@@ -133,19 +133,19 @@ pub(crate) fn of(system: System) -> Vec<Load> {
         System::Linux => &[
             (
                 1,
-                "system calls a request, 8 clients",
-                "processor time a request, 8 clients",
+                "system calls per request, 8 clients",
+                "processor time per request, 8 clients",
             ),
             (
                 16,
-                "system calls a request, depth 16",
-                "processor time a request, depth 16",
+                "system calls per request, depth 16",
+                "processor time per request, depth 16",
             ),
         ],
         System::Windows => &[(
             1,
-            "Linux system calls a request, 8 clients",
-            "processor time a request, 8 clients",
+            "Linux system calls per request, 8 clients",
+            "processor time per request, 8 clients",
         )],
     };
     for &(depth, calls, time) in depths {

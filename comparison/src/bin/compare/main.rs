@@ -1,6 +1,6 @@
-//! Compares pipe-server with what a user would take instead: every contender in turns, by the same clients, and
-//! medians of several rounds. `comparison/compare-linux` and `comparison/compare-windows` build what it needs and
-//! run it.
+//! Compares pipe-server with what a user would choose instead. The contenders take turns, their clients differ only
+//! in the transport, and the figures are medians of several rounds. `comparison/compare-linux` and
+//! `comparison/compare-windows` build what it needs and run it.
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -19,18 +19,18 @@ mod results;
 mod server;
 mod table;
 
-/// Runs a comparison and writes it down as a table and a picture.
+/// Runs a comparison and writes a table and a picture of it.
 #[derive(Debug, Parser)]
 struct Options {
-    /// Whose contenders to compare
+    /// System whose contenders to compare
     #[arg(value_enum)]
     system: System,
 
-    /// Directory of the programs that cargo has built
+    /// Directory of the programs built by cargo
     #[arg(long, value_name = "DIR")]
     programs: PathBuf,
 
-    /// Directory of the programs that the C compiler has built
+    /// Directory of the programs built by the C compiler
     #[arg(long, value_name = "DIR")]
     c_programs: PathBuf,
 
@@ -38,7 +38,7 @@ struct Options {
     #[arg(long, value_name = "PROGRAM")]
     runner: Option<PathBuf>,
 
-    /// What the measurements are from, for the table's heading
+    /// System and machine, for the table's heading
     #[arg(long, value_name = "TEXT")]
     heading: String,
 
@@ -46,23 +46,23 @@ struct Options {
     #[arg(long, value_name = "DIR")]
     docs: PathBuf,
 
-    /// How many rounds
+    /// Number of rounds
     #[arg(long, value_name = "N", default_value = "5")]
     rounds: usize,
 
-    /// How long each measurement takes
+    /// Duration of each measurement
     #[arg(long, value_name = "TIME", default_value = "600ms", value_parser = humantime::parse_duration)]
     duration: Duration,
 
-    /// One short round, to see that everything works; the docs stay as they are
+    /// One short round, to check that everything works; does not change the docs
     #[arg(long)]
     quick: bool,
 
-    /// Only loads whose name contains TEXT; the docs stay as they are
+    /// Only loads whose name contains TEXT; does not change the docs
     #[arg(long, value_name = "TEXT")]
     load: Option<String>,
 
-    /// Only contenders whose name contains TEXT, and ours; the docs stay as they are
+    /// Only contenders whose name contains TEXT, and ours; does not change the docs
     #[arg(long, value_name = "TEXT")]
     contender: Option<String>,
 }
@@ -90,7 +90,7 @@ fn main() -> ExitCode {
 
 fn compare(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     raise_open_files();
-    warn_of_company();
+    warn_if_busy();
     let wanted = |name: &str, pattern: &Option<String>| match pattern {
         Some(pattern) => name.contains(pattern.as_str()),
         None => true,
@@ -125,7 +125,7 @@ fn compare(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 impl System {
-    /// In file names, and in the marks of its part of the page.
+    /// For file names and the markers in the page.
     fn name(self) -> &'static str {
         match self {
             Self::Linux => "linux",
@@ -133,7 +133,7 @@ impl System {
         }
     }
 
-    /// For people. Whose Windows it was, the heading says.
+    /// For people. The heading says whether it was Windows or Wine.
     fn title(self) -> &'static str {
         match self {
             Self::Linux => "Linux",
@@ -142,8 +142,8 @@ impl System {
     }
 }
 
-/// Whoever else uses the processor is measured too.
-fn warn_of_company() {
+/// Other processes' use of the processor distorts the figures.
+fn warn_if_busy() {
     let average = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let average = average.split(' ').next().and_then(|load| load.parse().ok());
     if let Some(load @ 0.5..) = average {
@@ -153,7 +153,7 @@ fn warn_of_company() {
     }
 }
 
-/// Servers and clients inherit the limit; 10,000 connections are over the usual one.
+/// Servers and clients inherit the limit; 10,000 connections exceed the usual one.
 #[cfg(unix)]
 fn raise_open_files() {
     use rustix::process::{Resource, getrlimit, setrlimit};

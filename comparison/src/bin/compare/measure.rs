@@ -16,13 +16,13 @@ use crate::{
     server::Server,
 };
 
-/// Figures of several rounds, or why there are none.
+/// The figures of several rounds, or why there are none.
 pub(crate) type Figures = Result<Vec<f64>, String>;
 
-/// How long greedy clients work before the polite one comes, and so what they must be given on top.
+/// How long the clients at full speed run before the paced one starts.
 const HEAD_START: Duration = Duration::from_millis(300);
 
-/// How many requests the cost of one is counted over: a second's work.
+/// The number of requests to average the cost over: about a second's work.
 fn counted(system: System) -> u32 {
     match system {
         System::Linux => 50_000,
@@ -30,15 +30,15 @@ fn counted(system: System) -> u32 {
     }
 }
 
-/// Measures every contender in turns, and begins each round with another one. A contender that fails once is
-/// out.
+/// Measures the contenders in turns, starting each round with a different one. A contender that fails once is
+/// left out.
 pub(crate) fn measure(
     load: &Load,
     contenders: &[Contender],
     programs: &Programs,
     options: &Options,
 ) -> Vec<Figures> {
-    // All servers are up all the time; an idle one costs nothing.
+    // All servers run all the time; an idle one costs nothing.
     let mut servers: Vec<_> = contenders
         .iter()
         .map(|contender| {
@@ -49,7 +49,7 @@ pub(crate) fn measure(
         .collect();
     let mut figures: Vec<Figures> = vec![Ok(Vec::new()); contenders.len()];
     let rounds = match load.kind {
-        // These have hardly any noise.
+        // These have little noise.
         Kind::Idle { .. } => 1,
         Kind::Cost { .. } => options.rounds.min(3),
         _ => options.rounds,
@@ -68,7 +68,7 @@ pub(crate) fn measure(
                     let reason = programs.without_names(&reason, contender);
                     eprintln!("  {}: left out: {reason}", contender.name);
                     *figures = Err(reason.clone());
-                    // Whatever state it is in now: it does not disturb the others.
+                    // Kills the server, so that it can't disturb the others.
                     servers[index] = Err(reason);
                 }
                 (_, Err(_)) => {}
@@ -78,7 +78,7 @@ pub(crate) fn measure(
     figures
 }
 
-/// Sees that every reply is its request, whole: a server that fails this is not measured.
+/// Checks that every reply equals its request. A server that fails this is not measured.
 fn verify(load: &Load, contender: &Contender, programs: &Programs) -> Result<(), String> {
     let (clients, depth) = match load.kind {
         Kind::Echo { clients, depth, .. } => (clients, depth),
@@ -134,7 +134,10 @@ fn one(
                 ]);
             client::figure(&mut client, "connections_per_second")
         }
-        Kind::Polite { greedy, depth } => {
+        Kind::Paced {
+            others: clients,
+            depth,
+        } => {
             client.args(["--clients", "1", "--pause", "1ms"]).args([
                 "--duration",
                 &duration(2 * options.duration),
@@ -143,7 +146,7 @@ fn one(
             ]);
             let mut others = programs.client(contender);
             others
-                .args(["--clients", &greedy.to_string()])
+                .args(["--clients", &clients.to_string()])
                 .args(["--depth", &depth.to_string()])
                 .args(["--duration", "1min", "--warm-up", "0"]);
             let _others = Client::start(&mut others)?;
@@ -151,9 +154,9 @@ fn one(
             client::figure(&mut client, "p99_us")
         }
         Kind::Idle { connections } => {
-            // Its own, so that memory of earlier rounds is not used again.
+            // A new server has no memory from earlier rounds to reuse.
             server.restart(contender, load, programs)?;
-            // What a server makes for its first client and keeps is not counted.
+            // What a server allocates for its first client and keeps is not counted.
             let mut first = programs.client(contender);
             first.args(["--clients", "1", "--requests", "10", "--warm-up", "0"]);
             client::figure(&mut first, "messages")?;
@@ -175,19 +178,19 @@ fn one(
     }
 }
 
-/// What the server spends while the client runs: `perf` counts it without slowing it down.
+/// What the server spends while the client runs, counted by `perf` without slowing it down.
 fn count(
     event: Event,
     server: &Server,
     client: &Command,
     programs: &Programs,
 ) -> Result<f64, String> {
-    // Processor time is counted in milliseconds.
+    // `task-clock` is in milliseconds.
     let (name, unit) = match event {
         Event::SystemCalls => ("raw_syscalls:sys_enter", 1.0),
         Event::ProcessorTime => ("task-clock", 1e3),
     };
-    let cannot = || format!("perf can't count {name} here");
+    let cannot = || format!("perf can't count {name} on this machine");
     let status = Command::new("perf")
         .args(["stat", "-x,", "-e", name, "-o"])
         .arg(programs.log())

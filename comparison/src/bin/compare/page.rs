@@ -1,10 +1,10 @@
-//! The page in the docs: prose by hand, with a part for each system that is written anew by each comparison.
+//! The page in the docs: written by hand, except for one part per system, which each comparison replaces.
 
 use std::{fs, io};
 
 use crate::Options;
 
-/// Puts the table into its part of the page, and the picture beside the page.
+/// Writes the table into its part of the page, and the picture beside the page.
 pub(crate) fn write(options: &Options, table: &str, picture: &str) -> io::Result<()> {
     let system = options.system.name();
     let path = options.docs.join("performance.md");
@@ -19,8 +19,9 @@ pub(crate) fn write(options: &Options, table: &str, picture: &str) -> io::Result
     });
     let Some((before, after)) = parts else {
         return Err(io::Error::other(format!(
-            "{} has no {begin}",
-            path.display()
+            "{} has no part from {} to {end}",
+            path.display(),
+            begin.trim_end()
         )));
     };
     let drawing = format!("performance-{system}.svg");

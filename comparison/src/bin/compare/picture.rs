@@ -1,4 +1,4 @@
-//! The results as a picture: a panel for each load, a bar for each contender.
+//! The results as a picture: one panel per load, one bar per contender.
 
 use std::fmt::Write as _;
 
@@ -14,7 +14,7 @@ const MARGIN: usize = 20;
 const HEADING: usize = 60;
 const TITLE: usize = 26;
 const BAR: usize = 18;
-/// Where the bars begin, and how long the longest is: names stand before it, figures behind.
+/// Where the bars start, after the contenders' names, and the length of the longest bar.
 const NAMES: usize = 160;
 const LONGEST: usize = 200;
 
@@ -43,7 +43,7 @@ pub(crate) fn picture(results: &Results, options: &Options) -> String {
 fn panel(svg: &mut String, results: &Results, row: &Row, x: usize, y: usize) {
     let unit = row.load.unit;
     let better = if unit.more_is_better() {
-        "a second; more is better"
+        "per second; more is better"
     } else {
         "less is better"
     };

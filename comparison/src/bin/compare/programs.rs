@@ -1,4 +1,4 @@
-//! The programs that are run, and a directory for their sockets and logs.
+//! The programs to run, and a directory for their sockets and logs.
 
 use std::{
     fs, io,
@@ -15,7 +15,7 @@ use crate::{
     loads::Load,
 };
 
-/// The longest message of a server that was not told, in bytes.
+/// The default message limit of the servers, in bytes.
 const USUAL_LONGEST: usize = 64 << 10;
 
 #[derive(Debug)]
@@ -38,33 +38,33 @@ impl Programs {
         })
     }
 
-    /// Where what a server prints to stderr goes.
+    /// The file that receives a server's stderr.
     pub(crate) fn log(&self) -> PathBuf {
         self.directory.path().join("log")
     }
 
-    /// Removes the socket that a contender's killed server has left: not every one replaces it.
+    /// Removes the socket that a killed server left behind; not every server replaces it.
     pub(crate) fn clear(&self, contender: &Contender) {
         if self.system == System::Linux {
             _ = fs::remove_file(self.pipe_name(contender));
         }
     }
 
-    /// What a program said, less its own name and that of the pipe: they are others each time.
-    pub(crate) fn without_names(&self, said: &str, contender: &Contender) -> String {
+    /// Strips a program's message of its own name and the pipe's, which differ from run to run.
+    pub(crate) fn without_names(&self, message: &str, contender: &Contender) -> String {
         let name = self.pipe_name(contender);
-        let said = said
+        let message = message
             .replace(&format!(r"\\.\pipe\{name}"), "the pipe")
             .replace(&name, "the pipe");
-        match said.split_once(": ") {
+        match message.split_once(": ") {
             Some(("pipe-bench" | "contender-load" | "contender-echo" | "pipe-server", rest)) => {
                 rest.to_owned()
             }
-            _ => said,
+            _ => message,
         }
     }
 
-    /// A contender's server, ready for one load.
+    /// The command that starts a contender's server for one load.
     pub(crate) fn server(&self, contender: &Contender, load: &Load) -> Command {
         let program = match contender.program {
             Program::Cargo(name) => self.cargo.join(name),
@@ -83,7 +83,7 @@ impl Programs {
         command
     }
 
-    /// The client that a contender understands.
+    /// The command of a client that speaks the contender's protocol.
     pub(crate) fn client(&self, contender: &Contender) -> Command {
         let mut command = match contender.client {
             Client::Pipe => self.command(self.cargo.join("pipe-bench")),
@@ -94,6 +94,8 @@ impl Programs {
             }
         };
         command.args(["--json", "--pipe-name", &self.pipe_name(contender)]);
+        // Wine gives no owner to the pipes of servers that leave the access to the system.
+        command.args(["--trust", "anyone"]);
         command
     }
 
@@ -110,7 +112,7 @@ impl Programs {
             None => Command::new(program),
         };
         command
-            // Its last line is told when it fails.
+            // When it fails, its last line is reported.
             .env("RUST_BACKTRACE", "0")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -118,7 +120,7 @@ impl Programs {
         command
     }
 
-    /// A name of this run's own: each server has one, and so has each process.
+    /// A name that is unique to this run and contender.
     fn pipe_name(&self, contender: &Contender) -> String {
         let short: String = contender
             .name
@@ -133,6 +135,6 @@ impl Programs {
 }
 
 /// The line in which a program says why it failed.
-pub(crate) fn last_words(said: &str) -> Option<&str> {
-    said.lines().rfind(|line| !line.starts_with("note: "))
+pub(crate) fn last_line(printed: &str) -> Option<&str> {
+    printed.lines().rfind(|line| !line.starts_with("note: "))
 }

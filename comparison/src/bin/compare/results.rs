@@ -1,4 +1,4 @@
-//! What came out, and how the contenders stand to ours.
+//! The figures of all contenders, and how ours compare.
 
 use crate::{
     contenders::{Contender, Role},
@@ -12,7 +12,7 @@ pub(crate) struct Results {
     pub(crate) rows: Vec<Row>,
 }
 
-/// One load, with a cell for each contender.
+/// One load, with one cell per contender.
 #[derive(Debug)]
 pub(crate) struct Row {
     pub(crate) load: Load,
@@ -38,7 +38,7 @@ impl Results {
         self.rows.push(Row { load: *load, cells });
     }
 
-    /// How many times better ours is than the best one in this role; below 1 it is worse.
+    /// How many times better ours is than the best contender of this role; below 1 it is worse.
     pub(crate) fn ratio(&self, row: &Row, role: Role) -> Option<f64> {
         let ours = row.cells.first()?.as_ref().ok()?;
         let others = self.contenders.iter().zip(&row.cells);

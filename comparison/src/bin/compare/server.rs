@@ -1,4 +1,4 @@
-//! A contender's server while it runs.
+//! A contender's running server.
 
 use std::{
     fs,
@@ -27,7 +27,7 @@ const SETTLING: Duration = Duration::from_millis(300);
 #[derive(Debug)]
 pub(crate) struct Server {
     child: Child,
-    /// Held open.
+    /// Held open so that the server can print.
     _stdout: Option<BufReader<ChildStdout>>,
 }
 
@@ -44,7 +44,7 @@ impl Server {
         let mut child = command
             .stderr(log)
             .spawn()
-            .map_err(|error| format!("{:?} can't be started: {error}", command.get_program()))?;
+            .map_err(|error| format!("can't start {:?}: {error}", command.get_program()))?;
         let stdout = child.stdout.take();
         let mut server = Self {
             child,
@@ -65,14 +65,14 @@ impl Server {
             }
             Ok(_) => {
                 let log = fs::read_to_string(programs.log()).unwrap_or_default();
-                let said = programs::last_words(&log).unwrap_or("it ended at once");
-                Err(said.to_owned())
+                let line = programs::last_line(&log).unwrap_or("the server exited at once");
+                Err(line.to_owned())
             }
-            Err(_) => Err(format!("it was not ready within {START_TIMEOUT:?}")),
+            Err(_) => Err(format!("the server was not ready within {START_TIMEOUT:?}")),
         }
     }
 
-    /// Ends it and starts another one in its place.
+    /// Kills it and starts another one in its place.
     pub(crate) fn restart(
         &mut self,
         contender: &Contender,
@@ -93,11 +93,11 @@ impl Server {
         self.child.id()
     }
 
-    /// Its resident memory, in bytes, once it has come to rest.
+    /// Its resident memory once it has settled, in bytes.
     pub(crate) fn memory(&self) -> Result<u64, String> {
         thread::sleep(SETTLING);
         memory::resident(self.process())
-            .map_err(|error| format!("its memory can't be read: {error}"))
+            .map_err(|error| format!("can't read the server's memory: {error}"))
     }
 }
 

@@ -23,8 +23,8 @@ pub(crate) fn table(results: &Results, options: &Options) -> String {
             }),
     );
     heading.extend([
-        "ours to the *limit*".to_owned(),
-        "ours to the best other".to_owned(),
+        "ours vs. *limit*".to_owned(),
+        "ours vs. best other".to_owned(),
     ]);
     line(&heading);
     let rules: Vec<String> = (0..heading.len())

@@ -1,4 +1,4 @@
-//! Tokio's stream socket with a length before each message: what its users write when they need messages.
+//! Tokio's stream socket with length-prefixed messages, the usual way to get messages from a stream.
 
 use std::io;
 

@@ -1,4 +1,4 @@
-//! The crate `interprocess`: byte streams, so a length goes before each message.
+//! The crate `interprocess`: byte streams, so each message is prefixed with its length.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -13,7 +13,7 @@ fn local_name(name: &str) -> io::Result<Name<'_>> {
     name.to_ns_name::<GenericNamespaced>()
 }
 
-/// A task a client, on Tokio.
+/// One task per client, on Tokio.
 pub(crate) fn serve_with_tokio(name: &str) -> io::Result<()> {
     use interprocess::local_socket::traits::tokio::Listener as _;
 
@@ -36,7 +36,7 @@ pub(crate) fn serve_with_tokio(name: &str) -> io::Result<()> {
     })
 }
 
-/// A thread a client, with calls that block.
+/// One thread per client, with blocking calls.
 pub(crate) fn serve_with_threads(name: &str) -> io::Result<()> {
     let listener = ListenerOptions::new()
         .name(local_name(name)?)

@@ -1,4 +1,4 @@
-//! The contenders' servers that are written in Rust. Each echoes: `contender-echo KIND ADDRESS`.
+//! The contenders' echo servers in Rust: `contender-echo KIND ADDRESS`.
 
 use std::{env, io, process::ExitCode};
 
@@ -42,11 +42,11 @@ fn serve(kind: &str, address: &str) -> Result<(), Box<dyn std::error::Error>> {
         "plain-tokio" => Ok(plain_tokio::serve(address)?),
         #[cfg(feature = "zeromq")]
         "zeromq" => Ok(zeromq::serve(address)?),
-        _ => Err("this program was built without such a server".into()),
+        _ => Err("this program was built without that kind of server".into()),
     }
 }
 
-/// Says that clients can connect, as pipe-server does.
+/// Prints the same line as pipe-server when clients can connect.
 fn announce(address: &str) -> io::Result<()> {
     use io::Write as _;
 
@@ -55,7 +55,7 @@ fn announce(address: &str) -> io::Result<()> {
     stdout.flush()
 }
 
-/// Tokio as `#[tokio::main]` makes it.
+/// The runtime that `#[tokio::main]` builds.
 #[cfg(any(unix, windows))]
 fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Runtime::new()

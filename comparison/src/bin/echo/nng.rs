@@ -1,5 +1,5 @@
-//! nng's REP socket with contexts, after its demonstration of an asynchronous server: each context answers
-//! one request at a time, many contexts at once.
+//! nng's REP socket with contexts, after nng's demo of an asynchronous server: each context answers one request at a
+//! time, and the contexts run concurrently.
 
 use std::thread;
 
@@ -8,7 +8,7 @@ use nng::{
     options::{Options as _, RecvMaxSize},
 };
 
-/// As many as the demonstration has.
+/// The same as in the demo.
 const CONTEXTS: usize = 128;
 
 pub(crate) fn serve(address: &str) -> Result<(), nng::Error> {

@@ -1,4 +1,4 @@
-//! The loop of Tokio's documentation (`NamedPipeServer::connect`), in message mode: the next instance is made
+//! The loop from Tokio's documentation (`NamedPipeServer::connect`), in message mode: the next instance is created
 //! before the connected one is handed to its task.
 
 use std::io;
@@ -8,7 +8,7 @@ use tokio::{
     net::windows::named_pipe::{PipeMode, ServerOptions},
 };
 
-/// The longest message that it could take if Tokio kept messages whole.
+/// Would be the longest message if Tokio kept messages whole.
 const BUFFER_SIZE: usize = 64 * 1024;
 
 pub(crate) fn serve(name: &str) -> io::Result<()> {

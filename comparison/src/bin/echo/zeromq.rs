@@ -1,4 +1,4 @@
-//! ZeroMQ's REP socket: one loop that receives a request and answers it, as its guide begins.
+//! ZeroMQ's REP socket: one loop that receives a request and answers it, as in the first example of its guide.
 
 pub(crate) fn serve(address: &str) -> Result<(), Box<dyn std::error::Error>> {
     let context = zmq::Context::new();
@@ -6,7 +6,7 @@ pub(crate) fn serve(address: &str) -> Result<(), Box<dyn std::error::Error>> {
     socket.bind(&format!("ipc://{address}"))?;
     crate::announce(address)?;
     loop {
-        // What was received is sent on without a copy.
+        // Sends the received message back without a copy.
         let message = socket.recv_msg(0)?;
         socket.send(message, 0)?;
     }

@@ -1,4 +1,4 @@
-//! A byte stream with a length before each message.
+//! A byte stream with length-prefixed messages.
 
 use std::io;
 

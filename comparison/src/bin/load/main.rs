@@ -1,5 +1,5 @@
-//! `pipe-bench` with other carriers than a message pipe: `contender-load WIRE [OPTION]...`. Everything but the
-//! carrier is pipe-bench's own code.
+//! `pipe-bench` over other transports than a message pipe: `contender-load WIRE [OPTION]...`. Everything but the
+//! transport is pipe-bench's own code.
 
 use std::process::ExitCode;
 
@@ -15,10 +15,10 @@ mod nng;
 #[cfg(feature = "zeromq")]
 mod zeromq;
 
-/// pipe-bench for servers that do not speak on a message pipe.
+/// pipe-bench for servers that do not use a message pipe.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// What carries the messages
+    /// Transport of the messages
     #[arg(value_enum)]
     wire: Wire,
 
@@ -28,7 +28,7 @@ struct Arguments {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Wire {
-    /// A byte stream with a length before each message: a stream socket, or a pipe in byte mode
+    /// A byte stream with length-prefixed messages: a stream socket, or a pipe in byte mode
     Framed,
     /// ZeroMQ over a Unix socket
     #[cfg(feature = "zeromq")]

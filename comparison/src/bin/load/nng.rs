@@ -1,4 +1,4 @@
-//! nng: a REQ socket a client, with a context for each request that may be on its way.
+//! nng: one REQ socket per client, with one context per request that may be in flight.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -31,7 +31,7 @@ impl Requester {
 
 type Reply = Result<Message, nng::Error>;
 
-/// One request at a time: its reply goes to whoever asked.
+/// One request at a time, whose reply goes to `asker`.
 struct Exchange {
     context: Context,
     aio: Aio,
@@ -70,7 +70,7 @@ impl Exchange {
 }
 
 impl Drop for Exchange {
-    /// The callback holds the `Aio` too while it runs, and would wait for itself if it let go of it last.
+    /// The running callback holds the `Aio` too. If it dropped the last reference, it would wait for itself.
     fn drop(&mut self) {
         self.aio.cancel();
         self.aio.wait();
@@ -120,7 +120,7 @@ pub(crate) struct Sender {
 
 impl load::Sender for Sender {
     async fn send(&mut self, message: Bytes) -> Result<(), String> {
-        // In turns, so it is the one whose reply was received longest ago.
+        // Round robin: this exchange's reply was received longest ago.
         let exchange = &self.exchanges[self.next];
         self.next = (self.next + 1) % self.exchanges.len();
         let (asker, reply) = oneshot::channel();

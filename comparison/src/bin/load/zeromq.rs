@@ -1,4 +1,4 @@
-//! ZeroMQ: a DEALER socket a client, which is a REQ socket that may send ahead.
+//! ZeroMQ: one DEALER socket per client, which is a REQ socket that can have several requests in flight.
 
 use std::{
     os::fd::RawFd,
@@ -15,7 +15,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 /// Connections to one address.
 #[derive(Clone)]
 pub(crate) struct Dealer {
-    /// The newest one: it has room for 1,023 sockets.
+    /// The newest one; a context holds 1,023 sockets.
     context: Arc<Mutex<zmq::Context>>,
     address: String,
 }
@@ -31,11 +31,11 @@ impl Dealer {
     fn socket(&self) -> zmq::Result<zmq::Socket> {
         let mut context = self.context.lock().unwrap_or_else(PoisonError::into_inner);
         match context.socket(zmq::DEALER) {
-            // Full: a context lives on as long as its sockets.
+            // The context is full. Its sockets keep it alive.
             Err(zmq::Error::EMFILE) => {
                 *context = zmq::Context::new();
                 match context.socket(zmq::DEALER) {
-                    // There are no files left for another context.
+                    // No file descriptors are left for another context.
                     Err(zmq::Error::EFAULT) => Err(zmq::Error::EMFILE),
                     made => made,
                 }
@@ -53,7 +53,7 @@ impl Transport for Dealer {
 
     #[allow(
         deprecated,
-        reason = "ZeroMQ tells the number of its file and lends no handle; the socket keeps it open"
+        reason = "ZeroMQ returns a raw file descriptor; the socket keeps it open"
     )]
     async fn connect(&self) -> Result<(Half, Half), Failure> {
         let open = || -> Result<Half, Box<dyn std::error::Error>> {
@@ -80,8 +80,8 @@ impl Transport for Dealer {
     }
 }
 
-/// The socket, and the file that tells when it may have something new. It is not the socket's own: whoever
-/// is woken has to try.
+/// A socket, and the descriptor that signals when it may be ready. Readiness is only a hint: a woken task has to
+/// try the operation.
 #[derive(Clone)]
 pub(crate) struct Half {
     events: Arc<AsyncFd<RawFd>>,
@@ -108,7 +108,7 @@ impl Half {
 
 impl Sender for Half {
     async fn send(&mut self, message: Bytes) -> Result<(), String> {
-        // A REP socket wants an empty part between the address and the content.
+        // A REP socket expects an empty frame between the address and the content.
         self.attempt(|socket| socket.send_multipart([&b""[..], &message], zmq::DONTWAIT))
             .await
     }

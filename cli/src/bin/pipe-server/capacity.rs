@@ -1,0 +1,199 @@
+//! What the server does at once: how many clients it serves and how many commands of `--exec` run.
+//!
+//! On Linux both take file descriptors, and the limit of open files (`RLIMIT_NOFILE`) bounds them together.
+//! A client that is beyond the bound waits, as at `max_instances`. Without it, accepting clients would take the
+//! descriptors that commands need.
+
+use std::{num::NonZero, thread};
+
+use pipe_server_cli::exit::Failure;
+
+use crate::options::Options;
+
+/// How many commands run at the same time for each processor. More than one, since many a command waits for
+/// something else.
+const COMMANDS_PER_PROCESSOR: usize = 4;
+
+/// What the server does at once.
+#[derive(Debug)]
+pub(crate) struct Capacity {
+    /// How many clients are served; `None` for any number.
+    pub(crate) max_instances: Option<usize>,
+    /// How many commands run.
+    pub(crate) commands: usize,
+    #[cfg(target_os = "linux")]
+    descriptors: descriptors::Descriptors,
+    #[cfg(target_os = "linux")]
+    asked: Option<usize>,
+}
+
+#[cfg(not(target_os = "linux"))]
+impl Capacity {
+    /// What was asked for.
+    #[allow(clippy::unnecessary_wraps, reason = "it fails on Linux")]
+    pub(crate) fn new(options: &Options) -> Result<Self, Failure> {
+        let exec_limit = options.answer.exec_limit;
+        Ok(Self {
+            max_instances: options.max_instances(),
+            commands: exec_limit.unwrap_or_else(|| processors() * COMMANDS_PER_PROCESSOR),
+        })
+    }
+
+    /// Says what the server does less of than it was asked for: nothing.
+    pub(crate) fn log(&self) {}
+
+    /// The command that runs `command` as if this server had changed nothing: itself.
+    pub(crate) fn command(&self, command: &str) -> String {
+        command.to_owned()
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Capacity {
+    /// Raises the limit of open files as far as this process may, and takes from what was asked for what does
+    /// not fit in it.
+    ///
+    /// # Errors
+    ///
+    /// When not even one client fits in it.
+    pub(crate) fn new(options: &Options) -> Result<Self, Failure> {
+        let answer = &options.answer;
+        let asked = options.max_instances();
+        let descriptors = descriptors::Descriptors::raise();
+        let commands = answer.exec_limit.unwrap_or_else(|| {
+            let most = descriptors.limit() / 4 / descriptors::OF_A_COMMAND;
+            (processors() * COMMANDS_PER_PROCESSOR).min(most).max(1)
+        });
+        let reserve = descriptors.reserve(answer.exec.is_some().then_some(commands));
+        let most = descriptors.limit().saturating_sub(reserve);
+        if most == 0 {
+            return Err(Failure::new(format!(
+                "{} files may be open, but {} are needed to serve one client: raise the limit (ulimit -n), or \
+                 lower --exec-limit",
+                descriptors.limit(),
+                reserve.saturating_add(1),
+            )));
+        }
+        Ok(Self {
+            max_instances: Some(asked.unwrap_or(most).min(most)),
+            commands,
+            descriptors,
+            asked,
+        })
+    }
+
+    /// Says what the server does less of than it was asked for.
+    pub(crate) fn log(&self) {
+        use tracing::{info, warn};
+
+        let Some(max_instances) = self.max_instances else {
+            return;
+        };
+        let open_files = self.descriptors.limit();
+        match self.asked {
+            None => info!(
+                max_instances,
+                open_files, "the limit of open files bounds how many clients are served at once"
+            ),
+            Some(asked) if asked > max_instances => warn!(
+                max_instances,
+                open_files,
+                "--max-instances {asked} is lowered to what the limit of open files allows: raise that limit \
+                 (ulimit -n)"
+            ),
+            Some(_) => {}
+        }
+    }
+
+    /// The command that runs `command` with the limit of open files that this server was started with.
+    /// Programs that use select(2) fail with numbers from 1,024 on.
+    // By the shell: a limit between fork and exec takes unsafe code, and afterwards it would be too late.
+    pub(crate) fn command(&self, command: &str) -> String {
+        match self.descriptors.raised_from {
+            Some(limit) => format!("ulimit -S -n {limit}; {command}"),
+            None => command.to_owned(),
+        }
+    }
+}
+
+fn processors() -> usize {
+    thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+#[cfg(target_os = "linux")]
+mod descriptors {
+    use std::fs;
+
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    use tracing::warn;
+
+    use super::processors;
+
+    /// A running command's pipes and its pidfd.
+    pub(super) const OF_A_COMMAND: usize = 4;
+
+    /// What starting a command takes besides: the other ends of its pipes, and those through which the standard
+    /// library hears whether it has started.
+    const OF_A_START: usize = 5;
+
+    /// What the server opens for itself: the pipe's socket and lock file, epoll, signals. It was seen to be 10.
+    const OF_THE_SERVER: usize = 16;
+
+    /// The limit of open files.
+    #[derive(Debug)]
+    pub(super) struct Descriptors {
+        limit: Option<u64>,
+        pub(super) raised_from: Option<u64>,
+        /// How many were open at the start.
+        open: usize,
+    }
+
+    impl Descriptors {
+        /// Raises the limit to the hard one.
+        pub(super) fn raise() -> Self {
+            let open = fs::read_dir("/proc/self/fd").map_or(3, Iterator::count);
+            let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+            let unchanged = Self {
+                limit: current,
+                raised_from: None,
+                open,
+            };
+            if current == maximum {
+                return unchanged;
+            }
+            let raised = Rlimit {
+                current: maximum,
+                maximum,
+            };
+            match setrlimit(Resource::Nofile, raised) {
+                Ok(()) => Self {
+                    limit: maximum,
+                    raised_from: current,
+                    open,
+                },
+                Err(error) => {
+                    warn!(%error, limit = current, "the limit of open files can't be raised to the hard one");
+                    unchanged
+                }
+            }
+        }
+
+        pub(super) fn limit(&self) -> usize {
+            let limit = self.limit.unwrap_or(u64::MAX);
+            usize::try_from(limit).unwrap_or(usize::MAX)
+        }
+
+        /// How many are not for clients.
+        pub(super) fn reserve(&self, commands: Option<usize>) -> usize {
+            // Each worker may be closing one connection that is counted as over, and starting a command.
+            let workers = processors();
+            let own = self.open + OF_THE_SERVER + workers;
+            match commands {
+                Some(commands) => commands
+                    .saturating_mul(OF_A_COMMAND)
+                    .saturating_add(workers * OF_A_START + own),
+                None => own,
+            }
+        }
+    }
+}

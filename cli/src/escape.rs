@@ -1,0 +1,111 @@
+//! Characters that would let a text pass for something else.
+
+use std::fmt::{self, Write};
+
+/// How a character is escaped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notation {
+    /// As Rust's `Debug` does: `\n`, `\u{1b}`.
+    Text,
+    /// As a string of JSON does: `\u001b`. Newlines are left alone: they can't be inside such a string,
+    /// and one ends the line.
+    Json,
+}
+
+/// Passes text on, with every control character escaped (C0, DEL, C1) and everything that breaks a line
+/// or changes the direction of text.
+///
+/// Without it, what clients and commands say could forge lines of a log, clear the screen that shows
+/// them, or appear in another order than it has.
+pub struct Escaping<'a> {
+    output: &'a mut dyn Write,
+    notation: Notation,
+}
+
+impl<'a> Escaping<'a> {
+    pub fn new(output: &'a mut dyn Write, notation: Notation) -> Self {
+        Self { output, notation }
+    }
+
+    fn must_escape(&self, character: char) -> bool {
+        match character {
+            '\n' => self.notation == Notation::Text,
+            // Line and paragraph separator; marks, embeddings, overrides and isolates of bidirectional
+            // text (Unicode Standard Annex #9).
+            '\u{2028}'..='\u{202e}'
+            | '\u{061c}'
+            | '\u{200e}'
+            | '\u{200f}'
+            | '\u{2066}'..='\u{2069}' => true,
+            other => other.is_control(),
+        }
+    }
+}
+
+impl Write for Escaping<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let mut rest = text;
+        while let Some((index, character)) = rest
+            .char_indices()
+            .find(|&(_, character)| self.must_escape(character))
+        {
+            self.output.write_str(&rest[..index])?;
+            match self.notation {
+                Notation::Text => write!(self.output, "{}", character.escape_default())?,
+                // All of them are in the plane that takes one unit of UTF-16.
+                Notation::Json => write!(self.output, "\\u{:04x}", u32::from(character))?,
+            }
+            rest = &rest[index + character.len_utf8()..];
+        }
+        self.output.write_str(rest)
+    }
+}
+
+impl fmt::Debug for Escaping<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Escaping")
+            .field("notation", &self.notation)
+            .finish_non_exhaustive()
+    }
+}
+
+/// `text` in one line.
+pub fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    // A String takes everything.
+    _ = Escaping::new(&mut escaped, Notation::Text).write_str(text);
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn controls_and_directions_are_escaped_and_all_else_is_left() {
+        let text = "a\r\n\t\0\x1b[2J\x7f\u{9b}\u{61c}\u{200e}\u{200f}\u{2028}\u{2029}";
+        assert_eq!(
+            escape(text),
+            r"a\r\n\t\u{0}\u{1b}[2J\u{7f}\u{9b}\u{61c}\u{200e}\u{200f}\u{2028}\u{2029}"
+        );
+        for direction in ('\u{202a}'..='\u{202e}').chain('\u{2066}'..='\u{2069}') {
+            assert_eq!(
+                escape(&direction.to_string()),
+                format!(r"\u{{{:x}}}", u32::from(direction))
+            );
+        }
+        for plain in ["", "grüße 猫 🐈", r"C:\temp", "שלום", "\u{200d}\u{a0}"] {
+            assert_eq!(escape(plain), plain);
+        }
+    }
+
+    #[test]
+    fn json_stays_json() {
+        let mut line = String::new();
+        Escaping::new(&mut line, Notation::Json)
+            .write_str("{\"a\":\"\u{202e}\u{7f}\\n\"}\n")
+            .unwrap();
+        assert_eq!(line, "{\"a\":\"\\u202e\\u007f\\n\"}\n");
+    }
+}

@@ -1,0 +1,582 @@
+//! Faults of the memory engine: what a test makes fail, and when.
+//!
+//! Each half of a connection has random numbers of its own, so that its faults do not depend on the order
+//! in which tasks run. They keep the rules of an engine (see the parent module): a failure loses messages at
+//! the end of a conversation, never in the middle.
+
+use std::{
+    collections::VecDeque,
+    fmt, io,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use fastrand::Rng;
+use tokio::time::{Sleep, sleep};
+
+use super::{Channel, Endpoint, Instance, Link, Receive, Received, Transmit, memory::MemoryLink};
+use crate::{
+    error::{RecvError, SendError},
+    peer::Peer,
+};
+
+/// One operation in so many fails on a connection.
+const OPERATIONS_PER_FAULT: u32 = 24;
+
+/// One creation or accept in so many fails, and up to `LONGEST_FAILURE` after it.
+const ATTEMPTS_PER_FAILURE: u32 = 12;
+const LONGEST_FAILURE: u32 = 8;
+
+/// How many messages wait in a sender for the flush, as some do on an engine that sends several at once.
+const ROOM: usize = 4;
+
+/// The longest delay, in milliseconds.
+const LONGEST_DELAY: u64 = 20;
+
+/// What fails on a pipe of
+/// [`bind_memory_with_faults`](crate::ListenerOptions::bind_memory_with_faults), to test a handler, a client
+/// or a protocol on a failing transport.
+///
+/// Clones share what they say. Delays need a Tokio runtime with time enabled, whose clock may be paused.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::future::IntoFuture;
+/// use pipe_server::{Bytes, CallError, Faults, ListenerOptions, serve};
+///
+/// let faults = Faults::new();
+/// let (listener, pipe) = ListenerOptions::new().bind_memory_with_faults(&faults)?;
+/// tokio::spawn(serve(listener, |request: Bytes| async move { request }).into_future());
+///
+/// faults.fail_send(2);
+/// let mut client = pipe.connect().await?;
+/// assert_eq!(client.call("one").await?, "one");
+/// assert!(matches!(client.call("two").await, Err(CallError::Closed)));
+///
+/// // The server outlives it: it retries after a delay.
+/// faults.fail_accept(3);
+/// let mut client = pipe.without_faults().connect().await?;
+/// assert_eq!(client.call("three").await?, "three");
+/// # Ok(()) }
+/// ```
+///
+/// A test of many seeds prints the one that fails:
+///
+/// ```
+/// # use pipe_server::Faults;
+/// for seed in 0..100 {
+///     let faults = Faults::seeded(seed);
+///     // … the test, which names the seed when it panics
+/// }
+/// ```
+#[derive(Clone)]
+pub struct Faults {
+    schedule: Arc<Mutex<Schedule>>,
+}
+
+struct Schedule {
+    /// `None` if nothing fails by chance.
+    seed: Option<u64>,
+    /// Whether things fail by chance now: not before `bind` has returned, nor after `stop`.
+    random: bool,
+    create: Failures,
+    accept: Failures,
+    connections: Rng,
+    recv: Option<u64>,
+    send: Option<u64>,
+    injected: u64,
+}
+
+impl Faults {
+    /// Nothing fails but what the other methods ask for.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with(None)
+    }
+
+    /// What fails is drawn from `seed`: the same seed gives the same faults.
+    ///
+    /// Creating and accepting fail for a while, now and then. On both ends of a connection, receiving and
+    /// sending fail or are delayed, also between the messages of one batch and after a part of a message,
+    /// connections break, and the system does not tell who the peer is. `bind` itself is spared.
+    ///
+    /// The faults of a half of a connection depend only on the seed and on how many connections were made
+    /// before. Those of the listener depend on how often it is polled as well, so a test that must be
+    /// repeatable as a whole needs a current-thread runtime with its clock paused.
+    #[must_use]
+    pub fn seeded(seed: u64) -> Self {
+        Self::with(Some(seed))
+    }
+
+    fn with(seed: Option<u64>) -> Self {
+        let mut random = Rng::with_seed(seed.unwrap_or_default());
+        Self {
+            schedule: Arc::new(Mutex::new(Schedule {
+                seed,
+                random: false,
+                create: Failures::new(random.fork()),
+                accept: Failures::new(random.fork()),
+                connections: random.fork(),
+                recv: None,
+                send: None,
+                injected: 0,
+            })),
+        }
+    }
+
+    /// Makes the next `attempts` to create an instance fail, those of `bind` included.
+    pub fn fail_create(&self, attempts: u32) {
+        self.lock().create.left = attempts;
+    }
+
+    /// Makes the next `attempts` to accept a client fail. No client is lost by that.
+    pub fn fail_accept(&self, attempts: u32) {
+        self.lock().accept.left = attempts;
+    }
+
+    /// Makes the message with this number, counted from 1, fail with [`RecvError::Incomplete`] when the
+    /// server receives it on a connection that is made from now on: its client seems to leave in the middle
+    /// of it.
+    pub fn fail_recv(&self, number: u64) {
+        self.lock().recv = Some(number);
+    }
+
+    /// Makes the message with this number, counted from 1, fail with [`SendError::Io`] when the server sends
+    /// it on a connection that is made from now on.
+    pub fn fail_send(&self, number: u64) {
+        self.lock().send = Some(number);
+    }
+
+    /// Ends all faults. Connections that have failed stay so.
+    pub fn stop(&self) {
+        let mut schedule = self.lock();
+        schedule.random = false;
+        schedule.create.left = 0;
+        schedule.accept.left = 0;
+        schedule.recv = None;
+        schedule.send = None;
+    }
+
+    /// How many operations have failed. Delays do not count.
+    #[must_use]
+    pub fn injected(&self) -> u64 {
+        self.lock().injected
+    }
+
+    /// Things may fail by chance from here on.
+    pub(crate) fn start(&self) {
+        let mut schedule = self.lock();
+        schedule.random = schedule.seed.is_some();
+    }
+
+    /// `endpoint`, with its faults.
+    pub(crate) fn bound(&self, endpoint: Box<dyn Endpoint>) -> Box<dyn Endpoint> {
+        let faults = self.clone();
+        Box::new(FaultyEndpoint { endpoint, faults })
+    }
+
+    /// Both ends of a new connection, the server's first, with their faults.
+    pub(super) fn connected(
+        &self,
+        server: (Channel, Arc<MemoryLink>),
+        client: (Channel, Arc<MemoryLink>),
+    ) -> (Channel, Channel) {
+        let (mut random, recv, send) = {
+            let mut schedule = self.lock();
+            (schedule.connections.fork(), schedule.recv, schedule.send)
+        };
+        let server = self.channel(server, &mut random, (recv, send));
+        let client = self.channel(client, &mut random, (None, None));
+        (server, client)
+    }
+
+    fn channel(
+        &self,
+        (channel, link): (Channel, Arc<MemoryLink>),
+        random: &mut Rng,
+        (recv, send): (Option<u64>, Option<u64>),
+    ) -> Channel {
+        let mut plan = |fails_at| Plan {
+            faults: self.clone(),
+            random: random.fork(),
+            fails_at,
+            operations: 0,
+        };
+        Channel {
+            receiver: Box::new(FaultyReceiver {
+                receiver: channel.receiver,
+                link: Arc::clone(&link),
+                plan: plan(recv),
+                step: Step::Begin,
+                received: None,
+            }),
+            sender: Box::new(FaultySender {
+                sender: channel.sender,
+                link,
+                plan: plan(send),
+                step: Step::Begin,
+                messages: VecDeque::new(),
+                failed: false,
+            }),
+            link: Arc::new(FaultyLink {
+                link: channel.link,
+                plan: Mutex::new(plan(None)),
+            }),
+        }
+    }
+
+    /// An error that names its origin.
+    fn error(&self, operation: &str) -> io::Error {
+        let mut schedule = self.lock();
+        schedule.injected += 1;
+        io::Error::other(match schedule.seed {
+            Some(seed) => format!("{operation} failed as asked for (Faults::seeded({seed}))"),
+            None => format!("{operation} failed as asked for (Faults)"),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Schedule> {
+        lock(&self.schedule)
+    }
+}
+
+impl Default for Faults {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Faults {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let schedule = self.lock();
+        formatter
+            .debug_struct("Faults")
+            .field("seed", &schedule.seed)
+            .field("injected", &schedule.injected)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Failures of the listener: several in a row.
+struct Failures {
+    random: Rng,
+    left: u32,
+}
+
+impl Failures {
+    fn new(random: Rng) -> Self {
+        Self { random, left: 0 }
+    }
+
+    fn fails(&mut self, by_chance: bool) -> bool {
+        if self.left > 0 {
+            self.left -= 1;
+            return true;
+        }
+        let fails = by_chance && self.random.u32(..ATTEMPTS_PER_FAILURE) == 0;
+        if fails {
+            self.left = self.random.u32(..LONGEST_FAILURE);
+        }
+        fails
+    }
+}
+
+struct FaultyEndpoint {
+    endpoint: Box<dyn Endpoint>,
+    faults: Faults,
+}
+
+impl Endpoint for FaultyEndpoint {
+    fn create(&self) -> io::Result<Box<dyn Instance>> {
+        let fails = {
+            let mut schedule = self.faults.lock();
+            let by_chance = schedule.random;
+            schedule.create.fails(by_chance)
+        };
+        if fails {
+            return Err(self.faults.error("creating an instance"));
+        }
+        Ok(Box::new(FaultyInstance {
+            instance: self.endpoint.create()?,
+            faults: self.faults.clone(),
+            connected: None,
+        }))
+    }
+
+    fn max_message_size(&self) -> usize {
+        self.endpoint.max_message_size()
+    }
+
+    fn set_full(&self, full: bool) {
+        self.endpoint.set_full(full);
+    }
+
+    fn useful_backlog(&self) -> usize {
+        self.endpoint.useful_backlog()
+    }
+}
+
+struct FaultyInstance {
+    instance: Box<dyn Instance>,
+    faults: Faults,
+    /// A client that is connected, and not handed out yet.
+    connected: Option<(Channel, Pause)>,
+}
+
+impl Instance for FaultyInstance {
+    fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>> {
+        if self.connected.is_none() {
+            match self.instance.poll_connect(cx) {
+                Poll::Ready(channel) => {
+                    let channel = channel?;
+                    let mut schedule = self.faults.lock();
+                    let pause = match schedule.random {
+                        true => Pause::draw(&mut schedule.accept.random),
+                        false => Pause::None,
+                    };
+                    self.connected = Some((channel, pause));
+                }
+                // Only while nobody is connected, so that no client is lost.
+                Poll::Pending => {
+                    let fails = {
+                        let mut schedule = self.faults.lock();
+                        let by_chance = schedule.random;
+                        schedule.accept.fails(by_chance)
+                    };
+                    return match fails {
+                        true => Poll::Ready(Err(self.faults.error("accepting a client"))),
+                        false => Poll::Pending,
+                    };
+                }
+            }
+        }
+        if let Some((_, pause)) = &mut self.connected {
+            ready!(pause.poll(cx));
+        }
+        let connected = self.connected.take().ok_or(io::ErrorKind::NotConnected)?;
+        Poll::Ready(Ok(connected.0))
+    }
+}
+
+/// The faults of one half of a connection.
+struct Plan {
+    faults: Faults,
+    random: Rng,
+    /// The number of the operation that fails.
+    fails_at: Option<u64>,
+    operations: u64,
+}
+
+/// How an operation fails.
+#[derive(Clone, Copy)]
+enum Fault {
+    /// With the system's error.
+    Error,
+    /// Between its first byte and its last.
+    Midway,
+    /// The connection is lost, for both sides.
+    Cut,
+}
+
+impl Plan {
+    /// What happens to the next operation.
+    fn next(&mut self) -> (Option<Fault>, Pause) {
+        self.operations += 1;
+        if self.fails_at == Some(self.operations) {
+            return (Some(Fault::Midway), Pause::None);
+        }
+        if !self.faults.lock().random {
+            return (None, Pause::None);
+        }
+        let fault = match self.random.u32(..OPERATIONS_PER_FAULT * 3) {
+            0 => Some(Fault::Error),
+            1 => Some(Fault::Midway),
+            2 => Some(Fault::Cut),
+            _ => None,
+        };
+        (fault, Pause::draw(&mut self.random))
+    }
+
+    /// Breaks the connection.
+    fn cut(&self, link: &MemoryLink) {
+        self.faults.lock().injected += 1;
+        link.cut();
+    }
+}
+
+/// What holds an operation up.
+enum Pause {
+    None,
+    /// So many polls.
+    Polls(u32),
+    Time(Pin<Box<Sleep>>),
+}
+
+impl Pause {
+    fn draw(random: &mut Rng) -> Self {
+        match random.u32(..12) {
+            0 => {
+                let time = Duration::from_millis(random.u64(1..=LONGEST_DELAY));
+                Self::Time(Box::pin(sleep(time)))
+            }
+            1..4 => Self::Polls(random.u32(1..4)),
+            _ => Self::None,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::None | Self::Polls(0) => {}
+            Self::Polls(left) => {
+                *left -= 1;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Self::Time(sleep) => ready!(sleep.as_mut().poll(cx)),
+        }
+        *self = Self::None;
+        Poll::Ready(())
+    }
+}
+
+/// How far an operation has come.
+enum Step {
+    Begin,
+    Under(Option<Fault>, Pause),
+}
+
+impl Step {
+    /// Decides what happens to the operation, once.
+    fn begin(&mut self, plan: &mut Plan) -> (Option<Fault>, &mut Pause) {
+        if let Self::Begin = self {
+            let (fault, pause) = plan.next();
+            *self = Self::Under(fault, pause);
+        }
+        match self {
+            Self::Under(fault, pause) => (*fault, pause),
+            Self::Begin => unreachable!("it was begun above"),
+        }
+    }
+}
+
+struct FaultyReceiver {
+    receiver: Box<dyn Receive>,
+    link: Arc<MemoryLink>,
+    plan: Plan,
+    step: Step,
+    /// What has come in and is held back.
+    received: Option<Received>,
+}
+
+impl Receive for FaultyReceiver {
+    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
+        let (fault, pause) = self.step.begin(&mut self.plan);
+        match fault {
+            Some(Fault::Error) => {
+                let error = self.plan.faults.error("receiving");
+                return Poll::Ready(Err(RecvError::Io(error)));
+            }
+            Some(Fault::Cut) => {
+                self.plan.cut(&self.link);
+                return Poll::Ready(Ok(Received::Closed));
+            }
+            Some(Fault::Midway) | None => {}
+        }
+        if self.received.is_none() {
+            self.received = Some(ready!(self.receiver.poll_recv(cx))?);
+        }
+        ready!(pause.poll(cx));
+        self.step = Step::Begin;
+        let received = self.received.take().unwrap_or(Received::Closed);
+        Poll::Ready(match (fault, &received) {
+            (Some(Fault::Midway), Received::Message(_)) => {
+                self.plan.cut(&self.link);
+                Err(RecvError::Incomplete)
+            }
+            _ => Ok(received),
+        })
+    }
+}
+
+struct FaultySender {
+    sender: Box<dyn Transmit>,
+    link: Arc<MemoryLink>,
+    plan: Plan,
+    step: Step,
+    /// Those that were begun and are not in the pipe yet.
+    messages: VecDeque<Bytes>,
+    failed: bool,
+}
+
+impl Transmit for FaultySender {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        if self.messages.len() < ROOM && !self.failed {
+            return Poll::Ready(Ok(()));
+        }
+        self.poll_flush(cx)
+    }
+
+    fn start_send(&mut self, message: Bytes) -> Result<(), SendError> {
+        self.messages.push_back(message);
+        Ok(())
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        if self.failed {
+            return Poll::Ready(Err(SendError::Closed));
+        }
+        loop {
+            ready!(self.sender.poll_flush(cx))?;
+            if self.messages.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            let (fault, pause) = self.step.begin(&mut self.plan);
+            match fault {
+                Some(Fault::Error | Fault::Midway) => {
+                    self.failed = true;
+                    let error = self.plan.faults.error("sending");
+                    return Poll::Ready(Err(SendError::Io(error)));
+                }
+                Some(Fault::Cut) => {
+                    self.failed = true;
+                    self.plan.cut(&self.link);
+                    return Poll::Ready(Err(SendError::Closed));
+                }
+                None => {}
+            }
+            ready!(pause.poll(cx));
+            self.step = Step::Begin;
+            if let Some(message) = self.messages.pop_front() {
+                self.sender.start_send(message)?;
+            }
+        }
+    }
+}
+
+struct FaultyLink {
+    link: Arc<dyn Link>,
+    plan: Mutex<Plan>,
+}
+
+impl Link for FaultyLink {
+    fn peer(&self) -> io::Result<Peer> {
+        let mut plan = lock(&self.plan);
+        match plan.next().0 {
+            Some(_) => Err(plan.faults.error("asking for the peer")),
+            None => self.link.peer(),
+        }
+    }
+
+    fn is_hung_up(&self) -> bool {
+        self.link.is_hung_up()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,110 @@
+//! The engines of this system: the only place that chooses one.
+
+use std::{io, path::Path};
+
+use super::{Channel, Endpoint, Sizes};
+use crate::{access::Access, defaults, error::OutOfRange, name::PipeName, peer::UserId};
+
+#[cfg(target_os = "linux")]
+use super::seqpacket;
+#[cfg(windows)]
+use super::{Engine, overlapped, tokio_pipe};
+
+/// A pipe to serve.
+pub(crate) struct ToBind<'a> {
+    pub(crate) name: &'a PipeName,
+    /// What the name stands for.
+    #[cfg(target_os = "linux")]
+    pub(crate) path: &'a Path,
+    pub(crate) access: &'a Access,
+    pub(crate) max_message_size: Option<usize>,
+    pub(crate) buffer_size: usize,
+    #[cfg(windows)]
+    pub(crate) allow_remote: bool,
+    #[cfg(windows)]
+    pub(crate) engine: Engine,
+}
+
+/// Serves a pipe.
+#[cfg(target_os = "linux")]
+pub(crate) fn bind(pipe: &ToBind<'_>) -> io::Result<Box<dyn Endpoint>> {
+    let (asked, buffer_size) = (pipe.max_message_size, pipe.buffer_size);
+    // The most that a socket carries is known once it is made.
+    let sizes = Sizes::new(asked, buffer_size, "this system", usize::MAX)?;
+    let own_directory = pipe.name.short().is_some();
+    seqpacket::bind(pipe.path, own_directory, pipe.access, sizes)
+}
+
+/// Serves a pipe.
+#[cfg(windows)]
+pub(crate) fn bind(pipe: &ToBind<'_>) -> io::Result<Box<dyn Endpoint>> {
+    let (engine, longest) = match pipe.engine {
+        Engine::Tokio => (Engine::Tokio, tokio_pipe::MAX_MESSAGE_SIZE),
+        Engine::Auto | Engine::Overlapped => (Engine::Overlapped, overlapped::MAX_MESSAGE_SIZE),
+    };
+    let (asked, buffer_size) = (pipe.max_message_size, pipe.buffer_size);
+    let carrier = format!("the {engine} engine");
+    let sizes = Sizes::new(asked, buffer_size, &carrier, longest)?;
+    let bind = match engine {
+        Engine::Tokio => tokio_pipe::bind,
+        Engine::Auto | Engine::Overlapped => overlapped::bind,
+    };
+    bind(pipe.name, pipe.access, pipe.allow_remote, sizes)
+}
+
+/// The sizes of a client's end.
+pub(crate) fn client_sizes(max_message_size: Option<usize>) -> Result<Sizes, OutOfRange> {
+    // The most that a socket carries is known once it is made.
+    #[cfg(target_os = "linux")]
+    let longest = usize::MAX;
+    #[cfg(windows)]
+    let longest = overlapped::MAX_MESSAGE_SIZE;
+    let buffer_size = defaults::BUFFER_SIZE;
+    Sizes::new(max_message_size, buffer_size, "this system", longest)
+}
+
+/// Connects to the pipe `name`, which stands for `path`: `ResourceBusy` when every instance is taken. The
+/// channel can be asked for its peer if `identify` says so, which takes one more right on Windows.
+#[cfg(target_os = "linux")]
+pub(crate) fn connect(
+    _name: &PipeName,
+    path: &Path,
+    sizes: Sizes,
+    _identify: bool,
+) -> io::Result<Channel> {
+    seqpacket::connect(path, sizes)
+}
+
+/// Connects to the pipe `name`: `ResourceBusy` when every instance is taken. The channel can be asked for
+/// its peer if `identify` says so, which takes one more right.
+///
+/// Always with the `overlapped` engine: Tokio's client asks for `GENERIC_WRITE`, which holds the right to
+/// create instances, and a careful server grants that to nobody else.
+#[cfg(windows)]
+pub(crate) fn connect(
+    name: &PipeName,
+    _path: &Path,
+    sizes: Sizes,
+    identify: bool,
+) -> io::Result<Channel> {
+    overlapped::connect(name, sizes, identify)
+}
+
+/// The user whom the directory of a short name belongs to, if it is there.
+///
+/// # Errors
+///
+/// The system's, and `PermissionDenied` if others than its owner can write to it.
+#[cfg(target_os = "linux")]
+pub(crate) fn owner_of_short_names(path: &Path) -> io::Result<Option<UserId>> {
+    let owner = seqpacket::owner_of_short_names(path)?;
+    Ok(owner.map(UserId::Uid))
+}
+
+/// Whether a pipe of `owner` is this process's own user's.
+pub(crate) fn is_own(owner: &UserId) -> io::Result<bool> {
+    #[cfg(target_os = "linux")]
+    return Ok(*owner == UserId::Uid(rustix::process::geteuid().as_raw()));
+    #[cfg(windows)]
+    return crate::windows::is_own(owner);
+}

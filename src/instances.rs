@@ -1,0 +1,179 @@
+//! The instances of a pipe: how a client always finds one that waits.
+
+use std::{
+    io, mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use tracing::warn;
+
+use crate::{
+    engine::{Channel, Endpoint, Instance, Link},
+    error::Chain,
+    log_limit::LogLimit,
+    name::PipeName,
+    reason::Reason,
+};
+
+/// The instances of one pipe, which its listener and its connections share.
+pub(crate) struct Instances {
+    state: Mutex<State>,
+    log: Arc<LogLimit>,
+}
+
+/// The limit is kept here and not by the system: the replacement of a connection that ends at the
+/// limit has to exist before the old instance closes, or the name would be gone for a moment.
+struct State {
+    /// `None` once the listener is dropped.
+    endpoint: Option<Box<dyn Endpoint>>,
+    waiting: Vec<Box<dyn Instance>>,
+    connected: usize,
+    /// Instances of connections that are over, kept open because their replacement could not be
+    /// created: they keep the name alive until it can.
+    finished: Vec<Arc<dyn Link>>,
+    acceptor: Option<Waker>,
+    backlog: usize,
+    max: usize,
+}
+
+impl Instances {
+    /// Creates the first of them.
+    pub(crate) fn new(
+        name: PipeName,
+        endpoint: Box<dyn Endpoint>,
+        backlog: usize,
+        max: usize,
+    ) -> io::Result<Arc<Self>> {
+        let mut state = State {
+            backlog: backlog.min(endpoint.useful_backlog()),
+            max,
+            endpoint: Some(endpoint),
+            waiting: Vec::new(),
+            connected: 0,
+            finished: Vec::new(),
+            acceptor: None,
+        };
+        state.top_up()?;
+        Ok(Arc::new(Self {
+            state: Mutex::new(state),
+            log: Arc::new(LogLimit::new(name)),
+        }))
+    }
+
+    /// A connected channel, for which [`release`](Self::release) has to be called, and whether the next
+    /// instance could be created.
+    pub(crate) fn poll_accept(
+        &self,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<(Channel, io::Result<()>)>> {
+        self.lock().poll_accept(cx)
+    }
+
+    /// Counts a connection out, and creates the next instance if its limit left none to wait. Called while
+    /// the instance of the connection, which `link` holds, is still open.
+    pub(crate) fn release(&self, link: &Arc<dyn Link>) {
+        let mut state = self.lock();
+        let connected = state.connected - 1;
+        state.set_connected(connected);
+        let topped_up = state.top_up();
+        if topped_up.is_err() && state.waiting.is_empty() {
+            state.finished.push(Arc::clone(link));
+        }
+        let acceptor = state.acceptor.take();
+        // A waker and a log are the caller's code: they may drop a connection or the listener, or block.
+        drop(state);
+        self.log_missing(topped_up);
+        if let Some(acceptor) = acceptor {
+            acceptor.wake();
+        }
+    }
+
+    /// Gives up the name. Connections live on.
+    pub(crate) fn close(&self) {
+        let mut state = self.lock();
+        let endpoint = state.endpoint.take();
+        let waiting = mem::take(&mut state.waiting);
+        let finished = mem::take(&mut state.finished);
+        drop(state);
+        drop((waiting, finished, endpoint));
+    }
+
+    /// Outside the lock: a log is the caller's code, which may come back here.
+    pub(crate) fn log_missing(&self, topped_up: io::Result<()>) {
+        let Err(error) = topped_up else { return };
+        let reason = Reason::Instance;
+        if let Some(pass) = self.log.pass(reason) {
+            warn!(
+                pipe.name = %self.log.pipe(),
+                reason = reason.as_str(),
+                suppressed = pass.suppressed,
+                error = %Chain(&error),
+                "the next instance can't be created; trying again"
+            );
+        }
+    }
+
+    /// The limit of what is logged about the pipe and its connections.
+    pub(crate) fn log_limit(&self) -> &Arc<LogLimit> {
+        &self.log
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Counts a client in or out, and tells the engine when that reaches or leaves the limit.
+    fn set_connected(&mut self, connected: usize) {
+        let was_full = self.connected == self.max;
+        self.connected = connected;
+        let is_full = self.connected == self.max;
+        if let Some(endpoint) = &self.endpoint {
+            if is_full != was_full {
+                endpoint.set_full(is_full);
+            }
+        }
+    }
+
+    /// Creates instances until `backlog` of them wait or the limit is reached.
+    fn top_up(&mut self) -> io::Result<()> {
+        let Some(endpoint) = &self.endpoint else {
+            return Ok(());
+        };
+        while self.waiting.len() < self.backlog && self.connected + self.waiting.len() < self.max {
+            self.waiting.push(endpoint.create()?);
+            self.finished.clear();
+        }
+        Ok(())
+    }
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Channel, io::Result<()>)>> {
+        let topped_up = self.top_up();
+        // Every waiting instance is polled: which one a client gets is the system's choice.
+        for index in 0..self.waiting.len() {
+            match self.waiting[index].poll_connect(cx) {
+                Poll::Ready(Ok(channel)) => {
+                    // The replacement first, while the connected one holds the name.
+                    self.set_connected(self.connected + 1);
+                    drop(self.waiting.remove(index));
+                    return Poll::Ready(Ok((channel, self.top_up())));
+                }
+                Poll::Ready(Err(error)) => {
+                    // The replacement first, here too. Until it can be created the instance is kept and
+                    // polled again: the name may depend on it, and a client may still connect to it.
+                    let failed = self.waiting.remove(index);
+                    if self.top_up().is_err() {
+                        self.waiting.push(failed);
+                    }
+                    return Poll::Ready(Err(error));
+                }
+                Poll::Pending => {}
+            }
+        }
+        topped_up?;
+        self.acceptor = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}

@@ -1,0 +1,211 @@
+//! How often the same is logged: clients cause most of what a server warns about, and must not fill its log.
+
+use std::{
+    convert::Infallible,
+    mem,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
+use tracing::{error, warn};
+
+use crate::{name::PipeName, reason::Reason};
+
+/// How many lines are logged in each [`WINDOW`] for each reason: enough to see what happens, and to whom.
+const LINES: u32 = 5;
+const WINDOW: Duration = Duration::from_secs(1);
+
+/// The limit of one listener, for each [`Reason`] apart.
+#[derive(Debug)]
+pub(crate) struct LogLimit {
+    pipe: PipeName,
+    /// By [`Reason::index`].
+    kinds: Mutex<[Kind; Reason::ALL.len()]>,
+    has_suppressed: Notify,
+}
+
+/// The lines of one reason.
+#[derive(Clone, Copy, Debug)]
+struct Kind {
+    window: Instant,
+    logged: u32,
+    /// How many were left out since the last line.
+    suppressed: u64,
+}
+
+impl Kind {
+    /// When a line of its own says how many were left out: once no other line could have for a whole window.
+    fn quiet_at(&self) -> Option<Instant> {
+        (self.suppressed > 0).then(|| self.window + 2 * WINDOW)
+    }
+}
+
+/// Leave to log one line.
+pub(crate) struct Pass {
+    /// How many lines were left out before this one, for its field `suppressed`.
+    pub(crate) suppressed: Option<u64>,
+}
+
+impl LogLimit {
+    pub(crate) fn new(pipe: PipeName) -> Self {
+        let kind = Kind {
+            window: Instant::now(),
+            logged: 0,
+            suppressed: 0,
+        };
+        Self {
+            pipe,
+            kinds: Mutex::new([kind; Reason::ALL.len()]),
+            has_suppressed: Notify::new(),
+        }
+    }
+
+    /// The pipe that the lines are about.
+    pub(crate) fn pipe(&self) -> &PipeName {
+        &self.pipe
+    }
+
+    /// Whether a line may be logged now. If not, it is counted.
+    pub(crate) fn pass(&self, reason: Reason) -> Option<Pass> {
+        let now = Instant::now();
+        let mut kinds = self.lock();
+        let kind = &mut kinds[reason.index()];
+        if now - kind.window >= WINDOW {
+            kind.window = now;
+            kind.logged = 0;
+        }
+        if kind.logged < LINES {
+            kind.logged += 1;
+            let suppressed = mem::take(&mut kind.suppressed);
+            return Some(Pass {
+                suppressed: (suppressed > 0).then_some(suppressed),
+            });
+        }
+        kind.suppressed += 1;
+        let first = kind.suppressed == 1;
+        drop(kinds);
+        if first {
+            // A waker is the caller's code: not under the lock.
+            self.has_suppressed.notify_one();
+        }
+        None
+    }
+
+    /// Says how many lines were left out, for each reason once it is quiet. Never ends.
+    pub(crate) async fn run(&self) -> Infallible {
+        loop {
+            let next = self.lock().iter().filter_map(Kind::quiet_at).min();
+            match next {
+                Some(next) => {
+                    sleep_until(next).await;
+                    self.flush_at(Instant::now());
+                }
+                None => self.has_suppressed.notified().await,
+            }
+        }
+    }
+
+    /// Says how many lines were left out.
+    pub(crate) fn flush(&self) {
+        self.flush_kinds(|_| true);
+    }
+
+    fn flush_at(&self, now: Instant) {
+        self.flush_kinds(|kind| kind.quiet_at().is_some_and(|quiet| quiet <= now));
+    }
+
+    fn flush_kinds(&self, chosen: impl Fn(&Kind) -> bool) {
+        let pipe = &self.pipe;
+        for reason in Reason::ALL {
+            let suppressed = match &mut self.lock()[reason.index()] {
+                kind if chosen(kind) => mem::take(&mut kind.suppressed),
+                _ => 0,
+            };
+            // A subscriber is the caller's code as well.
+            let word = reason.as_str();
+            match suppressed {
+                0 => {}
+                _ if reason.is_error() => {
+                    error!(pipe.name = %pipe, reason = word, suppressed, "more of the same was not logged");
+                }
+                _ => {
+                    warn!(pipe.name = %pipe, reason = word, suppressed, "more of the same was not logged");
+                }
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, [Kind; Reason::ALL.len()]> {
+        self.kinds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for LogLimit {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    fn limit() -> LogLimit {
+        LogLimit::new("limit".parse().unwrap())
+    }
+
+    /// How many of `times` lines pass, and how many they say were left out.
+    fn pass(limit: &LogLimit, reason: Reason, times: u32) -> (usize, u64) {
+        let passed: Vec<_> = (0..times).filter_map(|_| limit.pass(reason)).collect();
+        let suppressed = passed.iter().filter_map(|pass| pass.suppressed).sum();
+        (passed.len(), suppressed)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_reason_has_its_own_lines_each_second() {
+        let limit = limit();
+        for _ in 0..3 {
+            let (first, _) = pass(&limit, Reason::Accept, 100);
+            let (second, _) = pass(&limit, Reason::Handler, 3);
+            assert_eq!((first, second), (5, 3));
+            advance(WINDOW).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_left_out_is_counted_once() {
+        let limit = limit();
+        assert_eq!(pass(&limit, Reason::Accept, 100), (5, 0));
+        advance(WINDOW / 2).await;
+        assert_eq!(pass(&limit, Reason::Accept, 100), (0, 0));
+        advance(WINDOW / 2).await;
+        assert_eq!(pass(&limit, Reason::Accept, 6), (5, 195));
+        advance(WINDOW).await;
+        assert_eq!(pass(&limit, Reason::Accept, 1), (1, 1));
+        limit.flush();
+        advance(WINDOW).await;
+        assert_eq!(pass(&limit, Reason::Accept, 1), (1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_of_its_own_comes_only_once_it_is_quiet() {
+        let limit = limit();
+        assert_eq!(pass(&limit, Reason::Accept, 7), (5, 0));
+        tokio::select! {
+            never = limit.run() => match never {},
+            () = sleep_until(Instant::now() + WINDOW) => {}
+        }
+        assert_eq!(pass(&limit, Reason::Accept, 7), (5, 2));
+        tokio::select! {
+            never = limit.run() => match never {},
+            () = sleep_until(Instant::now() + 3 * WINDOW) => {}
+        }
+        assert_eq!(pass(&limit, Reason::Accept, 1), (1, 0));
+    }
+}

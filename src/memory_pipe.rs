@@ -1,0 +1,128 @@
+//! A pipe inside this process, for tests.
+#![cfg(feature = "test-util")]
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, PoisonError},
+};
+
+use crate::{
+    client::{Client, ClientOptions},
+    defaults,
+    engine::{
+        Sizes,
+        faulty::Faults,
+        memory::{self, Switchboard},
+    },
+    error::{BindError, ConnectError, OutOfRange},
+    listener::{ListenerOptions, PipeListener},
+    name::PipeName,
+};
+
+/// A pipe inside this process, from [`ListenerOptions::bind_memory`].
+#[derive(Clone, Debug)]
+pub struct MemoryPipe {
+    board: Switchboard,
+    /// Those of the connections made through this value.
+    faults: Option<Faults>,
+}
+
+impl MemoryPipe {
+    /// Connects with the default [`ClientOptions`].
+    ///
+    /// # Errors
+    ///
+    /// As [`ClientOptions::connect`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe, as [`ClientOptions::connect`].
+    pub async fn connect(&self) -> Result<Client, ConnectError> {
+        ClientOptions::new().connect_memory(self).await
+    }
+
+    /// The same pipe, for a client whose connection none of the [`Faults`] hit. Those of the listener
+    /// still make it wait.
+    #[must_use]
+    pub fn without_faults(&self) -> Self {
+        Self {
+            board: Arc::clone(&self.board),
+            faults: None,
+        }
+    }
+
+    /// How many instances the pipe has: those that wait for a client, and those that serve one.
+    ///
+    /// A test can check that a connection has given its instance back.
+    #[must_use]
+    pub fn instances(&self) -> usize {
+        let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        board.instances()
+    }
+}
+
+impl ListenerOptions {
+    /// Serves a pipe inside this process, for tests of a handler: no pipe of the system is made.
+    ///
+    /// Ignores `access`, and `engine` on Windows.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError::Option`] for an option that is out of range.
+    pub fn bind_memory(&self) -> Result<(PipeListener, MemoryPipe), BindError> {
+        self.bind_memory_with(None)
+    }
+
+    /// As [`bind_memory`](Self::bind_memory), on a pipe that fails as `faults` say.
+    ///
+    /// # Errors
+    ///
+    /// As [`bind_memory`](Self::bind_memory), and the error of [`Faults::fail_create`].
+    pub fn bind_memory_with_faults(
+        &self,
+        faults: &Faults,
+    ) -> Result<(PipeListener, MemoryPipe), BindError> {
+        self.bind_memory_with(Some(faults.clone()))
+    }
+
+    fn bind_memory_with(
+        &self,
+        faults: Option<Faults>,
+    ) -> Result<(PipeListener, MemoryPipe), BindError> {
+        self.check()?;
+        let (mut endpoint, board) = memory::bind(sizes(self.max_message_size, self.buffer_size)?);
+        if let Some(faults) = &faults {
+            endpoint = faults.bound(endpoint);
+        }
+        let name: PipeName = "memory".parse()?;
+        let path = PathBuf::from("memory");
+        let listener = self.listen(name, path, endpoint)?;
+        if let Some(faults) = &faults {
+            faults.start();
+        }
+        Ok((listener, MemoryPipe { board, faults }))
+    }
+}
+
+impl ClientOptions {
+    /// Connects to a pipe inside this process.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](Self::connect).
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe, as [`connect`](Self::connect).
+    pub async fn connect_memory(&self, pipe: &MemoryPipe) -> Result<Client, ConnectError> {
+        let sizes = sizes(self.max_message_size, defaults::BUFFER_SIZE)?;
+        let open = || memory::connect(&pipe.board, sizes.max_message_size, pipe.faults.as_ref());
+        let channel = self.retry("the memory pipe", open).await?;
+        Ok(Client::new(channel, sizes.max_message_size))
+    }
+}
+
+/// Memory carries messages of any length.
+fn sizes(max_message_size: Option<usize>, buffer_size: usize) -> Result<Sizes, OutOfRange> {
+    Sizes::new(max_message_size, buffer_size, "memory", usize::MAX)
+}

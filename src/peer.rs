@@ -1,0 +1,84 @@
+//! Who has connected.
+
+use std::fmt;
+
+/// Who is on the other side of a connection. [`os`](crate::os) adds what one system knows.
+///
+/// # Windows
+///
+/// A client is known by the user of the token that it connected with, and a server by the owner of its pipe.
+/// The tests show the first three rows on a model of Windows; the others have not been seen on Windows.
+///
+/// | client | its [`user`](Self::user) | source |
+/// |---|---|---|
+/// | elevated or not, and logged on through SSH or not | the same SID | elevation changes groups and privileges (*How User Account Control works*) |
+/// | LocalSystem | `S-1-5-18` | *Well-known SIDs*, as the next row |
+/// | LocalService, NetworkService | `S-1-5-19`, `S-1-5-20` | shared by all services of the account |
+/// | without security quality of service, as most programs connect | known once a message has been received | *ImpersonateNamedPipeClient function* |
+/// | of low integrity, or in an AppContainer | the user's SID, as of any process of that user: neither the level nor the package is known | *Mandatory Integrity Control*; `TokenAppContainerSid` in *TOKEN_INFORMATION_CLASS* |
+/// | with `SECURITY_ANONYMOUS` | asking for the peer fails | *Impersonation Levels* |
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    pub(crate) process_id: u32,
+    pub(crate) user: UserId,
+    #[cfg(target_os = "linux")]
+    pub(crate) group_id: u32,
+    #[cfg(windows)]
+    pub(crate) session_id: u32,
+}
+
+impl Peer {
+    /// Creates a peer that never connected, for the [`Request`](crate::Request) of a test. Its group or
+    /// session is 0.
+    #[cfg(feature = "test-util")]
+    #[must_use]
+    pub fn new(process_id: u32, user: UserId) -> Self {
+        Self {
+            process_id,
+            user,
+            #[cfg(target_os = "linux")]
+            group_id: 0,
+            #[cfg(windows)]
+            session_id: 0,
+        }
+    }
+
+    /// The process that connected. Good for a log and not for a decision: the number is used again once
+    /// the process has ended, and the handle or socket may have been passed on to another process.
+    ///
+    /// On Linux 0 when this process can't see the other one: it runs in a PID namespace that is not below
+    /// ours, such as that of the host, or of another container (pid_namespaces(7)).
+    #[must_use]
+    pub fn process_id(&self) -> u32 {
+        self.process_id
+    }
+
+    /// The user that the process ran as when it connected.
+    #[must_use]
+    pub fn user(&self) -> &UserId {
+        &self.user
+    }
+}
+
+/// A user, as the system knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum UserId {
+    /// A security identifier in text form, such as `S-1-5-18`.
+    #[cfg(windows)]
+    Sid(String),
+    /// A user number.
+    #[cfg(target_os = "linux")]
+    Uid(u32),
+}
+
+impl fmt::Display for UserId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            #[cfg(windows)]
+            Self::Sid(sid) => formatter.write_str(sid),
+            #[cfg(target_os = "linux")]
+            Self::Uid(uid) => write!(formatter, "uid {uid}"),
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Whose server a client talks to.
+
+use std::{fmt, io, str::FromStr};
+
+use crate::{engine::native::is_own, peer::UserId};
+
+/// Whose server a [`Client`](crate::Client) talks to.
+///
+/// Any program of this machine can take a pipe's name before its server does, and would be sent what was
+/// meant for that server. So a client asks the system whose server it has reached before it sends anything,
+/// and leaves if that is nobody it trusts.
+///
+/// Parsed from `system`, `current-user`, `anyone` and a user: a number on Linux, such as `1000`, and a SID
+/// on Windows, such as `S-1-5-19`.
+///
+/// # Windows
+///
+/// A server is known by the owner of its pipe. For a server of this library that is the owner its token
+/// names for new objects: the user, or the Administrators group if the server is elevated. Who reaches whom,
+/// when both are of the same user:
+///
+/// | server | owner of its pipe | client | `System` | `CurrentUser` |
+/// |---|---|---|---|---|
+/// | plain | the user | plain or elevated | connects | connects |
+/// | elevated | Administrators | elevated | connects | connects |
+/// | elevated | Administrators | plain | connects | is refused: another administrator may serve it |
+/// | LocalService, NetworkService | that account | any | is refused | is refused |
+///
+/// .NET's `PipeOptions.CurrentUserOnly` compares the owner with its own token's owner alone
+/// (`NamedPipeClientStream.Windows.cs`), so there an elevated client refuses a plain server as well.
+///
+/// # Linux
+///
+/// A server is known by the user that it listened as (`SO_PEERCRED`, unix(7)). The directory of a short name
+/// has to belong to a trusted user as well, and nobody else may write to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Trust {
+    /// Servers of this user and of the system: the default. The system is root on Linux; on Windows it is
+    /// SYSTEM and Administrators.
+    #[default]
+    System,
+    /// Servers of this user.
+    CurrentUser,
+    /// Servers of that user.
+    User(UserId),
+    /// Every server. It can read what is sent to it and answer as it likes.
+    Anyone,
+}
+
+impl Trust {
+    /// Whether a server of `owner` is trusted.
+    pub(crate) fn includes(&self, owner: &UserId) -> io::Result<bool> {
+        match self {
+            Self::System => Ok(is_system(owner) || is_own(owner)?),
+            Self::CurrentUser => is_own(owner),
+            Self::User(user) => Ok(owner == user),
+            Self::Anyone => Ok(true),
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn is_system(owner: &UserId) -> bool {
+    *owner == UserId::Uid(0)
+}
+
+/// SYSTEM, and Administrators, whom the pipes of elevated processes belong to (*Well-known SIDs*).
+#[cfg(windows)]
+fn is_system(owner: &UserId) -> bool {
+    let UserId::Sid(sid) = owner;
+    matches!(sid.as_str(), "S-1-5-18" | "S-1-5-32-544")
+}
+
+/// In the form that is parsed.
+impl fmt::Display for Trust {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::System => formatter.write_str("system"),
+            Self::CurrentUser => formatter.write_str("current-user"),
+            #[cfg(windows)]
+            Self::User(UserId::Sid(sid)) => formatter.write_str(sid),
+            #[cfg(target_os = "linux")]
+            Self::User(UserId::Uid(uid)) => uid.fmt(formatter),
+            Self::Anyone => formatter.write_str("anyone"),
+        }
+    }
+}
+
+/// Why a text is not a [`Trust`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} does not say whom to trust: write system, current-user, anyone or {USER}")]
+pub struct TrustError {
+    text: String,
+}
+
+#[cfg(windows)]
+const USER: &str = "a user's SID, such as S-1-5-19";
+#[cfg(target_os = "linux")]
+const USER: &str = "a user's number, such as 1000";
+
+impl FromStr for Trust {
+    type Err = TrustError;
+
+    fn from_str(text: &str) -> Result<Self, TrustError> {
+        let user = match text {
+            "system" => return Ok(Self::System),
+            "current-user" => return Ok(Self::CurrentUser),
+            "anyone" => return Ok(Self::Anyone),
+            user => user_id(user),
+        };
+        user.map(Self::User).ok_or_else(|| TrustError {
+            text: text.to_owned(),
+        })
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn user_id(text: &str) -> Option<UserId> {
+    text.parse().ok().map(UserId::Uid)
+}
+
+/// Written as the system writes it: that is what a pipe's owner is compared with.
+#[cfg(windows)]
+fn user_id(text: &str) -> Option<UserId> {
+    let numbers = text.strip_prefix("S-1-")?;
+    let all = numbers.split('-').all(|number| {
+        let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+        digits && (number == "0" || !number.starts_with('0'))
+    });
+    (all && numbers.contains('-')).then(|| UserId::Sid(text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_displayed_is_parsed_again() {
+        let user = if cfg!(windows) { "S-1-5-19" } else { "1000" };
+        for text in ["system", "current-user", "anyone", user] {
+            let trust: Trust = text.parse().unwrap();
+            assert_eq!(trust.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn anything_else_says_what_to_write() {
+        for text in [
+            "",
+            "nobody",
+            "-1",
+            "S-1",
+            "S-1-",
+            "S-1-5-",
+            "S-1-5-019",
+            "root",
+        ] {
+            let error = text.parse::<Trust>().unwrap_err().to_string();
+            assert!(error.contains("system, current-user, anyone"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_system_is_trusted_unless_only_this_user_is() {
+        #[cfg(target_os = "linux")]
+        let (system, other) = ([UserId::Uid(0)], UserId::Uid(u32::MAX - 7));
+        #[cfg(windows)]
+        let (system, other) = (
+            ["S-1-5-18", "S-1-5-32-544"].map(|sid| UserId::Sid(sid.to_owned())),
+            UserId::Sid("S-1-5-19".to_owned()),
+        );
+        for owner in &system {
+            assert!(Trust::System.includes(owner).unwrap());
+            assert!(!Trust::User(other.clone()).includes(owner).unwrap());
+        }
+        for trust in [Trust::System, Trust::CurrentUser] {
+            assert!(!trust.includes(&other).unwrap());
+        }
+        for trust in [Trust::User(other.clone()), Trust::Anyone] {
+            assert!(trust.includes(&other).unwrap());
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Who may connect, as an access list.
+
+use std::io;
+
+use windows_sys::Win32::Foundation::ERROR_ACCESS_DENIED;
+
+use super::{
+    overlapped::{InstanceOptions, instance},
+    rights,
+    security::{SecurityDescriptor, current_user},
+    system::code,
+};
+use crate::{access::Access, error::OutOfRange};
+
+impl SecurityDescriptor {
+    /// # Errors
+    ///
+    /// [`OutOfRange`] for an [`Access::Sddl`] that can't be served with.
+    pub(crate) fn new(access: &Access) -> io::Result<Self> {
+        match access {
+            Access::Sddl(text) => of_user(text),
+            Access::CurrentUser => Self::parse(&list("")?),
+            Access::Everyone => {
+                let granted = rights::GRANTED;
+                Self::parse(&list(&format!("(A;;{granted:#x};;;WD)"))?)
+            }
+        }
+    }
+}
+
+/// A protected list that grants this user and SYSTEM all rights, followed by the entries in `others`.
+///
+/// It denies nobody. NETWORK would be the candidate, but tokens of users who log on through SSH or WinRM
+/// hold that group too, and their own second instance is checked against the list.
+/// `PIPE_REJECT_REMOTE_CLIENTS` rejects clients on other machines instead.
+///
+/// No owner is set, so the system uses the token's default owner for new objects (*Owner of a New
+/// Object*), which `is_own` and .NET's clients expect.
+fn list(others: &str) -> io::Result<String> {
+    let user = current_user()?;
+    Ok(format!("D:P(A;;GA;;;{user})(A;;GA;;;SY){others}"))
+}
+
+/// The descriptor `text`, which has to let this process create further instances.
+///
+/// The list does not apply to the first instance of a pipe, only to later ones (*Named Pipe Security and
+/// Access Rights*). A list that denies its own server would fail only when the first client connects, so
+/// it is tried on a pipe with a random name.
+fn of_user(text: &str) -> io::Result<SecurityDescriptor> {
+    let descriptor = SecurityDescriptor::parse(text).map_err(|error| {
+        let problem = format!("is {text:?}, which is not understood as a descriptor: {error}");
+        OutOfRange::new("access", problem)
+    })?;
+    let address = format!(r"\\.\pipe\pipe-server-{:032x}", fastrand::u128(..));
+    let options = |first| InstanceOptions {
+        first,
+        allow_remote: false,
+        buffer_size: 0,
+    };
+    let _first = instance(&address, &descriptor, options(true))?;
+    match instance(&address, &descriptor, options(false)) {
+        Err(error) if code(&error) == Some(ERROR_ACCESS_DENIED) => {
+            let problem = format!(
+                "is {text:?}, which does not let this process create further instances: add an \
+                 entry that grants its user all rights, such as (A;;GA;;;{})",
+                current_user()?
+            );
+            Err(OutOfRange::new("access", problem).into())
+        }
+        second => second.map(|_| descriptor),
+    }
+}
