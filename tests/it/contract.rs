@@ -40,7 +40,9 @@ on_every_engine! {
     a_dropped_send_sends_all_of_its_message_or_nothing,
     a_connection_dropped_in_the_middle_of_a_send_is_closed,
     a_dropped_accept_loses_nothing,
-    a_dropped_call_is_noticed,
+    the_reply_to_a_dropped_call_is_not_taken_for_another,
+    a_call_may_be_dropped_at_any_point,
+    a_call_that_times_out_leaves_a_client_that_can_call_again,
     an_idle_shutdown_ends_at_once,
     a_shutdown_lets_a_request_in_progress_finish,
     a_shutdown_ends_what_is_stuck,
@@ -600,14 +602,90 @@ async fn a_dropped_accept_loses_nothing(kind: Kind) {
     connecting.await.unwrap();
 }
 
-async fn a_dropped_call_is_noticed(kind: Kind) {
+/// Answers "slow" once the gate is opened, and everything else at once.
+macro_rules! start_gated {
+    ($listener:expr, $gate:expr, $asked:expr) => {{
+        let (gate, asked) = (Arc::clone(&$gate), $asked);
+        start!($listener, move |request: Bytes| {
+            let (gate, asked) = (Arc::clone(&gate), asked.clone());
+            async move {
+                if request == "slow" {
+                    _ = asked.send(());
+                    gate.notified().await;
+                }
+                request
+            }
+        })
+    }};
+}
+
+async fn the_reply_to_a_dropped_call_is_not_taken_for_another(kind: Kind) {
     let (listener, pipe) = kind.bind(ListenerOptions::new());
-    let _server = start!(listener, |_: Bytes| pending::<io::Result<Bytes>>());
+    let gate = Arc::new(tokio::sync::Notify::new());
+    let (asked, mut was_asked) = tokio::sync::mpsc::unbounded_channel();
+    let _server = start_gated!(listener, gate, asked);
     let mut client = pipe.connect().await;
-    let call = tokio::time::timeout(Duration::from_millis(1), client.call("never answered"));
-    assert!(call.await.is_err());
-    let error = client.call("whose reply?").await.unwrap_err();
-    assert!(matches!(error, CallError::OutOfStep), "{error:?}");
+    for is_received in [false, true, false] {
+        tokio::select! {
+            reply = client.call("slow") => panic!("{reply:?}"),
+            _ = was_asked.recv() => {}
+        }
+        gate.notify_one();
+        if is_received {
+            assert_eq!(client.recv().await.unwrap().unwrap(), "slow");
+        }
+        assert_eq!(client.call("next").await.unwrap(), "next");
+    }
+}
+
+async fn a_call_may_be_dropped_at_any_point(kind: Kind) {
+    let (_server, pipe) = echo_server(kind, ListenerOptions::new().buffer_size(4096));
+    let mut client = pipe.connect().await;
+    let size = default_size(kind);
+    for polls in 0..20 {
+        {
+            let mut call = pin!(client.call(message(polls, size)));
+            for _ in 0..polls {
+                let polled = poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await;
+                if let Poll::Ready(reply) = polled {
+                    assert!(reply.unwrap() == message(polls, size), "{polls} polls");
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+        let next = message(100 + polls, size / 2);
+        let reply = client.call(next.clone()).await.unwrap();
+        assert!(reply == next, "after {polls} polls");
+    }
+}
+
+async fn a_call_that_times_out_leaves_a_client_that_can_call_again(kind: Kind) {
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let gate = Arc::new(tokio::sync::Notify::new());
+    let (asked, mut was_asked) = tokio::sync::mpsc::unbounded_channel();
+    let _server = start_gated!(listener, gate, asked);
+    let time = Duration::from_millis(10);
+    let mut client = pipe
+        .connect_with(ClientOptions::new().call_timeout(time))
+        .await;
+    for request in ["slow", "behind the slow one"] {
+        let error = client.call(request).await.unwrap_err();
+        let timed_out = matches!(error, CallError::TimedOut { after, .. } if after == time);
+        assert!(timed_out, "{error:?}");
+        assert!(error.to_string().contains("call_timeout"), "{error}");
+        assert_eq!(io::Error::from(error).kind(), io::ErrorKind::TimedOut);
+    }
+    was_asked.recv().await.unwrap();
+    gate.notify_one();
+    let reply = loop {
+        // A busy machine may take longer.
+        match client.call("next").await {
+            Err(CallError::TimedOut { .. }) => {}
+            reply => break reply.unwrap(),
+        }
+    };
+    assert_eq!(reply, "next");
 }
 
 async fn an_idle_shutdown_ends_at_once(kind: Kind) {
