@@ -16,6 +16,10 @@ pub const BACKLOG: usize = 2;
 /// sent a request of the default limit.
 pub const MAX_BUFFERED_BYTES: usize = 256 * 1024 * 1024;
 
+/// How many connections a user other than the server's own and the system's may have: a fourth of the
+/// 1,024 files that a process on Linux may usually have open.
+pub const MAX_CONNECTIONS_PER_USER: usize = 256;
+
 /// How long a client waits for a busy pipe: as long as the client of Microsoft's sample (*Named Pipe
 /// Client*).
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
