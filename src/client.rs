@@ -1,4 +1,4 @@
-//! The other side of a pipe.
+//! The client side of a pipe.
 
 use std::{io, time::Duration};
 
@@ -15,13 +15,13 @@ use crate::{
     trust::Trust,
 };
 
-/// The pauses between two attempts double from the shortest to the longest, each cut by a random part
-/// so that clients that wait together do not come together. Attempts, not `WaitNamedPipe`: that parks a
-/// thread, and returns at once when there is no instance.
+/// The delay between two attempts doubles from the shortest to the longest. Each is shortened by random
+/// jitter, so that waiting clients do not retry at the same time. Polling, not `WaitNamedPipe`: that blocks a
+/// thread, and returns at once if there is no instance.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
-/// Options of a client before it connects. [`os`](crate::os) adds those of one system.
+/// Options for connecting a client. [`os`](crate::os) adds options specific to one system.
 #[derive(Clone, Debug)]
 #[must_use = "options do nothing until connect is called"]
 pub struct ClientOptions {
@@ -40,7 +40,7 @@ impl Default for ClientOptions {
 }
 
 impl ClientOptions {
-    /// The [`defaults`]: 20 s for a busy pipe, an error at once if nobody serves it, messages of 64 KiB.
+    /// The [`defaults`]: wait 20 s for a busy pipe, fail at once if nobody serves it, messages up to 64 KiB.
     pub fn new() -> Self {
         Self {
             connect_timeout: Some(defaults::CONNECT_TIMEOUT),
@@ -52,32 +52,32 @@ impl ClientOptions {
         }
     }
 
-    /// How long to wait for a busy pipe and, if asked, for one that is not there yet; `None` for any time.
-    /// Default: [`defaults::CONNECT_TIMEOUT`], 20 s.
+    /// How long to wait for a busy pipe and, if enabled, for one that does not exist yet. `None` sets no
+    /// limit. Default: [`defaults::CONNECT_TIMEOUT`], 20 s.
     pub fn connect_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.connect_timeout = time.into();
         self
     }
 
-    /// Whether to wait for a pipe that nobody serves yet. Default: no.
+    /// Whether to wait for a pipe that does not exist yet. Default: no.
     pub fn wait_for_server(mut self, wait: bool) -> Self {
         self.wait_for_server = wait;
         self
     }
 
-    /// The longest message in bytes, both ways; 1 or more. `None`, the default, is
+    /// The longest message in bytes, in both directions; at least 1. `None`, the default, is
     /// [`defaults::MAX_MESSAGE_SIZE`], 65,536.
     ///
-    /// The server has a limit of its own. The most is 4 GiB less one byte on Windows; on Linux it is
-    /// about twice `net.core.wmem_max`.
+    /// The server has its own limit. The maximum is 4 GiB less one byte on Windows, and about twice
+    /// `net.core.wmem_max` on Linux.
     pub fn max_message_size(mut self, bytes: impl Into<Option<usize>>) -> Self {
         self.max_message_size = bytes.into();
         self
     }
 
-    /// Whose server to talk to. Default: [`Trust::System`], one of this user or of the system.
+    /// Which servers to trust. Default: [`Trust::System`], those of this user and of the system.
     ///
-    /// Servers of all others are refused before anything is sent to them: [`ConnectError::Untrusted`].
+    /// All others are refused with [`ConnectError::Untrusted`] before anything is sent to them.
     /// [`connect_memory`](Self::connect_memory) trusts the server, which is in this process.
     pub fn trust(mut self, trust: Trust) -> Self {
         self.trust = trust;
@@ -88,11 +88,11 @@ impl ClientOptions {
     ///
     /// # Errors
     ///
-    /// [`ConnectError`] says what failed; [`ConnectError::Busy`] after the connect timeout.
+    /// [`ConnectError`] says what failed. After the connect timeout it is [`ConnectError::Busy`].
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: if the future is dropped, there is no connection.
+    /// Cancel safe: if the future is dropped, no connection is left.
     pub async fn connect(
         &self,
         name: impl TryInto<PipeName, Error: Into<NameError>>,
@@ -124,7 +124,7 @@ impl ClientOptions {
         Ok(Client::new(channel, sizes.max_message_size))
     }
 
-    /// Opens the pipe as often as it takes: there is nothing to be woken by.
+    /// Retries until the pipe opens: there is no event to wait for.
     pub(crate) async fn retry(
         &self,
         address: &str,
@@ -161,7 +161,7 @@ impl ClientOptions {
     }
 }
 
-/// Refuses a pipe whose owner, if it has one, is not trusted.
+/// Refuses a pipe whose owner, if any, is not trusted.
 fn check_owner(
     address: &str,
     owner: io::Result<Option<UserId>>,
@@ -179,7 +179,7 @@ fn check_owner(
     }
 }
 
-/// One connection to a server.
+/// A connection to a server.
 ///
 /// # Examples
 ///
@@ -194,7 +194,7 @@ fn check_owner(
 #[derive(Debug)]
 pub struct Client {
     connection: Connection,
-    /// A call is under way, or was dropped on its way.
+    /// A call is in flight, or was dropped in flight.
     calling: bool,
 }
 
@@ -210,7 +210,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// As [`ClientOptions::connect`].
+    /// Same as [`ClientOptions::connect`].
     ///
     /// # Cancel safety
     ///
@@ -225,13 +225,13 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`CallError`] says which half failed; [`CallError::Closed`] when the server closed instead of
+    /// [`CallError`] says which half failed. [`CallError::Closed`] if the server closed the pipe instead of
     /// replying.
     ///
     /// # Cancel safety
     ///
-    /// Not cancel safe: if the future is dropped, the request may have been sent and its reply may
-    /// still come, so that every later call fails with [`CallError::OutOfStep`].
+    /// Not cancel safe: if the future is dropped, the request may have been sent and its reply may still
+    /// arrive. Every later call then fails with [`CallError::OutOfStep`].
     pub async fn call(&mut self, request: impl Into<Bytes>) -> Result<Bytes, CallError> {
         if self.calling {
             return Err(CallError::OutOfStep);
@@ -249,11 +249,11 @@ impl Client {
         result
     }
 
-    /// Sends one message, as [`Connection::send`].
+    /// Sends one message. See [`Connection::send`].
     ///
     /// # Errors
     ///
-    /// As [`Connection::send`].
+    /// Same as [`Connection::send`].
     ///
     /// # Cancel safety
     ///
@@ -262,11 +262,11 @@ impl Client {
         self.connection.send(message).await
     }
 
-    /// Receives one message, or `None` when the server has closed, as [`Connection::recv`].
+    /// Receives one message, or `None` once the server has closed. See [`Connection::recv`].
     ///
     /// # Errors
     ///
-    /// As [`Connection::recv`].
+    /// Same as [`Connection::recv`].
     ///
     /// # Cancel safety
     ///
@@ -275,11 +275,11 @@ impl Client {
         self.connection.recv().await
     }
 
-    /// Ends the conversation, as [`Connection::finish`]: replies to what was sent can still be received.
+    /// Ends the conversation. Replies to what was sent can still be received. See [`Connection::finish`].
     ///
     /// # Errors
     ///
-    /// As [`Connection::finish`].
+    /// Same as [`Connection::finish`].
     ///
     /// # Cancel safety
     ///
@@ -288,30 +288,30 @@ impl Client {
         self.connection.finish().await
     }
 
-    /// Who serves the pipe. On Windows its user is the owner of the pipe.
+    /// The process that serves the pipe. On Windows its user is the owner of the pipe.
     ///
     /// # Errors
     ///
-    /// The system's. On Windows a client that was connected with [`Trust::Anyone`] did not ask for the right
-    /// to read the owner.
+    /// Returns the system's error. On Windows it fails on a client connected with [`Trust::Anyone`], which
+    /// does not request the right to read the owner.
     pub fn peer(&self) -> io::Result<Peer> {
         self.connection.peer()
     }
 
-    /// The connection under it, for code that works on either side.
+    /// Returns the underlying connection, for code that works on either side.
     #[must_use]
     pub fn into_connection(self) -> Connection {
         self.connection
     }
 
-    /// Splits the client so that one task can receive while another one sends.
+    /// Splits the client, so that one task can receive while another one sends.
     #[must_use]
     pub fn into_split(self) -> (RecvHalf, SendHalf) {
         self.connection.into_split()
     }
 }
 
-/// As those of [`Connection`].
+/// Same as for [`Connection`].
 #[cfg(feature = "futures")]
 mod futures {
     use std::{
