@@ -180,18 +180,18 @@ impl Sizes {
         let default = defaults::MAX_MESSAGE_SIZE.min(longest);
         let max_message_size = max_message_size.unwrap_or(default);
         if max_message_size == 0 {
-            return refuse("max_message_size", "is 0: take 1 byte or more");
+            return refuse("max_message_size", "is 0: use 1 byte or more");
         }
         if max_message_size > longest {
             let problem = format!(
-                "is {max_message_size} bytes, but {carrier} carries messages of {longest} at most"
+                "is {max_message_size} bytes, but {carrier} carries messages of at most {longest}"
             );
             return refuse("max_message_size", &problem);
         }
         let Some(buffer_size) = u32::try_from(buffer_size).ok().filter(|&size| size > 0) else {
             return refuse(
                 "buffer_size",
-                "is out of range: take 1 to 4,294,967,295 bytes",
+                "is out of range: use 1 to 4,294,967,295 bytes",
             );
         };
         Ok(Self {

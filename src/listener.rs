@@ -164,10 +164,10 @@ impl ListenerOptions {
     pub(crate) fn check(&self) -> Result<(), OutOfRange> {
         let refuse = |option, problem| Err(OutOfRange::new(option, problem));
         if self.max_instances == Some(0) {
-            return refuse("max_instances", "is 0: take 1 or more, or no limit");
+            return refuse("max_instances", "is 0: use 1 or more, or no limit");
         }
         if self.backlog == 0 {
-            return refuse("backlog", "is 0: take 1 instance or more");
+            return refuse("backlog", "is 0: use 1 instance or more");
         }
         Ok(())
     }

@@ -234,8 +234,8 @@ impl Faults {
         let mut schedule = self.lock();
         schedule.injected += 1;
         io::Error::other(match schedule.seed {
-            Some(seed) => format!("{operation} failed as asked for (Faults::seeded({seed}))"),
-            None => format!("{operation} failed as asked for (Faults)"),
+            Some(seed) => format!("{operation} failed by request (Faults::seeded({seed}))"),
+            None => format!("{operation} failed by request (Faults)"),
         })
     }
 

@@ -72,7 +72,7 @@ pub(crate) fn connect(name: &PipeName, sizes: Sizes, identify: bool) -> io::Resu
             Some(ERROR_PIPE_BUSY | ERROR_PIPE_NOT_CONNECTED) => io::ErrorKind::ResourceBusy.into(),
             Some(ERROR_INVALID_PARAMETER) => io::Error::new(
                 io::ErrorKind::InvalidData,
-                "its server made it a byte pipe, which keeps no messages apart",
+                "its server created a byte pipe, which does not preserve message boundaries",
             ),
             _ => error,
         })?;

@@ -95,7 +95,7 @@ pub(crate) fn connect(path: &Path, sizes: Sizes) -> io::Result<Channel> {
         // The socket file of a server that was killed: nobody serves it.
         Err(Errno::CONNREFUSED) => Err(io::ErrorKind::NotFound.into()),
         Err(Errno::PROTOTYPE) => {
-            let problem = "the socket there is not a SEQPACKET socket: it may be another program's, and keeps no messages apart";
+            let problem = "the socket there is not a SEQPACKET socket: it may be another program's, and does not preserve message boundaries";
             Err(io::Error::new(
                 io::Error::from(Errno::PROTOTYPE).kind(),
                 problem,
@@ -108,7 +108,7 @@ pub(crate) fn connect(path: &Path, sizes: Sizes) -> io::Result<Channel> {
 struct SeqpacketEndpoint {
     listener: Arc<AsyncFd<Socket>>,
     sizes: Sizes,
-    /// Whether the kernel's default is too small. If so, it is for the sockets of the clients too.
+    /// Whether the kernel's default send buffer is too small, for the clients' sockets as well.
     grow_send_buffers: bool,
     /// Released after the socket is closed.
     _claim: Claim,
@@ -129,7 +129,7 @@ impl Endpoint for SeqpacketEndpoint {
         if let Err(error) = rustix::net::listen(&self.listener, length) {
             let reason = Reason::Queue.as_str();
             let error = io::Error::from(error);
-            warn!(reason, %error, "the queue of clients can't be changed");
+            warn!(reason, %error, "the length of the client queue can't be changed");
         }
     }
 

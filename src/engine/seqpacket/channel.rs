@@ -180,7 +180,7 @@ impl Receive for SeqpacketReceiver {
                     Packet::Descriptors => Err(RecvError::Io(io::Error::new(
                         io::ErrorKind::InvalidData,
                         "the other side passed file descriptors (SCM_RIGHTS), which a pipe does not \
-                         take: send the message without them",
+                         carry: send the message without them",
                     ))),
                 });
             }

@@ -58,8 +58,8 @@ pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
             return Err(io::Error::new(
                 error.kind(),
                 format!(
-                    "its directory {} can't be made: {error}; set XDG_RUNTIME_DIR to a directory of this \
-                     user, or give the pipe's whole path",
+                    "its directory {} can't be created: {error}; set XDG_RUNTIME_DIR to a directory of this \
+                     user, or use the pipe's full path",
                     directory.display()
                 ),
             ));
@@ -119,8 +119,8 @@ pub(super) fn check_directory(directory: &Path) -> io::Result<()> {
     let (others_write, sticky) = (0o002, 0o1000);
     if metadata.mode() & (others_write | sticky) == others_write {
         return Err(denied(format!(
-            "everyone can replace files in the directory {directory}: choose another one, take away the \
-             right (chmod o-w), or set the sticky bit (chmod +t)"
+            "everyone can replace files in the directory {directory}: choose another one, remove the \
+             permission (chmod o-w), or set the sticky bit (chmod +t)"
         )));
     }
     Ok(())
@@ -174,14 +174,14 @@ impl Claim {
         let is_new = metadata.file_type().is_socket() && metadata.nlink() == 1;
         if !is_new || !is_ours(&metadata) {
             return Err(denied(
-                "the socket was replaced while it was made: choose a directory that only this user can \
+                "the socket was replaced while it was being created: choose a directory that only this user can \
                  write to"
                     .to_owned(),
             ));
         }
         self.bound = Some(identity(&metadata));
         if metadata.mode() & 0o7777 != mode {
-            // fchmod(2) takes no O_PATH descriptor, and fchmodat2(2) is as new as Linux 6.6.
+            // fchmod(2) rejects O_PATH descriptors, and fchmodat2(2) requires Linux 6.6.
             let inode = format!("/proc/self/fd/{}", file.as_raw_fd());
             fs::set_permissions(&inode, fs::Permissions::from_mode(mode)).map_err(|error| {
                 let problem = format!(
@@ -203,7 +203,7 @@ impl Claim {
         if !metadata.file_type().is_socket() {
             return Err(io::Error::new(
                 io::ErrorKind::AlreadyExists,
-                "something that is no socket is there and was left as it is: choose another name, or remove it",
+                "a file that is not a socket is there and was left unchanged: choose another name, or remove it",
             ));
         }
         // A server that does not take our lock still answers.
@@ -237,7 +237,7 @@ fn identity(metadata: &fs::Metadata) -> (u64, u64) {
 fn unopened(path: &Path, error: &io::Error) -> io::Error {
     let problem = match path.parent() {
         Some(directory) if error.kind() == io::ErrorKind::NotFound => format!(
-            "there is no directory {}: make it, or choose another name",
+            "the directory {} does not exist: create it, or choose another name",
             directory.display()
         ),
         _ => format!("{} can't be opened: {error}", path.display()),

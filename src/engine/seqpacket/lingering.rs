@@ -66,7 +66,7 @@ pub(super) fn close(socket: Socket) {
         Err(error) => {
             drop(closing);
             let reason = Reason::Close.as_str();
-            warn!(reason, %error, "a connection that passed file descriptors stays open for now: no thread to close it");
+            warn!(reason, %error, "a connection that passed file descriptors can't be closed yet: no thread could be started");
         }
     }
 }

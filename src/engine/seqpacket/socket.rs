@@ -100,8 +100,8 @@ impl Socket {
     /// Registers it with the current runtime.
     #[allow(
         deprecated,
-        reason = "what replaces it is unsafe, and asks for what holds here: the descriptor stays the same \
-                  until the socket is dropped, which is after it was deregistered"
+        reason = "the replacement is unsafe. Its requirement holds here: the descriptor stays the same \
+                  until the socket is dropped, after it was deregistered"
     )]
     pub(super) fn register(self, interest: Interest) -> io::Result<AsyncFd<Self>> {
         AsyncFd::with_interest(self, interest)
@@ -154,7 +154,7 @@ impl Socket {
         let longest = sockopt::socket_send_buffer_size(self)?.saturating_sub(SEND_OVERHEAD);
         if longest < sizes.max_message_size {
             let problem = format!(
-                "is {} bytes, but this system carries messages of {longest} at most: choose a smaller one, or \
+                "is {} bytes, but this system carries messages of at most {longest}: choose a smaller one, or \
                  raise net.core.wmem_max",
                 sizes.max_message_size
             );
