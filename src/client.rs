@@ -292,7 +292,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// Returns the system's error. On Windows it fails on a client connected with [`Trust::Anyone`], which
+    /// Returns the system's error. On Windows this fails on a client connected with [`Trust::Anyone`], which
     /// does not request the right to read the owner.
     pub fn peer(&self) -> io::Result<Peer> {
         self.connection.peer()

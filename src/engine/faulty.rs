@@ -92,7 +92,7 @@ struct Schedule {
 }
 
 impl Faults {
-    /// Creates faults of which none occurs until another method asks for it.
+    /// Creates faults that occur only as requested through the other methods.
     #[must_use]
     pub fn new() -> Self {
         Self::with(None)
@@ -234,8 +234,8 @@ impl Faults {
         let mut schedule = self.lock();
         schedule.injected += 1;
         io::Error::other(match schedule.seed {
-            Some(seed) => format!("{operation} failed by request (Faults::seeded({seed}))"),
-            None => format!("{operation} failed by request (Faults)"),
+            Some(seed) => format!("{operation} failed on purpose (Faults::seeded({seed}))"),
+            None => format!("{operation} failed on purpose (Faults)"),
         })
     }
 
@@ -458,7 +458,7 @@ impl Step {
         }
         match self {
             Self::Under(fault, pause) => (*fault, pause),
-            Self::Begin => unreachable!("it was begun above"),
+            Self::Begin => unreachable!("the step began above"),
         }
     }
 }

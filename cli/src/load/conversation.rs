@@ -1,4 +1,4 @@
-//! Load on one connection per client, with as many pipelined requests as asked for.
+//! Load over one connection per client, with a configurable number of requests in flight.
 
 use std::{
     collections::VecDeque,
