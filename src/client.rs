@@ -1,9 +1,14 @@
 //! The client side of a pipe.
 
-use std::{io, time::Duration};
+use std::{
+    future::poll_fn,
+    io,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use bytes::Bytes;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
     connection::{Connection, RecvHalf, SendHalf},
@@ -27,6 +32,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 pub struct ClientOptions {
     connect_timeout: Option<Duration>,
     wait_for_server: bool,
+    pub(crate) call_timeout: Option<Duration>,
     pub(crate) max_message_size: Option<usize>,
     trust: Trust,
     #[cfg(windows)]
@@ -45,6 +51,7 @@ impl ClientOptions {
         Self {
             connect_timeout: Some(defaults::CONNECT_TIMEOUT),
             wait_for_server: false,
+            call_timeout: None,
             max_message_size: None,
             trust: Trust::default(),
             #[cfg(windows)]
@@ -62,6 +69,16 @@ impl ClientOptions {
     /// Whether to wait for a pipe that does not exist yet. Default: no.
     pub fn wait_for_server(mut self, wait: bool) -> Self {
         self.wait_for_server = wait;
+        self
+    }
+
+    /// How long a [`call`](Client::call) may take, from the start of sending to the reply, before it fails
+    /// with [`CallError::TimedOut`]. `None`, the default, sets no limit, since only the author of a handler
+    /// knows how long it takes.
+    ///
+    /// The client remains usable: if the reply still arrives, the next call drops it.
+    pub fn call_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.call_timeout = time.into();
         self
     }
 
@@ -121,7 +138,11 @@ impl ClientOptions {
             let owner = channel.link.peer().map(|server| Some(server.user));
             check_owner(&address, owner, &self.trust)?;
         }
-        Ok(Client::new(channel, sizes.max_message_size))
+        Ok(Client::new(
+            channel,
+            sizes.max_message_size,
+            self.call_timeout,
+        ))
     }
 
     /// Retries until the pipe opens: there is no event to wait for.
@@ -194,15 +215,21 @@ fn check_owner(
 #[derive(Debug)]
 pub struct Client {
     connection: Connection,
-    /// A call is in flight, or was dropped in flight.
-    calling: bool,
+    call_timeout: Option<Duration>,
+    /// How many replies are outstanding: to the call in flight, and to calls that were given up.
+    unanswered: usize,
 }
 
 impl Client {
-    pub(crate) fn new(channel: Channel, max_message_size: usize) -> Self {
+    pub(crate) fn new(
+        channel: Channel,
+        max_message_size: usize,
+        call_timeout: Option<Duration>,
+    ) -> Self {
         Self {
             connection: Connection::new(channel, None, 0, max_message_size),
-            calling: false,
+            call_timeout,
+            unanswered: 0,
         }
     }
 
@@ -221,32 +248,61 @@ impl Client {
         ClientOptions::new().connect(name).await
     }
 
-    /// Sends a request and receives its reply.
+    /// Sends a request and receives its reply, within the
+    /// [`call_timeout`](ClientOptions::call_timeout).
+    ///
+    /// For servers that reply once to each request, in order, and send nothing unasked. Replies to what was
+    /// sent with [`send`](Self::send) have to be received first.
     ///
     /// # Errors
     ///
     /// [`CallError`] says which half failed. [`CallError::Closed`] if the server closed the pipe instead of
-    /// replying.
+    /// replying, [`CallError::TimedOut`] after the call timeout.
     ///
     /// # Cancel safety
     ///
-    /// Not cancel safe: if the future is dropped, the request may have been sent and its reply may still
-    /// arrive. Every later call then fails with [`CallError::OutOfStep`].
+    /// If the future is dropped, or the call times out, the request may or may not be sent, but never in
+    /// part. The client remains usable: the next call first waits for the reply to this one, and drops it.
+    /// If the server does not reply to every request, that call waits forever or until its own timeout.
     pub async fn call(&mut self, request: impl Into<Bytes>) -> Result<Bytes, CallError> {
-        if self.calling {
-            return Err(CallError::OutOfStep);
-        }
-        self.calling = true;
-        let result = match self.connection.send(request).await {
-            Ok(()) => match self.connection.recv().await {
-                Ok(Some(reply)) => Ok(reply),
-                Ok(None) => Err(CallError::Closed),
-                Err(error) => Err(error.into()),
-            },
-            Err(error) => Err(error.into()),
+        let request = request.into();
+        let Some(after) = self.call_timeout else {
+            return self.exchange(request).await;
         };
-        self.calling = false;
-        result
+        match timeout(after, self.exchange(request)).await {
+            Ok(result) => result,
+            Err(_) => Err(CallError::TimedOut { after }),
+        }
+    }
+
+    async fn exchange(&mut self, request: Bytes) -> Result<Bytes, CallError> {
+        // Replies to calls that were given up.
+        self.receive_replies().await?;
+        self.connection.halves().1.feed(request).await?;
+        // From here on it is sent, by this call or else by the next one.
+        self.unanswered += 1;
+        let reply = self.receive_replies().await?;
+        reply.ok_or(CallError::Closed)
+    }
+
+    /// Flushes what was started, and receives replies until none is outstanding. Returns the last one.
+    async fn receive_replies(&mut self) -> Result<Option<Bytes>, CallError> {
+        let (receiver, sender) = self.connection.halves();
+        let unanswered = &mut self.unanswered;
+        let mut last = None;
+        poll_fn(|cx| {
+            // Both at once: the server may not read on until one of its earlier replies has been read.
+            let sent = sender.poll_flush(cx).map_err(|error| {
+                *unanswered = unanswered.saturating_sub(1);
+                error
+            })?;
+            while *unanswered > 0 {
+                last = Some(ready!(receiver.poll_recv(cx))?.ok_or(CallError::Closed)?);
+                *unanswered -= 1;
+            }
+            sent.map(|()| Ok(last.take()))
+        })
+        .await
     }
 
     /// Sends one message. See [`Connection::send`].
@@ -262,7 +318,8 @@ impl Client {
         self.connection.send(message).await
     }
 
-    /// Receives one message, or `None` once the server has closed. See [`Connection::recv`].
+    /// Receives one message, or `None` once the server has closed. See [`Connection::recv`]. Replies to calls
+    /// that were given up are received as well.
     ///
     /// # Errors
     ///
@@ -272,7 +329,15 @@ impl Client {
     ///
     /// Cancel safe, as [`Connection::recv`].
     pub async fn recv(&mut self) -> Result<Option<Bytes>, RecvError> {
-        self.connection.recv().await
+        poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, RecvError>> {
+        let received = ready!(self.connection.halves().0.poll_recv(cx));
+        if let Ok(Some(_)) = received {
+            self.unanswered = self.unanswered.saturating_sub(1);
+        }
+        Poll::Ready(received)
     }
 
     /// Ends the conversation. Replies to what was sent can still be received. See [`Connection::finish`].
@@ -314,10 +379,7 @@ impl Client {
 /// Same as for [`Connection`].
 #[cfg(feature = "futures")]
 mod futures {
-    use std::{
-        pin::Pin,
-        task::{Context, Poll},
-    };
+    use std::pin::Pin;
 
     use futures_core::Stream;
     use futures_sink::Sink;
@@ -328,7 +390,7 @@ mod futures {
         type Item = Result<Bytes, RecvError>;
 
         fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-            Pin::new(&mut self.connection).poll_next(cx)
+            self.poll_recv(cx).map(Result::transpose)
         }
     }
 
