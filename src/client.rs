@@ -248,11 +248,10 @@ impl Client {
         ClientOptions::new().connect(name).await
     }
 
-    /// Sends a request and receives its reply, within the
-    /// [`call_timeout`](ClientOptions::call_timeout).
+    /// Sends a request and receives its reply, within the [`call_timeout`](ClientOptions::call_timeout).
     ///
-    /// For servers that reply once to each request, in order, and send nothing unasked. Replies to what was
-    /// sent with [`send`](Self::send) have to be received first.
+    /// For servers that send one reply to each request, in order, and nothing else. Replies to messages sent
+    /// with [`send`](Self::send) must be received first.
     ///
     /// # Errors
     ///

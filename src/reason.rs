@@ -13,7 +13,7 @@ use std::fmt;
 /// | `close` | warning | Linux: a connection that passed file descriptors can't be closed yet |
 /// | `refused` | warning | [`on_connect`](crate::Serve::on_connect) refused the client |
 /// | `not_authorized` | warning | [`authorize`](crate::Serve::authorize) refused the client |
-/// | `too_many_connections` | warning | the user of the client has [`max_connections_per_user`](crate::Serve::max_connections_per_user) |
+/// | `too_many_connections` | warning | the client's user has [`max_connections_per_user`](crate::Serve::max_connections_per_user) connections |
 /// | `connect_timeout` | warning | `authorize` or `on_connect` took longer than `handler_timeout` |
 /// | `rejected` | warning | a request is not what the handler takes ([`Rejection`](crate::Rejection)) |
 /// | `request_too_long` | warning | a request is longer than `max_message_size` |
