@@ -113,7 +113,7 @@ impl Endpoint for OverlappedEndpoint {
 struct OverlappedInstance {
     /// `None` once connected.
     pipe: Option<Pipe>,
-    /// Waiting for a client has failed and must be restarted.
+    /// Whether waiting for a client has failed and must be restarted.
     failed: bool,
     sizes: Sizes,
 }
@@ -179,7 +179,7 @@ struct OverlappedReceiver {
     longest_room: usize,
     /// The length of the last message that did not fit `longest_room`: the next one may be as long.
     last_long: usize,
-    /// Whether a read is in flight, and the buffer with it.
+    /// Whether a read is in flight, which then has the buffer.
     reading: bool,
 }
 

@@ -106,7 +106,7 @@ impl SeqpacketLink {
 
 impl Link for SeqpacketLink {
     fn peer(&self) -> io::Result<Peer> {
-        // rustix's process ids are never 0, which is the id of a peer outside our PID namespace.
+        // Not through rustix, whose process ids are never 0: a peer outside our PID namespace has id 0.
         let credentials = getsockopt(&self.socket, PeerCredentials)?;
         Ok(Peer {
             process_id: u32::try_from(credentials.pid()).unwrap_or(0),
