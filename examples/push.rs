@@ -1,4 +1,4 @@
-//! A server that sends without being asked: whatever one client says, all others are told.
+//! A server that sends unprompted: it forwards each client's messages to all others.
 //!
 //! Run `cargo run --example push`, and connect two clients to the pipe `chat`.
 
@@ -40,7 +40,7 @@ async fn chat(
     connection.send("welcome").await?;
     loop {
         tokio::select! {
-            // `recv` is cancel safe: what is half received is received the next time.
+            // `recv` is cancel safe: a partly received message is completed by the next call.
             said = connection.recv() => match said? {
                 Some(text) => _ = room.send((connection.id(), text)),
                 None => return Ok(()),

@@ -1,4 +1,4 @@
-//! A handler with state: a store of keys and values that all clients share, and a count for each client.
+//! A handler with state: a key-value store shared by all clients, and a counter for each client.
 //!
 //! Run `cargo run --example stateful`, and in another terminal
 //! `cargo run --bin pipe-client -- --pipe-name store "set color blue" "get color"`.
@@ -36,7 +36,7 @@ struct Store {
 
 impl Handler for Store {
     async fn call(&self, request: Request) -> Result<Reply, BoxError> {
-        // What belongs to this client alone.
+        // The state of this client alone.
         let requests = Session::<AtomicU64>::from_request(&request)?;
         let number = requests.fetch_add(1, Ordering::Relaxed) + 1;
         let text = std::str::from_utf8(request.bytes())?;

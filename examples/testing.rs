@@ -1,4 +1,4 @@
-//! How to test a handler: by a call, and on a pipe inside the process, where time can be paused.
+//! Tests a handler: by calling it, and on a pipe inside the process with paused time.
 //!
 //! Run `cargo test --example testing --features test-util`. The program itself serves the handler.
 
@@ -14,7 +14,7 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Greets the client, but thinks about it first.
+/// Greets the client after a delay.
 async fn greet(peer: Peer, name: String) -> Result<String, BoxError> {
     if name.is_empty() || name.len() > 10 {
         return Err("a name has 1 to 10 bytes".into());
@@ -51,7 +51,7 @@ mod tests {
         tokio::spawn(serving.into_future());
         let mut client = pipe.connect().await.unwrap();
         client.send("Ann").await.unwrap();
-        // Four seconds are over at once: nothing else can happen.
+        // With paused time, four seconds pass at once.
         assert!(client.recv().await.unwrap().is_none());
     }
 }

@@ -1,8 +1,8 @@
-//! Which server receives the messages that were sent, whole and alone?
+//! Which servers receive messages whole and alone?
 //!
-//! `cargo run --example whole-messages` sends the same messages to the plain loop of Tokio's documentation and to this
-//! library, on each engine of the system, and prints what each server received. Tokio's named pipes are there on
-//! Windows only; elsewhere it shows this library alone.
+//! `cargo run --example whole-messages` sends the same messages to the plain loop from Tokio's documentation
+//! and to this library, on each engine of the system, and prints what each server received. Tokio's named
+//! pipes exist only on Windows; elsewhere the example shows only this library.
 
 use std::{
     error::Error,
@@ -16,13 +16,13 @@ use pipe_server::{Bytes, Client, ClientOptions, ListenerOptions, SendError, serv
 /// The longest message below.
 const MIB: usize = 1 << 20;
 
-/// The longest message that any Linux carries without a change to `net.core.wmem_max`.
+/// The longest message that every Linux carries with the default `net.core.wmem_max`.
 #[cfg(target_os = "linux")]
 const LONGEST: usize = 200_000;
 #[cfg(windows)]
 const LONGEST: usize = MIB;
 
-/// What is sent on one connection: the lengths of its messages, one after the other without waiting for replies.
+/// What is sent on one connection: the lengths of its messages, sent without waiting for replies.
 const CONVERSATIONS: &[&[usize]] = &[
     &[100],
     &[4095],
@@ -39,7 +39,7 @@ const CONVERSATIONS: &[&[usize]] = &[
     &[8192, 4097, 4096, 4095, 100],
 ];
 
-/// What a server received, one item a message as it understood them.
+/// What a server received, one item for each message that it saw.
 type Received = Arc<Mutex<Vec<Bytes>>>;
 
 struct Server {
@@ -52,7 +52,7 @@ struct Server {
 async fn main() -> Result<(), Box<dyn Error>> {
     let servers = servers()?;
     if !cfg!(windows) {
-        println!("Tokio's named pipes are there on Windows only: here is this library alone.\n");
+        println!("Tokio's named pipes exist only on Windows: this run shows only this library.\n");
     }
     let mut table = vec![vec!["sent".to_owned()]];
     table[0].extend(servers.iter().map(|server| server.title.to_owned()));
@@ -103,8 +103,8 @@ fn this_library(title: &'static str, options: ListenerOptions) -> io::Result<Ser
     })
 }
 
-/// The loop of the documentation of `tokio::net::windows::named_pipe::NamedPipeServer`, which echoes what each read
-/// gave.
+/// The loop from the documentation of `tokio::net::windows::named_pipe::NamedPipeServer`. It echoes what each
+/// read returned.
 #[cfg(windows)]
 mod plain {
     use tokio::{
@@ -155,7 +155,7 @@ mod plain {
     }
 }
 
-/// Sends messages of these lengths on a connection of their own and says what the server received.
+/// Sends messages of these lengths on a new connection and returns what the server received.
 async fn converse(server: &Server, lengths: &[usize]) -> Result<String, Box<dyn Error>> {
     if let Some(length) = lengths.iter().find(|&&length| length > LONGEST) {
         return Ok(format!("{length} bytes are not for every Linux"));
@@ -176,13 +176,13 @@ async fn converse(server: &Server, lengths: &[usize]) -> Result<String, Box<dyn 
     };
     let (sent, replies) = tokio::join!(sending, receiving);
     match sent {
-        // The server has closed the connection: what it received before says the rest.
+        // The server has closed the connection: what it received before shows why.
         Ok(()) | Err(SendError::Closed) => {}
         Err(error) => return Err(error.into()),
     }
     replies?;
 
-    // A server that has closed its end, or was told that no more will come, has received all it ever will.
+    // A server that has closed its end, or knows that nothing more will come, has received everything.
     let received = mem::take(&mut *server.received.lock().unwrap());
     if received == messages {
         return Ok("whole".to_owned());
@@ -197,13 +197,13 @@ async fn converse(server: &Server, lengths: &[usize]) -> Result<String, Box<dyn 
     })
 }
 
-/// A message that differs from its neighbours in content.
+/// A message whose content differs from its neighbours'.
 fn message((number, &length): (usize, &usize)) -> Bytes {
     let byte = |index: usize| (number * 31 + index * 7 + index / 256) as u8;
     (0..length).map(byte).collect()
 }
 
-/// `4096, 16 x 65536`: each length, or how often it came in a row.
+/// `4096, 16 x 65536`: each length, with the number of times it came in a row.
 fn list(lengths: &[usize]) -> String {
     let run = |run: &[usize]| match run.len() {
         1 => run[0].to_string(),

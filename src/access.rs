@@ -9,8 +9,8 @@ use std::{fmt, str::FromStr};
 ///
 /// # Windows
 ///
-/// Who gets in, and the documentation that says so. The tests show the first four rows, and only on a model
-/// of Windows (`docs/wine.md`); the others have not been tested.
+/// Who may connect, with the documentation it follows from. The tests cover the first four rows, and only on
+/// a model of Windows (`docs/wine.md`); the others are untested.
 ///
 /// | client | `CurrentUser` | `Everyone` | source |
 /// |---|---|---|---|
@@ -18,44 +18,44 @@ use std::{fmt, str::FromStr};
 /// | another user | no | yes, see [`Everyone`](Self::Everyone) | *Named Pipe Security and Access Rights* |
 /// | LocalSystem | yes | yes | the list names SYSTEM |
 /// | LocalService, NetworkService | no | yes | users of their own (*LocalService Account*) |
-/// | a process of low integrity | no | no | it may not write to an object without a label (*Mandatory Integrity Control*); `Sddl` with `S:(ML;;NW;;;LW)` lets it |
-/// | an AppContainer | no | no | it needs an entry for its package or for all packages (*AppContainer Isolation*), so an `Sddl` |
+/// | a process of low integrity | no | no | it may not write to an object without a label (*Mandatory Integrity Control*); an `Sddl` with `S:(ML;;NW;;;LW)` allows it |
+/// | an AppContainer | no | no | it needs an entry for its package or for all packages (*AppContainer Isolation*), and so an `Sddl` |
 /// | an anonymous logon | no | no | by default, Everyone does not include it (*Security identifiers*) |
 /// | on another machine | no | no | `PIPE_REJECT_REMOTE_CLIENTS`, unless remote clients are allowed |
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Access {
-    /// The user that this process runs as, and nobody else: the default.
+    /// The user that this process runs as, and nobody else. This is the default.
     ///
-    /// On Windows the access list gives this user and SYSTEM all rights. The system's default list would
-    /// let everyone read, and so let any local user occupy instances (*Named Pipe Security and Access
+    /// On Windows the access list gives this user and SYSTEM all rights. The system's default list lets
+    /// everyone read, which would let any local user occupy instances (*Named Pipe Security and Access
     /// Rights*). On Linux the socket's mode is 0600; root can always connect.
     #[default]
     CurrentUser,
     /// Every user of this machine.
     ///
-    /// On Windows other users get only what a client needs (0x12019b): reading and writing data and
-    /// attributes, `READ_CONTROL` and `SYNCHRONIZE`. `GENERIC_WRITE`, which most programs ask for, also
-    /// contains the right to create instances, with which any user could impersonate the server, so it is
-    /// not granted. ReactOS takes that right off what a client asks for (`NpCreateClientEnd`); whether
-    /// Windows does is asked by `tests/windows_facts.rs` and has not been seen. If it does not, such
-    /// programs of other users are refused. Clients of this library do not ask for it.
+    /// On Windows other users get only the rights that a client needs (0x12019b): reading and writing data
+    /// and attributes, `READ_CONTROL` and `SYNCHRONIZE`. `GENERIC_WRITE`, which most programs request, also
+    /// contains the right to create instances. With it any user could impersonate the server, so it is not
+    /// granted. ReactOS removes that right from what a client requests (`NpCreateClientEnd`). Whether Windows
+    /// does has not been observed; `tests/windows_facts.rs` checks it. If it does not, such programs of other
+    /// users are refused. Clients of this library do not request it.
     ///
-    /// On Linux the socket's mode is 0666. Its directory has to let other users through as well, which
-    /// that of a short name does not: give the socket's path.
+    /// On Linux the socket's mode is 0666. Its directory must let other users through as well. That of a
+    /// short name does not, so use the socket's path.
     Everyone,
     /// The access list of this security descriptor, in the *Security Descriptor String Format*.
     ///
-    /// It has to let this process itself create further instances (0x12019f), or `bind` fails. An entry
-    /// for `OW`, the owner's rights, does that whoever the user is.
+    /// It must let this process create further instances (0x12019f), or `bind` fails. An entry for `OW`, the
+    /// owner's rights, does so for any user.
     #[cfg(windows)]
     Sddl(String),
-    /// This mode of the socket, whatever the umask is. Connecting takes the right to write (unix(7)).
+    /// This mode of the socket, regardless of the umask. Connecting requires write permission (unix(7)).
     #[cfg(target_os = "linux")]
     Mode(u32),
 }
 
-/// In the form that is parsed.
+/// Writes the form that is parsed.
 impl fmt::Display for Access {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -69,7 +69,7 @@ impl fmt::Display for Access {
     }
 }
 
-/// Why a text is not an [`Access`].
+/// An error returned when parsing an [`Access`] fails.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} does not say who may connect: write {expected}")]
 pub struct AccessError {
@@ -99,7 +99,7 @@ impl FromStr for Access {
         #[cfg(target_os = "linux")]
         if let Some(Ok(mode)) = text
             .strip_prefix("mode:")
-            // `from_str_radix` takes a sign as well.
+            // `from_str_radix` also accepts a sign.
             .filter(|octal| !octal.starts_with('+'))
             .map(|octal| u32::from_str_radix(octal, 8))
         {

@@ -1,4 +1,4 @@
-//! The other side of a pipe.
+//! The client side of a pipe.
 
 use std::{
     future::poll_fn,
@@ -20,13 +20,13 @@ use crate::{
     trust::Trust,
 };
 
-/// The pauses between two attempts double from the shortest to the longest, each cut by a random part
-/// so that clients that wait together do not come together. Attempts, not `WaitNamedPipe`: that parks a
-/// thread, and returns at once when there is no instance.
+/// The delay between two attempts doubles from the shortest to the longest. Each is shortened by random
+/// jitter, so that waiting clients do not retry at the same time. Polling, not `WaitNamedPipe`: that blocks a
+/// thread, and returns at once if there is no instance.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
-/// Options of a client before it connects. [`os`](crate::os) adds those of one system.
+/// Options for connecting a client. [`os`](crate::os) adds options specific to one system.
 #[derive(Clone, Debug)]
 #[must_use = "options do nothing until connect is called"]
 pub struct ClientOptions {
@@ -46,7 +46,7 @@ impl Default for ClientOptions {
 }
 
 impl ClientOptions {
-    /// The [`defaults`]: 20 s for a busy pipe, an error at once if nobody serves it, messages of 64 KiB.
+    /// The [`defaults`]: wait 20 s for a busy pipe, fail at once if nobody serves it, messages up to 64 KiB.
     pub fn new() -> Self {
         Self {
             connect_timeout: Some(defaults::CONNECT_TIMEOUT),
@@ -59,42 +59,42 @@ impl ClientOptions {
         }
     }
 
-    /// How long to wait for a busy pipe and, if asked, for one that is not there yet; `None` for any time.
-    /// Default: [`defaults::CONNECT_TIMEOUT`], 20 s.
+    /// How long to wait for a busy pipe and, if enabled, for one that does not exist yet. `None` sets no
+    /// limit. Default: [`defaults::CONNECT_TIMEOUT`], 20 s.
     pub fn connect_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.connect_timeout = time.into();
         self
     }
 
-    /// Whether to wait for a pipe that nobody serves yet. Default: no.
+    /// Whether to wait for a pipe that does not exist yet. Default: no.
     pub fn wait_for_server(mut self, wait: bool) -> Self {
         self.wait_for_server = wait;
         self
     }
 
     /// How long a [`call`](Client::call) may take, from the start of sending to the reply, before it fails
-    /// with [`CallError::TimedOut`]; `None`, the default, for any time, since only its author knows how
-    /// long a handler takes.
+    /// with [`CallError::TimedOut`]. `None`, the default, sets no limit, since only the author of a handler
+    /// knows how long it takes.
     ///
-    /// The client remains usable: the reply, if it still comes, is dropped by the next call.
+    /// The client remains usable: if the reply still arrives, the next call drops it.
     pub fn call_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.call_timeout = time.into();
         self
     }
 
-    /// The longest message in bytes, both ways; 1 or more. `None`, the default, is
+    /// The longest message in bytes, in both directions; at least 1. `None`, the default, is
     /// [`defaults::MAX_MESSAGE_SIZE`], 65,536.
     ///
-    /// The server has a limit of its own. The most is 4 GiB less one byte on Windows; on Linux it is
-    /// about twice `net.core.wmem_max`.
+    /// The server has its own limit. The maximum is 4 GiB less one byte on Windows, and about twice
+    /// `net.core.wmem_max` on Linux.
     pub fn max_message_size(mut self, bytes: impl Into<Option<usize>>) -> Self {
         self.max_message_size = bytes.into();
         self
     }
 
-    /// Whose server to talk to. Default: [`Trust::System`], one of this user or of the system.
+    /// Which servers to trust. Default: [`Trust::System`], those of this user and of the system.
     ///
-    /// Servers of all others are refused before anything is sent to them: [`ConnectError::Untrusted`].
+    /// All others are refused with [`ConnectError::Untrusted`] before anything is sent to them.
     /// [`connect_memory`](Self::connect_memory) trusts the server, which is in this process.
     pub fn trust(mut self, trust: Trust) -> Self {
         self.trust = trust;
@@ -105,11 +105,11 @@ impl ClientOptions {
     ///
     /// # Errors
     ///
-    /// [`ConnectError`] says what failed; [`ConnectError::Busy`] after the connect timeout.
+    /// [`ConnectError`] says what failed. After the connect timeout it is [`ConnectError::Busy`].
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: if the future is dropped, there is no connection.
+    /// Cancel safe: if the future is dropped, no connection is left.
     pub async fn connect(
         &self,
         name: impl TryInto<PipeName, Error: Into<NameError>>,
@@ -145,7 +145,7 @@ impl ClientOptions {
         ))
     }
 
-    /// Opens the pipe as often as it takes: there is nothing to be woken by.
+    /// Retries until the pipe opens: there is no event to wait for.
     pub(crate) async fn retry(
         &self,
         address: &str,
@@ -182,7 +182,7 @@ impl ClientOptions {
     }
 }
 
-/// Refuses a pipe whose owner, if it has one, is not trusted.
+/// Refuses a pipe whose owner, if any, is not trusted.
 fn check_owner(
     address: &str,
     owner: io::Result<Option<UserId>>,
@@ -200,7 +200,7 @@ fn check_owner(
     }
 }
 
-/// One connection to a server.
+/// A connection to a server.
 ///
 /// # Examples
 ///
@@ -216,7 +216,7 @@ fn check_owner(
 pub struct Client {
     connection: Connection,
     call_timeout: Option<Duration>,
-    /// How many replies are to come: to the call under way, and to those that were given up.
+    /// How many replies are outstanding: to the call in flight, and to calls that were given up.
     unanswered: usize,
 }
 
@@ -237,7 +237,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// As [`ClientOptions::connect`].
+    /// Same as [`ClientOptions::connect`].
     ///
     /// # Cancel safety
     ///
@@ -248,23 +248,21 @@ impl Client {
         ClientOptions::new().connect(name).await
     }
 
-    /// Sends a request and receives its reply, within the
-    /// [`call_timeout`](ClientOptions::call_timeout).
+    /// Sends a request and receives its reply, within the [`call_timeout`](ClientOptions::call_timeout).
     ///
-    /// For servers that reply once to each request, in order, and send nothing unasked. Replies to what was
-    /// sent with [`send`](Self::send) have to be received first.
+    /// For servers that send one reply to each request, in order, and nothing else. Replies to messages sent
+    /// with [`send`](Self::send) must be received first.
     ///
     /// # Errors
     ///
-    /// [`CallError`] says which half failed; [`CallError::Closed`] when the server closed instead of
-    /// replying, [`CallError::TimedOut`] when it took too long.
+    /// [`CallError`] says which half failed. [`CallError::Closed`] if the server closed the pipe instead of
+    /// replying, [`CallError::TimedOut`] after the call timeout.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, or the call has timed out, the request may or may not be sent, but whole
-    /// or not at all. The client can be used again: the next call waits until the reply to this one has
-    /// come, and drops it. So it waits for ever, or until its own timeout, if the server does not reply to
-    /// every request.
+    /// If the future is dropped, or the call times out, the request may or may not be sent, but never in
+    /// part. The client remains usable: the next call first waits for the reply to this one, and drops it.
+    /// If the server does not reply to every request, that call waits forever or until its own timeout.
     pub async fn call(&mut self, request: impl Into<Bytes>) -> Result<Bytes, CallError> {
         let request = request.into();
         let Some(after) = self.call_timeout else {
@@ -277,22 +275,22 @@ impl Client {
     }
 
     async fn exchange(&mut self, request: Bytes) -> Result<Bytes, CallError> {
-        // Of calls that were given up.
+        // Replies to calls that were given up.
         self.receive_replies().await?;
         self.connection.halves().1.feed(request).await?;
-        // From here on it is sent, if not by this call then by the next one.
+        // From here on it is sent, by this call or else by the next one.
         self.unanswered += 1;
         let reply = self.receive_replies().await?;
         reply.ok_or(CallError::Closed)
     }
 
-    /// Sends what was begun, and receives replies until none is to come. Returns the last one.
+    /// Flushes what was started, and receives replies until none is outstanding. Returns the last one.
     async fn receive_replies(&mut self) -> Result<Option<Bytes>, CallError> {
         let (receiver, sender) = self.connection.halves();
         let unanswered = &mut self.unanswered;
         let mut last = None;
         poll_fn(|cx| {
-            // Both at once: the server may read on only when an earlier reply of its has been read.
+            // Both at once: the server may not read on until one of its earlier replies has been read.
             let sent = sender.poll_flush(cx).map_err(|error| {
                 *unanswered = unanswered.saturating_sub(1);
                 error
@@ -306,11 +304,11 @@ impl Client {
         .await
     }
 
-    /// Sends one message, as [`Connection::send`].
+    /// Sends one message. See [`Connection::send`].
     ///
     /// # Errors
     ///
-    /// As [`Connection::send`].
+    /// Same as [`Connection::send`].
     ///
     /// # Cancel safety
     ///
@@ -319,12 +317,12 @@ impl Client {
         self.connection.send(message).await
     }
 
-    /// Receives one message, or `None` when the server has closed, as [`Connection::recv`]. The reply to a
-    /// call that was given up is received as well.
+    /// Receives one message, or `None` once the server has closed. See [`Connection::recv`]. Replies to calls
+    /// that were given up are received as well.
     ///
     /// # Errors
     ///
-    /// As [`Connection::recv`].
+    /// Same as [`Connection::recv`].
     ///
     /// # Cancel safety
     ///
@@ -341,11 +339,11 @@ impl Client {
         Poll::Ready(received)
     }
 
-    /// Ends the conversation, as [`Connection::finish`]: replies to what was sent can still be received.
+    /// Ends the conversation. Replies to what was sent can still be received. See [`Connection::finish`].
     ///
     /// # Errors
     ///
-    /// As [`Connection::finish`].
+    /// Same as [`Connection::finish`].
     ///
     /// # Cancel safety
     ///
@@ -354,30 +352,30 @@ impl Client {
         self.connection.finish().await
     }
 
-    /// Who serves the pipe. On Windows its user is the owner of the pipe.
+    /// The process that serves the pipe. On Windows its user is the owner of the pipe.
     ///
     /// # Errors
     ///
-    /// The system's. On Windows a client that was connected with [`Trust::Anyone`] did not ask for the right
-    /// to read the owner.
+    /// Returns the system's error. On Windows this fails on a client connected with [`Trust::Anyone`], which
+    /// does not request the right to read the owner.
     pub fn peer(&self) -> io::Result<Peer> {
         self.connection.peer()
     }
 
-    /// The connection under it, for code that works on either side.
+    /// Returns the underlying connection, for code that works on either side.
     #[must_use]
     pub fn into_connection(self) -> Connection {
         self.connection
     }
 
-    /// Splits the client so that one task can receive while another one sends.
+    /// Splits the client, so that one task can receive while another one sends.
     #[must_use]
     pub fn into_split(self) -> (RecvHalf, SendHalf) {
         self.connection.into_split()
     }
 }
 
-/// As those of [`Connection`].
+/// Same as for [`Connection`].
 #[cfg(feature = "futures")]
 mod futures {
     use std::pin::Pin;

@@ -1,4 +1,4 @@
-//! One client's two-way message channel, and its halves.
+//! A client's two-way message channel, and its halves.
 
 use std::{
     fmt,
@@ -19,10 +19,10 @@ use crate::{
     peer::Peer,
 };
 
-/// One client's two-way message channel.
+/// A client's two-way message channel.
 ///
-/// Dropping it closes the pipe for the client, which can still read what was sent before, and makes
-/// its instance free for the next one.
+/// Dropping it closes the pipe and frees its instance for the next client. The other side can still read what
+/// was sent before.
 pub struct Connection {
     receiver: RecvHalf,
     sender: SendHalf,
@@ -33,7 +33,7 @@ pub struct Connection {
 pub struct RecvHalf {
     receiver: Box<dyn Receive>,
     ended: Option<End>,
-    /// The connection's span, while it does not say who is on the other side.
+    /// The connection's span, until the peer is recorded in it.
     anonymous: Option<Span>,
     shared: Arc<Shared>,
 }
@@ -50,22 +50,22 @@ pub struct SendHalf {
 /// How receiving ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// By an empty message: the other side may still be reading.
+    /// With an empty message: the other side may still be reading.
     Said,
-    /// The other side is gone, or sent what can't be received.
+    /// The other side is gone, or sent something that can't be received.
     Closed,
 }
 
-/// What both halves hold. The connection is closed when it is dropped.
+/// What both halves share. Dropping it closes the connection.
 struct Shared {
-    /// Those that the connection is one of; `None` on a client.
+    /// The instances that this connection belongs to; `None` on a client.
     instances: Option<Arc<Instances>>,
     link: Arc<dyn Link>,
     identity: Arc<Identity>,
 }
 
 impl Drop for Shared {
-    /// Before `link` is dropped: at the limit the next instance has to exist before this one closes.
+    /// Before `link` is dropped: at the limit, the next instance must exist before this one closes.
     fn drop(&mut self) {
         if let Some(instances) = &self.instances {
             instances.release(&self.link);
@@ -107,50 +107,49 @@ impl Connection {
         }
     }
 
-    /// Receives the next message, whole and alone, or `None` when the other side has closed or has
-    /// ended the conversation with an empty message.
+    /// Receives the next message, whole and alone. Returns `None` once the other side has closed or has ended
+    /// the conversation with an empty message.
     ///
     /// # Errors
     ///
-    /// [`RecvError::TooLong`] for a message over `max_message_size`, [`RecvError::Incomplete`] for one
-    /// that the other side left in the middle of; nothing of it is delivered. After these and any other
-    /// error nothing more can be received.
+    /// [`RecvError::TooLong`] for a message over `max_message_size`. [`RecvError::Incomplete`] if the other
+    /// side closed in the middle of a message; no part of it is delivered. After any error nothing more can
+    /// be received.
     ///
-    /// Not detected: a program on Windows that cancels a write of which a part was already read, and then
-    /// writes another message, has sent that part and that message as one.
+    /// One case is not detected. If a program on Windows cancels a write that was partly read and then writes
+    /// another message, that part and the new message arrive as one.
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: if the future is dropped, no message is lost, also not a half-read one.
+    /// Cancel safe: if the future is dropped, no message is lost, not even a partly read one.
     pub async fn recv(&mut self) -> Result<Option<Bytes>, RecvError> {
         self.receiver.recv().await
     }
 
-    /// Sends one message. It is in the system's hands when this returns; whether the other side has
-    /// read it is not known.
+    /// Sends one message. When this returns, the system has the message; whether the other side has read it
+    /// is not known.
     ///
-    /// Waits while the pipe is full and the other side does not read.
+    /// Waits for the other side to read while the pipe is full.
     ///
     /// # Errors
     ///
     /// [`SendError::TooLong`], [`SendError::Empty`] and, after [`finish`](Self::finish),
-    /// [`SendError::Finished`], before anything is sent; [`SendError::Closed`] when the other side is
-    /// gone.
+    /// [`SendError::Finished`], before anything is sent. [`SendError::Closed`] if the other side is gone.
     ///
     /// # Cancel safety
     ///
-    /// Not cancel safe: if the future is dropped, the message may or may not be sent, but whole or
-    /// not at all, and before any later one.
+    /// Not cancel safe: if the future is dropped, the message may or may not be sent. It is never sent in
+    /// part, and never after a later one.
     pub async fn send(&mut self, message: impl Into<Bytes>) -> Result<(), SendError> {
         self.sender.send(message).await
     }
 
-    /// Ends the conversation from this side: sends the empty message, after which the other side
-    /// receives nothing more. Replies that are still to come can be received.
+    /// Ends the conversation from this side by sending the empty message. The other side receives nothing
+    /// more. Outstanding replies can still be received.
     ///
     /// # Errors
     ///
-    /// [`SendError::Closed`] when the other side is gone.
+    /// [`SendError::Closed`] if the other side is gone.
     ///
     /// # Cancel safety
     ///
@@ -159,23 +158,23 @@ impl Connection {
         self.sender.finish().await
     }
 
-    /// Splits the connection so that one task can receive while another one sends.
+    /// Splits the connection, so that one task can receive while another one sends.
     #[must_use]
     pub fn into_split(self) -> (RecvHalf, SendHalf) {
         (self.receiver, self.sender)
     }
 
-    /// Who is on the other side: asked of the system the first time, remembered from then on.
+    /// Who is on the other side. The system is asked once; the answer is cached.
     ///
     /// # Errors
     ///
-    /// The system's. On Windows the client's user is known only once a message of it has been
-    /// received (*ImpersonateNamedPipeClient*); before that this fails.
+    /// Returns the system's error. On Windows the client's user is unknown, and this fails, until a message
+    /// from it has been received (*ImpersonateNamedPipeClient*).
     pub fn peer(&self) -> io::Result<Peer> {
         self.identity().peer()
     }
 
-    /// The number of this connection: 1 for a listener's first, then counting up; 0 on a client.
+    /// The number of this connection, counted from 1 for each listener; 0 on a client.
     #[must_use]
     pub fn id(&self) -> u64 {
         self.identity().id
@@ -195,8 +194,8 @@ impl Connection {
         &self.receiver.shared.identity
     }
 
-    /// Records in the connection's span who is on the other side: now, or once a message has been received
-    /// if that is not known before.
+    /// Records the peer in the connection's span: now, or once a message has been received if the peer is not
+    /// known before.
     pub(crate) fn record_peer(&mut self, span: &Span) {
         if !span.is_disabled() {
             self.receiver.anonymous = Some(span.clone());
@@ -206,11 +205,11 @@ impl Connection {
 }
 
 impl RecvHalf {
-    /// As [`Connection::recv`].
+    /// Same as [`Connection::recv`].
     ///
     /// # Errors
     ///
-    /// As [`Connection::recv`].
+    /// Same as [`Connection::recv`].
     ///
     /// # Cancel safety
     ///
@@ -224,7 +223,7 @@ impl RecvHalf {
         self.ended
     }
 
-    /// Whether the other side is gone. What it sent before may still be there to be received.
+    /// Whether the other side is gone. Messages that it sent before may still be received.
     pub(crate) fn is_hung_up(&self) -> bool {
         self.shared.link.is_hung_up()
     }
@@ -268,11 +267,11 @@ impl RecvHalf {
 }
 
 impl SendHalf {
-    /// As [`Connection::send`].
+    /// Same as [`Connection::send`].
     ///
     /// # Errors
     ///
-    /// As [`Connection::send`].
+    /// Same as [`Connection::send`].
     ///
     /// # Cancel safety
     ///
@@ -282,23 +281,23 @@ impl SendHalf {
         poll_fn(|cx| self.poll_flush(cx)).await
     }
 
-    /// Begins to send one message, which is sure to be sent only once `poll_flush` is ready.
+    /// Starts sending one message. It is guaranteed to be sent only once `poll_flush` is ready.
     pub(crate) async fn feed(&mut self, message: Bytes) -> Result<(), SendError> {
         self.check(&message)?;
         poll_fn(|cx| self.sender.poll_ready(cx)).await?;
         self.sender.start_send(message)
     }
 
-    /// Ready when all messages that were begun are in the system's hands.
+    /// Ready when the system has all messages that were started.
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         self.sender.poll_flush(cx)
     }
 
-    /// As [`Connection::finish`].
+    /// Same as [`Connection::finish`].
     ///
     /// # Errors
     ///
-    /// As [`Connection::finish`].
+    /// Same as [`Connection::finish`].
     ///
     /// # Cancel safety
     ///
@@ -398,7 +397,7 @@ mod futures {
             self.sender.poll_flush(cx)
         }
 
-        /// Ends the conversation, as [`Connection::finish`] does.
+        /// Ends the conversation. See [`Connection::finish`].
         fn poll_close(
             mut self: Pin<&mut Self>,
             cx: &mut Context<'_>,

@@ -1,32 +1,31 @@
-//! What applies when nothing else is asked for.
+//! The default values of the options.
 
 use std::time::Duration;
 
-/// The longest message, in bytes. An engine that carries less has its own limit as the default.
+/// The longest message, in bytes. An engine with a lower limit uses that limit.
 pub const MAX_MESSAGE_SIZE: usize = 64 * 1024;
 
-/// How many bytes may lie in the pipe each way before a writer waits.
+/// How many bytes the pipe buffers in each direction before a writer waits.
 pub const BUFFER_SIZE: usize = 64 * 1024;
 
-/// How many instances wait for clients. Two, so that a client that connects while the next instance is
-/// being created finds one.
+/// How many instances wait for clients. Two, so that a client that connects while the next instance is being
+/// created still finds one.
 pub const BACKLOG: usize = 2;
 
-/// How many bytes a server holds for all of its clients together: those of 4,096 clients that have each
-/// sent a request of the default limit.
+/// How many bytes a server buffers for all its clients together: those of 4,096 clients that have each sent a
+/// request of the default limit.
 pub const MAX_BUFFERED_BYTES: usize = 256 * 1024 * 1024;
 
-/// How many connections a user other than the server's own and the system's may have: a fourth of the
-/// 1,024 files that a process on Linux may usually have open.
+/// How many connections a user other than the server's own and the system's may have: a quarter of the 1,024
+/// files that a process on Linux may usually have open.
 pub const MAX_CONNECTIONS_PER_USER: usize = 256;
 
-/// How long a client waits for a busy pipe: as long as the client of Microsoft's sample (*Named Pipe
-/// Client*).
+/// How long a client waits for a busy pipe: as long as Microsoft's sample client (*Named Pipe Client*).
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long a reply waits for a client that does not read. Finite, since two sides that both write first
-/// wait for each other.
+/// How long a reply waits for a client that does not read. Finite, because two sides that both write first
+/// would wait for each other forever.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long requests in progress may take once a shutdown has begun.
+/// How long requests in flight may take once a graceful shutdown has begun.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);

@@ -7,7 +7,7 @@ use crate::{name::NameError, peer::UserId};
 /// Any error of a handler, an extractor or a connection's code.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
-/// Why a pipe can't be served.
+/// An error returned when serving a pipe fails.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BindError {
@@ -23,8 +23,8 @@ pub enum BindError {
         /// What is wrong with its value, and the accepted range.
         problem: String,
     },
-    /// The name is that of a pipe on another machine.
-    #[error("{address} is a pipe of another machine, which can't be served here")]
+    /// The pipe is on another machine.
+    #[error("{address} is a pipe on another machine, which can't be served here")]
     #[non_exhaustive]
     Remote {
         /// The pipe's address.
@@ -34,7 +34,7 @@ pub enum BindError {
     #[error("a pipe can't be served outside a Tokio runtime: bind it in an async function")]
     NoRuntime,
     /// Another server has the name.
-    #[error("{address} is served already: stop the other server or choose another name")]
+    #[error("{address} is already served: stop the other server or choose another name")]
     #[non_exhaustive]
     InUse {
         /// The pipe's address.
@@ -93,7 +93,7 @@ impl From<BindError> for io::Error {
     }
 }
 
-/// Why a client could not connect.
+/// An error returned when connecting a client fails.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
@@ -112,10 +112,10 @@ pub enum ConnectError {
     /// There is no Tokio runtime to connect on.
     #[error("a client can't connect outside a Tokio runtime: await it on one")]
     NoRuntime,
-    /// The pipe is on another machine, and `allow_remote` was not turned on (`os::windows`).
+    /// The pipe is on another machine, and `allow_remote` is off (`os::windows`).
     #[error(
-        "{address} is on another machine, which would be sent this user's credentials: allow remote \
-         pipes if that is meant (allow_remote)"
+        "{address} is on another machine, which would receive this user's credentials: allow remote \
+         pipes if that is intended (allow_remote)"
     )]
     #[non_exhaustive]
     Remote {
@@ -129,7 +129,7 @@ pub enum ConnectError {
         /// The pipe's address.
         address: String,
     },
-    /// Every instance stayed busy with another client until the connect timeout.
+    /// Every instance was busy with another client until the connect timeout.
     #[error(
         "{address} stayed busy for {waited:?}: every instance serves another client; try again later"
     )]
@@ -149,8 +149,8 @@ pub enum ConnectError {
         /// The system's error.
         source: io::Error,
     },
-    /// The pipe, or on Linux the directory of its short name, belongs to a user whom the client does not
-    /// trust. Nothing was sent there.
+    /// The pipe, or on Linux the directory of its short name, belongs to a user that the client does not
+    /// trust. Nothing was sent.
     #[error(
         "{address} belongs to {owner}, who is not trusted and could read what is sent there: if this is the \
          right server, trust that user (trust)"
@@ -159,7 +159,7 @@ pub enum ConnectError {
     Untrusted {
         /// The pipe's address.
         address: String,
-        /// That user.
+        /// The user it belongs to.
         owner: UserId,
     },
     /// The system can't connect.
@@ -174,7 +174,7 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// Classifies an engine's error that a further attempt would not change.
+    /// Classifies an engine's error that a retry would not resolve.
     pub(crate) fn open(address: impl Into<String>, source: io::Error) -> Self {
         let source = match OutOfRange::take(source) {
             Ok(out_of_range) => return out_of_range.into(),
@@ -206,7 +206,7 @@ impl From<ConnectError> for io::Error {
     }
 }
 
-/// Why no message could be received.
+/// An error returned when receiving a message fails.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecvError {
@@ -217,7 +217,7 @@ pub enum RecvError {
         /// The limit, in bytes.
         limit: usize,
     },
-    /// The other side left, or took the message back, when a part of it had arrived. Nothing of it was
+    /// The other side closed, or cancelled its write, in the middle of a message. No part of it was
     /// delivered, and nothing more can be received.
     #[error("a message was cut short: the other side closed the pipe while it was being received")]
     Incomplete,
@@ -238,7 +238,7 @@ impl From<RecvError> for io::Error {
     }
 }
 
-/// Why a message was not sent.
+/// An error returned when sending a message fails.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendError {
@@ -248,10 +248,10 @@ pub enum SendError {
     TooLong {
         /// The message's length, in bytes.
         length: usize,
-        /// The limit, in bytes: `max_message_size`, or what the engine can carry.
+        /// The limit, in bytes: `max_message_size`, or the engine's.
         limit: usize,
     },
-    /// The message is empty: an empty message would end the conversation. Nothing was sent.
+    /// The message is empty, which would end the conversation. Nothing was sent.
     #[error("an empty message can't be sent: it would end the conversation")]
     Empty,
     /// This side has ended the conversation with `finish`.
@@ -276,7 +276,7 @@ impl From<SendError> for io::Error {
     }
 }
 
-/// Why a request got no reply.
+/// An error returned when a request gets no reply.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CallError {
@@ -286,10 +286,10 @@ pub enum CallError {
     /// The reply could not be received.
     #[error(transparent)]
     Recv(#[from] RecvError),
-    /// The server closed the pipe and did not reply.
+    /// The server closed the pipe instead of replying.
     #[error("the server closed the pipe and did not reply")]
     Closed,
-    /// The call timeout is over. The client remains usable.
+    /// The call timeout has elapsed. The client remains usable.
     #[error("the server did not reply within {after:?} (call_timeout)")]
     #[non_exhaustive]
     TimedOut {
@@ -349,7 +349,7 @@ impl From<OutOfRange> for io::Error {
 }
 
 /// An error followed by its sources, as in `a: b: c`, for the log. Many errors already print their source,
-/// which is not said again.
+/// which is not repeated.
 pub(crate) struct Chain<'a>(pub(crate) &'a (dyn Error + 'static));
 
 impl fmt::Display for Chain<'_> {
@@ -358,7 +358,7 @@ impl fmt::Display for Chain<'_> {
         let mut source = self.0.source();
         while let Some(error) = source {
             let text = error.to_string();
-            // Between separators, so that a part of a word is not taken for it.
+            // Compared with separators, so that a part of a word does not match.
             if !format!(": {chain}: ").contains(&format!(": {text}: ")) {
                 chain = format!("{chain}: {text}");
             }
@@ -392,7 +392,7 @@ mod tests {
         }
     }
 
-    /// An error whose text already has that of its source, as some libraries write them.
+    /// An error whose text already includes its source's, as in some libraries.
     #[derive(Debug, thiserror::Error)]
     #[error("{text}")]
     struct Wordy {

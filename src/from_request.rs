@@ -1,4 +1,4 @@
-//! What a handler may take.
+//! The types that a handler can take.
 
 use std::{convert::Infallible, io, str::Utf8Error};
 
@@ -11,7 +11,7 @@ use crate::{
     session::{ConnectionInfo, NoSession, Session},
 };
 
-/// What a handler may take as an argument.
+/// A type that a handler can take as an argument.
 ///
 /// | type | value | rejected |
 /// |---|---|---|
@@ -19,20 +19,20 @@ use crate::{
 /// | `String` | the message as text | if it is not UTF-8 |
 /// | [`Request`] | the message, and who sent it | never |
 /// | [`Peer`] | who sent it | if the system does not say |
-/// | [`ConnectionInfo`] | the connection that it came on | never |
-/// | [`Session<S>`] | what [`on_connect`](crate::Serve::on_connect) made for the client | if it made no `S` |
+/// | [`ConnectionInfo`] | the connection it was received on | never |
+/// | [`Session<S>`] | what [`on_connect`](crate::Serve::on_connect) returned for the client | if it returned no `S` |
 /// | `Result<T, T::Rejection>` | the value or its rejection | never |
 /// | `Option<T>` | the value, or `None` if it is rejected | never |
 ///
 /// A rejection ends the conversation and is logged with the connection's id. A handler that takes the
-/// `Result` decides for itself.
+/// `Result` handles the rejection itself.
 ///
-/// Arguments may stand in any order, and more than one may take the message. The last one takes it by
-/// value, without a copy.
+/// Arguments may be in any order, and more than one may take the message. The last one takes it by value,
+/// without a copy.
 ///
 /// # Examples
 ///
-/// A type of one's own:
+/// A custom type:
 ///
 /// ```
 /// use pipe_server::{BoxError, FromRequest, Handler, Request};
@@ -57,8 +57,8 @@ use crate::{
 ///     }
 /// });
 /// ```
-// One trait, where axum has two for the parts and the body of a request: a message is whole, and its clone
-// shares the bytes, so every argument can have it.
+// One trait, where axum has two for the parts and the body of a request. A message is whole and its clones
+// share the bytes, so every argument can have it.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` can't be an argument of a handler",
     note = "implement `FromRequest` for it, or take one of `Bytes`, `String`, `Request`, `Peer`, \
@@ -68,25 +68,25 @@ pub trait FromRequest: Sized {
     /// Why a request is rejected.
     type Rejection: Into<BoxError>;
 
-    /// Extracts it from a request that other arguments need as well.
+    /// Extracts the value from a request that other arguments need as well.
     ///
     /// # Errors
     ///
-    /// The rejection.
+    /// Returns the rejection.
     fn from_request(request: &Request) -> Result<Self, Self::Rejection>;
 
-    /// Extracts it from a request that nothing else needs. By default as
-    /// [`from_request`](Self::from_request).
+    /// Extracts the value from a request that nothing else needs. Calls [`from_request`](Self::from_request)
+    /// by default.
     ///
     /// # Errors
     ///
-    /// The rejection.
+    /// Returns the rejection.
     fn from_owned(request: Request) -> Result<Self, Self::Rejection> {
         Self::from_request(&request)
     }
 }
 
-/// A request was rejected before it reached its handler. The source says why.
+/// A request was rejected before it reached its handler. The source is the reason.
 #[derive(Debug, thiserror::Error)]
 #[error("the request was rejected")]
 pub struct Rejection {
@@ -99,7 +99,7 @@ impl Rejection {
         Self { source }
     }
 
-    /// Why it was rejected.
+    /// Returns the reason.
     #[must_use]
     pub fn into_reason(self) -> BoxError {
         self.source

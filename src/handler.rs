@@ -11,14 +11,13 @@ use crate::{
 
 /// Answers requests.
 ///
-/// Async functions and closures are handlers: they take one to four arguments, each of a type that
-/// implements [`FromRequest`], and return something that implements [`IntoReply`]. A type with state
-/// implements this trait by hand. `T` tells these apart and is rarely written.
+/// Async functions and closures are handlers. They take one to four arguments, each of a type that implements
+/// [`FromRequest`], and return a type that implements [`IntoReply`]. A type with state implements this trait
+/// directly. `T` distinguishes these cases and rarely has to be written.
 ///
-/// The requests of one client are answered one after the other, those of different clients at the same
-/// time.
+/// The requests of one client are handled in order, one at a time; different clients are served concurrently.
 ///
-/// A handler that fails or panics costs its own client the connection, nothing else.
+/// If a handler fails or panics, only its own client loses the connection.
 ///
 /// # Examples
 ///
@@ -44,7 +43,7 @@ use crate::{
 /// check(Greeter { greeting: "hello" });
 /// ```
 ///
-/// Middleware is a handler that has another one, or a function that makes one out of another:
+/// Middleware is a handler that wraps another one, or a function that returns such a handler:
 ///
 /// ```
 /// use std::sync::Arc;
@@ -75,16 +74,15 @@ pub trait Handler<T = Request>: Send + Sync + 'static {
     ///
     /// # Cancel safety
     ///
-    /// The future is dropped when its time or the server's drain time is over, and when its client is
-    /// gone if [`cancel_on_disconnect`](crate::Serve::cancel_on_disconnect) was asked for.
+    /// The future is dropped when the handler timeout or the drain deadline passes and, with
+    /// [`cancel_on_disconnect`](crate::Serve::cancel_on_disconnect), when the client disconnects.
     fn call(&self, request: Request) -> impl Future<Output = Result<Reply, BoxError>> + Send;
 
-    /// Returns the handler of a connection that has just been accepted. By default all connections share
-    /// this one.
+    /// Returns the handler for a newly accepted connection. By default all connections share this one.
     ///
-    /// For handlers that need a value for each connection which is not a [`Session`](crate::Session), as
-    /// [`TowerHandler`](crate::TowerHandler) needs a clone of its service. Middleware passes the call on
-    /// to the handler that it wraps.
+    /// For handlers that need a value per connection other than a [`Session`](crate::Session), such as
+    /// [`TowerHandler`](crate::TowerHandler), which clones its service. Middleware forwards the call to the
+    /// handler that it wraps.
     fn connected(self: &Arc<Self>) -> Arc<Self> {
         Arc::clone(self)
     }
@@ -101,7 +99,7 @@ macro_rules! handler {
             $last: FromRequest + Send,
         {
             async fn call(&self, request: Request) -> Result<Reply, BoxError> {
-                // In one expression: a future kept in a variable would be held twice.
+                // In one expression: a future in a variable would be stored twice.
                 self(
                     $($argument::from_request(&request).map_err(Rejection::new)?,)*
                     $last::from_owned(request).map_err(Rejection::new)?,

@@ -1,4 +1,4 @@
-//! Which connection this is.
+//! The identity of a connection.
 
 use std::{
     any::Any,
@@ -8,13 +8,13 @@ use std::{
 
 use crate::{engine::Link, peer::Peer};
 
-/// What a connection's requests know of it: its number, who is on its other side, and its session.
+/// What the requests of a connection know about it: its number, its peer and its session.
 pub(crate) struct Identity {
     pub(crate) id: u64,
     peer: OnceLock<Peer>,
     session: OnceLock<AnySession>,
-    /// Weak, so that a request that a handler keeps does not keep the instance from the next client.
-    /// `None` for a request that no connection has received.
+    /// Weak, so that a request that a handler keeps does not keep the instance open. `None` for a request
+    /// that was not received on a connection.
     link: Option<Weak<dyn Link>>,
 }
 
@@ -31,7 +31,7 @@ impl Identity {
         }
     }
 
-    /// That of a request that no connection has received.
+    /// The identity of a request that was not received on a connection.
     pub(crate) fn of(peer: Peer) -> Self {
         Self {
             id: 0,
@@ -67,7 +67,7 @@ impl Identity {
         let link = link.ok_or_else(|| {
             io::Error::new(
                 io::ErrorKind::NotConnected,
-                "the connection is over and its peer was never asked for",
+                "the connection has closed, and its peer was never asked for",
             )
         })?;
         let peer = link.peer()?;

@@ -1,4 +1,4 @@
-//! The instances of a pipe: how a client always finds one that waits.
+//! The instances of a pipe, and how one is kept waiting for the next client.
 
 use std::{
     io, mem,
@@ -16,21 +16,21 @@ use crate::{
     reason::Reason,
 };
 
-/// The instances of one pipe, which its listener and its connections share.
+/// The instances of one pipe, shared by its listener and its connections.
 pub(crate) struct Instances {
     state: Mutex<State>,
     log: Arc<LogLimit>,
 }
 
-/// The limit is kept here and not by the system: the replacement of a connection that ends at the
-/// limit has to exist before the old instance closes, or the name would be gone for a moment.
+/// The limit is enforced here and not by the system. When a connection ends at the limit, its replacement
+/// must exist before the old instance closes, or the name would briefly disappear.
 struct State {
     /// `None` once the listener is dropped.
     endpoint: Option<Box<dyn Endpoint>>,
     waiting: Vec<Box<dyn Instance>>,
     connected: usize,
-    /// Instances of connections that are over, kept open because their replacement could not be
-    /// created: they keep the name alive until it can.
+    /// Instances of closed connections, kept open because their replacement could not be created. They hold
+    /// the name until it can.
     finished: Vec<Arc<dyn Link>>,
     acceptor: Option<Waker>,
     backlog: usize,
@@ -38,7 +38,7 @@ struct State {
 }
 
 impl Instances {
-    /// Creates the first of them.
+    /// Creates the first instances.
     pub(crate) fn new(
         name: PipeName,
         endpoint: Box<dyn Endpoint>,
@@ -61,7 +61,7 @@ impl Instances {
         }))
     }
 
-    /// A connected channel, for which [`release`](Self::release) has to be called, and whether the next
+    /// Returns a connected channel, for which [`release`](Self::release) must be called, and whether the next
     /// instance could be created.
     pub(crate) fn poll_accept(
         &self,
@@ -70,8 +70,8 @@ impl Instances {
         self.lock().poll_accept(cx)
     }
 
-    /// Counts a connection out, and creates the next instance if its limit left none to wait. Called while
-    /// the instance of the connection, which `link` holds, is still open.
+    /// Releases a connection, and creates the next instance if the limit left none waiting. Called while the
+    /// connection's own instance, which `link` holds, is still open.
     pub(crate) fn release(&self, link: &Arc<dyn Link>) {
         let mut state = self.lock();
         let connected = state.connected - 1;
@@ -81,7 +81,8 @@ impl Instances {
             state.finished.push(Arc::clone(link));
         }
         let acceptor = state.acceptor.take();
-        // A waker and a log are the caller's code: they may drop a connection or the listener, or block.
+        // Outside the lock: a waker and a log subscriber are user code, which may drop a connection or the
+        // listener, or block.
         drop(state);
         self.log_missing(topped_up);
         if let Some(acceptor) = acceptor {
@@ -89,7 +90,7 @@ impl Instances {
         }
     }
 
-    /// Gives up the name. Connections live on.
+    /// Gives up the name. Connections stay open.
     pub(crate) fn close(&self) {
         let mut state = self.lock();
         let endpoint = state.endpoint.take();
@@ -99,7 +100,7 @@ impl Instances {
         drop((waiting, finished, endpoint));
     }
 
-    /// Outside the lock: a log is the caller's code, which may come back here.
+    /// Called outside the lock: a log subscriber is user code, which may call back into this type.
     pub(crate) fn log_missing(&self, topped_up: io::Result<()>) {
         let Err(error) = topped_up else { return };
         let reason = Reason::Instance;
@@ -114,7 +115,7 @@ impl Instances {
         }
     }
 
-    /// The limit of what is logged about the pipe and its connections.
+    /// The log limit of the pipe and its connections.
     pub(crate) fn log_limit(&self) -> &Arc<LogLimit> {
         &self.log
     }
@@ -125,7 +126,7 @@ impl Instances {
 }
 
 impl State {
-    /// Counts a client in or out, and tells the engine when that reaches or leaves the limit.
+    /// Sets the number of connected clients, and tells the engine when it reaches or leaves the limit.
     fn set_connected(&mut self, connected: usize) {
         let was_full = self.connected == self.max;
         self.connected = connected;
@@ -151,17 +152,17 @@ impl State {
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Channel, io::Result<()>)>> {
         let topped_up = self.top_up();
-        // Every waiting instance is polled: which one a client gets is the system's choice.
+        // Every waiting instance is polled: the system chooses which one a client gets.
         for index in 0..self.waiting.len() {
             match self.waiting[index].poll_connect(cx) {
                 Poll::Ready(Ok(channel)) => {
-                    // The replacement first, while the connected one holds the name.
+                    // Create the replacement first, while the connected instance holds the name.
                     self.set_connected(self.connected + 1);
                     drop(self.waiting.remove(index));
                     return Poll::Ready(Ok((channel, self.top_up())));
                 }
                 Poll::Ready(Err(error)) => {
-                    // The replacement first, here too. Until it can be created the instance is kept and
+                    // Create the replacement first here, too. Until that succeeds, the instance is kept and
                     // polled again: the name may depend on it, and a client may still connect to it.
                     let failed = self.waiting.remove(index);
                     if self.top_up().is_err() {

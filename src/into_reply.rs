@@ -1,4 +1,4 @@
-//! What a handler may return.
+//! The types that a handler can return.
 
 use std::convert::Infallible;
 
@@ -13,10 +13,10 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// Answers with `message`.
+    /// Creates a reply that sends `message`.
     ///
-    /// An empty message can't be sent, since it would end the conversation: a handler that returns one
-    /// has failed. Return [`Reply::none`] to send no reply.
+    /// An empty message would end the conversation, so it can't be sent: a handler that returns one has
+    /// failed. Return [`Reply::none`] to send no reply.
     #[must_use]
     pub fn new(message: impl Into<Bytes>) -> Self {
         Self {
@@ -24,26 +24,26 @@ impl Reply {
         }
     }
 
-    /// Answers with nothing: the client did not ask for a reply. `()` is this too.
+    /// Creates a reply that sends nothing, for a client that expects no reply. `()` does the same.
     #[must_use]
     pub fn none() -> Self {
         Self { message: None }
     }
 
-    /// The message, if there is one.
+    /// The message, if any.
     #[must_use]
     pub fn message(&self) -> Option<&Bytes> {
         self.message.as_ref()
     }
 
-    /// The message, if there is one.
+    /// The message, if any.
     #[must_use]
     pub fn into_message(self) -> Option<Bytes> {
         self.message
     }
 }
 
-/// What a handler may return.
+/// A type that a handler can return.
 ///
 /// | type | reply |
 /// |---|---|
@@ -55,7 +55,7 @@ impl Reply {
 ///
 /// # Examples
 ///
-/// A type of one's own:
+/// A custom type:
 ///
 /// ```
 /// use pipe_server::{BoxError, IntoReply, Reply};
@@ -76,7 +76,7 @@ impl Reply {
     note = "a handler returns bytes, text, `Reply`, `()`, or an `Option` or `Result` of these"
 )]
 pub trait IntoReply {
-    /// Converts it into the reply.
+    /// Converts the value into a reply.
     ///
     /// # Errors
     ///

@@ -1,6 +1,6 @@
-//! Message pipes on Tokio: a server that answers other programs on the same machine, and the client
-//! for it. Windows named pipes in message mode, and on Linux sockets that keep messages whole. Pipes are
-//! bound, and clients connect, in a Tokio runtime with I/O and time enabled.
+//! Message pipes on Tokio: a server and a client for programs on the same machine. Windows named pipes in
+//! message mode; on Linux, sockets that preserve message boundaries. Binding a pipe and connecting to one
+//! require a Tokio runtime with I/O and time enabled.
 //!
 //! ```no_run
 //! use std::io;
@@ -19,10 +19,10 @@
 //!
 //! | to | use |
 //! |---|---|
-//! | answer requests | [`serve`], with a [`Handler`] that takes what is [`FromRequest`] and returns what is [`IntoReply`] |
-//! | say who is served | [`Access`], [`Serve::authorize`] |
-//! | keep something for each client | [`Serve::on_connect`] and [`Session`] |
-//! | push messages, or speak a protocol of your own | [`serve_connections`], which hands out each [`Connection`] |
+//! | answer requests | [`serve`], with a [`Handler`] that takes [`FromRequest`] types and returns an [`IntoReply`] type |
+//! | choose who is served | [`Access`], [`Serve::authorize`] |
+//! | keep state for each client | [`Serve::on_connect`] and [`Session`] |
+//! | push messages, or speak another protocol | [`serve_connections`], which hands out each [`Connection`] |
 //! | accept clients yourself | [`PipeListener`] |
 //! | call a server | [`Client`] |
 //! | test a handler | [`Handler::call`] with [`Request::new`]; pipes in memory (feature `test-util`) |
@@ -31,14 +31,14 @@
 //!
 //! - A message is received whole and alone, however the sender pipelines. One over `max_message_size`
 //!   is an error and ends the connection; it is never split.
-//! - An empty message ends the conversation, as closing does; none can be sent by mistake.
-//! - The requests of one client are answered in order, different clients at the same time.
-//! - While fewer than `max_instances` clients are connected an instance is waiting; at the limit clients
-//!   wait, and the name never vanishes while the server runs.
+//! - An empty message ends the conversation, as closing does. It can't be sent by mistake.
+//! - The requests of one client are answered in order; different clients are served concurrently.
+//! - While fewer than `max_instances` clients are connected, an instance is waiting. At the limit, clients
+//!   wait. The name exists as long as the server runs.
 //! - A reply that was sent can still be read after the server has closed.
-//! - Only the current user may connect unless told otherwise, and nobody from another machine.
-//! - A handler that fails or panics costs its own client the connection, nothing else. Idle, handler and
-//!   write timeouts and a drain deadline bound what a client can hold.
+//! - By default only the current user may connect, and nobody from another machine.
+//! - If a handler fails or panics, only its own client loses the connection. Idle, handler and write
+//!   timeouts and a drain deadline limit how long a client can hold resources.
 //!
 //! # Features
 //!
@@ -46,7 +46,7 @@
 //! |---|---|
 //! | `futures` | `Stream` and `Sink` for [`Connection`], its halves and [`Client`] |
 //! | `tower` | any `tower::Service` as a handler, through `TowerHandler` |
-//! | `test-util` | pipes inside the process, through `ListenerOptions::bind_memory`, and `Faults` that make them fail |
+//! | `test-util` | pipes inside the process, through `ListenerOptions::bind_memory`, and `Faults` to make them fail |
 //!
 //! # Layout
 //!
@@ -56,12 +56,12 @@
 //! | `handler.rs` | [`Handler`]; what it takes and returns is in `from_request.rs`, `request.rs`, `session.rs`, `into_reply.rs` |
 //! | `client.rs`, `listener.rs` | [`Client`], [`PipeListener`] and their options; `os.rs` and `memory_pipe.rs` add to them |
 //! | `trust.rs` | [`Trust`]: whose server a client talks to |
-//! | `connection.rs`, `instances.rs` | [`Connection`] and its halves; how an instance always waits |
-//! | `engine.rs` | the inner interface of an engine; the engines are below it, and `engine/native.rs` chooses one |
+//! | `connection.rs`, `instances.rs` | [`Connection`] and its halves; how an instance is kept waiting |
+//! | `engine.rs` | the internal interface of an engine; the engines are below it, and `engine/native.rs` chooses one |
 //! | `windows/` | the only unsafe code |
 //! | `access.rs`, `peer.rs`, `name.rs`, `error.rs` | [`Access`] (who may connect), [`Peer`] (who did), [`PipeName`] |
 //!
-//! A file imports what is below it in this table, or beside it, and nothing above it.
+//! A file imports only from its own row of this table and the rows below.
 
 #![warn(missing_docs)]
 // The README's example is compiled with the doc tests.

@@ -1,4 +1,4 @@
-//! A pipe that is served: its options, and how its clients are accepted.
+//! The listener of a pipe, and its options.
 
 use std::{
     fmt,
@@ -24,7 +24,7 @@ use crate::{
     name::{NameError, PipeName},
 };
 
-/// Options of a pipe before it is served. [`os`](crate::os) adds those of one system.
+/// Options for serving a pipe. [`os`](crate::os) adds options specific to one system.
 ///
 /// # Examples
 ///
@@ -57,8 +57,8 @@ impl Default for ListenerOptions {
 }
 
 impl ListenerOptions {
-    /// The [`defaults`]: any number of instances, messages of 64 KiB (4,095 bytes on the `tokio` engine),
-    /// the current user alone, no remote clients.
+    /// The [`defaults`]: any number of instances, messages up to 64 KiB (4,095 bytes on the `tokio` engine),
+    /// only the current user, no remote clients.
     pub fn new() -> Self {
         Self {
             max_instances: None,
@@ -73,44 +73,44 @@ impl ListenerOptions {
         }
     }
 
-    /// How many clients are served at once, 1 or more; `None`, the default, for any number.
+    /// How many clients are served at once; at least 1. `None`, the default, sets no limit.
     ///
-    /// At the limit further clients see that the pipe is busy and wait for up to their connect timeout:
-    /// `ERROR_PIPE_BUSY` on Windows, `EAGAIN` on Linux. The shortest queue of Linux holds one client, so
-    /// one more than the limit is connected there, and waits for its first reply instead; so do clients
-    /// that were queued when the limit was reached. None of them is lost.
+    /// At the limit, further clients see a busy pipe and wait up to their connect timeout: `ERROR_PIPE_BUSY`
+    /// on Windows, `EAGAIN` on Linux. The shortest queue on Linux holds one client, so one client over the
+    /// limit connects there and waits for its first reply instead. So do clients that were queued when the
+    /// limit was reached. None of them is lost.
     ///
-    /// The listener keeps count, not the system: 255 means 255, although `CreateNamedPipe` takes it for
+    /// The listener counts, not the system: 255 means 255, although `CreateNamedPipe` takes it for
     /// `PIPE_UNLIMITED_INSTANCES`.
     pub fn max_instances(mut self, instances: impl Into<Option<usize>>) -> Self {
         self.max_instances = instances.into();
         self
     }
 
-    /// The longest message in bytes, both ways; 1 or more. `None`, the default, is
-    /// [`defaults::MAX_MESSAGE_SIZE`], 65,536, or what the engine can carry if that is less (4,095 on the
-    /// `tokio` engine).
+    /// The longest message in bytes, in both directions; at least 1. `None`, the default, is
+    /// [`defaults::MAX_MESSAGE_SIZE`], 65,536, or the engine's limit if that is lower (4,095 on the `tokio`
+    /// engine).
     ///
-    /// A client that sends a longer one loses its connection. On Linux the system's limit is
-    /// about twice `net.core.wmem_max`.
+    /// A client that sends a longer message loses its connection. On Linux the system's limit is about twice
+    /// `net.core.wmem_max`.
     pub fn max_message_size(mut self, bytes: impl Into<Option<usize>>) -> Self {
         self.max_message_size = bytes.into();
         self
     }
 
-    /// How many bytes may lie in the pipe each way before a writer has to wait for the reader, 1 to
+    /// How many bytes the pipe buffers in each direction before a writer waits for the reader; 1 to
     /// 4,294,967,295. Default: [`defaults::BUFFER_SIZE`], 65,536.
     ///
-    /// `nInBufferSize` and `nOutBufferSize` on Windows; `SO_SNDBUF` on Linux, where it only ever grows.
+    /// `nInBufferSize` and `nOutBufferSize` on Windows; `SO_SNDBUF` on Linux, where it is never reduced.
     pub fn buffer_size(mut self, bytes: usize) -> Self {
         self.buffer_size = bytes;
         self
     }
 
-    /// How many instances wait for clients, 1 or more. Default: [`defaults::BACKLOG`], 2.
+    /// How many instances wait for clients; at least 1. Default: [`defaults::BACKLOG`], 2.
     ///
-    /// More of them let a larger burst of clients in at once, where others have to try again. Linux
-    /// queues 1,024 clients on its own whatever is asked for, while fewer than `max_instances` are served.
+    /// A larger number accepts a larger burst of clients at once, where some would have to retry. While fewer
+    /// than `max_instances` clients are served, Linux queues 1,024 whatever the number.
     pub fn backlog(mut self, instances: usize) -> Self {
         self.backlog = instances;
         self
@@ -122,14 +122,14 @@ impl ListenerOptions {
         self
     }
 
-    /// Serves the pipe `name`: clients can connect from here on.
+    /// Serves the pipe `name`. Clients can connect as soon as this returns.
     ///
     /// # Errors
     ///
-    /// [`BindError`] says which name, option or right was at fault. A name that is served already is
-    /// [`BindError::InUse`] or, when another user serves it, [`BindError::Denied`]. So is, on Linux, a
-    /// directory in which another user can replace the socket: one that belongs to another user than root,
-    /// or that everyone can write to and that has no sticky bit.
+    /// [`BindError`] says which name, option or right is at fault. A name that is already served is
+    /// [`BindError::InUse`], or [`BindError::Denied`] if another user serves it. On Linux, a directory in
+    /// which another user can replace the socket is [`BindError::Denied`] as well: one that belongs to
+    /// another user except root, or that everyone can write to and that has no sticky bit.
     pub fn bind(
         &self,
         name: impl TryInto<PipeName, Error: Into<NameError>>,
@@ -164,10 +164,10 @@ impl ListenerOptions {
     pub(crate) fn check(&self) -> Result<(), OutOfRange> {
         let refuse = |option, problem| Err(OutOfRange::new(option, problem));
         if self.max_instances == Some(0) {
-            return refuse("max_instances", "is 0: take 1 or more, or no limit");
+            return refuse("max_instances", "is 0: use 1 or more, or no limit");
         }
         if self.backlog == 0 {
-            return refuse("backlog", "is 0: take 1 instance or more");
+            return refuse("backlog", "is 0: use 1 instance or more");
         }
         Ok(())
     }
@@ -194,9 +194,9 @@ impl ListenerOptions {
 
 /// Keeps instances of a pipe waiting for clients and hands out connections.
 ///
-/// While fewer than `max_instances` clients are connected there is always an instance waiting: the
-/// next one is created before a connected one is handed out. Dropping the listener gives up the name;
-/// connections that were handed out live on.
+/// While fewer than `max_instances` clients are connected, an instance is always waiting: the next one is
+/// created before a connected one is handed out. Dropping the listener gives up the name; connections that
+/// were handed out stay open.
 pub struct PipeListener {
     name: PipeName,
     path: PathBuf,
@@ -210,19 +210,19 @@ impl PipeListener {
     ///
     /// # Errors
     ///
-    /// As [`ListenerOptions::bind`].
+    /// Same as [`ListenerOptions::bind`].
     pub fn bind(name: impl TryInto<PipeName, Error: Into<NameError>>) -> Result<Self, BindError> {
         ListenerOptions::new().bind(name)
     }
 
-    /// Waits for a client. At `max_instances` it waits for a slot first.
+    /// Waits for a client. At `max_instances`, waits for a connection to end first.
     ///
-    /// A client that has already left is handed out too: what it sent can still be received.
+    /// A client that has already left is returned too: what it sent can still be received.
     ///
     /// # Errors
     ///
-    /// The system's, when an instance can't be created or waited for. The listener remains usable: retry
-    /// after a delay, as [`serve`](crate::serve) does.
+    /// Returns the system's error if an instance can't be created or waited for. The listener remains usable:
+    /// retry after a delay, as [`serve`](crate::serve) does.
     ///
     /// # Cancel safety
     ///
@@ -236,7 +236,7 @@ impl PipeListener {
         Ok(connection)
     }
 
-    /// The name that is served.
+    /// The name of the pipe.
     #[must_use]
     pub fn local_name(&self) -> &PipeName {
         &self.name
@@ -254,7 +254,7 @@ impl PipeListener {
         self.max_message_size
     }
 
-    /// The limit of what is logged about it and its connections.
+    /// The log limit of the listener and its connections.
     pub(crate) fn log_limit(&self) -> &Arc<LogLimit> {
         self.instances.log_limit()
     }

@@ -1,4 +1,4 @@
-//! How often the same is logged: clients cause most of what a server warns about, and must not fill its log.
+//! A rate limit for the log: clients cause most of what a server logs, and must not be able to fill it.
 
 use std::{
     convert::Infallible,
@@ -15,15 +15,15 @@ use tracing::{error, warn};
 
 use crate::{name::PipeName, reason::Reason};
 
-/// How many lines are logged in each [`WINDOW`] for each reason: enough to see what happens, and to whom.
+/// How many lines are logged per [`WINDOW`] and reason: enough to see what happens, and to whom.
 const LINES: u32 = 5;
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// The limit of one listener, for each [`Reason`] apart.
+/// The limit of one listener, separate for each [`Reason`].
 #[derive(Debug)]
 pub(crate) struct LogLimit {
     pipe: PipeName,
-    /// By [`Reason::index`].
+    /// Indexed by [`Reason::index`].
     kinds: Mutex<[Kind; Reason::ALL.len()]>,
     has_suppressed: Notify,
 }
@@ -33,20 +33,21 @@ pub(crate) struct LogLimit {
 struct Kind {
     window: Instant,
     logged: u32,
-    /// How many were left out since the last line.
+    /// How many lines were suppressed since the last one.
     suppressed: u64,
 }
 
 impl Kind {
-    /// When a line of its own says how many were left out: once no other line could have for a whole window.
+    /// When to log the number of suppressed lines by itself: once no other line could have for a whole
+    /// window.
     fn quiet_at(&self) -> Option<Instant> {
         (self.suppressed > 0).then(|| self.window + 2 * WINDOW)
     }
 }
 
-/// Leave to log one line.
+/// Permission to log one line.
 pub(crate) struct Pass {
-    /// How many lines were left out before this one, for its field `suppressed`.
+    /// How many lines were suppressed before this one, for its field `suppressed`.
     pub(crate) suppressed: Option<u64>,
 }
 
@@ -89,13 +90,13 @@ impl LogLimit {
         let first = kind.suppressed == 1;
         drop(kinds);
         if first {
-            // A waker is the caller's code: not under the lock.
+            // Outside the lock: a waker is user code.
             self.has_suppressed.notify_one();
         }
         None
     }
 
-    /// Says how many lines were left out, for each reason once it is quiet. Never ends.
+    /// Logs how many lines were suppressed, for each reason once it is quiet. Never ends.
     pub(crate) async fn run(&self) -> Infallible {
         loop {
             let next = self.lock().iter().filter_map(Kind::quiet_at).min();
@@ -109,7 +110,7 @@ impl LogLimit {
         }
     }
 
-    /// Says how many lines were left out.
+    /// Logs how many lines were suppressed.
     pub(crate) fn flush(&self) {
         self.flush_kinds(|_| true);
     }
@@ -125,7 +126,7 @@ impl LogLimit {
                 kind if chosen(kind) => mem::take(&mut kind.suppressed),
                 _ => 0,
             };
-            // A subscriber is the caller's code as well.
+            // A subscriber is user code as well.
             let word = reason.as_str();
             match suppressed {
                 0 => {}
@@ -160,7 +161,7 @@ mod tests {
         LogLimit::new("limit".parse().unwrap())
     }
 
-    /// How many of `times` lines pass, and how many they say were left out.
+    /// How many of `times` lines pass, and how many they report as suppressed.
     fn pass(limit: &LogLimit, reason: Reason, times: u32) -> (usize, u64) {
         let passed: Vec<_> = (0..times).filter_map(|_| limit.pass(reason)).collect();
         let suppressed = passed.iter().filter_map(|pass| pass.suppressed).sum();

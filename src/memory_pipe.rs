@@ -23,7 +23,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct MemoryPipe {
     board: Switchboard,
-    /// Those of the connections made through this value.
+    /// The faults of connections made through this value.
     faults: Option<Faults>,
 }
 
@@ -32,7 +32,7 @@ impl MemoryPipe {
     ///
     /// # Errors
     ///
-    /// As [`ClientOptions::connect`].
+    /// Same as [`ClientOptions::connect`].
     ///
     /// # Cancel safety
     ///
@@ -41,8 +41,8 @@ impl MemoryPipe {
         ClientOptions::new().connect_memory(self).await
     }
 
-    /// The same pipe, for a client whose connection none of the [`Faults`] hit. Those of the listener
-    /// still make it wait.
+    /// Returns the same pipe for clients whose connections have no [`Faults`]. Those of the listener still
+    /// delay them.
     #[must_use]
     pub fn without_faults(&self) -> Self {
         Self {
@@ -51,9 +51,9 @@ impl MemoryPipe {
         }
     }
 
-    /// How many instances the pipe has: those that wait for a client, and those that serve one.
+    /// The number of instances: those that wait for a client, and those that serve one.
     ///
-    /// A test can check that a connection has given its instance back.
+    /// Lets a test check that a connection has released its instance.
     #[must_use]
     pub fn instances(&self) -> usize {
         let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
@@ -62,7 +62,7 @@ impl MemoryPipe {
 }
 
 impl ListenerOptions {
-    /// Serves a pipe inside this process, for tests of a handler: no pipe of the system is made.
+    /// Serves a pipe inside this process, to test a handler without a pipe of the system.
     ///
     /// Ignores `access`, and `engine` on Windows.
     ///
@@ -73,11 +73,11 @@ impl ListenerOptions {
         self.bind_memory_with(None)
     }
 
-    /// As [`bind_memory`](Self::bind_memory), on a pipe that fails as `faults` say.
+    /// Same as [`bind_memory`](Self::bind_memory), with `faults`.
     ///
     /// # Errors
     ///
-    /// As [`bind_memory`](Self::bind_memory), and the error of [`Faults::fail_create`].
+    /// Same as [`bind_memory`](Self::bind_memory), and the error of [`Faults::fail_create`].
     pub fn bind_memory_with_faults(
         &self,
         faults: &Faults,
@@ -109,7 +109,7 @@ impl ClientOptions {
     ///
     /// # Errors
     ///
-    /// As [`connect`](Self::connect).
+    /// Same as [`connect`](Self::connect).
     ///
     /// # Cancel safety
     ///

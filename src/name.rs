@@ -1,4 +1,4 @@
-//! The name of a pipe, parsed and checked.
+//! The name of a pipe, parsed and validated.
 
 use std::{
     convert::Infallible,
@@ -8,36 +8,36 @@ use std::{
     str::FromStr,
 };
 
-/// The longest pipe name that Windows takes, prefix included, in UTF-16 units
-/// (*CreateNamedPipeW function*, `lpName`).
+/// The longest pipe name on Windows, including the prefix, in UTF-16 units (*CreateNamedPipeW function*,
+/// `lpName`).
 #[cfg(windows)]
 const MAX_ADDRESS_UNITS: usize = 256;
 
-/// The longest socket path that Linux takes, in bytes: `sun_path` has 108, one of them for the
-/// terminating NUL (unix(7)).
+/// The longest socket path on Linux, in bytes: `sun_path` has 108, one of them for the terminating NUL
+/// (unix(7)).
 #[cfg(target_os = "linux")]
 const MAX_ADDRESS_BYTES: usize = 107;
 
-/// The name of a pipe, checked: a short name or a path.
+/// The validated name of a pipe: a short name or a path.
 ///
-/// A short name such as `mynamedpipe` works on every system. The path that it stands for depends on the
-/// system and, on Linux, on the environment at the time when it is bound or connected to:
+/// A short name such as `mynamedpipe` works on every system. Its path depends on the system and, on Linux, on
+/// the environment when the pipe is bound or connected to:
 ///
 /// | system | path of `mynamedpipe` |
 /// |---|---|
 /// | Windows | `\\.\pipe\mynamedpipe` |
 /// | Linux | `$XDG_RUNTIME_DIR/pipe-server/mynamedpipe.pipe`, without that variable `/tmp/pipe-server-UID/mynamedpipe.pipe` |
 ///
-/// The full path of a local Windows pipe, `\\.\pipe\mynamedpipe`, is the short name on every system. On
-/// Linux a name that contains a `/` is the path of the socket, used as it stands; write `./mypipe` for one
-/// in the current directory. On Windows `\\HOST\pipe\NAME` names a pipe of another machine, which only a
-/// client can use.
+/// The full path of a local Windows pipe, `\\.\pipe\mynamedpipe`, is the short name on every system. On Linux
+/// a name that contains a `/` is the path of the socket, used unchanged; write `./mypipe` for one in the
+/// current directory. On Windows `\\HOST\pipe\NAME` names a pipe on another machine, which can be connected
+/// to but not served.
 ///
-/// Windows compares names without regard to case; Linux does not.
+/// Windows ignores case in names; Linux does not.
 ///
-/// Everything that takes a name takes what converts to one: a `PipeName`, `&str`, `String`, `&Path`,
-/// `PathBuf`, `&OsStr` and `OsString`. A path of Linux need not be UTF-8; a short name has to be. None can
-/// contain control characters.
+/// Whatever takes a name accepts any type that converts to one: `PipeName`, `&str`, `String`, `&Path`,
+/// `PathBuf`, `&OsStr` and `OsString`. A path on Linux need not be UTF-8; a short name must be. Control
+/// characters are not allowed.
 ///
 /// # Examples
 ///
@@ -64,41 +64,39 @@ pub struct PipeName {
 #[cfg(target_os = "linux")]
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Place {
-    /// In the directory of this user's pipes.
+    /// In this user's directory of pipes.
     Short(String),
     Path(PathBuf),
 }
 
-/// Why something is not a pipe name.
+/// An error returned when parsing a [`PipeName`] fails.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NameError {
     /// The name is empty.
     #[error("a pipe name can't be empty")]
     Empty,
-    /// The name contains a character that pipe names can't contain.
+    /// The name contains a character that is not allowed.
     #[error("{character:?} can't be part of the pipe name {name:?}")]
     #[non_exhaustive]
     Character {
-        /// The name as it was given.
+        /// The name as given.
         name: String,
         /// The first character that is not allowed.
         character: char,
     },
-    /// The name is not Unicode. Only the path of a socket on Linux need not be.
+    /// The name is not Unicode. Only the path of a Linux socket may be something else.
     #[error("the pipe name {name:?} is not Unicode")]
     #[non_exhaustive]
     NotUnicode {
-        /// The name as it was given.
+        /// The name as given.
         name: OsString,
     },
     /// The address is longer than the system allows.
-    #[error(
-        "{address} is {length} long; a pipe's address can have {limit} at most: choose a shorter name"
-    )]
+    #[error("{address} has length {length}, over the limit of {limit}: choose a shorter name")]
     #[non_exhaustive]
     TooLong {
-        /// The address that the name stands for.
+        /// The address of the pipe.
         address: String,
         /// Its length: UTF-16 units on Windows, bytes on Linux.
         length: usize,
@@ -107,7 +105,7 @@ pub enum NameError {
     },
 }
 
-/// A [`PipeName`] is one already.
+/// For a [`PipeName`], which converts to itself without an error.
 impl From<Infallible> for NameError {
     fn from(never: Infallible) -> Self {
         match never {}
@@ -115,7 +113,7 @@ impl From<Infallible> for NameError {
 }
 
 impl PipeName {
-    /// The short name, or `None` if it is a path or a pipe of another machine.
+    /// The short name, or `None` for a path or a pipe on another machine.
     #[must_use]
     pub fn short(&self) -> Option<&str> {
         #[cfg(windows)]
@@ -127,9 +125,9 @@ impl PipeName {
         }
     }
 
-    /// The path that it stands for: the pipe's full path on Windows, the socket's path on Linux.
+    /// The path of the pipe: its full path on Windows, the socket's path on Linux.
     ///
-    /// On Linux the path of a short name depends on the environment at this moment.
+    /// On Linux the path of a short name depends on the current environment.
     /// [`PipeListener::path`](crate::PipeListener::path) is the one that was bound.
     #[must_use]
     pub fn to_path(&self) -> PathBuf {
@@ -145,13 +143,13 @@ impl PipeName {
     /// The path, if it is not too long for the system.
     pub(crate) fn resolve(&self) -> Result<PathBuf, NameError> {
         let path = self.to_path();
-        // On Windows it has been checked: no environment can change it.
+        // On Windows it was checked when parsed: no environment can change it.
         #[cfg(target_os = "linux")]
         check_length(path.as_os_str())?;
         Ok(path)
     }
 
-    /// Whether this is a pipe of another machine, which can't be served here.
+    /// Whether this is a pipe on another machine, which can't be served here.
     pub(crate) fn is_remote(&self) -> bool {
         cfg!(windows) && self.short().is_none()
     }
@@ -163,7 +161,7 @@ impl PipeName {
     }
 }
 
-/// Writes the name as it was given, but the full path of a local Windows pipe as its short name.
+/// Writes the name as given. The full path of a local Windows pipe is written as its short name.
 impl fmt::Display for PipeName {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.short() {
@@ -223,8 +221,8 @@ impl From<&PipeName> for PipeName {
 /// The prefix of every local pipe's path.
 const LOCAL_PREFIX: &str = r"\\.\pipe\";
 
-/// `name` without the prefix of a local pipe's path, if it has one. Windows takes either slash
-/// and either case.
+/// Strips the prefix of a local pipe's path from `name`, if present. Windows accepts either slash and either
+/// case.
 fn without_local_prefix(name: &str) -> Option<&str> {
     let prefix = name.get(..LOCAL_PREFIX.len())?;
     let same = prefix
@@ -240,7 +238,7 @@ fn without_local_prefix(name: &str) -> Option<&str> {
     same.then(|| &name[LOCAL_PREFIX.len()..])
 }
 
-/// Refuses what can't stand in the last part of a pipe's path.
+/// Rejects characters that the last component of a pipe's path can't contain.
 fn check_short(short: &str, whole: &str) -> Result<(), NameError> {
     if short.is_empty() {
         return Err(NameError::Empty);
@@ -295,7 +293,7 @@ fn parse(name: &str) -> Result<PipeName, NameError> {
         None => name,
     };
     check_short(short, name)?;
-    // Checked again with its directory when it is resolved.
+    // Checked again, with its directory, when it is resolved.
     check_length(OsStr::new(short))?;
     let place = Place::Short(short.to_owned());
     Ok(PipeName { place })
@@ -304,7 +302,7 @@ fn parse(name: &str) -> Result<PipeName, NameError> {
 #[cfg(target_os = "linux")]
 fn path(name: &OsStr) -> Result<PipeName, NameError> {
     let text = name.to_string_lossy();
-    // A path with a newline would forge the lines that name it.
+    // A path with a newline could forge the lines that contain it.
     if let Some(character) = text.chars().find(|c| c.is_control()) {
         return Err(NameError::Character {
             name: text.into_owned(),

@@ -1,11 +1,11 @@
-//! What exists on one system only, as extension traits.
+//! Extension traits for what only one system has.
 
 #[cfg(target_os = "linux")]
 pub mod linux;
 #[cfg(windows)]
 pub mod windows;
 
-/// Keeps the traits below to the types of this crate, so that they can grow.
+/// Keeps others from implementing the traits below, so that methods can be added.
 mod sealed {
     pub trait Sealed {}
 

@@ -1,13 +1,14 @@
-//! Who has connected.
+//! The other side of a connection.
 
 use std::fmt;
 
-/// Who is on the other side of a connection. [`os`](crate::os) adds what one system knows.
+/// The process and the user on the other side of a connection. [`os`](crate::os) adds what one system knows.
 ///
 /// # Windows
 ///
-/// A client is known by the user of the token that it connected with, and a server by the owner of its pipe.
-/// The tests show the first three rows on a model of Windows; the others have not been seen on Windows.
+/// A client is identified by the user of the token that it connected with, and a server by the owner of its
+/// pipe. The tests cover the first three rows on a model of Windows; the others have not been observed on
+/// Windows.
 ///
 /// | client | its [`user`](Self::user) | source |
 /// |---|---|---|
@@ -28,8 +29,8 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Creates a peer that never connected, for the [`Request`](crate::Request) of a test. Its group or
-    /// session is 0.
+    /// Creates a peer that never connected, for a [`Request`](crate::Request) in a test. Its group or session
+    /// is 0.
     #[cfg(feature = "test-util")]
     #[must_use]
     pub fn new(process_id: u32, user: UserId) -> Self {
@@ -43,11 +44,11 @@ impl Peer {
         }
     }
 
-    /// The process that connected. Good for a log and not for a decision: the number is used again once
-    /// the process has ended, and the handle or socket may have been passed on to another process.
+    /// The process that connected. Suitable for a log but not for a decision: the id is reused once the
+    /// process has ended, and the handle or socket may have been passed to another process.
     ///
-    /// On Linux 0 when this process can't see the other one: it runs in a PID namespace that is not below
-    /// ours, such as that of the host, or of another container (pid_namespaces(7)).
+    /// On Linux this is 0 if the process is not visible from this one: it runs in a PID namespace that is not
+    /// below ours, such as that of the host or of another container (pid_namespaces(7)).
     #[must_use]
     pub fn process_id(&self) -> u32 {
         self.process_id
@@ -60,14 +61,14 @@ impl Peer {
     }
 }
 
-/// A user, as the system knows it.
+/// A user, as the system identifies it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum UserId {
-    /// A security identifier in text form, such as `S-1-5-18`.
+    /// A security identifier in string form, such as `S-1-5-18`.
     #[cfg(windows)]
     Sid(String),
-    /// A user number.
+    /// A user id.
     #[cfg(target_os = "linux")]
     Uid(u32),
 }

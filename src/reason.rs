@@ -1,19 +1,19 @@
-//! Why something went wrong, as one of a fixed set of words.
+//! Why something failed, as one of a fixed set of words.
 
 use std::fmt;
 
-/// Why a connection was closed early, or why the server could not do something for a moment: the field
-/// `reason` of every warning and error that is logged, and the key of the errors in a server's statistics.
+/// Why a connection was closed early, or why the server could not do something for a moment. It is the field
+/// `reason` of every logged warning and error, and the key of the errors in a server's statistics.
 ///
 /// | word | level | what happened |
 /// |---|---|---|
 /// | `accept` | warning | accepting a client failed; it is retried |
 /// | `instance` | warning | the next instance can't be created; it is retried |
 /// | `queue` | warning | Linux: the length of the queue of clients can't be changed |
-/// | `close` | warning | Linux: a connection that passed file descriptors can't be closed for now |
+/// | `close` | warning | Linux: a connection that passed file descriptors can't be closed yet |
 /// | `refused` | warning | [`on_connect`](crate::Serve::on_connect) refused the client |
 /// | `not_authorized` | warning | [`authorize`](crate::Serve::authorize) refused the client |
-/// | `too_many_connections` | warning | the user of the client has [`max_connections_per_user`](crate::Serve::max_connections_per_user) |
+/// | `too_many_connections` | warning | the client's user has [`max_connections_per_user`](crate::Serve::max_connections_per_user) connections |
 /// | `connect_timeout` | warning | `authorize` or `on_connect` took longer than `handler_timeout` |
 /// | `rejected` | warning | a request is not what the handler takes ([`Rejection`](crate::Rejection)) |
 /// | `request_too_long` | warning | a request is longer than `max_message_size` |
@@ -31,8 +31,8 @@ use std::fmt;
 /// | `disconnected` | debug | the client left before its reply was sent |
 ///
 /// At most five lines a second are logged for each reason and listener. The field `suppressed` of the next
-/// line with that reason says how many were left out; if none follows within a second or two, a line of
-/// its own does.
+/// line with that reason says how many were left out. If none follows within a second or two, a separate line
+/// says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "the table above documents them")]
@@ -62,7 +62,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Self; 22] = [
         Self::Accept,
         Self::Instance,
@@ -117,7 +117,7 @@ impl Reason {
         }
     }
 
-    /// Whether the program that serves is at fault, which is logged as an error.
+    /// Whether the serving program is at fault, which is logged as an error.
     pub(crate) fn is_error(self) -> bool {
         matches!(
             self,
@@ -125,7 +125,7 @@ impl Reason {
         )
     }
 
-    /// Its place in [`ALL`](Self::ALL).
+    /// Its index in [`ALL`](Self::ALL).
     pub(crate) fn index(self) -> usize {
         self as usize
     }

@@ -1,4 +1,4 @@
-//! What a handler answers.
+//! The request that a handler answers.
 
 use std::{fmt, io, sync::Arc};
 
@@ -14,7 +14,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// Creates a request that no connection has received, to call a handler in a test. Its
+    /// Creates a request that was not received on a connection, to call a handler in a test. Its
     /// [`connection_id`](Self::connection_id) is 0.
     ///
     /// # Examples
@@ -34,8 +34,8 @@ impl Request {
         Self::received(bytes.into(), Arc::new(Identity::of(peer)))
     }
 
-    /// The same request on a connection with this session, to call a handler that takes a
-    /// [`Session`](crate::Session) in a test.
+    /// Returns the same request with this session, to call a handler that takes a [`Session`](crate::Session)
+    /// in a test.
     #[must_use]
     pub fn with_session<S: Send + Sync + 'static>(self, session: S) -> Self {
         let identity = self.identity.with_session(Arc::new(session));
@@ -46,29 +46,29 @@ impl Request {
         Self { bytes, identity }
     }
 
-    /// The message. Never empty if a client has sent it.
+    /// The message. Never empty if a client sent it.
     #[must_use]
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
     }
 
-    /// The message, without the rest.
+    /// Converts the request into its message.
     #[must_use]
     pub fn into_bytes(self) -> Bytes {
         self.bytes
     }
 
-    /// The connection that it came on, as [`Connection::id`](crate::Connection::id).
+    /// The number of the connection it was received on. See [`Connection::id`](crate::Connection::id).
     #[must_use]
     pub fn connection_id(&self) -> u64 {
         self.identity.id
     }
 
-    /// Who sent it. The system is asked once for each connection.
+    /// Who sent it. The system is asked once per connection.
     ///
     /// # Errors
     ///
-    /// The system's; also when the connection was over before anybody asked.
+    /// Returns the system's error, or an error if the connection closed before the peer was first asked for.
     pub fn peer(&self) -> io::Result<Peer> {
         self.identity.peer()
     }

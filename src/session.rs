@@ -4,10 +4,10 @@ use std::{any::type_name, fmt, io, ops::Deref, sync::Arc};
 
 use crate::{identity::Identity, peer::Peer};
 
-/// What [`Serve::on_connect`](crate::Serve::on_connect) made for the client whose request is answered.
+/// What [`Serve::on_connect`](crate::Serve::on_connect) returned for the client of this request.
 ///
-/// Handlers take it as an argument. A clone is cheap and refers to the same value, which is dropped once
-/// its client is gone and no clone and no [`Request`](crate::Request) of that client is left.
+/// Handlers take it as an argument. Clones are cheap and refer to the same value. It is dropped once the
+/// client is gone and the last clone and the last [`Request`](crate::Request) of that client are dropped.
 ///
 /// # Examples
 ///
@@ -63,7 +63,7 @@ pub struct NoSession {
     wanted: &'static str,
 }
 
-/// A connection, as [`Serve::on_connect`](crate::Serve::on_connect) and handlers see it.
+/// A connection, as seen by [`Serve::on_connect`](crate::Serve::on_connect) and by handlers.
 #[derive(Clone)]
 pub struct ConnectionInfo {
     identity: Arc<Identity>,
@@ -75,18 +75,18 @@ impl ConnectionInfo {
         Self { identity }
     }
 
-    /// The number of the connection, as [`Connection::id`](crate::Connection::id).
+    /// The number of the connection. See [`Connection::id`](crate::Connection::id).
     #[must_use]
     pub fn id(&self) -> u64 {
         self.identity.id
     }
 
-    /// Who is on the other side, as [`Connection::peer`](crate::Connection::peer).
+    /// Who is on the other side. See [`Connection::peer`](crate::Connection::peer).
     ///
     /// # Errors
     ///
-    /// The system's. On Windows some clients are known only once a message of theirs has been received,
-    /// which is after `on_connect`: check those in the handler.
+    /// Returns the system's error. On Windows some clients are not known until a message from them has been
+    /// received, which is after `on_connect`. Check those in the handler.
     pub fn peer(&self) -> io::Result<Peer> {
         self.identity.peer()
     }

@@ -1,4 +1,4 @@
-//! Services of tower as handlers.
+//! Tower services as handlers.
 #![cfg(feature = "tower")]
 
 use std::{
@@ -17,9 +17,9 @@ use crate::{
     request::Request,
 };
 
-/// Makes a [`tower_service::Service`] over [`Request`] a handler.
+/// Turns a [`tower_service::Service`] over [`Request`] into a [`Handler`].
 ///
-/// Each connection has a clone of the service, which is called once it is ready.
+/// Each connection has its own clone of the service, which is called once it is ready.
 ///
 /// # Examples
 ///
@@ -36,15 +36,15 @@ use crate::{
 /// check(TowerHandler::new(service));
 /// ```
 pub struct TowerHandler<S> {
-    /// Locked only while it is polled: a service is called by `&mut`, and need not be `Sync`.
+    /// Locked only while it is polled: a service is called through `&mut`, and need not be `Sync`.
     service: Mutex<S>,
-    /// Whether it is that of one connection. Otherwise each request has a clone: a service that is not
-    /// ready remembers one task only.
+    /// Whether the service belongs to one connection. Otherwise each request gets a clone, because a service
+    /// that is not ready remembers only one task.
     connected: bool,
 }
 
 impl<S> TowerHandler<S> {
-    /// Answers with `service`.
+    /// Creates a handler that calls `service`.
     pub fn new(service: S) -> Self {
         Self {
             service: Mutex::new(service),
@@ -75,7 +75,7 @@ where
             &clone
         };
         let mut request = Some(request);
-        // Under one lock, so that nobody else uses up what `poll_ready` has reserved.
+        // Under one lock, so that nobody else takes the capacity that `poll_ready` reserved.
         let answer = poll_fn(|cx| {
             let mut service = lock(service);
             if let Err(error) = ready!(service.poll_ready(cx)) {

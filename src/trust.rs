@@ -1,23 +1,23 @@
-//! Whose server a client talks to.
+//! Which servers a client trusts.
 
 use std::{fmt, io, str::FromStr};
 
 use crate::{engine::native::is_own, peer::UserId};
 
-/// Whose server a [`Client`](crate::Client) talks to.
+/// Which servers a [`Client`](crate::Client) trusts.
 ///
-/// Any program of this machine can take a pipe's name before its server does, and would be sent what was
-/// meant for that server. So a client asks the system whose server it has reached before it sends anything,
-/// and leaves if that is nobody it trusts.
+/// Any local program can take a pipe's name before its server does, and would then receive what is meant for
+/// that server. So a client asks the system for the server's user before it sends anything, and disconnects
+/// if it does not trust that user.
 ///
-/// Parsed from `system`, `current-user`, `anyone` and a user: a number on Linux, such as `1000`, and a SID
-/// on Windows, such as `S-1-5-19`.
+/// Parsed from `system`, `current-user`, `anyone` or a user: a number such as `1000` on Linux, and a SID such
+/// as `S-1-5-19` on Windows.
 ///
 /// # Windows
 ///
-/// A server is known by the owner of its pipe. For a server of this library that is the owner its token
-/// names for new objects: the user, or the Administrators group if the server is elevated. Who reaches whom,
-/// when both are of the same user:
+/// A server is identified by the owner of its pipe. For a server of this library that is the owner that its
+/// token names for new objects: the user, or the Administrators group if the server is elevated. If both
+/// sides run as the same user:
 ///
 /// | server | owner of its pipe | client | `System` | `CurrentUser` |
 /// |---|---|---|---|---|
@@ -26,25 +26,25 @@ use crate::{engine::native::is_own, peer::UserId};
 /// | elevated | Administrators | plain | connects | is refused: another administrator may serve it |
 /// | LocalService, NetworkService | that account | any | is refused | is refused |
 ///
-/// .NET's `PipeOptions.CurrentUserOnly` compares the owner with its own token's owner alone
+/// .NET's `PipeOptions.CurrentUserOnly` compares the owner only with the owner in its own token
 /// (`NamedPipeClientStream.Windows.cs`), so there an elevated client refuses a plain server as well.
 ///
 /// # Linux
 ///
-/// A server is known by the user that it listened as (`SO_PEERCRED`, unix(7)). The directory of a short name
-/// has to belong to a trusted user as well, and nobody else may write to it.
+/// A server is identified by the user that it listened as (`SO_PEERCRED`, unix(7)). The directory of a short
+/// name must also belong to a trusted user, and nobody else may be able to write to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Trust {
-    /// Servers of this user and of the system: the default. The system is root on Linux; on Windows it is
-    /// SYSTEM and Administrators.
+    /// Servers of this user and of the system. This is the default. The system is root on Linux, and SYSTEM
+    /// and Administrators on Windows.
     #[default]
     System,
     /// Servers of this user.
     CurrentUser,
-    /// Servers of that user.
+    /// Servers of the given user.
     User(UserId),
-    /// Every server. It can read what is sent to it and answer as it likes.
+    /// Any server. It can read what is sent to it and reply with anything.
     Anyone,
 }
 
@@ -65,14 +65,14 @@ fn is_system(owner: &UserId) -> bool {
     *owner == UserId::Uid(0)
 }
 
-/// SYSTEM, and Administrators, whom the pipes of elevated processes belong to (*Well-known SIDs*).
+/// SYSTEM, and Administrators, which owns the pipes of elevated processes (*Well-known SIDs*).
 #[cfg(windows)]
 fn is_system(owner: &UserId) -> bool {
     let UserId::Sid(sid) = owner;
     matches!(sid.as_str(), "S-1-5-18" | "S-1-5-32-544")
 }
 
-/// In the form that is parsed.
+/// Writes the form that is parsed.
 impl fmt::Display for Trust {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -87,7 +87,7 @@ impl fmt::Display for Trust {
     }
 }
 
-/// Why a text is not a [`Trust`].
+/// An error returned when parsing a [`Trust`] fails.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} does not say whom to trust: write system, current-user, anyone or {USER}")]
 pub struct TrustError {
@@ -120,7 +120,7 @@ fn user_id(text: &str) -> Option<UserId> {
     text.parse().ok().map(UserId::Uid)
 }
 
-/// Written as the system writes it: that is what a pipe's owner is compared with.
+/// Accepts only the form that the system writes, because it is compared with a pipe's owner.
 #[cfg(windows)]
 fn user_id(text: &str) -> Option<UserId> {
     let numbers = text.strip_prefix("S-1-")?;

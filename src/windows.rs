@@ -1,7 +1,7 @@
-//! The only unsafe code: Windows calls that Tokio and the standard library don't make.
+//! The only unsafe code: Windows calls that Tokio and the standard library do not provide.
 //!
-//! Invariants: every handle is owned by a type that closes it when dropped, every allocation of the system
-//! is freed, and an impersonation never outlives the function that began it.
+//! Invariants: every handle is owned by a type that closes it on drop, every allocation of the system is
+//! freed, and an impersonation never outlives the function that began it.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -29,7 +29,7 @@ pub(crate) use self::{
     system::{cancel, code},
 };
 
-/// Whether an operation failed because the other side has closed its end or was disconnected.
+/// Whether an operation failed because the other side closed its end or was disconnected.
 pub(crate) fn is_closed(error: &io::Error) -> bool {
     matches!(
         code(error),
@@ -37,7 +37,7 @@ pub(crate) fn is_closed(error: &io::Error) -> bool {
     )
 }
 
-/// The error of creating an instance. With `FILE_FLAG_FIRST_PIPE_INSTANCE` a name in use is reported as
+/// The error of creating an instance. With `FILE_FLAG_FIRST_PIPE_INSTANCE`, a name in use is reported as
 /// access denied or busy, whoever serves it.
 pub(crate) fn creation_error(error: io::Error, first: bool) -> io::Error {
     match code(&error) {

@@ -1,4 +1,4 @@
-//! How a program ends: 0 when all went well, 1 for a failure, 2 for bad usage, as clap does.
+//! Exit codes: 0 for success, 1 for a failure, 2 for bad usage, as in clap.
 
 use std::{
     error::Error,
@@ -21,7 +21,7 @@ pub fn chain(error: &dyn Error) -> String {
     text
 }
 
-/// Why the program can't do what it was asked for, in one line.
+/// Why the program can't do what it was asked to, in one line.
 #[derive(Debug)]
 pub struct Failure {
     message: String,
@@ -34,12 +34,12 @@ impl Failure {
         Self { message, code: 1 }
     }
 
-    /// An option that turned out to be impossible only when it was used.
+    /// An option that proved invalid only when it was used.
     pub fn usage(message: String) -> Self {
         Self { message, code: 2 }
     }
 
-    /// Prints the line. That it can't be printed is no reason to panic: the code still tells.
+    /// Prints the line. Failing to print it is no reason to panic: the exit code still reports the failure.
     pub fn report(self, program: &str) -> ExitCode {
         let line = escape(&self.message);
         _ = writeln!(io::stderr(), "{program}: {line}");
@@ -47,7 +47,7 @@ impl Failure {
     }
 }
 
-/// A client's failure to connect that is not about its options.
+/// Describes a client's failure to connect that was not caused by its options.
 pub fn connect_failure(error: &ConnectError) -> Failure {
     Failure::new(match error {
         ConnectError::Untrusted { address, owner, .. } => format!(

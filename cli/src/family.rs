@@ -1,4 +1,4 @@
-//! A command of the shell and what it starts, which end together.
+//! A shell command and the processes it starts, which end together.
 
 use std::{
     io,
@@ -12,11 +12,11 @@ use process_wrap::tokio::{
     JobObject, TokioChildWrapper, TokioCommandWrap, TokioCommandWrapper as Wrapper,
 };
 
-/// Killed when dropped, unless the command itself is over: what that has left running goes on.
+/// Killed when dropped, unless the command itself has ended: processes that outlive it are left alone.
 ///
-/// A process group on Unix, a job object on Windows. Neither kills anything when this very process is
-/// killed. On Windows a job could (`JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE`), but it would also kill what a
-/// command has left running, and on Unix nothing does either.
+/// A process group on Unix, a job object on Windows. Neither kills anything if this process is itself killed.
+/// On Windows a job could (`JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE`), but it would also kill processes that
+/// outlive the command, and Unix has no equivalent.
 #[derive(Debug)]
 pub struct Family {
     #[cfg(unix)]
@@ -26,13 +26,13 @@ pub struct Family {
 }
 
 impl Family {
-    /// Starts a command of [`shell`].
+    /// Starts a command from [`shell`].
     pub fn start(mut shell: Command) -> io::Result<Self> {
         shell
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // The command alone; for what fails between its start and the end of this function.
+            // The command alone, for failures between its start and the end of this function.
             .kill_on_drop(true);
         #[cfg(unix)]
         let command = shell.spawn()?;
@@ -44,7 +44,7 @@ impl Family {
         Ok(Self { command })
     }
 
-    /// The command's process id, until it was waited for.
+    /// The command's process id, until it has been waited for.
     pub fn id(&mut self) -> Option<u32> {
         self.child().id()
     }
@@ -55,7 +55,7 @@ impl Family {
         (child.stdin.take(), child.stdout.take(), child.stderr.take())
     }
 
-    /// Waits for the command alone.
+    /// Waits for the command alone, not for what it started.
     pub async fn wait(&mut self) -> io::Result<ExitStatus> {
         self.child().wait().await
     }
@@ -65,7 +65,7 @@ impl Family {
         &mut self.command
     }
 
-    /// Not the wrapper, which waits for the whole job, in a thread that nothing can cancel.
+    /// Not through the wrapper, which waits for the whole job in a thread that nothing can cancel.
     #[cfg(windows)]
     fn child(&mut self) -> &mut Child {
         self.command.inner_mut()
@@ -74,12 +74,12 @@ impl Family {
 
 impl Drop for Family {
     fn drop(&mut self) {
-        // None once the command was waited for. On Unix its id may be another process's from then on;
-        // until then it is not, even if the command has ended.
+        // None once the command has been waited for. From then on its id may belong to another process on
+        // Unix; until then it does not, even if the command has ended.
         let Some(id) = self.id() else {
             return;
         };
-        // It fails only if there is nothing left to kill.
+        // Fails only if there is nothing left to kill.
         #[cfg(unix)]
         if let Some(group) = i32::try_from(id)
             .ok()
@@ -94,28 +94,28 @@ impl Drop for Family {
     }
 }
 
-/// A command of the shell, for [`Family::start`].
+/// A shell command for [`Family::start`].
 #[cfg(unix)]
 pub fn shell(command: &str) -> Command {
     let mut shell = Command::new("sh");
-    // A process group of its own can be killed whole, and Ctrl-C on the terminal is the server's alone.
+    // In its own process group it can be killed whole, and Ctrl-C on the terminal reaches only the server.
     shell.arg("-c").arg(command).process_group(0);
     shell
 }
 
-/// A command of the shell, for [`Family::start`].
+/// A shell command for [`Family::start`].
 #[cfg(windows)]
 pub fn shell(command: &str) -> Command {
     let mut shell = Command::new("cmd");
-    // With /S cmd takes off the outer quotes and leaves the rest as it stands.
+    // With /S, cmd strips the outer quotes and leaves the rest unchanged.
     shell
         .args(["/D", "/S", "/C"])
         .raw_arg(format!("\"{command}\""));
     shell
 }
 
-/// Whether [`Family::start`] failed because the system or this process is short of something: memory,
-/// processes, open files. It may succeed later.
+/// Whether [`Family::start`] failed because the system or this process ran out of memory, processes or open
+/// files. It may succeed later.
 #[cfg(unix)]
 pub fn is_shortage(error: &io::Error) -> bool {
     use rustix::io::Errno;
@@ -126,8 +126,8 @@ pub fn is_shortage(error: &io::Error) -> bool {
     )
 }
 
-/// Whether [`Family::start`] failed because the system or this process is short of something: memory,
-/// processes, handles. It may succeed later.
+/// Whether [`Family::start`] failed because the system or this process ran out of memory, processes or
+/// handles. It may succeed later.
 #[cfg(windows)]
 pub fn is_shortage(error: &io::Error) -> bool {
     // *System Error Codes*.
@@ -140,7 +140,7 @@ pub fn is_shortage(error: &io::Error) -> bool {
     const ERROR_PAGEFILE_QUOTA: i32 = 1454;
     const ERROR_COMMITMENT_LIMIT: i32 = 1455;
     const ERROR_NOT_ENOUGH_QUOTA: i32 = 1816;
-    /// How process-wrap reports them: `HRESULT_FROM_WIN32`.
+    /// As reported by process-wrap: `HRESULT_FROM_WIN32`.
     const FACILITY_WIN32: i32 = 0x8007_0000_u32 as i32;
 
     let Some(code) = error.raw_os_error() else {
@@ -164,9 +164,9 @@ pub fn is_shortage(error: &io::Error) -> bool {
     )
 }
 
-/// The flags that the command is created with (*Process Creation Flags*).
+/// The creation flags of the command (*Process Creation Flags*).
 ///
-/// `JobObject` sets its own and loses others, also those of the library's `CreationFlags`
+/// `JobObject` sets its own and drops others, including those of the library's `CreationFlags`
 /// (process-wrap#36). So both are set here, after it.
 #[cfg(windows)]
 #[derive(Debug)]
@@ -175,9 +175,9 @@ struct Flags;
 #[cfg(windows)]
 impl Wrapper for Flags {
     fn pre_spawn(&mut self, command: &mut Command, _: &TokioCommandWrap) -> io::Result<()> {
-        /// A console of its own: no window, and Ctrl-C on the server's console is the server's alone.
+        /// Its own console: no window, and Ctrl-C on the server's console reaches only the server.
         const CREATE_NO_WINDOW: u32 = 0x0800_0000;
-        /// `JobObject` lets it run once it is in the job, so that nothing it starts is outside.
+        /// `JobObject` resumes it once it is in the job, so that nothing it starts is outside.
         const CREATE_SUSPENDED: u32 = 0x0000_0004;
 
         command.creation_flags(CREATE_NO_WINDOW | CREATE_SUSPENDED);

@@ -1,5 +1,5 @@
-//! The load tool, whatever carries its messages: `pipe-bench` puts a message pipe under it, and
-//! `comparison/` other carriers.
+//! The load tool, independent of what carries its messages: `pipe-bench` uses a message pipe, `comparison/`
+//! other transports.
 
 use tokio::runtime::Builder;
 
@@ -22,7 +22,7 @@ mod run;
 mod transport;
 mod visits;
 
-/// Does what `options` ask for and prints what came out.
+/// Runs the load that `options` describe and prints the results.
 pub fn run<T: Transport>(options: &Options, transport: T) -> Result<(), Failure> {
     options.check()?;
     raise_open_files();
@@ -40,8 +40,8 @@ pub fn run<T: Transport>(options: &Options, transport: T) -> Result<(), Failure>
     })?
 }
 
-/// Lets this process have as many connections as the system allows: the usual limit is 1,024 files, low
-/// for the sake of programs that use `select`. Without success the system's own error comes in time.
+/// Raises the limit of open files to the maximum: it is usually 1,024, which is low for the sake of programs
+/// that use `select`. If this fails, the system's own error is reported later.
 #[cfg(target_os = "linux")]
 fn raise_open_files() {
     use rustix::process::{Resource, getrlimit, setrlimit};

@@ -1,4 +1,4 @@
-//! The runtime of a program.
+//! The Tokio runtime of a program.
 
 use std::future::Future;
 
@@ -6,11 +6,11 @@ use tokio::runtime::Builder;
 
 use crate::exit::Failure;
 
-/// Runs `program` to its end, with Tokio's I/O driver only if it is needed.
+/// Runs `program` to completion, with Tokio's I/O driver only if it is needed.
 ///
-/// The overlapped engine does not need it: the system's thread pool completes its operations. An idle
-/// worker then waits for its wake-up alone and not for I/O that never comes, which costs every message
-/// fewer system calls (docs/performance.md).
+/// The overlapped engine does not need it: the system's thread pool completes its operations. Without the
+/// driver an idle worker waits only for its wake-up and not for I/O that never comes, which saves system
+/// calls on every message (docs/performance.md).
 pub fn run<F: Future>(
     mut builder: Builder,
     io_driver: bool,

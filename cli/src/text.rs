@@ -1,9 +1,9 @@
-//! Text on the wire. The sample's programs send `TCHAR` strings with a terminating NUL: UTF-16LE when
-//! built for Unicode, else one byte a character.
+//! Text on the wire. The sample's programs send `TCHAR` strings with a terminating NUL: UTF-16LE in a Unicode
+//! build, otherwise one byte per character.
 
 use clap::ValueEnum;
 
-/// What a user asks for.
+/// The encoding chosen by the user.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Encoding {
     /// What the message looks like
@@ -17,7 +17,7 @@ pub enum Encoding {
     Utf16,
 }
 
-/// How one text is written down in bytes.
+/// How a text is encoded in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Form {
     /// UTF-16LE; otherwise UTF-8.
@@ -27,7 +27,7 @@ pub struct Form {
 }
 
 impl Form {
-    /// The form of `message`, which `encoding` settles unless it is [`Encoding::Auto`].
+    /// The form of `message`; its encoding is `encoding` unless that is [`Encoding::Auto`].
     pub fn of(message: &[u8], encoding: Encoding) -> Self {
         let wide = match encoding {
             Encoding::Auto => looks_wide(message),
@@ -41,7 +41,7 @@ impl Form {
         Self { wide, terminated }
     }
 
-    /// `text` in this form.
+    /// Encodes `text` in this form.
     pub fn encode(self, text: &str) -> Vec<u8> {
         let end = self.terminated.then_some('\0');
         let characters = text.chars().chain(end);
@@ -57,12 +57,12 @@ impl Form {
 
 /// Whether a message is UTF-16LE text rather than UTF-8.
 ///
-/// It is when its length is even and it begins with a byte order mark or has a NUL byte before its last
-/// byte: text in UTF-8 has none but the terminator, text in UTF-16 has one in each ASCII character and
-/// two in its terminator. So only UTF-16 without terminator, space, digit or any other ASCII is missed;
-/// and `A`, NUL is taken for a terminated UTF-8 text, not for one UTF-16 character.
+/// It is if its length is even and it begins with a byte order mark or has a NUL byte before its last byte.
+/// UTF-8 text has no NUL but the terminator; UTF-16 text has one in each ASCII character and two in its
+/// terminator. So only UTF-16 without a terminator and without any ASCII character, such as a space or digit,
+/// is missed. `A`, NUL is taken for terminated UTF-8, not for one UTF-16 character.
 ///
-/// Not being valid UTF-8 is no sign: the sample's other build sends the code page of its system.
+/// Invalid UTF-8 is no evidence: the sample's other build sends the system's code page.
 fn looks_wide(message: &[u8]) -> bool {
     if message.is_empty() || message.len() % 2 != 0 {
         return false;

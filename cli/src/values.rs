@@ -1,10 +1,10 @@
-//! Values on the command line that clap does not know.
+//! Command-line values that clap has no parser for.
 
 use std::{str::FromStr, time::Duration};
 
 use bytesize::ByteSize;
 
-/// A size in bytes, at least 1: `4096`, `64KiB`, `1MB`.
+/// A size in bytes, at least 1, such as `4096`, `64KiB` or `1MB`.
 pub fn size(text: &str) -> Result<usize, String> {
     let size: ByteSize = text
         .parse()
@@ -16,18 +16,18 @@ pub fn size(text: &str) -> Result<usize, String> {
     }
 }
 
-/// A time: `500ms`, `10s`, `1h 30min`, and `0`.
+/// A duration, such as `500ms`, `10s`, `1h 30min` or `0`.
 pub fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|error| format!("{error}; give a time, as in 500ms, 10s or 5min"))
 }
 
-/// A default of the library, as [`duration`] parses it.
+/// A default of the library, in the form that [`duration`] parses.
 pub fn text(time: Duration) -> String {
     humantime::format_duration(time).to_string()
 }
 
-/// A time after which something is given up, or `none`. `0` is none as well: nothing could be done in it.
+/// A timeout, or `none`. `0` also means none: nothing could be done in that time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimeLimit(pub Option<Duration>);
 

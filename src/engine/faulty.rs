@@ -1,8 +1,8 @@
-//! Faults of the memory engine: what a test makes fail, and when.
+//! Fault injection for the memory engine.
 //!
-//! Each half of a connection has random numbers of its own, so that its faults do not depend on the order
-//! in which tasks run. They keep the rules of an engine (see the parent module): a failure loses messages at
-//! the end of a conversation, never in the middle.
+//! Each half of a connection has its own random numbers, so its faults do not depend on the order in which
+//! tasks run. Faults keep the rules of an engine (see the parent module): a failure loses messages at the end
+//! of a conversation, never in the middle.
 
 use std::{
     collections::VecDeque,
@@ -23,24 +23,23 @@ use crate::{
     peer::Peer,
 };
 
-/// One operation in so many fails on a connection.
+/// On average, one in this many operations on a connection fails.
 const OPERATIONS_PER_FAULT: u32 = 24;
 
-/// One creation or accept in so many fails, and up to `LONGEST_FAILURE` after it.
+/// On average, one in this many attempts to create or accept fails, and up to `LONGEST_FAILURE` after it.
 const ATTEMPTS_PER_FAILURE: u32 = 12;
 const LONGEST_FAILURE: u32 = 8;
 
-/// How many messages wait in a sender for the flush, as some do on an engine that sends several at once.
+/// How many messages wait in a sender for the flush, as on an engine that sends several at once.
 const ROOM: usize = 4;
 
 /// The longest delay, in milliseconds.
 const LONGEST_DELAY: u64 = 20;
 
-/// What fails on a pipe of
-/// [`bind_memory_with_faults`](crate::ListenerOptions::bind_memory_with_faults), to test a handler, a client
-/// or a protocol on a failing transport.
+/// What fails on a pipe of [`bind_memory_with_faults`](crate::ListenerOptions::bind_memory_with_faults), to
+/// test a handler, a client or a protocol on a failing transport.
 ///
-/// Clones share what they say. Delays need a Tokio runtime with time enabled, whose clock may be paused.
+/// Clones share their faults. Delays need a Tokio runtime with time enabled; its clock may be paused.
 ///
 /// # Examples
 ///
@@ -58,14 +57,14 @@ const LONGEST_DELAY: u64 = 20;
 /// assert_eq!(client.call("one").await?, "one");
 /// assert!(matches!(client.call("two").await, Err(CallError::Closed)));
 ///
-/// // The server outlives it: it retries after a delay.
+/// // The server survives: it retries after a delay.
 /// faults.fail_accept(3);
 /// let mut client = pipe.without_faults().connect().await?;
 /// assert_eq!(client.call("three").await?, "three");
 /// # Ok(()) }
 /// ```
 ///
-/// A test of many seeds prints the one that fails:
+/// A test that tries many seeds prints the one that fails:
 ///
 /// ```
 /// # use pipe_server::Faults;
@@ -80,9 +79,9 @@ pub struct Faults {
 }
 
 struct Schedule {
-    /// `None` if nothing fails by chance.
+    /// `None` if nothing fails at random.
     seed: Option<u64>,
-    /// Whether things fail by chance now: not before `bind` has returned, nor after `stop`.
+    /// Whether operations fail at random now: not before `bind` has returned, nor after `stop`.
     random: bool,
     create: Failures,
     accept: Failures,
@@ -93,21 +92,21 @@ struct Schedule {
 }
 
 impl Faults {
-    /// Nothing fails but what the other methods ask for.
+    /// Creates faults that occur only as requested through the other methods.
     #[must_use]
     pub fn new() -> Self {
         Self::with(None)
     }
 
-    /// What fails is drawn from `seed`: the same seed gives the same faults.
+    /// Creates random faults from `seed`. The same seed gives the same faults.
     ///
     /// Creating and accepting fail for a while, now and then. On both ends of a connection, receiving and
-    /// sending fail or are delayed, also between the messages of one batch and after a part of a message,
-    /// connections break, and the system does not tell who the peer is. `bind` itself is spared.
+    /// sending fail or are delayed, also between the messages of a batch and after a part of a message;
+    /// connections break; and looking up the peer fails. `bind` itself does not fail.
     ///
-    /// The faults of a half of a connection depend only on the seed and on how many connections were made
-    /// before. Those of the listener depend on how often it is polled as well, so a test that must be
-    /// repeatable as a whole needs a current-thread runtime with its clock paused.
+    /// The faults of one half of a connection depend only on the seed and on how many connections were made
+    /// before. Those of the listener also depend on how often it is polled, so a fully repeatable test needs
+    /// a current-thread runtime with a paused clock.
     #[must_use]
     pub fn seeded(seed: u64) -> Self {
         Self::with(Some(seed))
@@ -129,30 +128,30 @@ impl Faults {
         }
     }
 
-    /// Makes the next `attempts` to create an instance fail, those of `bind` included.
+    /// Makes the next `attempts` to create an instance fail, including those of `bind`.
     pub fn fail_create(&self, attempts: u32) {
         self.lock().create.left = attempts;
     }
 
-    /// Makes the next `attempts` to accept a client fail. No client is lost by that.
+    /// Makes the next `attempts` to accept a client fail. No client is lost.
     pub fn fail_accept(&self, attempts: u32) {
         self.lock().accept.left = attempts;
     }
 
-    /// Makes the message with this number, counted from 1, fail with [`RecvError::Incomplete`] when the
-    /// server receives it on a connection that is made from now on: its client seems to leave in the middle
-    /// of it.
+    /// Makes the server fail with [`RecvError::Incomplete`] when it receives the message with this number,
+    /// counted from 1, on any connection made from now on. The client seems to leave in the middle of the
+    /// message.
     pub fn fail_recv(&self, number: u64) {
         self.lock().recv = Some(number);
     }
 
-    /// Makes the message with this number, counted from 1, fail with [`SendError::Io`] when the server sends
-    /// it on a connection that is made from now on.
+    /// Makes the server fail with [`SendError::Io`] when it sends the message with this number, counted from
+    /// 1, on any connection made from now on.
     pub fn fail_send(&self, number: u64) {
         self.lock().send = Some(number);
     }
 
-    /// Ends all faults. Connections that have failed stay so.
+    /// Ends all faults. Connections that have failed stay failed.
     pub fn stop(&self) {
         let mut schedule = self.lock();
         schedule.random = false;
@@ -162,13 +161,13 @@ impl Faults {
         schedule.send = None;
     }
 
-    /// How many operations have failed. Delays do not count.
+    /// The number of operations that have failed. Delays do not count.
     #[must_use]
     pub fn injected(&self) -> u64 {
         self.lock().injected
     }
 
-    /// Things may fail by chance from here on.
+    /// Lets operations fail at random from now on.
     pub(crate) fn start(&self) {
         let mut schedule = self.lock();
         schedule.random = schedule.seed.is_some();
@@ -235,8 +234,8 @@ impl Faults {
         let mut schedule = self.lock();
         schedule.injected += 1;
         io::Error::other(match schedule.seed {
-            Some(seed) => format!("{operation} failed as asked for (Faults::seeded({seed}))"),
-            None => format!("{operation} failed as asked for (Faults)"),
+            Some(seed) => format!("{operation} failed on purpose (Faults::seeded({seed}))"),
+            None => format!("{operation} failed on purpose (Faults)"),
         })
     }
 
@@ -262,7 +261,7 @@ impl fmt::Debug for Faults {
     }
 }
 
-/// Failures of the listener: several in a row.
+/// Failures of the listener, several in a row.
 struct Failures {
     random: Rng,
     left: u32,
@@ -324,7 +323,7 @@ impl Endpoint for FaultyEndpoint {
 struct FaultyInstance {
     instance: Box<dyn Instance>,
     faults: Faults,
-    /// A client that is connected, and not handed out yet.
+    /// A client that is connected but not handed out yet.
     connected: Option<(Channel, Pause)>,
 }
 
@@ -375,16 +374,16 @@ struct Plan {
 /// How an operation fails.
 #[derive(Clone, Copy)]
 enum Fault {
-    /// With the system's error.
+    /// With an error of the system.
     Error,
-    /// Between its first byte and its last.
+    /// Between the first and the last byte.
     Midway,
-    /// The connection is lost, for both sides.
+    /// The connection breaks, for both sides.
     Cut,
 }
 
 impl Plan {
-    /// What happens to the next operation.
+    /// Returns what happens to the next operation.
     fn next(&mut self) -> (Option<Fault>, Pause) {
         self.operations += 1;
         if self.fails_at == Some(self.operations) {
@@ -409,10 +408,10 @@ impl Plan {
     }
 }
 
-/// What holds an operation up.
+/// What delays an operation.
 enum Pause {
     None,
-    /// So many polls.
+    /// This many polls.
     Polls(u32),
     Time(Pin<Box<Sleep>>),
 }
@@ -444,7 +443,7 @@ impl Pause {
     }
 }
 
-/// How far an operation has come.
+/// The progress of an operation.
 enum Step {
     Begin,
     Under(Option<Fault>, Pause),
@@ -459,7 +458,7 @@ impl Step {
         }
         match self {
             Self::Under(fault, pause) => (*fault, pause),
-            Self::Begin => unreachable!("it was begun above"),
+            Self::Begin => unreachable!("the step began above"),
         }
     }
 }
@@ -469,7 +468,7 @@ struct FaultyReceiver {
     link: Arc<MemoryLink>,
     plan: Plan,
     step: Step,
-    /// What has come in and is held back.
+    /// What was received and is held back.
     received: Option<Received>,
 }
 
@@ -508,7 +507,7 @@ struct FaultySender {
     link: Arc<MemoryLink>,
     plan: Plan,
     step: Step,
-    /// Those that were begun and are not in the pipe yet.
+    /// Messages that were started and are not in the pipe yet.
     messages: VecDeque<Bytes>,
     failed: bool,
 }

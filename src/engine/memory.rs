@@ -1,10 +1,10 @@
 //! The memory engine: a pipe inside the process.
 //!
-//! Messages are queued under one lock for each direction. A queue takes messages until they hold
-//! `buffer_size` bytes, then the sender waits, as on a real pipe. Nobody is woken under a lock: a waker
-//! is code of the caller's, which may come back here.
+//! Messages are queued under one lock per direction. A queue takes messages until they hold `buffer_size`
+//! bytes; then the sender waits, as on a real pipe. Wakers are called outside the locks: a waker is user
+//! code, which may call back into this module.
 //!
-//! As on Windows, the pipe is there as long as one of its instances is, waiting or connected.
+//! As on Windows, the pipe exists as long as one of its instances does, waiting or connected.
 
 use std::{
     collections::VecDeque,
@@ -43,7 +43,7 @@ impl Board {
     }
 }
 
-/// A waiting instance: empty until a client puts the server's end in.
+/// A waiting instance: empty until a client puts the server's end into it.
 #[derive(Default, Debug)]
 struct Socket {
     channel: Option<Channel>,
@@ -66,11 +66,11 @@ pub(crate) fn bind(sizes: Sizes) -> (Box<dyn Endpoint>, Switchboard) {
     )
 }
 
-/// Connects to a waiting instance, as `CreateFile` does. `faults` hit both ends of the connection.
+/// Connects to a waiting instance, as `CreateFile` does. `faults` apply to both ends of the connection.
 ///
 /// # Errors
 ///
-/// `NotFound` when the pipe is not served any more, `ResourceBusy` when no instance waits.
+/// `NotFound` if the pipe is no longer served, `ResourceBusy` if no instance is waiting.
 pub(crate) fn connect(
     board: &Switchboard,
     max_message_size: usize,
@@ -183,7 +183,7 @@ impl Drop for MemoryInstance {
     }
 }
 
-/// The messages on their way in one direction.
+/// The messages in flight in one direction.
 #[derive(Debug)]
 struct Queue {
     state: Mutex<QueueState>,
@@ -195,7 +195,7 @@ struct QueueState {
     messages: VecDeque<Bytes>,
     /// The bytes in `messages`.
     held: usize,
-    /// The sender's last word: it ended the conversation, or is gone.
+    /// How the sender finished: it ended the conversation, or is gone.
     last: Option<Last>,
     reader_gone: bool,
     reader: Option<Waker>,
@@ -226,16 +226,16 @@ impl Queue {
     }
 }
 
-/// The end that one side holds of both queues.
+/// One side's end of both queues.
 pub(super) struct MemoryLink {
     inbound: Arc<Queue>,
     outbound: Arc<Queue>,
-    /// The server's end is an instance.
+    /// The server's end counts as an instance.
     _instance: Option<Arc<()>>,
 }
 
 impl MemoryLink {
-    /// Breaks the connection for both sides: what is on its way is lost.
+    /// Breaks the connection for both sides. Messages in flight are lost.
     pub(super) fn cut(&self) {
         for queue in [&self.inbound, &self.outbound] {
             let (reader, writer) = {
@@ -256,7 +256,7 @@ impl Peer {
     ///
     /// # Errors
     ///
-    /// The system's.
+    /// Returns the system's error.
     pub fn current() -> io::Result<Self> {
         #[cfg(target_os = "linux")]
         let user = UserId::Uid(rustix::process::geteuid().as_raw());
@@ -356,8 +356,8 @@ impl Transmit for MemorySender {
             self.pending = Some(message);
             return Poll::Pending;
         }
-        // A message longer than the whole buffer has to wait for its reader on a real pipe. Here it
-        // is let in when the buffer is empty, so that one task can play both sides.
+        // On a real pipe, a message longer than the whole buffer waits for its reader. Here it is accepted
+        // when the buffer is empty, so that one task can play both sides.
         state.held += message.len();
         state.messages.push_back(message);
         let reader = state.reader.take();

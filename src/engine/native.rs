@@ -13,7 +13,7 @@ use super::{Engine, overlapped, tokio_pipe};
 /// A pipe to serve.
 pub(crate) struct ToBind<'a> {
     pub(crate) name: &'a PipeName,
-    /// What the name stands for.
+    /// The path of the name.
     #[cfg(target_os = "linux")]
     pub(crate) path: &'a Path,
     pub(crate) access: &'a Access,
@@ -29,7 +29,7 @@ pub(crate) struct ToBind<'a> {
 #[cfg(target_os = "linux")]
 pub(crate) fn bind(pipe: &ToBind<'_>) -> io::Result<Box<dyn Endpoint>> {
     let (asked, buffer_size) = (pipe.max_message_size, pipe.buffer_size);
-    // The most that a socket carries is known once it is made.
+    // The limit of a socket is known once it exists.
     let sizes = Sizes::new(asked, buffer_size, "this system", usize::MAX)?;
     let own_directory = pipe.name.short().is_some();
     seqpacket::bind(pipe.path, own_directory, pipe.access, sizes)
@@ -54,7 +54,7 @@ pub(crate) fn bind(pipe: &ToBind<'_>) -> io::Result<Box<dyn Endpoint>> {
 
 /// The sizes of a client's end.
 pub(crate) fn client_sizes(max_message_size: Option<usize>) -> Result<Sizes, OutOfRange> {
-    // The most that a socket carries is known once it is made.
+    // The limit of a socket is known once it exists.
     #[cfg(target_os = "linux")]
     let longest = usize::MAX;
     #[cfg(windows)]
@@ -63,8 +63,8 @@ pub(crate) fn client_sizes(max_message_size: Option<usize>) -> Result<Sizes, Out
     Sizes::new(max_message_size, buffer_size, "this system", longest)
 }
 
-/// Connects to the pipe `name`, which stands for `path`: `ResourceBusy` when every instance is taken. The
-/// channel can be asked for its peer if `identify` says so, which takes one more right on Windows.
+/// Connects to the pipe `name`, whose path is `path`. `ResourceBusy` if no instance is free. With `identify`
+/// the channel can be asked for its peer, which takes one more right on Windows.
 #[cfg(target_os = "linux")]
 pub(crate) fn connect(
     _name: &PipeName,
@@ -75,10 +75,10 @@ pub(crate) fn connect(
     seqpacket::connect(path, sizes)
 }
 
-/// Connects to the pipe `name`: `ResourceBusy` when every instance is taken. The channel can be asked for
-/// its peer if `identify` says so, which takes one more right.
+/// Connects to the pipe `name`. `ResourceBusy` if no instance is free. With `identify` the channel can be
+/// asked for its peer, which takes one more right.
 ///
-/// Always with the `overlapped` engine: Tokio's client asks for `GENERIC_WRITE`, which holds the right to
+/// Always uses the `overlapped` engine: Tokio's client requests `GENERIC_WRITE`, which contains the right to
 /// create instances, and a careful server grants that to nobody else.
 #[cfg(windows)]
 pub(crate) fn connect(
@@ -90,18 +90,18 @@ pub(crate) fn connect(
     overlapped::connect(name, sizes, identify)
 }
 
-/// The user whom the directory of a short name belongs to, if it is there.
+/// The owner of the directory of a short name, if it exists.
 ///
 /// # Errors
 ///
-/// The system's, and `PermissionDenied` if others than its owner can write to it.
+/// Returns the system's error, and `PermissionDenied` if anyone but its owner can write to it.
 #[cfg(target_os = "linux")]
 pub(crate) fn owner_of_short_names(path: &Path) -> io::Result<Option<UserId>> {
     let owner = seqpacket::owner_of_short_names(path)?;
     Ok(owner.map(UserId::Uid))
 }
 
-/// Whether a pipe of `owner` is this process's own user's.
+/// Whether a pipe owned by `owner` belongs to this process's user.
 pub(crate) fn is_own(owner: &UserId) -> io::Result<bool> {
     #[cfg(target_os = "linux")]
     return Ok(*owner == UserId::Uid(rustix::process::geteuid().as_raw()));

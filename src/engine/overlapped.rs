@@ -1,16 +1,14 @@
-//! The Windows engine on overlapped I/O of our own: messages of any length.
+//! The Windows engine on overlapped I/O: messages of any length.
 //!
-//! A message that fits the buffer costs one `ReadFile`, straight into the memory that its receiver gets.
-//! A longer one ends a read with `ERROR_MORE_DATA`; the buffer grows and the next read goes on behind
-//! what is there, until the message is whole or over the limit. Each message that is sent is one
+//! A message that fits the buffer costs one `ReadFile`, directly into the memory that its receiver gets. A
+//! longer one ends a read with `ERROR_MORE_DATA`; the buffer grows and the next read continues where the last
+//! one ended, until the message is whole or over the limit. Each message is sent with one `WriteFile`.
 //! `WriteFile`.
-//!
-//! How much of a message is left is never asked: the call for it can block (see `windows/overlapped.rs`).
-//! So one thing is not detected: a sender that cancels a write of which a part has been read, and then
-//! writes another message, has sent that part and that message as one. Windows drops the rest of the
-//! first (WT kernel32 `test_CancelIoEx`) and no read says so. It is the sender's own doing, since it
-//! could have written the same bytes in one call; the clients of this library never cancel a write and
-//! go on.
+//! The engine never asks how much of a message is left: that call can block (see `windows/overlapped.rs`). So
+//! one case is not detected. If a sender cancels a write that was partly read and then writes another
+//! message, that part and the new message arrive as one. Windows drops the rest of the first message (WT
+//! kernel32 `test_CancelIoEx`), and no read reports it. This is the sender's own doing, since it could have
+//! written the same bytes in one call. The clients of this library never cancel a write and continue.
 
 use std::{
     io, mem,
@@ -36,20 +34,20 @@ use crate::{
     windows::{self, InstanceOptions, Pipe, Read, SecurityDescriptor},
 };
 
-/// The room that a read has at first: what most messages fit into. It grows with the messages that come,
-/// up to the pipe's buffer size, and never shrinks, so that a connection's ordinary message costs one
-/// call and one that idles holds no more than it has needed.
+/// The initial size of the read buffer, which most messages fit into. It grows with the messages received, up
+/// to the pipe's buffer size, and never shrinks. So an ordinary message on a connection costs one call, and
+/// an idle connection holds no more than it has needed.
 const FIRST_ROOM: usize = 4096;
 
-/// By how much the buffer grows when a message does not fit. Four, so that a message of 1 MiB takes two
-/// more reads than one that fits the pipe's default buffer.
+/// The factor by which the buffer grows when a message does not fit. Four, so that a message of 1 MiB takes
+/// two more reads than one that fits the pipe's default buffer.
 const GROWTH: usize = 4;
 
-/// The longest message that one `WriteFile` takes.
+/// The longest message that one `WriteFile` accepts.
 pub(crate) const MAX_MESSAGE_SIZE: usize = u32::MAX as usize;
 
-/// Serves `name`. The first instance is created with `FILE_FLAG_FIRST_PIPE_INSTANCE`: nobody else can
-/// have the name.
+/// Serves `name`. The first instance is created with `FILE_FLAG_FIRST_PIPE_INSTANCE`, so nobody else can have
+/// the name.
 pub(crate) fn bind(
     name: &PipeName,
     access: &Access,
@@ -65,8 +63,8 @@ pub(crate) fn bind(
     }))
 }
 
-/// Connects to `name`. `ResourceBusy` when every instance is taken. Its link can be asked for the peer if
-/// `identify` says so, which takes one more right.
+/// Connects to `name`. `ResourceBusy` if no instance is free. With `identify` the link can be asked for its
+/// peer, which takes one more right.
 pub(crate) fn connect(name: &PipeName, sizes: Sizes, identify: bool) -> io::Result<Channel> {
     let pipe =
         Pipe::open(name.address(), identify).map_err(|error| match windows::code(&error) {
@@ -74,7 +72,7 @@ pub(crate) fn connect(name: &PipeName, sizes: Sizes, identify: bool) -> io::Resu
             Some(ERROR_PIPE_BUSY | ERROR_PIPE_NOT_CONNECTED) => io::ErrorKind::ResourceBusy.into(),
             Some(ERROR_INVALID_PARAMETER) => io::Error::new(
                 io::ErrorKind::InvalidData,
-                "its server made it a byte pipe, which keeps no messages apart",
+                "its server created a byte pipe, which does not preserve message boundaries",
             ),
             _ => error,
         })?;
@@ -113,9 +111,9 @@ impl Endpoint for OverlappedEndpoint {
 }
 
 struct OverlappedInstance {
-    /// `None` once it is connected.
+    /// `None` once connected.
     pipe: Option<Pipe>,
-    /// Waiting for a client has failed, and has to be started again.
+    /// Whether waiting for a client has failed and must be restarted.
     failed: bool,
     sizes: Sizes,
 }
@@ -157,7 +155,7 @@ fn channel(pipe: Pipe, peer: fn(&Pipe) -> io::Result<Peer>, sizes: Sizes) -> Cha
 
 struct OverlappedLink {
     pipe: Pipe,
-    /// Asks who is on the other side of this end.
+    /// Looks up who is on the other side of this end.
     peer: fn(&Pipe) -> io::Result<Peer>,
 }
 
@@ -174,20 +172,20 @@ impl Link for OverlappedLink {
 struct OverlappedReceiver {
     link: Arc<OverlappedLink>,
     max_message_size: usize,
-    /// The part of a message that was read, and the room for the rest of it or for the next one.
+    /// The part of a message that was read, and the room for its rest or for the next message.
     buffer: BytesMut,
-    /// How much room the first read of a message has at least, in bytes.
+    /// The minimum room for the first read of a message, in bytes.
     room: usize,
     longest_room: usize,
-    /// How long the last message was that did not fit `longest_room`: the next one may be as long.
+    /// The length of the last message that did not fit `longest_room`: the next one may be as long.
     last_long: usize,
-    /// A read is in flight, and the buffer with it.
+    /// Whether a read is in flight, which then has the buffer.
     reading: bool,
 }
 
 impl Receive for OverlappedReceiver {
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
-        // A client that always has the next message ready must not keep the others waiting.
+        // A client that always has the next message ready must not starve the others.
         let budget = ready!(coop::poll_proceed(cx));
         let received = ready!(self.poll_message(cx));
         budget.made_progress();
@@ -214,14 +212,14 @@ impl OverlappedReceiver {
         }
     }
 
-    /// Makes room for an ordinary message, in the memory of earlier ones if they are dropped.
+    /// Makes room for an ordinary message, in the memory of earlier ones if those are dropped.
     fn make_room(&mut self) {
         if !self.buffer.try_reclaim(self.room) {
             self.buffer = BytesMut::with_capacity(self.room);
         }
     }
 
-    /// Makes room for more of a message that has filled the buffer, unless that is over the limit.
+    /// Makes room for more of a message that has filled the buffer, unless that exceeds the limit.
     fn grow(&mut self) -> Result<(), RecvError> {
         let length = self.buffer.len();
         if length > self.max_message_size {
@@ -238,7 +236,7 @@ impl OverlappedReceiver {
         Ok(())
     }
 
-    /// The message that is now whole.
+    /// Takes the message, which is now whole.
     fn message(&mut self) -> Result<Received, RecvError> {
         let length = self.buffer.len();
         if length > self.max_message_size {
@@ -255,14 +253,14 @@ impl OverlappedReceiver {
         }
         let capacity = self.buffer.capacity();
         if capacity > self.longest_room && capacity / 2 > length {
-            // Memory for an uncommonly long message, which a short one would keep from being freed.
+            // The memory of an unusually long message: a short one in it would keep it allocated.
             let message = mem::take(&mut self.buffer);
             return Ok(Received::Message(Bytes::copy_from_slice(&message)));
         }
         Ok(Received::Message(self.buffer.split().freeze()))
     }
 
-    /// What the failure of a read means.
+    /// Classifies the error of a read.
     fn failed(&self, error: io::Error) -> Result<Received, RecvError> {
         if !windows::is_closed(&error) {
             Err(RecvError::Io(error))

@@ -1,8 +1,8 @@
-//! The Linux engine: `AF_UNIX` sockets of type `SOCK_SEQPACKET`, which keep messages whole.
+//! The Linux engine: `AF_UNIX` sockets of type `SOCK_SEQPACKET`, which preserve message boundaries.
 //!
-//! They are system calls of rustix on Tokio's `AsyncFd`. nix has the two that rustix lacks: recvmmsg(2),
-//! and socket options that are newer than the crate. tokio-seqpacket has neither, and takes a full queue
-//! for a connection.
+//! It uses rustix's system calls on Tokio's `AsyncFd`. nix provides the two things that rustix lacks:
+//! recvmmsg(2), and socket options that are newer than the crate. tokio-seqpacket has neither, and mistakes a
+//! full queue for a connection.
 
 use std::{
     io,
@@ -32,16 +32,16 @@ mod claim;
 mod lingering;
 mod socket;
 
-/// How many clients the kernel queues until they are accepted; it takes 4,096 at most by default
-/// (`net.core.somaxconn`). A client that finds the queue full has to poll, so it is long.
+/// How many clients the kernel queues until they are accepted; by default it allows at most 4,096
+/// (`net.core.somaxconn`). Long, because a client that finds the queue full has to poll.
 const QUEUE_LENGTH: i32 = 1024;
 
-/// The queue at `max_instances`. The kernel queues one client more than it is told (`unix_recvq_full` in
-/// net/unix/af_unix.c), so the shortest queue holds one. Those that it holds already stay in it.
+/// The queue length at `max_instances`. The kernel queues one client more than this (`unix_recvq_full` in
+/// net/unix/af_unix.c), so the shortest queue holds one. Clients already in the queue stay there.
 const SHORTEST_QUEUE: i32 = 0;
 
-/// Serves `path`: a socket that only those whom `access` lets in can connect to, from its first moment.
-/// The directory of a short name is the user's own and is made; that of any other path is taken as it is.
+/// Serves `path`. From the moment the socket exists, only those whom `access` allows can connect. The
+/// directory of a short name belongs to the user and is created; that of any other path is used as it is.
 pub(crate) fn bind(
     path: &Path,
     own_directory: bool,
@@ -63,7 +63,7 @@ pub(crate) fn bind(
     let socket = Socket::new()?;
     let grow_send_buffers = socket.grow_send_buffer(sizes)?;
     // Linux gives the socket file the mode of the socket itself, less the umask (unix_bind in
-    // net/unix/af_unix.c): set before bind, nobody gets in in between.
+    // net/unix/af_unix.c). Set before bind, so that nobody gets in between.
     fchmod(&socket, Mode::from_raw_mode(mode))?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(&claim.path)?)?;
     claim.take_socket_file(mode)?;
@@ -76,26 +76,26 @@ pub(crate) fn bind(
     }))
 }
 
-/// Whom the directory of a short name's socket belongs to, if it is there.
+/// The owner of the directory of a short name's socket, if it exists.
 ///
 /// # Errors
 ///
-/// The system's, and `PermissionDenied` when other users can write to it.
+/// Returns the system's error, and `PermissionDenied` if other users can write to it.
 pub(crate) fn owner_of_short_names(path: &Path) -> io::Result<Option<u32>> {
     claim::owner_of_short_names(directory_of(path))
 }
 
-/// Connects to the socket at `path`. `ResourceBusy` when its queue is full, which can't be waited for.
+/// Connects to the socket at `path`. `ResourceBusy` if its queue is full, which can't be waited for.
 pub(crate) fn connect(path: &Path, sizes: Sizes) -> io::Result<Channel> {
     let socket = Socket::new()?;
     socket.grow_send_buffer(sizes)?;
     match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
         Ok(()) => channel(socket, sizes.max_message_size),
         Err(Errno::AGAIN) => Err(io::ErrorKind::ResourceBusy.into()),
-        // The file of a server that was killed: nobody serves it.
+        // The socket file of a server that was killed: nobody serves it.
         Err(Errno::CONNREFUSED) => Err(io::ErrorKind::NotFound.into()),
         Err(Errno::PROTOTYPE) => {
-            let problem = "the socket there is not a SEQPACKET socket: it may be another program's, and keeps no messages apart";
+            let problem = "the socket there is not a SEQPACKET socket: it may be another program's, and does not preserve message boundaries";
             Err(io::Error::new(
                 io::Error::from(Errno::PROTOTYPE).kind(),
                 problem,
@@ -108,9 +108,9 @@ pub(crate) fn connect(path: &Path, sizes: Sizes) -> io::Result<Channel> {
 struct SeqpacketEndpoint {
     listener: Arc<AsyncFd<Socket>>,
     sizes: Sizes,
-    /// Whether the kernel's default is too small, also for the sockets of the clients.
+    /// Whether the kernel's default send buffer is too small, for the clients' sockets as well.
     grow_send_buffers: bool,
-    /// Given up after the socket is closed.
+    /// Released after the socket is closed.
     _claim: Claim,
 }
 
@@ -123,13 +123,13 @@ impl Endpoint for SeqpacketEndpoint {
         }))
     }
 
-    /// Clients that wait in a blocking connect(2) are woken when the queue grows (`unix_listen`).
+    /// Growing the queue wakes clients that wait in a blocking connect(2) (`unix_listen`).
     fn set_full(&self, full: bool) {
         let length = if full { SHORTEST_QUEUE } else { QUEUE_LENGTH };
         if let Err(error) = rustix::net::listen(&self.listener, length) {
             let reason = Reason::Queue.as_str();
             let error = io::Error::from(error);
-            warn!(reason, %error, "the queue of clients can't be changed");
+            warn!(reason, %error, "the length of the client queue can't be changed");
         }
     }
 
@@ -143,7 +143,7 @@ impl Endpoint for SeqpacketEndpoint {
     }
 }
 
-/// A place at the listening socket.
+/// An instance: a place at the listening socket.
 struct SeqpacketInstance {
     listener: Arc<AsyncFd<Socket>>,
     sizes: Sizes,

@@ -1,10 +1,10 @@
-//! The Windows engine on `tokio::net::windows::named_pipe`, with no overlapped I/O of our own.
+//! The Windows engine on `tokio::net::windows::named_pipe`, without overlapped I/O of its own.
 //!
-//! Tokio's pipe is readiness over completion: mio reads ahead into a buffer of its own and takes
-//! `ERROR_MORE_DATA` for success, so a caller can't tell "the message ended" from "the buffer was full"
-//! (tokio#6460, mio#1772). Here every read is made with a buffer of 4,096 bytes, the smallest that mio
-//! reads with, and one that fills it counts as too long: so a message of up to 4,095 bytes is whole,
-//! and a longer one is never taken for two.
+//! Tokio's pipe emulates readiness on completion-based I/O: mio reads ahead into its own buffer and treats
+//! `ERROR_MORE_DATA` as success, so a caller can't tell "the message ended" from "the buffer was full"
+//! (tokio#6460, mio#1772). Here every read uses a buffer of 4,096 bytes, the smallest that mio reads with,
+//! and a read that fills it counts as too long. So a message of up to 4,095 bytes is whole, and a longer one
+//! is never taken for two.
 
 use std::{
     future::Future,
@@ -34,14 +34,14 @@ use crate::{
     windows::{self, SecurityDescriptor},
 };
 
-/// What mio reads with when it is given no more (`DEFAULT_READ_SIZE` in mio 1.2.5).
+/// The size that mio reads with if not given more (`DEFAULT_READ_SIZE` in mio 1.2.5).
 const READ_SIZE: usize = 4096;
 
-/// The longest message that can be told from the beginning of a longer one.
+/// The longest message that can be told from the start of a longer one.
 pub(crate) const MAX_MESSAGE_SIZE: usize = READ_SIZE - 1;
 
-/// Serves `name`. The first instance is created with `FILE_FLAG_FIRST_PIPE_INSTANCE`: nobody else can
-/// have the name.
+/// Serves `name`. The first instance is created with `FILE_FLAG_FIRST_PIPE_INSTANCE`, so nobody else can have
+/// the name.
 pub(crate) fn bind(
     name: &PipeName,
     access: &Access,
@@ -49,8 +49,8 @@ pub(crate) fn bind(
     sizes: Sizes,
 ) -> io::Result<Box<dyn Endpoint>> {
     let mut options = ServerOptions::new();
-    // The number of instances is not limited here but by the listener, which needs room for the
-    // replacement of a connection that ends at the limit.
+    // The number of instances is limited by the listener, not here: it needs room for the replacement of a
+    // connection that ends at the limit.
     options
         .pipe_mode(PipeMode::Message)
         .reject_remote_clients(!allow_remote)
@@ -71,7 +71,7 @@ struct TokioEndpoint {
     descriptor: SecurityDescriptor,
     options: ServerOptions,
     max_message_size: usize,
-    /// Instances are created where connections are dropped, also outside the runtime.
+    /// Connections are dropped, and so instances created, outside the runtime as well.
     runtime: Handle,
     first: AtomicBool,
 }
@@ -101,13 +101,13 @@ struct TokioInstance {
     max_message_size: usize,
 }
 
-/// The instance with its client, or with the error for which there is none.
+/// The connected instance, or the instance with the error.
 type Connected = Result<NamedPipeServer, (NamedPipeServer, io::Error)>;
 
 async fn connected(server: NamedPipeServer) -> Connected {
     match server.connect().await {
         Err(error) if windows::code(&error) != Some(ERROR_NO_DATA) => Err((server, error)),
-        // A client that has left already counts: what it wrote is still there.
+        // A client that has already left counts: what it wrote is still there.
         _ => Ok(server),
     }
 }
@@ -145,16 +145,16 @@ fn channel(server: NamedPipeServer, max_message_size: usize) -> Channel {
 
 struct TokioLink {
     server: NamedPipeServer,
-    /// A write was still waiting for its reader when the sender was dropped.
+    /// Whether a write was still waiting for its reader when the sender was dropped.
     cut_off: AtomicBool,
 }
 
 impl TokioLink {
-    /// Hands `message` to mio, and has Tokio forget that the pipe was writable.
+    /// Hands `message` to mio, and makes Tokio forget that the pipe was writable.
     ///
-    /// A successful `try_write` leaves it writable although mio has yet to finish the write, and
-    /// nothing could be waited for. `try_io` takes note of the state before it calls its closure and
-    /// forgets no later one, so a write that finishes at this very moment is not missed.
+    /// A successful `try_write` leaves the pipe writable although mio has yet to finish the write, so there
+    /// would be nothing to wait for. `try_io` notes the readiness before it calls its closure and clears no
+    /// later one, so a write that finishes at that moment is not missed.
     fn write(&self, message: &[u8]) -> io::Result<()> {
         let mut written = Err(io::ErrorKind::WouldBlock.into());
         let forgotten: io::Result<()> = self.server.try_io(Interest::WRITABLE, || {
@@ -178,9 +178,9 @@ impl Link for TokioLink {
 
 impl Drop for TokioLink {
     fn drop(&mut self) {
-        // mio keeps a pending write, and with it the instance, until the reader takes it (mio#1944). mio's
-        // write can't be cancelled by itself, but nothing else in flight is needed any more. Disconnecting
-        // would also discard the replies before it, which the client may still read.
+        // mio keeps a pending write, and with it the instance, until the reader takes it (mio#1944). That
+        // write can't be cancelled alone, but nothing else in flight is needed any more. Disconnecting would
+        // also discard earlier replies, which the client may still read.
         if self.cut_off.load(Ordering::Relaxed) {
             windows::cancel(&self.server);
         }
@@ -209,7 +209,7 @@ impl Receive for TokioReceiver {
                 }
             };
             return Poll::Ready(if length == 0 {
-                // An empty message, or the other side has closed: Tokio says the same of both.
+                // An empty message, or the other side has closed: Tokio reports both alike.
                 Ok(if windows::is_closing(&self.link.server) {
                     Received::Closed
                 } else {
@@ -228,9 +228,9 @@ impl Receive for TokioReceiver {
 
 struct TokioSender {
     link: Arc<TokioLink>,
-    /// A message is in mio's hands.
+    /// Whether mio holds a message.
     writing: bool,
-    /// A message that is not.
+    /// A message that mio does not hold yet.
     pending: Option<Bytes>,
 }
 
@@ -246,7 +246,7 @@ impl Transmit for TokioSender {
                 return Poll::Ready(Ok(()));
             }
             ready!(self.link.server.poll_write_ready(cx)).map_err(send_error)?;
-            // Ready: the write before is done.
+            // Ready means that the previous write is done.
             self.writing = false;
             let Some(message) = &self.pending else {
                 continue;

@@ -1,11 +1,11 @@
-//! What only Linux has.
+//! Linux-specific extensions.
 
 use super::sealed::Sealed;
 use crate::peer::Peer;
 
-/// What Linux adds to [`Peer`].
+/// Linux-specific extensions to [`Peer`].
 pub trait PeerExt: Sealed {
-    /// The effective group of the process when it connected (`SO_PEERCRED`).
+    /// The effective group id of the process when it connected (`SO_PEERCRED`).
     fn group_id(&self) -> u32;
 }
 

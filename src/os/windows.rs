@@ -1,13 +1,13 @@
-//! What only Windows has.
+//! Windows-specific extensions.
 
 use super::sealed::Sealed;
 use crate::{client::ClientOptions, listener::ListenerOptions, peer::Peer};
 
 pub use crate::engine::Engine;
 
-/// What Windows adds to [`ListenerOptions`].
+/// Windows-specific extensions to [`ListenerOptions`].
 pub trait ListenerOptionsExt: Sealed {
-    /// How bytes move under the connections. Default: [`Engine::Auto`].
+    /// Which I/O the connections use. Default: [`Engine::Auto`].
     #[must_use]
     fn engine(self, engine: Engine) -> Self;
 
@@ -28,12 +28,12 @@ impl ListenerOptionsExt for ListenerOptions {
     }
 }
 
-/// What Windows adds to [`ClientOptions`].
+/// Windows-specific extensions to [`ClientOptions`].
 pub trait ClientOptionsExt: Sealed {
     /// Whether to connect to a pipe on another machine, `\\HOST\pipe\NAME`. Default: no.
     ///
-    /// Connecting sends this user's credentials to HOST over SMB, whoever HOST may be. So a name that
-    /// comes from outside has to be checked before this is turned on.
+    /// Connecting sends this user's credentials to HOST over SMB, whatever HOST is. Check names from outside
+    /// before turning this on.
     #[must_use]
     fn allow_remote(self, allow: bool) -> Self;
 }
@@ -45,9 +45,9 @@ impl ClientOptionsExt for ClientOptions {
     }
 }
 
-/// What Windows adds to [`Peer`].
+/// Windows-specific extensions to [`Peer`].
 pub trait PeerExt: Sealed {
-    /// The process's terminal services session.
+    /// The process's Terminal Services session id.
     fn session_id(&self) -> u32;
 }
 

@@ -1,4 +1,4 @@
-//! Who may connect, as an access list.
+//! The access list of a pipe.
 
 use std::io;
 
@@ -15,7 +15,7 @@ use crate::{access::Access, error::OutOfRange};
 impl SecurityDescriptor {
     /// # Errors
     ///
-    /// [`OutOfRange`] for an [`Access::Sddl`] that can't be served with.
+    /// Returns [`OutOfRange`] for an unusable [`Access::Sddl`].
     pub(crate) fn new(access: &Access) -> io::Result<Self> {
         match access {
             Access::Sddl(text) => of_user(text),
@@ -30,8 +30,8 @@ impl SecurityDescriptor {
 
 /// A protected list that grants this user and SYSTEM all rights, followed by the entries in `others`.
 ///
-/// It denies nobody. NETWORK would be the candidate, but tokens of users who log on through SSH or WinRM
-/// hold that group too, and their own second instance is checked against the list.
+/// It denies nobody. NETWORK would be a candidate, but users who log on through SSH or WinRM have that group
+/// in their token too, and their own second instance is checked against the list.
 /// `PIPE_REJECT_REMOTE_CLIENTS` rejects clients on other machines instead.
 ///
 /// No owner is set, so the system uses the token's default owner for new objects (*Owner of a New
@@ -41,14 +41,14 @@ fn list(others: &str) -> io::Result<String> {
     Ok(format!("D:P(A;;GA;;;{user})(A;;GA;;;SY){others}"))
 }
 
-/// The descriptor `text`, which has to let this process create further instances.
+/// Parses the descriptor `text`, which must let this process create further instances.
 ///
 /// The list does not apply to the first instance of a pipe, only to later ones (*Named Pipe Security and
 /// Access Rights*). A list that denies its own server would fail only when the first client connects, so
-/// it is tried on a pipe with a random name.
+/// it is first tried on a pipe with a random name.
 fn of_user(text: &str) -> io::Result<SecurityDescriptor> {
     let descriptor = SecurityDescriptor::parse(text).map_err(|error| {
-        let problem = format!("is {text:?}, which is not understood as a descriptor: {error}");
+        let problem = format!("is {text:?}, which is not a valid security descriptor: {error}");
         OutOfRange::new("access", problem)
     })?;
     let address = format!(r"\\.\pipe\pipe-server-{:032x}", fastrand::u128(..));

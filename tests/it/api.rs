@@ -791,6 +791,9 @@ mod paths {
         let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let error = Client::connect(&path).await.unwrap_err();
         let reason = error.source().unwrap().to_string();
-        assert!(reason.contains("keeps no messages apart"), "{reason}");
+        assert!(
+            reason.contains("does not preserve message boundaries"),
+            "{reason}"
+        );
     }
 }

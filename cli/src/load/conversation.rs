@@ -1,4 +1,4 @@
-//! Load on one connection a client: requests ahead of their replies, as many as asked for.
+//! Load over one connection per client, with a configurable number of requests in flight.
 
 use std::{
     collections::VecDeque,
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::exit::Failure;
 
-/// Loads the server and reports how fast it answered.
+/// Loads the server and reports the rate of its replies.
 pub(crate) async fn measure<T: Transport>(
     options: &Options,
     transport: T,
@@ -66,13 +66,13 @@ pub(crate) async fn measure<T: Transport>(
     Ok(report)
 }
 
-/// What a request consists of. Leaked, so that no request counts references, which threads would share.
+/// The content of a request. Leaked, so that requests share no reference count between threads.
 pub(crate) fn content(size: usize) -> &'static [u8] {
     let content: Vec<u8> = (0..size).map(|index| (index % 251) as u8).collect();
     content.leak()
 }
 
-/// One client and its connection.
+/// A client and its connection.
 struct Conversation<T: Transport> {
     sender: T::Sender,
     receiver: T::Receiver,
@@ -109,7 +109,7 @@ impl<T: Transport> Work for Conversation<T> {
                             sent.map_err(|error| ledger.failure(&error))?;
                             break;
                         }
-                        // While the server does not read, it may be waiting to be read itself.
+                        // While the server does not read, it may be waiting for its reply to be read.
                         reply = receiver.recv(), if !ledger.outstanding.is_empty() => {
                             ledger.reply(reply, count)?;
                         }
@@ -128,7 +128,7 @@ impl<T: Transport> Work for Conversation<T> {
     }
 }
 
-/// What one client has asked, and what was answered.
+/// What one client has sent, and what was answered.
 struct Ledger {
     client: u32,
     address: String,
@@ -138,15 +138,15 @@ struct Ledger {
     latencies: Latencies,
 }
 
-/// A request on its way.
+/// A request in flight.
 struct Request {
     begun: Instant,
     expected: Option<Bytes>,
 }
 
 impl Ledger {
-    /// The next request, taken down as outstanding: its reply can be there before its sending is known
-    /// to be over.
+    /// The next request, recorded as outstanding: its reply can arrive before the send is known to be
+    /// complete.
     fn request(&mut self, content: &'static [u8]) -> Bytes {
         let request = match self.verify {
             None => Bytes::from_static(content),
@@ -171,7 +171,7 @@ impl Ledger {
             Err(error) => return Err(self.failure(&error)),
         };
         let Some(request) = self.outstanding.pop_front() else {
-            return Err(self.failure("a reply came that nobody has asked for"));
+            return Err(self.failure("a reply arrived without a request"));
         };
         self.latencies
             .saturating_record(nanoseconds(request.begun.elapsed()));
@@ -199,8 +199,8 @@ impl Ledger {
     }
 }
 
-/// A request that begins with its own number and its client's, as far as it is long enough: a reply that
-/// was lost, doubled or another client's is seen.
+/// A request that begins with its own number and its client's, as far as its length allows, so that a lost,
+/// duplicated or foreign reply is detected.
 fn unlike_any_other(content: &[u8], client: u32, request: u64) -> Bytes {
     let mut message = content.to_vec();
     let numbers = request
@@ -213,7 +213,7 @@ fn unlike_any_other(content: &[u8], client: u32, request: u64) -> Bytes {
     message.into()
 }
 
-/// How two messages differ.
+/// Describes how two messages differ.
 fn difference(expected: &[u8], reply: &[u8]) -> String {
     if expected.len() != reply.len() {
         return format!("{} bytes instead of {}", reply.len(), expected.len());

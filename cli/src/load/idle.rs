@@ -1,4 +1,4 @@
-//! Connections that are held and not used: what they cost the server.
+//! The cost to the server of connections that are idle.
 
 use std::{
     future::pending,
@@ -16,14 +16,14 @@ use crate::exit::Failure;
 /// How long the server may take to settle before its memory is read.
 const SETTLING: Duration = Duration::from_millis(300);
 
-/// Holds `connections`, and reports as soon as they are there.
+/// Holds `connections`, and reports once they are established.
 pub(crate) async fn hold<T: Transport>(
     options: &Options,
     transport: T,
     connections: u32,
 ) -> Result<(), Failure> {
     let content = content(options.size);
-    // What the server makes for its first client and keeps is not counted.
+    // What the server allocates once, for its first client, is not counted.
     drop(visit(&transport, content).await?);
     let before = read_memory(options).await?;
 

@@ -2,10 +2,10 @@
 
 use std::io;
 
-/// How much of the process's memory is resident, in bytes.
+/// The resident memory of a process, in bytes.
 #[cfg(target_os = "linux")]
 pub fn resident(process: u32) -> io::Result<u64> {
-    // The cheaper counters in `stat` and `status` lag behind, proc(5).
+    // The cheaper counters in `stat` and `status` are inexact, proc(5).
     let maps = std::fs::read_to_string(format!("/proc/{process}/smaps_rollup"))?;
     let kibibytes = maps.lines().find_map(|line| {
         line.strip_prefix("Rss:")?
@@ -20,7 +20,7 @@ pub fn resident(process: u32) -> io::Result<u64> {
     }
 }
 
-/// How much of the process's memory is resident, its working set, in bytes.
+/// The resident memory of a process, its working set, in bytes.
 #[cfg(windows)]
 pub fn resident(process: u32) -> io::Result<u64> {
     use winsafe::{HPROCESS, co, prelude::*};

@@ -1,4 +1,4 @@
-//! The command line.
+//! The command-line options.
 
 use std::{num::NonZero, str::FromStr, thread, time::Duration};
 
@@ -10,37 +10,37 @@ use crate::{
     values::{self, TimeLimit},
 };
 
-/// Long enough for the noise of one second to even out.
+/// Long enough to average out the noise of one second.
 const DEFAULT_DURATION: Duration = Duration::from_secs(5);
 
 /// Loads a message pipe and prints how fast its server answers.
 ///
-/// Each client has a connection of its own. It sends requests, each as one message, and takes what comes
-/// back for the replies, in order. The pipe may be served by any program.
+/// Each client has its own connection. It sends each request as one message and takes the messages that come
+/// back for its replies, in order. Any program may serve the pipe.
 #[derive(Debug, Parser)]
 #[command(name = "pipe-bench", version, after_help = AFTER_HELP)]
 pub struct Options {
-    /// Name of the pipe, or its whole address
+    /// Name of the pipe, or its full path
     #[arg(long, value_name = "NAME", default_value = "mynamedpipe")]
     pub pipe_name: PipeName,
 
-    /// Connect, have one request answered and close, over and over
+    /// Connect, make one request and close, over and over
     #[arg(long)]
     pub(crate) connect_rate: bool,
 
-    /// Hold N connections, on each of which one request was answered
+    /// Hold N connections, each of which has made one request
     #[arg(long, value_name = "N", conflicts_with_all = ["connect_rate", "requests"], value_parser = value_parser!(u32).range(1..))]
     pub(crate) idle: Option<u32>,
 
-    /// Process id of the server, to tell what memory idle connections take there
+    /// Process id of the server, to report the memory that idle connections take there
     #[arg(long, value_name = "PID", requires = "idle")]
     pub(crate) pid: Option<u32>,
 
-    /// How many clients at once
+    /// Number of concurrent clients
     #[arg(long, value_name = "C", default_value = "8", value_parser = value_parser!(u32).range(1..))]
     pub(crate) clients: u32,
 
-    /// How many requests in all, shared out evenly among the clients; with --connect-rate, connections
+    /// Total number of requests, divided evenly among the clients; with --connect-rate, of connections
     #[arg(long, value_name = "N", conflicts_with = "duration", value_parser = value_parser!(u64).range(1..))]
     requests: Option<u64>,
 
@@ -52,7 +52,7 @@ pub struct Options {
     #[arg(long, value_name = "SIZE", default_value = "64", value_parser = values::size)]
     pub(crate) size: usize,
 
-    /// How many requests a client has on their way at a time; 1 waits for each reply
+    /// How many requests each client has in flight; 1 waits for each reply
     #[arg(long, value_name = "D", default_value = "1", value_parser = value_parser!(u32).range(1..))]
     pub depth: u32,
 
@@ -60,11 +60,11 @@ pub struct Options {
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = values::duration)]
     pub(crate) pause: Duration,
 
-    /// What to load before measuring: requests of each client, or a time
+    /// Load before measuring: a number of requests per client, or a time
     #[arg(long, value_name = "N|TIME", default_value = "100")]
     pub(crate) warm_up: Limit,
 
-    /// What every reply is checked for
+    /// What to check in every reply
     #[arg(long, value_name = "WHAT", value_enum)]
     pub(crate) verify: Option<Verify>,
 
@@ -72,19 +72,19 @@ pub struct Options {
     #[arg(long, value_name = "TIME", default_value = values::text(defaults::CONNECT_TIMEOUT), value_parser = values::duration)]
     pub(crate) connect_timeout: Duration,
 
-    /// Whose server to talk to: system, current-user, anyone or a user
+    /// Which servers to trust: system, current-user, anyone or a user
     ///
-    /// system is this user and the system itself: root on Linux, SYSTEM and Administrators on Windows. A
-    /// user is a number on Linux, as in 1000, and a SID on Windows, as in S-1-5-19. A server of anybody
-    /// else is refused before anything is sent to it.
+    /// system is this user and the system itself: root on Linux, SYSTEM and Administrators on Windows. A user
+    /// is a number such as 1000 on Linux, and a SID such as S-1-5-19 on Windows. All other servers are
+    /// refused before anything is sent to them.
     #[arg(long, value_name = "WHOM", default_value_t)]
     pub(crate) trust: Trust,
 
-    /// How long no client may get a reply before the server is given up, or none
+    /// Give up if no client gets a reply for this long; none waits forever
     #[arg(long, value_name = "TIME", default_value = "30s")]
     pub(crate) timeout: TimeLimit,
 
-    /// How many threads the clients share [default: one a core]
+    /// Number of threads that the clients share [default: one per core]
     #[arg(long, value_name = "T", value_parser = value_parser!(u16).range(1..))]
     threads: Option<u16>,
 
@@ -100,18 +100,18 @@ request to its reply.
 Exit codes: 0 when every request was answered, 1 for a failure, 2 for bad usage.";
 
 impl Options {
-    /// Refuses what can't go together.
+    /// Rejects options that conflict.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         if !self.pause.is_zero() && self.depth > 1 {
             return Err(Failure::usage(
-                "--pause needs --depth 1: replies that come during a pause would be read late"
+                "--pause needs --depth 1: replies that arrive during a pause would be read late"
                     .to_owned(),
             ));
         }
         Ok(())
     }
 
-    /// How much is measured.
+    /// How much to measure.
     pub(crate) fn limit(&self) -> Limit {
         match self.requests {
             Some(requests) => Limit::Requests(requests),
@@ -146,10 +146,10 @@ impl FromStr for Limit {
     }
 }
 
-/// What replies are checked for.
+/// What to check in replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Verify {
-    /// Each reply is its own request, byte for byte
+    /// Each reply equals its request, byte for byte
     Echo,
 }
 

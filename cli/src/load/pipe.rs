@@ -1,4 +1,4 @@
-//! The message pipe as a transport.
+//! A message pipe as a transport.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::exit::{Failure, chain, connect_failure};
 
-/// Connections to one pipe.
+/// Makes connections to one pipe.
 #[derive(Clone, Debug)]
 pub struct Pipe {
     name: PipeName,
@@ -52,7 +52,7 @@ impl Transport for Pipe {
                 let (receiver, sender) = client.into_split();
                 Ok((sender, receiver))
             }
-            // No other option that can be wrong is set here.
+            // No other option that can be out of range is set here.
             Err(ConnectError::Option { problem, .. }) => {
                 Err(Failure::usage(format!("--size {problem}")))
             }

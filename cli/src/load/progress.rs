@@ -1,4 +1,4 @@
-//! How far the clients are, for a bar on the terminal and for whoever waits for a reply.
+//! The progress of the clients, for a bar on the terminal and for detecting a server that no longer answers.
 
 use std::{
     sync::{
@@ -12,14 +12,14 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{options::Limit, run::nanoseconds};
 
-/// What one client has done so far. It lies alone in its cache lines: counting must not slow down the
+/// What one client has done so far. It has cache lines of its own, so that counting does not slow down its
 /// neighbours.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct Count(AtomicU64);
 
 impl Count {
-    /// Counts one more. Only its own client does.
+    /// Counts one more. Called only by its own client.
     pub(crate) fn add(&self) {
         let count = self.0.load(Ordering::Relaxed);
         self.0.store(count + 1, Ordering::Relaxed);
@@ -59,7 +59,7 @@ impl Progress {
         Arc::clone(&self.counts[client])
     }
 
-    /// Draws the bar and gives the sum.
+    /// Draws the bar and returns the sum.
     pub(crate) fn show(&self) -> u64 {
         let sum = self
             .counts

@@ -1,4 +1,4 @@
-//! What was measured, for people and for machines.
+//! The results, for people and for programs.
 
 use std::{
     io::{self, Write as _},
@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::run::Latencies;
 use crate::exit::Failure;
 
-/// Named figures, in the order in which they are shown.
+/// Named figures, in display order.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     figures: Vec<Figure>,
@@ -20,7 +20,7 @@ pub(crate) struct Report {
 struct Figure {
     name: String,
     text: String,
-    /// Its name for machines, with the unit, and its value in that unit.
+    /// Its name for programs, which includes the unit, and its value in that unit.
     key: String,
     value: Value,
 }
@@ -42,7 +42,7 @@ impl Report {
         self.push(name, size(bytes), "", bytes.into());
     }
 
-    /// A number of things, how long they took, and how many there were in a second.
+    /// Adds a count, the time it took, and the rate per second.
     pub(crate) fn rate(&mut self, name: &str, number: u64, time: Duration) {
         let seconds = time.as_secs_f64();
         let rate = if seconds > 0.0 {
@@ -89,7 +89,7 @@ impl Report {
         });
     }
 
-    /// Prints it at once: whoever waits for it may be a program.
+    /// Prints and flushes it: the reader may be a program.
     pub(crate) fn print(&self, json: bool) -> Result<(), Failure> {
         let text = if json { self.json() } else { self.table() };
         let mut stdout = io::stdout().lock();
@@ -97,14 +97,14 @@ impl Report {
             .write_all(text.as_bytes())
             .and_then(|()| stdout.flush())
         {
-            // Nobody wants to know any more.
+            // The reader has gone.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             Err(error) => Err(Failure::new(format!("can't write to stdout: {error}"))),
             Ok(()) => Ok(()),
         }
     }
 
-    /// A line of names and a line of figures, aligned on the right.
+    /// A line of names and a line of figures, right-aligned.
     fn table(&self) -> String {
         let (mut names, mut texts) = (String::new(), String::new());
         for Figure { name, text, .. } in &self.figures {
@@ -138,7 +138,7 @@ fn grouped(number: u64) -> String {
     text
 }
 
-/// Bytes in the largest unit in which they are a whole number.
+/// Bytes in the largest unit that gives a whole number.
 fn exact_size(bytes: usize) -> String {
     let units = [("MiB", 1 << 20), ("KiB", 1 << 10)];
     match units.into_iter().find(|&(_, unit)| bytes % unit == 0) {
@@ -147,7 +147,7 @@ fn exact_size(bytes: usize) -> String {
     }
 }
 
-/// Bytes in the largest unit in which they are one or more.
+/// Bytes in the largest unit that gives one or more.
 fn size(bytes: f64) -> String {
     let units = [
         ("GiB", 1_073_741_824.0),
@@ -168,7 +168,7 @@ fn latency(microseconds: f64) -> String {
     }
 }
 
-/// Three digits, or more before the point; no zeros at the end of a whole number.
+/// Three significant digits, or more before the point; no trailing zeros on a whole number.
 fn three_digits(number: f64) -> String {
     let places = match number.abs() {
         _ if number.fract() == 0.0 => 0,

@@ -1,4 +1,4 @@
-//! Many clients at once: warm-up, measurement, and an eye on whether the server still answers.
+//! Many clients at once: warm-up, measurement, and a check that the server still answers.
 
 use std::{
     future::Future,
@@ -19,8 +19,8 @@ use super::{
 };
 use crate::exit::Failure;
 
-/// Latencies are kept to 16 ns and three digits, up to one minute. Counts of 32 bits halve what a client
-/// holds, which lies in the processor's cache beside its messages.
+/// Latencies are kept with a resolution of 16 ns and three digits, up to one minute. 32-bit counts halve the
+/// memory of a client, which shares the processor's cache with its messages.
 pub(crate) type Latencies = Histogram<u32>;
 
 pub(crate) fn latencies() -> Latencies {
@@ -32,23 +32,23 @@ pub(crate) fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// One client at work.
+/// A client's work.
 pub(crate) trait Work: Send + 'static {
     /// What it has measured.
     type Measured: Send + 'static;
 
-    /// Works until `until` says that it is enough, and leaves nothing under way.
+    /// Works until `until` is reached, and leaves nothing in flight.
     fn work(
         &mut self,
         until: Until,
         count: &Count,
     ) -> impl Future<Output = Result<(), Failure>> + Send;
 
-    /// Gives what was measured since the last time.
+    /// Returns what was measured since the last call.
     fn take(&mut self) -> Self::Measured;
 }
 
-/// When one client has done enough.
+/// When a client has done enough.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Until {
     requests: u64,
@@ -56,7 +56,7 @@ pub(crate) struct Until {
 }
 
 impl Until {
-    /// The end of a client that begins now.
+    /// The end for a client that starts now.
     fn new(limit: Limit) -> Self {
         match limit {
             Limit::Requests(requests) => Self {
@@ -70,20 +70,20 @@ impl Until {
         }
     }
 
-    /// Whether a client that has begun `requests` of them may begin another one.
+    /// Whether a client that has started `requests` requests may start another one.
     pub(crate) fn allows(&self, requests: u64, now: Instant) -> bool {
         requests < self.requests && self.deadline.is_none_or(|deadline| now < deadline)
     }
 }
 
-/// What all clients have done together.
+/// The results of all clients.
 pub(crate) struct Outcome<M> {
     pub(crate) measured: Vec<M>,
-    /// From the first client's begin to the last one's end.
+    /// From the first client's start to the last one's end.
     pub(crate) time: Duration,
 }
 
-/// Lets every client warm up, and measures them once all have.
+/// Warms up every client, and measures them once all are warm.
 pub(crate) async fn run<W: Work>(
     options: &Options,
     clients: Vec<W>,
@@ -123,8 +123,8 @@ pub(crate) async fn run<W: Work>(
     })
 }
 
-/// Waits for all tasks. The first one that fails ends the others, and so does a server that answers
-/// nobody: one clock for all clients, as a timer for each request would be measured with it.
+/// Waits for all tasks. The first failure aborts the others, and so does a server that answers nobody. One
+/// clock serves all clients, because a timer per request would be part of the measurement.
 async fn watch<T: 'static>(
     mut tasks: JoinSet<Result<T, Failure>>,
     options: &Options,
@@ -157,7 +157,7 @@ async fn watch<T: 'static>(
     }
 }
 
-/// The result of a task, whose panic is ours.
+/// The result of a task. Resumes its panic, if any.
 pub(crate) fn unwind<T>(ended: Result<T, JoinError>) -> T {
     match ended {
         Ok(result) => result,

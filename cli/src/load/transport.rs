@@ -1,7 +1,7 @@
-//! What carries the messages between a client and its server.
+//! The transport between a client and its server.
 //!
-//! Here it is a message pipe. The comparisons in `comparison/` put other carriers in its place, so that all
-//! are loaded and measured by the same code.
+//! Here it is a message pipe. The comparisons in `comparison/` use other transports, so that all are loaded
+//! and measured by the same code.
 
 use std::future::Future;
 
@@ -21,7 +21,7 @@ pub trait Transport: Clone + Send + Sync + 'static {
         &self,
     ) -> impl Future<Output = Result<(Self::Sender, Self::Receiver), Failure>> + Send;
 
-    /// What the clients connect to, for messages.
+    /// What the clients connect to, for error messages.
     fn address(&self) -> &str;
 }
 
@@ -32,6 +32,6 @@ pub trait Sender: Send + 'static {
 
 /// The receiving half of a connection. An error is a text without a full stop.
 pub trait Receiver: Send + 'static {
-    /// The next reply, or `None` when the server has closed. Cancel safe.
+    /// The next reply, or `None` once the server has closed. Cancel safe.
     fn recv(&mut self) -> impl Future<Output = Result<Option<Bytes>, String>> + Send;
 }

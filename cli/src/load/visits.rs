@@ -1,4 +1,4 @@
-//! Clients that come for one request and leave, over and over.
+//! Clients that connect, make one request and close, over and over.
 
 use std::time::Instant;
 
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::exit::Failure;
 
-/// Connects over and over and reports how fast that was.
+/// Connects over and over and reports the rate.
 pub(crate) async fn measure<T: Transport>(
     options: &Options,
     transport: T,
@@ -42,7 +42,7 @@ pub(crate) async fn measure<T: Transport>(
     Ok(report)
 }
 
-/// Connects, has one request answered, and closes.
+/// Connects, makes one request and waits for its reply.
 pub(crate) async fn visit<T: Transport>(
     transport: &T,
     content: &'static [u8],
@@ -64,7 +64,7 @@ struct Visitor<T> {
     transport: T,
     content: &'static [u8],
     connecting: Latencies,
-    /// From the begin of the connect to after the close.
+    /// From the start of the connect to the end of the close.
     visiting: Latencies,
 }
 

@@ -244,7 +244,7 @@ fn a_second_server_on_the_name_exits_1_with_one_line() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let said = stderr(&output);
     assert_eq!(said.lines().count(), 1, "{said}");
-    assert!(said.contains("is served already"), "{said}");
+    assert!(said.contains("is already served"), "{said}");
     assert!(output.stdout.is_empty(), "{output:?}");
     assert_eq!(
         replies(&name, &["hello"], ""),

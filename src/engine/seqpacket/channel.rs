@@ -1,4 +1,4 @@
-//! A connected socket: how messages go in and out of it.
+//! A connected socket, and how it sends and receives messages.
 
 use std::{
     array,
@@ -34,15 +34,15 @@ use crate::{
     peer::{Peer, UserId},
 };
 
-/// Messages up to this length are received into buffers of the thread and copied out of them, so that an
-/// idle connection holds no buffer. The length of one that may be longer is asked first.
+/// Messages up to this length are received into per-thread buffers and copied out, so that an idle connection
+/// holds no buffer. The length of one that may be longer is peeked first.
 const SCRATCH_SIZE: usize = 64 * 1024;
 
-/// How many messages one call moves at most.
+/// The maximum number of messages in one call.
 const BATCH: usize = 16;
 
-/// Messages of one connection share a block of this size as long as they fit; a longer one gets a block
-/// of its own length. A block is used again once the messages in it are dropped.
+/// Messages of one connection share a block of this size as long as they fit; a longer one gets a block of
+/// its own length. A block is reused once the messages in it are dropped.
 const BLOCK_SIZE: usize = 1024;
 
 thread_local! {
@@ -52,7 +52,8 @@ thread_local! {
     });
 }
 
-/// What a thread receives with. The memory of the later buffers is the system's until they are used.
+/// The receive buffers of a thread. The system allocates the memory of the later ones when they are first
+/// used.
 struct Scratch {
     headers: MultiHeaders<()>,
     buffers: Vec<u8>,
@@ -87,12 +88,12 @@ struct SeqpacketLink {
 }
 
 impl SeqpacketLink {
-    /// Whether the end that was read is an empty message, or the peer is gone: a read can't tell.
+    /// Whether the end that was read is an empty message or the peer is gone: a read can't tell.
     fn ended(&self) -> Received {
         if self.is_hung_up() {
             let socket = self.socket.get_ref();
-            // Descriptors may lie behind an empty message. Anything else may be discarded: nobody reads
-            // replies any more.
+            // Descriptors may follow an empty message. Anything else may be discarded: replies are no longer
+            // read.
             if socket.descriptors == Descriptors::Refused {
                 socket.set_drained();
             }
@@ -105,7 +106,7 @@ impl SeqpacketLink {
 
 impl Link for SeqpacketLink {
     fn peer(&self) -> io::Result<Peer> {
-        // rustix's process ids are never 0, and this one is for a peer outside our PID namespace.
+        // Not through rustix, whose process ids are never 0: a peer outside our PID namespace has id 0.
         let credentials = getsockopt(&self.socket, PeerCredentials)?;
         Ok(Peer {
             process_id: u32::try_from(credentials.pid()).unwrap_or(0),
@@ -116,7 +117,7 @@ impl Link for SeqpacketLink {
 
     /// Whether the peer has closed both directions.
     fn is_hung_up(&self) -> bool {
-        // Tokio usually has the answer cached, which saves a poll(2). If not, the event may still be on
+        // Tokio usually has the readiness cached, which saves a poll(2). If not, the event may still be on
         // its way. `ready` and not `poll_write_ready`, which would forget the task that waits to send.
         let ready = pin!(self.socket.ready(Interest::WRITABLE));
         if let Poll::Ready(Ok(guard)) = ready.poll(&mut Context::from_waker(Waker::noop())) {
@@ -135,28 +136,28 @@ struct SeqpacketReceiver {
     inbox: Inbox,
 }
 
-/// What was received and is still to be given out.
+/// What was received and not yet returned.
 struct Inbox {
     max_message_size: usize,
-    /// Where messages are copied to.
+    /// The block that messages are copied into.
     block: BytesMut,
     packets: VecDeque<Packet>,
-    /// The socket may hold several messages. A client that waits for each reply sends one at a time, and
-    /// for one recv(2) costs less than recvmmsg(2).
+    /// Whether the socket may hold several messages. A client that waits for each reply sends one at a time,
+    /// and for one message recv(2) costs less than recvmmsg(2).
     expects_more: bool,
 }
 
-/// What one read gives.
+/// The result of one read.
 enum Packet {
     Message(Bytes),
-    /// No bytes: an empty message, or the end.
+    /// No bytes: an empty message or the end.
     Empty,
     TooLong,
-    /// It has descriptors and is still in the socket.
+    /// A packet with descriptors, still in the socket.
     Descriptors,
 }
 
-/// What a call has left in the socket.
+/// What a call left in the socket.
 enum Left {
     Nothing,
     Unknown,
@@ -164,7 +165,7 @@ enum Left {
 
 impl Receive for SeqpacketReceiver {
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
-        // A client that always has the next message ready must not keep the others waiting.
+        // A client that always has the next message ready must not starve the others.
         let budget = ready!(coop::poll_proceed(cx));
         let Self { link, inbox } = self;
         loop {
@@ -179,7 +180,7 @@ impl Receive for SeqpacketReceiver {
                     Packet::Descriptors => Err(RecvError::Io(io::Error::new(
                         io::ErrorKind::InvalidData,
                         "the other side passed file descriptors (SCM_RIGHTS), which a pipe does not \
-                         take: send the message without them",
+                         carry: send the message without them",
                     ))),
                 });
             }
@@ -187,8 +188,8 @@ impl Receive for SeqpacketReceiver {
             match inbox.receive(link.socket.get_ref()) {
                 Ok(Left::Unknown) | Err(Errno::INTR) => {}
                 Ok(Left::Nothing) | Err(Errno::AGAIN) => guard.clear_ready(),
-                // The peer closed with messages of ours unread. What it sent before that can still be
-                // read: the error is told once.
+                // The peer closed without reading all of our messages. What it sent before can still be read:
+                // the error is reported once.
                 Err(Errno::CONNRESET) => {}
                 Err(error) => return Poll::Ready(Err(RecvError::Io(error.into()))),
             }
@@ -197,9 +198,9 @@ impl Receive for SeqpacketReceiver {
 }
 
 impl Inbox {
-    /// Takes messages from the socket.
+    /// Receives messages from the socket.
     fn receive(&mut self, socket: &Socket) -> Result<Left, Errno> {
-        // Every packet has to be looked at first, also for its length.
+        // Every packet must be peeked first, which also gives its length.
         let one_at_a_time =
             self.max_message_size > SCRATCH_SIZE || socket.descriptors == Descriptors::Detected;
         if one_at_a_time {
@@ -234,7 +235,7 @@ impl Inbox {
         Ok(Left::Unknown)
     }
 
-    /// Takes up to `BATCH` messages in one call (recvmmsg(2)).
+    /// Receives up to `BATCH` messages in one call (recvmmsg(2)).
     fn receive_batch(&mut self, socket: &Socket, scratch: &mut Scratch) -> Result<Left, Errno> {
         self.expects_more = false;
         let mut lengths = [None; BATCH];
@@ -261,7 +262,7 @@ impl Inbox {
         for (length, buffer) in lengths[..taken].iter().zip(buffers) {
             let more = self.take(length.map(|length| &buffer[..length]));
             if !more {
-                // Every further read of an ended socket gives the end again.
+                // Every further read of an ended socket returns the end again.
                 break;
             }
         }
@@ -272,7 +273,7 @@ impl Inbox {
         })
     }
 
-    /// Takes down what one read gave; `None` is more than there was room for. Returns whether it was a
+    /// Records the result of one read; `None` is a message that did not fit. Returns whether it was a
     /// message.
     fn take(&mut self, read: Option<&[u8]>) -> bool {
         let packet = match read {
@@ -296,7 +297,7 @@ impl Inbox {
     }
 }
 
-/// What the socket holds next.
+/// What is next in the socket.
 fn next(socket: &Socket) -> Result<Next, Errno> {
     if socket.descriptors == Descriptors::Detected {
         return socket.peek();
@@ -308,7 +309,7 @@ fn next(socket: &Socket) -> Result<Next, Errno> {
 
 struct SeqpacketSender {
     link: Arc<SeqpacketLink>,
-    /// Messages that were begun, up to `BATCH`.
+    /// Messages that were started, up to `BATCH`.
     pending: VecDeque<Bytes>,
 }
 
@@ -344,7 +345,7 @@ impl Transmit for SeqpacketSender {
 }
 
 impl SeqpacketSender {
-    /// Why the first of the pending messages was not sent. It is given up.
+    /// Returns why the first pending message was not sent, and drops it.
     fn failed(&mut self, error: io::Error) -> SendError {
         let length = self.pending.pop_front().map_or(0, |message| message.len());
         match Errno::from_io_error(&error) {
@@ -361,7 +362,7 @@ impl SeqpacketSender {
     }
 }
 
-/// Sends as many of the pending messages as the socket takes, and says how many.
+/// Sends as many pending messages as the socket takes, and returns their number.
 fn send_batch(socket: &Socket, pending: &VecDeque<Bytes>) -> Result<usize, Errno> {
     let flags = SendFlags::NOSIGNAL | SendFlags::EOR | SendFlags::DONTWAIT;
     if pending.len() == 1 {

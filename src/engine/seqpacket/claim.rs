@@ -1,4 +1,4 @@
-//! The place of a pipe's socket in the file system, and the right to serve it.
+//! The location of a pipe's socket in the file system, and the right to serve it.
 
 use std::{
     ffi::OsString,
@@ -23,7 +23,7 @@ use rustix::{
 
 use super::socket::Socket;
 
-/// The directory of short names in `XDG_RUNTIME_DIR`.
+/// The directory of short names below `XDG_RUNTIME_DIR`.
 const IN_RUNTIME_DIRECTORY: &str = "pipe-server";
 
 /// The directory that holds `path`.
@@ -34,13 +34,13 @@ pub(super) fn directory_of(path: &Path) -> &Path {
     }
 }
 
-/// Makes the directory of short names, for this user alone, and refuses one that another user could have
+/// Creates the directory of short names, for this user alone. Refuses one that another user could have
 /// prepared.
 ///
 /// # Errors
 ///
-/// `PermissionDenied` when another user could put a socket in the place of ours, `InvalidInput` for a
-/// relative `XDG_RUNTIME_DIR`.
+/// `PermissionDenied` if another user could replace our socket, `InvalidInput` for a relative
+/// `XDG_RUNTIME_DIR`.
 pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
     if directory.ends_with(IN_RUNTIME_DIRECTORY) {
         let runtime_directory = directory_of(directory);
@@ -58,8 +58,8 @@ pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
             return Err(io::Error::new(
                 error.kind(),
                 format!(
-                    "its directory {} can't be made: {error}; set XDG_RUNTIME_DIR to a directory of this \
-                     user, or give the pipe's whole path",
+                    "its directory {} can't be created: {error}; set XDG_RUNTIME_DIR to a directory of this \
+                     user, or use the pipe's full path",
                     directory.display()
                 ),
             ));
@@ -75,11 +75,11 @@ pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// The user whom the directory of short names belongs to, if it is there.
+/// The owner of the directory of short names, if it exists.
 ///
 /// # Errors
 ///
-/// The system's, and `PermissionDenied` if others than its owner can write to it.
+/// Returns the system's error, and `PermissionDenied` if anyone but its owner can write to it.
 pub(super) fn owner_of_short_names(directory: &Path) -> io::Result<Option<u32>> {
     let metadata = match fs::symlink_metadata(directory) {
         Ok(metadata) => metadata,
@@ -95,8 +95,7 @@ pub(super) fn owner_of_short_names(directory: &Path) -> io::Result<Option<u32>> 
     Ok(Some(metadata.uid()))
 }
 
-/// Refuses a directory in which another user could put a socket in the place of ours. A missing one is
-/// left to whoever uses it.
+/// Refuses a directory in which another user could replace our socket. A missing one is left to the caller.
 ///
 /// # Errors
 ///
@@ -120,8 +119,8 @@ pub(super) fn check_directory(directory: &Path) -> io::Result<()> {
     let (others_write, sticky) = (0o002, 0o1000);
     if metadata.mode() & (others_write | sticky) == others_write {
         return Err(denied(format!(
-            "everyone can replace files in the directory {directory}: choose another one, take away the \
-             right (chmod o-w), or set the sticky bit (chmod +t)"
+            "everyone can replace files in the directory {directory}: choose another one, remove the \
+             permission (chmod o-w), or set the sticky bit (chmod +t)"
         )));
     }
     Ok(())
@@ -135,13 +134,13 @@ fn denied(problem: String) -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, problem)
 }
 
-/// The right to serve a path, held through a lock file beside it. What a killed server left behind
-/// is removed, and nothing else: two servers that start at once can't remove each other's socket.
+/// The right to serve a path, held through a lock file beside it. Only what a killed server left behind is
+/// removed: two servers that start at once can't remove each other's socket.
 pub(super) struct Claim {
     pub(super) path: PathBuf,
     lock_path: PathBuf,
     _lock: File,
-    /// The socket file that we made, by device and inode.
+    /// The socket file that we created, by device and inode.
     bound: Option<(u64, u64)>,
 }
 
@@ -161,28 +160,28 @@ impl Claim {
         Ok(claim)
     }
 
-    /// Takes the socket file, which bind(2) has just made, and gives it `mode`: the umask may have taken
-    /// bits away.
+    /// Takes the socket file, which bind(2) has just created, and sets its `mode`: the umask may have cleared
+    /// some bits.
     ///
-    /// Works on the inode. Whoever can write to the directory could put a link in the place of the path.
+    /// Works on the inode, since anyone who can write to the directory could replace the path with a link.
     pub(super) fn take_socket_file(&mut self, mode: u32) -> io::Result<()> {
         let file = OpenOptions::new()
             .read(true)
             .custom_flags((OFlags::PATH | OFlags::NOFOLLOW).bits() as i32)
             .open(&self.path)?;
         let metadata = file.metadata()?;
-        // A second link may be another socket of this user.
+        // With a second link it may be another socket of this user.
         let is_new = metadata.file_type().is_socket() && metadata.nlink() == 1;
         if !is_new || !is_ours(&metadata) {
             return Err(denied(
-                "the socket was replaced while it was made: choose a directory that only this user can \
+                "the socket was replaced while it was being created: choose a directory that only this user can \
                  write to"
                     .to_owned(),
             ));
         }
         self.bound = Some(identity(&metadata));
         if metadata.mode() & 0o7777 != mode {
-            // fchmod(2) takes no O_PATH descriptor, and fchmodat2(2) is as new as Linux 6.6.
+            // fchmod(2) rejects O_PATH descriptors, and fchmodat2(2) requires Linux 6.6.
             let inode = format!("/proc/self/fd/{}", file.as_raw_fd());
             fs::set_permissions(&inode, fs::Permissions::from_mode(mode)).map_err(|error| {
                 let problem = format!(
@@ -204,7 +203,7 @@ impl Claim {
         if !metadata.file_type().is_socket() {
             return Err(io::Error::new(
                 io::ErrorKind::AlreadyExists,
-                "something that is no socket is there and was left as it is: choose another name, or remove it",
+                "a file that is not a socket is there and was left unchanged: choose another name, or remove it",
             ));
         }
         // A server that does not take our lock still answers.
@@ -234,11 +233,11 @@ fn identity(metadata: &fs::Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-/// Why a lock file can't be opened: usually because its directory is missing.
+/// Why a lock file can't be opened: usually because its directory does not exist.
 fn unopened(path: &Path, error: &io::Error) -> io::Error {
     let problem = match path.parent() {
         Some(directory) if error.kind() == io::ErrorKind::NotFound => format!(
-            "there is no directory {}: make it, or choose another name",
+            "the directory {} does not exist: create it, or choose another name",
             directory.display()
         ),
         _ => format!("{} can't be opened: {error}", path.display()),
@@ -246,11 +245,11 @@ fn unopened(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), problem)
 }
 
-/// Opens and locks the file, which its last holder may be removing at this moment.
+/// Opens and locks the file, which its last holder may be removing at the same time.
 ///
 /// # Errors
 ///
-/// `AddrInUse` when another process of this user has locked it.
+/// `AddrInUse` if another process of this user has locked it.
 fn lock_file(path: &Path) -> io::Result<File> {
     loop {
         let file = OpenOptions::new()
@@ -309,7 +308,7 @@ mod tests {
         claim.take_socket_file(0o666).unwrap();
         assert_eq!(mode(&path), 0o666);
 
-        // Somebody was quicker.
+        // Another process was faster.
         let victim = directory.path().join("victim");
         fs::write(&victim, "secret").unwrap();
         set_mode(&victim, 0o600);

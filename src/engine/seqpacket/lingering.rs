@@ -1,4 +1,4 @@
-//! Sockets whose close may block, closed off the workers (see [`socket`](super::socket)).
+//! Sockets whose close may block, closed outside the runtime's workers (see [`socket`](super::socket)).
 
 use std::{
     collections::VecDeque,
@@ -20,11 +20,11 @@ use tracing::warn;
 use super::socket::{FLAGS, Next, Socket};
 use crate::reason::Reason;
 
-/// How many of them are closed at the same time, in the whole process. A thread for each, since one may
-/// block for as long as another process likes.
+/// How many of them are closed at the same time, in the whole process. One thread each, since a close may
+/// block as long as another process likes.
 const MAX_THREADS: usize = 64;
 
-/// The most descriptors that one message can hold (`SCM_MAX_FD` in include/net/scm.h).
+/// The maximum number of descriptors in one message (`SCM_MAX_FD` in include/net/scm.h).
 const MAX_DESCRIPTORS: usize = 253;
 
 /// Enough for `run`.
@@ -38,13 +38,13 @@ static CLOSING: Mutex<Closing> = Mutex::new(Closing {
 
 struct Closing {
     threads: usize,
-    /// Those that wait and those that a thread has. Bounded: see [`is_full`].
+    /// Those that wait and those that a thread is closing. Bounded: see [`is_full`].
     unclosed: usize,
     waiting: VecDeque<Socket>,
 }
 
-/// Whether no thread may be left for one more. No client is accepted meanwhile, so that hostile ones can't
-/// use up the descriptors of the process.
+/// Whether there may be no thread left for another one. Meanwhile no client is accepted, so that hostile
+/// clients can't exhaust the process's descriptors.
 pub(super) fn is_full() -> bool {
     lock().unclosed >= MAX_THREADS
 }
@@ -66,7 +66,7 @@ pub(super) fn close(socket: Socket) {
         Err(error) => {
             drop(closing);
             let reason = Reason::Close.as_str();
-            warn!(reason, %error, "a connection that passed file descriptors stays open for now: no thread to close it");
+            warn!(reason, %error, "a connection that passed file descriptors can't be closed yet: no thread could be started");
         }
     }
 }
@@ -84,7 +84,7 @@ fn run() {
     closing.threads -= 1;
 }
 
-/// Takes what the socket still holds, so that closing it closes nothing else.
+/// Receives what the socket still holds, so that closing it closes nothing else.
 fn discard(socket: &Socket) {
     // The clients in the queue of a listening socket.
     while let Ok(queued) = accept_with(socket, FLAGS) {
@@ -102,10 +102,10 @@ fn discard(socket: &Socket) {
     }
 }
 
-/// Receives a packet and closes the descriptors in it. Those that are sockets no longer linger, which leaves
-/// few that block.
+/// Receives a packet and closes its descriptors. For sockets among them, lingering is turned off first, which
+/// leaves few that block.
 fn close_next(socket: &Socket) {
-    // The credentials would need room among the descriptors.
+    // The sender's credentials would take up room for descriptors.
     _ = sockopt::set_socket_passcred(socket, false);
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);

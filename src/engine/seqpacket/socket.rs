@@ -1,20 +1,20 @@
-//! The sockets of this engine: their options, and how one is closed.
+//! The sockets of this engine: their options, and how they are closed.
 //!
-//! # Descriptors that the other side passes
+//! # Passed descriptors
 //!
-//! A client can attach open files to a message (`SCM_RIGHTS`, unix(7)). Closing the last reference to a
-//! file may block: a TCP socket with `SO_LINGER` and unsent data does, for as long as its peer likes. And
-//! whoever discards such a message closes its files: a receive without a control buffer, and closing a
-//! socket that still holds it. No worker may do either.
+//! A client can attach open files to a message (`SCM_RIGHTS`, unix(7)). Closing the last reference to a file
+//! may block: a TCP socket with `SO_LINGER` and unsent data does, for as long as its peer likes. Discarding
+//! such a message closes its files: a receive without a control buffer does so, and so does closing a socket
+//! that still holds one. No worker may do either.
 //!
-//! Linux 6.16 and later refuse descriptors for us (`SO_PASSRIGHTS`): the sender gets `EPERM` and nothing
-//! is sent. On older systems each packet is peeked at before it is received, which leaves the descriptors
-//! in the socket. That costs a call for each message, and messages can't be received in batches. A connection
-//! that passes a descriptor is closed, by a thread of its own (see [`lingering`]).
+//! On Linux 6.16 and later the kernel refuses descriptors for us (`SO_PASSRIGHTS`): the sender gets `EPERM`
+//! and nothing is sent. On older systems each packet is peeked before it is received, which leaves the
+//! descriptors in the socket. That costs one call per message, and messages can't be received in batches. A
+//! connection that passes a descriptor is closed on a separate thread (see [`lingering`]).
 //!
-//! Receiving the descriptors in a control buffer to close them elsewhere was refused: when the process
-//! runs out of descriptors, the kernel closes those that it can't hand out, in the thread that receives,
-//! and a message can hold 253.
+//! Receiving the descriptors in a control buffer to close them elsewhere was rejected. If the process runs
+//! out of descriptors, the kernel closes those that it can't install, in the receiving thread, and a message
+//! can hold 253.
 
 use std::{
     io::{self, IoSliceMut},
@@ -35,35 +35,35 @@ use rustix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-// `lingering` imports this module as well: dropping a socket may hand it to a thread that drops it.
+// `lingering` also imports this module: dropping a socket may hand it to a thread that drops it.
 use super::lingering;
 use crate::{engine::Sizes, error::OutOfRange};
 
-/// Every socket of this engine is made with these.
+/// Every socket of this engine is created with these.
 pub(super) const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 
-/// What the kernel takes of the send buffer for itself (`unix_dgram_sendmsg` in net/unix/af_unix.c).
+/// The kernel's own share of the send buffer (`unix_dgram_sendmsg` in net/unix/af_unix.c).
 pub(super) const SEND_OVERHEAD: usize = 32;
 
 /// A socket. Dropping it closes it without blocking.
 pub(super) struct Socket {
-    /// Taken by `drop` alone.
+    /// Taken only by `drop`.
     fd: Option<OwnedFd>,
     pub(super) descriptors: Descriptors,
-    /// Closing it needs no draining.
+    /// Whether it can be closed without draining.
     drained: AtomicBool,
 }
 
-/// What keeps the descriptors that the other side passes out of the workers.
+/// How the workers are kept from closing descriptors that the other side passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Descriptors {
     /// The kernel refuses them.
     Refused,
-    /// Each packet is peeked at first.
+    /// Each packet is peeked first.
     Detected,
 }
 
-/// What a socket holds next.
+/// What is next in a socket.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
     /// The other side has closed or ended the conversation, and everything was read.
@@ -75,7 +75,7 @@ pub(super) enum Next {
 }
 
 impl Socket {
-    /// Makes a socket that lets no descriptor in. What it accepts inherits that.
+    /// Creates a socket that accepts no descriptors. The sockets that it accepts inherit that.
     pub(super) fn new() -> io::Result<Self> {
         let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None)?;
         let descriptors = match PassRights.set(&fd, &false) {
@@ -97,22 +97,22 @@ impl Socket {
         }
     }
 
-    /// Registers it with the runtime that this is called in.
+    /// Registers it with the current runtime.
     #[allow(
         deprecated,
-        reason = "what replaces it is unsafe, and asks for what holds here: the descriptor stays the same \
-                  until the socket is dropped, which is after it was deregistered"
+        reason = "the replacement is unsafe. Its requirement holds here: the descriptor stays the same \
+                  until the socket is dropped, after it was deregistered"
     )]
     pub(super) fn register(self, interest: Interest) -> io::Result<AsyncFd<Self>> {
         AsyncFd::with_interest(self, interest)
     }
 
-    /// Says that nothing is left to read that would make a difference when it is closed.
+    /// Marks the socket as having nothing left to read that matters when it is closed.
     pub(super) fn set_drained(&self) {
         self.drained.store(true, Ordering::Relaxed);
     }
 
-    /// What can be received next. Only for [`Descriptors::Detected`].
+    /// Peeks what can be received next. Only for [`Descriptors::Detected`].
     pub(super) fn peek(&self) -> Result<Next, Errno> {
         let mut control = cmsg_space!(UnixCredentials);
         let room = control.capacity();
@@ -121,8 +121,8 @@ impl Socket {
         let mut nothing: [IoSliceMut<'_>; 0] = [];
         let packet = recvmsg::<()>(self.as_raw_fd(), &mut nothing, Some(&mut control), flags)
             .map_err(|error| Errno::from_raw_os_error(error as i32))?;
-        // There is room for the sender's credentials, which every packet has and the end has not, and for
-        // nothing else.
+        // Has room for the sender's credentials, which every packet has and the end does not, and for nothing
+        // else.
         if packet.flags.contains(MsgFlags::MSG_CTRUNC) {
             return Ok(Next::Descriptors);
         }
@@ -135,8 +135,8 @@ impl Socket {
         })
     }
 
-    /// Makes room for the longest message, and says whether the kernel's default was too small. It is never
-    /// made smaller: that would shorten the longest message that can be sent.
+    /// Makes room for the longest message, and returns whether the kernel's default was too small. Never
+    /// shrinks the buffer: that would lower the limit for messages that are sent.
     ///
     /// # Errors
     ///
@@ -154,7 +154,7 @@ impl Socket {
         let longest = sockopt::socket_send_buffer_size(self)?.saturating_sub(SEND_OVERHEAD);
         if longest < sizes.max_message_size {
             let problem = format!(
-                "is {} bytes, but this system carries messages of {longest} at most: choose a smaller one, or \
+                "is {} bytes, but this system carries messages of at most {longest}: choose a smaller one, or \
                  raise net.core.wmem_max",
                 sizes.max_message_size
             );
@@ -172,9 +172,10 @@ impl Socket {
                     Ok(Next::Packet(_)) => {}
                     Ok(Next::End) => return true,
                     Err(Errno::INTR) => continue,
-                    // The peer closed with messages of ours unread. Told once.
+                    // The peer closed without reading all of our messages. Reported once.
                     Err(Errno::CONNRESET) => continue,
-                    // Nothing was ever sent to it, or it listens: the clients that it holds can't be looked at.
+                    // Nothing was ever sent to it, or it listens: the clients in its queue can't be
+                    // inspected.
                     Err(Errno::NOTCONN) => {
                         return sockopt::socket_acceptconn(self).is_ok_and(|listens| !listens);
                     }
@@ -192,9 +193,9 @@ impl Socket {
 }
 
 impl Drop for Socket {
-    /// A socket that is closed with messages unread gives its peer `ECONNRESET` before the replies
-    /// that the peer could still read (`unix_release_sock` in net/unix/af_unix.c), so they are read
-    /// first. After the shutdown no more can come.
+    /// Closing a socket with unread messages gives its peer `ECONNRESET` before the replies that the peer
+    /// could still read (`unix_release_sock` in net/unix/af_unix.c), so they are read first. After the
+    /// shutdown no more can arrive.
     fn drop(&mut self) {
         if *self.drained.get_mut() {
             return;
@@ -203,7 +204,7 @@ impl Drop for Socket {
         if !self.drain() {
             if let Some(fd) = self.fd.take() {
                 let rest = Self::of(fd, self.descriptors);
-                // Its drop only closes it.
+                // Dropping this socket only closes it.
                 rest.set_drained();
                 lingering::close(rest);
             }
@@ -223,8 +224,8 @@ impl AsRawFd for Socket {
     }
 }
 
-/// Lets [`Socket::peek`] tell an empty packet from the end: every packet comes with the credentials of its
-/// sender from here on.
+/// Lets [`Socket::peek`] distinguish an empty packet from the end: from now on every packet carries its
+/// sender's credentials.
 pub(super) fn detect_descriptors(fd: impl AsFd) -> io::Result<()> {
     Ok(sockopt::set_socket_passcred(fd, true)?)
 }
@@ -238,10 +239,10 @@ const SO_PASSRIGHTS: libc::c_int = match cfg!(any(target_arch = "sparc", target_
 #[derive(Clone)]
 struct PassRights;
 
-// rustix has neither this option nor a way to set others.
+// rustix has neither this option nor a way to set arbitrary ones.
 setsockopt_impl!(PassRights, libc::SOL_SOCKET, SO_PASSRIGHTS, bool, SetBool);
 
-/// Kernels that refuse descriptors never get to what detects them, so it is tested here.
+/// Kernels that refuse descriptors never reach the code that detects them, so it is tested here.
 #[cfg(test)]
 mod tests {
     use std::{
@@ -273,8 +274,8 @@ mod tests {
         (Socket::of(ours, Descriptors::Detected), theirs)
     }
 
-    /// Passes a TCP socket whose close blocks for an hour. Its peer, which reads nothing, has to be held;
-    /// the stream ends when everything that was passed is closed.
+    /// Passes a TCP socket whose close blocks for an hour. The caller holds its peer, which reads nothing;
+    /// the stream ends once everything that was passed is closed.
     fn pass(socket: &OwnedFd, message: &[u8]) -> (TcpStream, UnixStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut tcp = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
