@@ -25,7 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pipe_server::{Bytes, CallError, Client, ClientOptions, ListenerOptions, RecvHalf, serve};
+use pipe_server::{Bytes, Client, ClientOptions, ListenerOptions, RecvHalf, serve};
 use support::process::{Census, CountingAllocator};
 use tokio::{
     sync::oneshot,

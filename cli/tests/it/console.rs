@@ -39,8 +39,8 @@ async fn ctrl_c_ends_the_server_in_good_order() {
     // The client stays connected: it is told by the end, and does not hold the server up.
     assert!(client.recv().await.unwrap().is_none());
     assert_eq!(server.ended(), (Some(0), String::new()));
-    server.log_line("Ctrl-C");
-    server.log_line("served=1");
+    server.log().wait_for("Ctrl-C");
+    server.log().wait_for("served=1");
 }
 
 #[tokio::test]

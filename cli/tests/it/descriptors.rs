@@ -17,7 +17,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::program::{Log, Server, server};
+use crate::program::{Server, server};
 
 /// The server, started by a shell that sets its limit of open files.
 fn limited(limit: &str, server: &Command) -> Command {
@@ -80,8 +80,7 @@ async fn converse(client: &mut Client, calls: u32) {
 fn clients_in_any_number_cost_nobody_a_connection() {
     for (answer, calls) in [(&["--echo"][..], 2_000), (&["--exec", "cat"], 20)] {
         let name = unique_name();
-        let mut server = Server::spawn(&mut limited("ulimit -n 64", &server(&name, answer)));
-        let log = Log::of(&mut server);
+        let server = Server::spawn(&mut limited("ulimit -n 64", &server(&name, answer)));
         let runtime = runtime();
         let mut client = wait_for(&runtime, Client::connect(&name.text)).unwrap();
 
@@ -97,8 +96,7 @@ fn clients_in_any_number_cost_nobody_a_connection() {
         let _crowd = wait_for(&runtime, crowd(&name));
         wait_for(&runtime, converse(&mut client, calls));
 
-        drop(server);
-        let logged = log.rest();
+        let logged = server.killed_log();
         assert!(!logged.contains("Too many open files"), "{logged}");
         assert!(logged.contains("max_instances="), "{logged}");
     }
@@ -118,9 +116,8 @@ fn the_server_raises_its_own_limit_and_not_that_of_its_commands() {
     let name = unique_name();
     let arguments = ["--max-instances", "5000", "--exec", "ulimit -S -n"];
     let limit = "ulimit -S -n 100 && ulimit -H -n 1000";
-    let mut server = Server::spawn(&mut limited(limit, &server(&name, &arguments)));
-    let log = Log::of(&mut server);
-    let line = log.wait_for("--max-instances 5000 is lowered");
+    let server = Server::spawn(&mut limited(limit, &server(&name, &arguments)));
+    let line = server.log().wait_for("--max-instances 5000 is lowered");
     assert!(
         line.contains("WARN") && line.contains("open_files=1000"),
         "{line}"

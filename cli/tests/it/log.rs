@@ -20,16 +20,16 @@ pub(crate) async fn echo(client: &mut Client, requests: usize) {
 async fn a_log_that_nobody_reads_blocks_no_client() {
     in_time(async {
         let name = unique_name();
-        let mut server = Server::spawn(server(&name, &["--echo", "-vv"]).stderr(Stdio::piped()));
+        let server = Server::spawn(server(&name, &["--echo", "-vv"]).stderr(Stdio::piped()));
         let mut client = Client::connect(&name.text).await.unwrap();
         echo(&mut client, MANY_REQUESTS).await;
 
         // Read at last, the log says what is missing, and goes on.
-        let notice = server.log_line("log lines were dropped");
+        let notice = server.log().wait_for("log lines were dropped");
         let (_, dropped) = notice.split_once("lines=").unwrap();
         assert!(dropped.parse::<u64>().unwrap() > 0, "{notice}");
         echo(&mut client, 1).await;
-        server.log_line("TRACE");
+        server.log().wait_for("TRACE");
     })
     .await;
 }
@@ -91,13 +91,13 @@ async fn a_stdout_that_nobody_reads_blocks_neither_clients_nor_the_end() {
 async fn line_about(command: &str, arguments: &[&str]) -> String {
     let name = unique_name();
     let arguments = [arguments, &["--exec", command]].concat();
-    let mut server = Server::spawn(server(&name, &arguments).stderr(Stdio::piped()));
+    let server = Server::spawn(server(&name, &arguments).stderr(Stdio::piped()));
     in_time(async {
         let mut client = Client::connect(&name.text).await.unwrap();
         client.call("hello").await.unwrap_err();
     })
     .await;
-    server.log_line("complaint")
+    server.log().wait_for("complaint")
 }
 
 #[tokio::test]
@@ -109,7 +109,7 @@ async fn a_command_can_not_forge_lines_of_the_log() {
         ),
         false => (
             r"printf 'complaint\nforged\r\033[2J\302\233\342\200\256' >&2; exit 3",
-            r"complaint\nforged\r\x1b[2J\u{9b}\u{202e}",
+            r"complaint\nforged\r\u{1b}[2J\u{9b}\u{202e}",
         ),
     };
     let line = line_about(command, &[]).await;

@@ -1,6 +1,7 @@
 //! The program `pipe-server` while a test runs.
 
 use std::{
+    cell::{OnceCell, RefCell},
     io::{BufRead as _, BufReader, Read},
     process::{Child, ChildStderr, ChildStdout, Command, Stdio},
     sync::mpsc,
@@ -12,11 +13,12 @@ use support::{DEADLINE, UniqueName};
 /// A server that is killed when dropped.
 pub(crate) struct Server {
     pub(crate) child: Child,
+    /// Until the log is read, if it is a pipe.
+    stderr: RefCell<Option<ChildStderr>>,
     /// Held open.
     pub(crate) stdout: BufReader<ChildStdout>,
     pub(crate) first_line: String,
-    /// Its stderr, if that is a pipe.
-    log: Option<BufReader<ChildStderr>>,
+    log: OnceCell<Log>,
 }
 
 impl Server {
@@ -28,14 +30,14 @@ impl Server {
     pub(crate) fn spawn(command: &mut Command) -> Self {
         let mut child = command.spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let log = child.stderr.take().map(BufReader::new);
         let mut first_line = String::new();
         stdout.read_line(&mut first_line).unwrap();
         Self {
+            stderr: RefCell::new(child.stderr.take()),
             child,
             stdout,
             first_line,
-            log,
+            log: OnceCell::new(),
         }
     }
 
@@ -48,17 +50,21 @@ impl Server {
         ended(&mut self.child, &mut self.stdout)
     }
 
-    /// The next line of its log that contains `part`. Its stderr has to be a pipe.
-    pub(crate) fn log_line(&mut self, part: &str) -> String {
-        let Self { child, log, .. } = self;
-        let log = log.as_mut().expect("its stderr is not a pipe");
-        let found = || {
-            log.by_ref()
-                .lines()
-                .map(Result::unwrap)
-                .find(|line| line.contains(part))
-        };
-        unless_it_hangs(child, found).expect("no such line in its log")
+    /// What it logs, read from the first call on. Its stderr has to be a pipe.
+    pub(crate) fn log(&self) -> &Log {
+        self.log.get_or_init(|| {
+            let stderr = self.stderr.take();
+            Log::read(stderr.expect("its stderr is not a pipe"))
+        })
+    }
+
+    /// Kills it and gives the lines that were not waited for.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn killed_log(mut self) -> String {
+        self.log();
+        let log = self.log.take().unwrap();
+        drop(self);
+        log.lines.iter().map(|line| line + "\n").collect()
     }
 }
 
@@ -112,22 +118,14 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Of a server whose stderr is a pipe.
-    pub(crate) fn of(server: &mut Server) -> Self {
-        let stderr = BufReader::new(server.child.stderr.take().unwrap());
+    fn read(stderr: ChildStderr) -> Self {
         let (sender, lines) = mpsc::channel();
         thread::spawn(move || {
-            for line in stderr.lines().map_while(Result::ok) {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 _ = sender.send(line);
             }
         });
         Self { lines }
-    }
-
-    /// The lines up to the end of the server, after those that were waited for.
-    #[cfg(target_os = "linux")]
-    pub(crate) fn rest(&self) -> String {
-        self.lines.iter().map(|line| line + "\n").collect()
     }
 
     /// Waits for a line with `part` in it, after those that were waited for before.

@@ -7,7 +7,7 @@ use std::{
 
 use support::{UniqueName, unique_name};
 
-use crate::program::{Log, Server, server};
+use crate::program::{Server, server};
 
 fn client(name: &UniqueName, arguments: &[&str], input: &str) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_pipe-client"))
@@ -375,11 +375,11 @@ fn a_failing_command_is_reported_and_costs_its_client_the_connection() {
     };
     let name = unique_name();
     let mut command = server(&name, &["--exec", failing]);
-    let mut server = Server::spawn(command.stderr(Stdio::piped()));
+    let server = Server::spawn(command.stderr(Stdio::piped()));
     let output = client(&name, &["hello"], "");
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(stderr(&output).contains("did not reply"), "{output:?}");
-    let line = server.log_line("complaint");
+    let line = server.log().wait_for("complaint");
     assert!(line.contains(status), "{line}");
 }
 
@@ -646,21 +646,20 @@ mod endings {
             "--exec",
             &command,
         ];
-        let mut server = Server::spawn(server(&name, &arguments).stderr(Stdio::piped()));
-        let log = Log::of(&mut server);
+        let server = Server::spawn(server(&name, &arguments).stderr(Stdio::piped()));
 
         let first = requesting(&name, "first");
         let mut running = presence.accept();
         assert_eq!(presence.hear(&mut running).as_deref(), Some("first"));
         let mut gone = requesting(&name, "gone");
-        log.wait_for("--exec-limit");
+        server.log().wait_for("--exec-limit");
         let second = requesting(&name, "second");
-        log.wait_for("--exec-limit");
+        server.log().wait_for("--exec-limit");
         gone.kill().unwrap();
         gone.wait().unwrap();
         // The server has room for this one once it has done with the one before.
         let third = requesting(&name, "third");
-        log.wait_for("--exec-limit");
+        server.log().wait_for("--exec-limit");
 
         for (number, client, next) in [
             ("first", first, Some("second")),
@@ -695,8 +694,7 @@ mod endings {
             "--exec",
             &command,
         ];
-        let mut server = Server::spawn(server(&name, &arguments).stderr(Stdio::piped()));
-        let log = Log::of(&mut server);
+        let server = Server::spawn(server(&name, &arguments).stderr(Stdio::piped()));
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
         let connect = || Presence::wait_for(&runtime, Client::connect(&name.text)).unwrap();
 
@@ -711,8 +709,7 @@ mod endings {
         Presence::wait_for(&runtime, last.send("last")).unwrap();
         let mut running = presence.accept();
         assert_eq!(presence.hear(&mut running).as_deref(), Some("last"));
-        drop(server);
-        let logged = log.rest();
+        let logged = server.killed_log();
         assert_eq!(logged.matches("command started").count(), 2, "{logged}");
     }
 
@@ -722,8 +719,7 @@ mod endings {
         use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
         let name = unique_name();
-        let mut server = Server::spawn(server(&name, &["--exec", "cat"]).stderr(Stdio::piped()));
-        let log = Log::of(&mut server);
+        let server = Server::spawn(server(&name, &["--exec", "cat"]).stderr(Stdio::piped()));
         let process = Pid::from_child(&server.child);
         let limit = getrlimit(Resource::Nofile);
         let set_limit = |current| {
@@ -738,7 +734,7 @@ mod endings {
         // What is open stays open, and nothing more can be opened.
         set_limit(Some(3));
         Presence::wait_for(&runtime, client.send("second")).unwrap();
-        log.wait_for("can't be started; trying again");
+        server.log().wait_for("can't be started; trying again");
         set_limit(limit.current);
         let reply = Presence::wait_for(&runtime, client.recv());
         assert_eq!(reply.unwrap().unwrap(), "second");
