@@ -158,8 +158,9 @@ impl<H, T, S> Serve<H, T, S> {
     /// client may send a request and leave without waiting for the reply.
     ///
     /// To see it, up to 16 further requests, or 64 KiB of them, are read ahead while the handler runs. For a
-    /// client that has sent more, or has ended the conversation, the system is asked once a second. A
-    /// client that is gone is not served any further: requests of it that were not begun are dropped.
+    /// client that has sent more, or has ended the conversation, and while the server holds
+    /// [`max_buffered_bytes`](Self::max_buffered_bytes), the system is asked once a second. A client that
+    /// is gone is not served any further: requests of it that were not begun are dropped.
     pub fn cancel_on_disconnect(mut self, cancel: bool) -> Self {
         self.options.cancel_on_disconnect = cancel;
         self

@@ -54,6 +54,7 @@ on_every_engine! {
     few_replies_wait_for_a_client_that_does_not_read,
     beyond_the_buffered_bytes_clients_are_read_one_at_a_time_and_none_is_lost,
     a_client_that_is_stuck_beyond_the_buffered_bytes_stops_nobody,
+    below_the_buffered_bytes_nobody_waits_for_the_turn_of_another,
     a_handler_is_cancelled_when_its_client_leaves_if_asked,
     requests_that_nobody_has_begun_do_not_hide_that_their_client_has_left,
     the_peer_of_a_request_is_this_process,
@@ -938,12 +939,42 @@ async fn a_client_that_is_stuck_beyond_the_buffered_bytes_stops_nobody(kind: Kin
     one.send(sent.clone()).await.unwrap();
     drop(last);
     assert!(one.recv().await.unwrap().unwrap() == sent);
-    // Below the limit it is everybody's turn.
-    let mut last = pipe.connect().await;
-    last.send(message(0, 4000)).await.unwrap();
+    drop((stuck, one, other));
+    server.stop().await;
+}
+
+async fn below_the_buffered_bytes_nobody_waits_for_the_turn_of_another(kind: Kind) {
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let (asked, mut was_asked) = tokio::sync::mpsc::unbounded_channel();
+    let server = start!(
+        listener,
+        move |request: Bytes| {
+            _ = asked.send(request.len());
+            async move {
+                match request.len() {
+                    4000 => pending().await,
+                    _ => request,
+                }
+            }
+        },
+        max_buffered_bytes(6000),
+        cancel_on_disconnect(true)
+    );
+    // The second one reaches the limit, the third one has the turn.
+    let mut stuck = Vec::new();
+    for _ in 0..3 {
+        let mut client = pipe.connect().await;
+        client.send(message(0, 4000)).await.unwrap();
+        assert_eq!(was_asked.recv().await, Some(4000));
+        stuck.push(client);
+    }
+    let mut waiting = pipe.connect().await;
+    let sent = message(1, 3000);
+    waiting.send(sent.clone()).await.unwrap();
+    let has_turn = stuck.pop();
     drop(stuck);
-    assert!(other.call(sent.clone()).await.unwrap() == sent);
-    drop((one, other, last));
+    assert!(waiting.recv().await.unwrap().unwrap() == sent);
+    drop((waiting, has_turn));
     server.stop().await;
 }
 
