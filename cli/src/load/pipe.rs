@@ -1,7 +1,5 @@
 //! The message pipe as a transport.
 
-use std::time::Duration;
-
 use pipe_server::{
     Bytes, ClientOptions, ConnectError, PipeName, RecvHalf, SendHalf, Trust, defaults,
 };
@@ -10,14 +8,17 @@ use super::{
     options::Options,
     transport::{Receiver, Sender, Transport},
 };
-use crate::exit::{Failure, chain, connect_failure};
+use crate::{
+    exit::{Failure, chain, connect_failure},
+    values::Wait,
+};
 
 /// Connections to one pipe.
 #[derive(Clone, Debug)]
 pub struct Pipe {
     name: PipeName,
     address: String,
-    connect_timeout: Duration,
+    connect_timeout: Wait,
     trust: Trust,
     size: usize,
 }
@@ -42,7 +43,7 @@ impl Transport for Pipe {
 
     async fn connect(&self) -> Result<(SendHalf, RecvHalf), Failure> {
         let mut options = ClientOptions::new()
-            .connect_timeout(self.connect_timeout)
+            .connect_timeout(self.connect_timeout.0)
             .trust(self.trust.clone());
         if self.size > defaults::MAX_MESSAGE_SIZE {
             options = options.max_message_size(self.size);

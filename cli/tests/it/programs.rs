@@ -80,6 +80,43 @@ fn lines_of_stdin_are_messages_and_empty_ones_are_left_out() {
 }
 
 #[test]
+fn a_line_is_not_read_beyond_the_longest_message() {
+    let name = unique_name();
+    let _server = Server::start(&name, &["--echo"]);
+    let limit = ["--max-message-size", "8"];
+    assert_eq!(
+        replies(&name, &limit, "12345678\r\n12345678"),
+        "12345678\n12345678\n"
+    );
+    for (arguments, line) in [
+        (&limit[..], "123456789\n"),
+        (&limit[..], "123456789"),
+        (
+            &["--max-message-size", "8", "--encoding", "utf-16"],
+            "猫猫猫猫\n",
+        ),
+    ] {
+        let output = client(&name, arguments, line);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(stderr(&output).contains("--max-message-size"), "{output:?}");
+    }
+
+    // A line that never ends: the client gives up before it has read all of this.
+    let mut child = Command::new(env!("CARGO_BIN_EXE_pipe-client"))
+        .args(["--pipe-name", &name.text])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mebibyte = vec![b'x'; 1 << 20];
+    let written = (0..64).try_for_each(|_| stdin.write_all(&mebibyte));
+    drop(stdin);
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert!(written.is_err());
+}
+
+#[test]
 fn a_reply_comes_in_the_encoding_of_its_request() {
     let name = unique_name();
     let _server = Server::start(&name, &["--reply", "grüße"]);
@@ -114,6 +151,9 @@ fn bad_usage_exits_2_and_says_what_to_do() {
         (["--max-instances", "0"], "1 or more, or unlimited"),
         (["--pipe-name", "a\\b"], "can't be part of the pipe name"),
         (["--idle-timeout", "soon"], "--idle-timeout"),
+        (["--idle-timeout", "0s"], "none for no limit"),
+        (["--handler-timeout", "0s"], "none for no limit"),
+        (["--write-timeout", "0"], "none for no limit"),
         (["--no-such-flag", "x"], "--no-such-flag"),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pipe-server"));
@@ -292,6 +332,71 @@ fn only_this_user_may_connect_unless_told_otherwise() {
         let permissions = std::fs::metadata(&name.text).unwrap().permissions();
         assert_eq!(permissions.mode() & 0o777, mode);
     }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn an_access_that_lets_nobody_else_in_is_reported_at_the_start() {
+    for (access, short, warns) in [
+        ("everyone", true, true),
+        ("mode:0660", true, true),
+        ("mode:0600", true, false),
+        ("everyone", false, false),
+    ] {
+        let name = unique_name();
+        let path = std::path::Path::new(&name.text);
+        let mut command = server(&name, &["--access", access]);
+        if short {
+            command = Command::new(env!("CARGO_BIN_EXE_pipe-server"));
+            command
+                .args(["--pipe-name", "short", "--access", access])
+                .env("XDG_RUNTIME_DIR", path.parent().unwrap())
+                .env_remove("RUST_LOG")
+                .stdout(Stdio::piped());
+        }
+        let mut server = Server::spawn(command.stderr(Stdio::piped()));
+        server.signal(rustix::process::Signal::TERM);
+        assert_eq!(server.ended().0, Some(0));
+        let log = server.killed_log();
+        assert!(log.contains("stopped"), "{log}");
+        let warned = log.contains("give --pipe-name a path");
+        assert_eq!(warned, warns, "{access}, {short}: {log}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn sighup_drains_but_not_under_nohup() {
+    use rustix::process::Signal;
+
+    let start = |name: &UniqueName, through: &[&str]| {
+        let mut command = Command::new(through[0]);
+        command
+            .args(&through[1..])
+            .arg(env!("CARGO_BIN_EXE_pipe-server"))
+            .args(["--pipe-name", &name.text, "--echo"])
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        Server::spawn(&mut command)
+    };
+    // The tests themselves may run under nohup.
+    let name = unique_name();
+    let mut server = start(&name, &["env", "--default-signal=HUP"]);
+    server.signal(Signal::HUP);
+    let line = server.log().wait_for("stopping");
+    assert!(line.contains("SIGHUP"), "{line}");
+    assert_eq!(server.ended(), (Some(0), String::new()));
+
+    let mut server = start(&name, &["nohup"]);
+    server.signal(Signal::HUP);
+    assert_eq!(replies(&name, &["hello"], ""), "hello\n");
+    server.signal(Signal::TERM);
+    assert_eq!(server.ended().0, Some(0));
+    // It would have come first, and been logged.
+    let line = server.log().wait_for("stopping");
+    assert!(line.contains("SIGTERM"), "{line}");
 }
 
 #[cfg(unix)]

@@ -29,7 +29,7 @@ async fn run(options: Options) -> Result<(), Failure> {
     let connected = options.client().connect(&options.pipe_name).await;
     let client = connected.map_err(|error| connect_failure(error, &options))?;
     let mut conversation = Conversation::new(client, &options);
-    let mut messages = Messages::new(options.messages);
+    let mut messages = Messages::new(&options);
     while let Some(message) = messages.next().await? {
         let reply = conversation.exchange(&message).await?;
         match conversation::print(&reply) {

@@ -1,12 +1,10 @@
 //! The command line.
 
-use std::time::Duration;
-
 use clap::{Parser, builder::NonEmptyStringValueParser};
 use pipe_server::{ClientOptions, PipeName, Trust, defaults};
 use pipe_server_cli::{
     text::Encoding,
-    values::{self, TimeLimit},
+    values::{self, TimeLimit, Wait},
 };
 
 /// Sends messages to a pipe and prints each reply on a line of its own.
@@ -27,9 +25,9 @@ pub(crate) struct Options {
     #[arg(long, value_name = "ENCODING", value_enum, default_value_t)]
     pub(crate) encoding: Encoding,
 
-    /// How long to wait for a busy pipe and, with --wait, for a server
-    #[arg(long, value_name = "TIME", default_value = values::text(defaults::CONNECT_TIMEOUT), value_parser = values::duration)]
-    connect_timeout: Duration,
+    /// How long to wait for a busy pipe and, with --wait, for a server, or none; 0s tries once
+    #[arg(long, value_name = "TIME", default_value = values::text(defaults::CONNECT_TIMEOUT))]
+    connect_timeout: Wait,
 
     /// Whose server to talk to: system, current-user, anyone or a user
     ///
@@ -57,14 +55,25 @@ pub(crate) struct Options {
 }
 
 const AFTER_HELP: &str = "\
-Sizes are in bytes, or have a unit: 4096, 64KiB, 1MB. Times have a unit: 500ms, 10s, 5min.
+Sizes are in bytes, or have a unit: 4096, 64KiB, 1MB. Times have a unit: 500ms, 10s, 5min. For no
+limit give none.
 Exit codes: 0 when every message was replied to, 1 for a failure, 2 for bad usage.";
 
 impl Options {
+    /// The longest line of stdin that can be a message, in bytes.
+    pub(crate) fn longest_line(&self) -> usize {
+        let bytes = self.max_message_size.unwrap_or(defaults::MAX_MESSAGE_SIZE);
+        match self.encoding {
+            // Two bytes of UTF-16 are at most three of UTF-8.
+            Encoding::Utf16 => (bytes / 2).saturating_mul(3),
+            Encoding::Auto | Encoding::Utf8 => bytes,
+        }
+    }
+
     /// The connection's options. What the user did not ask for stays the library's default.
     pub(crate) fn client(&self) -> ClientOptions {
         ClientOptions::new()
-            .connect_timeout(self.connect_timeout)
+            .connect_timeout(self.connect_timeout.0)
             .wait_for_server(self.wait)
             .trust(self.trust.clone())
             .max_message_size(self.max_message_size)

@@ -1,19 +1,20 @@
 //! The command line.
 
-use std::{str::FromStr, time::Duration};
+use std::str::FromStr;
 
 use clap::{ArgAction, Args, Parser, ValueEnum, builder::NonEmptyStringValueParser};
 use pipe_server::{Access, ListenerOptions, PipeName, defaults};
 use pipe_server_cli::{
     text::Encoding,
-    values::{self, TimeLimit},
+    values::{self, TimeLimit, Wait},
 };
 
 /// Serves a message pipe: a named pipe on Windows, a SEQPACKET socket on Linux.
 ///
 /// Without options it is Microsoft's sample server: every request is answered with the same text. When
-/// clients can connect, "listening on ADDRESS" is printed to stdout; the log goes to stderr. Ctrl-C and
-/// SIGTERM let running requests finish; a second one ends the server at once.
+/// clients can connect, "listening on ADDRESS" is printed to stdout; the log goes to stderr. Ctrl-C,
+/// SIGTERM and SIGHUP let running requests finish; a second Ctrl-C or SIGTERM ends the server at once. Under
+/// nohup, SIGHUP is ignored.
 #[derive(Debug, Parser)]
 #[command(name = "pipe-server", version, after_help = AFTER_HELP)]
 pub(crate) struct Options {
@@ -43,7 +44,8 @@ pub(crate) struct Options {
 }
 
 const AFTER_HELP: &str = "\
-Sizes are in bytes, or have a unit: 4096, 64KiB, 1MB. Times have a unit: 500ms, 10s, 5min.
+Sizes are in bytes, or have a unit: 4096, 64KiB, 1MB. Times have a unit: 500ms, 10s, 5min. For no
+limit give none.
 RUST_LOG, if set, decides what is logged in place of -v and -q.
 Exit codes: 0 after a signal, 1 for a failure, 2 for bad usage, 130 after a second signal.";
 
@@ -74,6 +76,17 @@ impl Options {
     /// How many clients at once; `None` is unlimited.
     pub(crate) fn max_instances(&self) -> Option<usize> {
         self.max_instances.0
+    }
+
+    /// Whether `--access` admits other users who can't reach the socket.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn is_out_of_reach(&self) -> bool {
+        let others_may_connect = match self.pipe.access {
+            Access::Everyone => true,
+            Access::Mode(mode) => mode & 0o077 != 0,
+            _ => false,
+        };
+        others_may_connect && self.pipe_name.short().is_some()
     }
 
     /// Whether the engine is on Tokio's own I/O.
@@ -187,9 +200,9 @@ pub(crate) struct LimitOptions {
     #[arg(long, value_name = "TIME", default_value = values::text(defaults::WRITE_TIMEOUT))]
     pub(crate) write_timeout: TimeLimit,
 
-    /// How long running requests may take to finish after a signal
-    #[arg(long, value_name = "TIME", default_value = values::text(defaults::DRAIN_TIMEOUT), value_parser = values::duration)]
-    pub(crate) drain_timeout: Duration,
+    /// How long running requests may take to finish after a signal, or none; 0s ends them at once
+    #[arg(long, value_name = "TIME", default_value = values::text(defaults::DRAIN_TIMEOUT))]
+    pub(crate) drain_timeout: Wait,
 }
 
 /// The log on stderr.
