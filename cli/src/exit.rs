@@ -55,6 +55,10 @@ pub fn connect_failure(error: &ConnectError) -> Failure {
              the right server, use --trust {}",
             Trust::User(owner.clone())
         ),
+        ConnectError::Remote { address, .. } => format!(
+            "{address} is on another machine, which would be sent this user's credentials: if that is meant, use \
+             --allow-remote"
+        ),
         other => chain(other),
     })
 }

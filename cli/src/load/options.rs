@@ -80,6 +80,13 @@ pub struct Options {
     #[arg(long, value_name = "WHOM", default_value_t)]
     pub(crate) trust: Trust,
 
+    /// Connect to a pipe on another machine, as in \\HOST\pipe\NAME
+    ///
+    /// That sends this user's credentials to HOST, whoever HOST is. Without this flag such a name is refused.
+    #[cfg(windows)]
+    #[arg(long)]
+    pub(crate) allow_remote: bool,
+
     /// How long no client may get a reply before the server is given up, or none
     #[arg(long, value_name = "TIME", default_value = "30s")]
     pub(crate) timeout: TimeLimit,

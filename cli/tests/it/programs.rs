@@ -891,3 +891,21 @@ fn a_server_that_nobody_reads_serves_all_the_same() {
         "default answer from server\n"
     );
 }
+
+/// Another machine gets this user's credentials, and so does whoever answers to its name.
+#[cfg(windows)]
+#[test]
+fn another_machine_is_asked_only_if_allowed() {
+    let unique = unique_name();
+    let remote = UniqueName {
+        text: format!(r"\\localhost\pipe\{}", unique.text),
+        ..unique
+    };
+    let output = client(&remote, &["hello"], "");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("use --allow-remote"), "{output:?}");
+    // Nobody serves it there.
+    let output = client(&remote, &["--allow-remote", "hello"], "");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("nobody serves"), "{output:?}");
+}

@@ -1,6 +1,8 @@
 //! The command line.
 
 use clap::{Parser, builder::NonEmptyStringValueParser};
+#[cfg(windows)]
+use pipe_server::os::windows::ClientOptionsExt as _;
 use pipe_server::{ClientOptions, PipeName, Trust, defaults};
 use pipe_server_cli::{
     text::Encoding,
@@ -37,6 +39,13 @@ pub(crate) struct Options {
     #[arg(long, value_name = "WHOM", default_value_t)]
     trust: Trust,
 
+    /// Connect to a pipe on another machine, as in \\HOST\pipe\NAME
+    ///
+    /// That sends this user's credentials to HOST, whoever HOST is. Without this flag such a name is refused.
+    #[cfg(windows)]
+    #[arg(long)]
+    allow_remote: bool,
+
     /// Wait for a server that is not there yet
     #[arg(long)]
     pub(crate) wait: bool,
@@ -72,7 +81,10 @@ impl Options {
 
     /// The connection's options. What the user did not ask for stays the library's default.
     pub(crate) fn client(&self) -> ClientOptions {
-        ClientOptions::new()
+        let options = ClientOptions::new();
+        #[cfg(windows)]
+        let options = options.allow_remote(self.allow_remote);
+        options
             .connect_timeout(self.connect_timeout.0)
             .wait_for_server(self.wait)
             .trust(self.trust.clone())
