@@ -39,6 +39,12 @@ impl Failure {
         Self { message, code: 2 }
     }
 
+    /// The same with another exit code, for those who have to tell failures apart.
+    #[must_use]
+    pub fn with_code(self, code: u8) -> Self {
+        Self { code, ..self }
+    }
+
     /// Prints the line. That it can't be printed is no reason to panic: the code still tells.
     pub fn report(self, program: &str) -> ExitCode {
         let line = escape(&self.message);

@@ -892,6 +892,143 @@ fn a_server_that_nobody_reads_serves_all_the_same() {
     );
 }
 
+/// `pipe-client --ping`, whose exit codes a health check tells apart.
+mod ping {
+    use pipe_server::{Client, ListenerOptions, PipeListener};
+    use support::in_time;
+    use tokio::task::spawn_blocking;
+
+    use super::*;
+
+    async fn ping(name: &UniqueName, arguments: &[&'static str]) -> Output {
+        let name = name.text.clone();
+        let arguments = arguments.to_owned();
+        let run = move || {
+            Command::new(env!("CARGO_BIN_EXE_pipe-client"))
+                .args(["--pipe-name", &name, "--ping"])
+                .args(arguments)
+                // Empty: if it were read, no message would be sent.
+                .stdin(Stdio::null())
+                .output()
+                .unwrap()
+        };
+        spawn_blocking(run).await.unwrap()
+    }
+
+    /// Asserts the code and that the one line on stderr contains `said`.
+    fn assert_failed(output: &Output, code: i32, said: &str) {
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        assert!(output.stdout.is_empty(), "{output:?}");
+        let line = stderr(output);
+        assert_eq!(line.lines().count(), 1, "{line}");
+        assert!(line.contains(said), "{line}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_answers_is_0() {
+        let name = unique_name();
+        let _server = Server::start(&name, &["--echo"]);
+        for message in [&[][..], &["hello"]] {
+            let output = ping(&name, message).await;
+            assert!(output.status.success(), "{output:?}");
+            let line = String::from_utf8(output.stdout).unwrap();
+            assert!(line.contains(" replied in "), "{line}");
+            assert_eq!(line.lines().count(), 1, "{line}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_not_there_is_3() {
+        let name = unique_name();
+        assert_failed(&ping(&name, &[]).await, 3, "nobody serves");
+        let wait = ["--wait", "--connect-timeout", "10ms"];
+        assert_failed(&ping(&name, &wait).await, 3, "nobody serves");
+    }
+
+    #[tokio::test]
+    async fn a_busy_server_is_4() {
+        in_time(async {
+            let name = unique_name();
+            let mut listener = ListenerOptions::new()
+                .max_instances(1)
+                .bind(&name.text)
+                .unwrap();
+            let _client = Client::connect(&name.text).await.unwrap();
+            let _connection = listener.accept().await.unwrap();
+            // The one more that Linux queues.
+            #[cfg(target_os = "linux")]
+            let _queued = Client::connect(&name.text).await.unwrap();
+            let output = ping(&name, &["--connect-timeout", "0s"]).await;
+            assert_failed(&output, 4, "busy");
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_not_trusted_is_5() {
+        let name = unique_name();
+        let _server = Server::start(&name, &["--echo"]);
+        let nobody = if cfg!(windows) {
+            "S-1-5-7"
+        } else {
+            "4294967294"
+        };
+        assert_failed(&ping(&name, &["--trust", nobody]).await, 5, "--trust");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_server_that_denies_access_is_5() {
+        use std::os::unix::process::CommandExt as _;
+
+        let name = unique_name();
+        let _server = Server::start(&name, &["--echo", "--access", "mode:0000"]);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pipe-client"));
+        command.args(["--pipe-name", &name.text, "--ping"]);
+        // No mode keeps root out.
+        if rustix::process::geteuid().is_root() {
+            command.uid(65_534).gid(65_534);
+        }
+        let output = match command.stdin(Stdio::null()).output() {
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                eprintln!("left out: other users can't run programs in this directory");
+                return;
+            }
+            output => output.unwrap(),
+        };
+        assert_failed(&output, 5, "no permission");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_does_not_answer_is_6() {
+        in_time(async {
+            let name = unique_name();
+            let mut listener = PipeListener::bind(&name.text).unwrap();
+            let silent = ping(&name, &["--timeout", "100ms"]);
+            let (output, _connection) = tokio::join!(silent, listener.accept());
+            assert_failed(&output, 6, "within 100ms: see --timeout");
+
+            let closing = async {
+                let mut connection = listener.accept().await.unwrap();
+                connection.recv().await.unwrap().unwrap();
+            };
+            let (output, ()) = tokio::join!(ping(&name, &[]), closing);
+            assert_failed(&output, 6, "no reply from");
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn other_failures_keep_their_codes() {
+        let name = unique_name();
+        let _server = Server::start(&name, &["--echo"]);
+        let output = ping(&name, &["--max-message-size", "1", "hello"]).await;
+        assert_failed(&output, 1, "--max-message-size");
+        let output = ping(&name, &["--max-message-size", "1TiB"]).await;
+        assert_failed(&output, 2, "--max-message-size");
+    }
+}
+
 /// Another machine gets this user's credentials, and so does whoever answers to its name.
 #[cfg(windows)]
 #[test]

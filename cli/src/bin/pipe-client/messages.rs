@@ -24,8 +24,9 @@ impl Messages {
         if !options.messages.is_empty() {
             return Self::Given(options.messages.clone().into_iter());
         }
-        // A user who typed the program's name alone would wait for it, and it for the user.
-        if io::stdin().is_terminal() {
+        // At a terminal it would wait for the user, who has only typed its name and waits for it. The stdin of
+        // a health check may be anything.
+        if options.ping || io::stdin().is_terminal() {
             return Self::Given(vec![DEFAULT_MESSAGE.to_owned()].into_iter());
         }
         Self::Lines(Lines {

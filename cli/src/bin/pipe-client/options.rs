@@ -46,6 +46,17 @@ pub(crate) struct Options {
     #[arg(long)]
     allow_remote: bool,
 
+    /// Check whether the server answers; the exit code says why it does not
+    ///
+    /// Sends each MESSAGE, or the message of Microsoft's sample, and prints how long the reply took instead of
+    /// the reply. Stdin is not read. To the server it is a message like any other: with --exec, it runs the
+    /// command.
+    ///
+    /// A busy pipe is tried again until --connect-timeout. On Linux, a server at its --max-instances still queues
+    /// one client before the pipe is busy: a ping in that queue gets no reply and exits 6.
+    #[arg(long)]
+    pub(crate) ping: bool,
+
     /// Wait for a server that is not there yet
     #[arg(long)]
     pub(crate) wait: bool,
@@ -54,8 +65,14 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
     max_message_size: Option<usize>,
 
-    /// How long to wait for each reply, or none
-    #[arg(long, value_name = "TIME", default_value = "none")]
+    /// How long to wait for each reply, or none [default: none; with --ping: 5s]
+    #[arg(
+        long,
+        value_name = "TIME",
+        default_value = "none",
+        default_value_if("ping", "true", PING_TIMEOUT),
+        hide_default_value = true
+    )]
     pub(crate) timeout: TimeLimit,
 
     /// What to send, each as one message
@@ -63,10 +80,15 @@ pub(crate) struct Options {
     pub(crate) messages: Vec<String>,
 }
 
+/// A health check has to end. Docker's, for one, is killed after 30 s by default.
+const PING_TIMEOUT: &str = "5s";
+
 const AFTER_HELP: &str = "\
 Sizes are in bytes, or have a unit: 4096, 64KiB, 1MB. Times have a unit: 500ms, 10s, 5min. For no
 limit give none.
-Exit codes: 0 when every message was replied to, 1 for a failure, 2 for bad usage.";
+Exit codes: 0 when every message was replied to, 1 for a failure, 2 for bad usage. With --ping also
+3 when nobody serves the pipe, 4 when it is busy, 5 when access is denied or the server is not
+trusted, and 6 when there is no reply.";
 
 impl Options {
     /// The longest line of stdin that can be a message, in bytes.
