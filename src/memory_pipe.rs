@@ -64,7 +64,7 @@ impl MemoryPipe {
 impl ListenerOptions {
     /// Serves a pipe inside this process, for tests of a handler: no pipe of the system is made.
     ///
-    /// Ignores `access`, and `engine` on Windows.
+    /// Ignores `access`, `engine` on Windows, and `socket_group` on Linux.
     ///
     /// # Errors
     ///

@@ -62,6 +62,12 @@ impl Options {
         if let Some(instances) = self.pipe.backlog {
             options = options.backlog(instances);
         }
+        #[cfg(target_os = "linux")]
+        {
+            use pipe_server::os::linux::ListenerOptionsExt as _;
+
+            options = options.socket_group(self.pipe.socket_group);
+        }
         #[cfg(windows)]
         {
             use pipe_server::os::windows::ListenerOptionsExt as _;
@@ -173,6 +179,15 @@ pub(crate) struct PipeOptions {
     )]
     access: Access,
 
+    /// Group of the socket, by name or number: its members may connect
+    ///
+    /// The socket's mode is then 0660, unless --access says everyone or mode:OCTAL. The server has to be in the
+    /// group, or be root. Give a path whose directory the group can enter; a short name is refused. Clients of
+    /// other users need --trust with this server's user.
+    #[cfg(target_os = "linux")]
+    #[arg(long, value_name = "GROUP", value_parser = group_id)]
+    socket_group: Option<u32>,
+
     /// Let clients on other machines connect
     #[cfg(windows)]
     #[arg(long)]
@@ -277,6 +292,19 @@ fn at_least_one(text: &str) -> Result<usize, &'static str> {
         .ok_or("give 1 or more")
 }
 
+/// The id of a group, given by its name or as a number.
+#[cfg(target_os = "linux")]
+fn group_id(text: &str) -> Result<u32, String> {
+    // As chown(1): the name of a group may be a number too.
+    match nix::unistd::Group::from_name(text) {
+        Ok(Some(group)) => return Ok(group.gid.as_raw()),
+        Ok(None) => {}
+        Err(error) => return Err(format!("groups can't be looked up: {error}; give a number")),
+    }
+    text.parse()
+        .map_err(|_| "there is no such group: give one of getent group, or a number".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -296,6 +324,15 @@ mod tests {
         for wrong in ["0", "-1", "", "all"] {
             assert!(wrong.parse::<MaxInstances>().is_err(), "{wrong}");
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_group_has_a_name_or_a_number() {
+        assert_eq!(group_id("root"), Ok(0));
+        assert_eq!(group_id("54321"), Ok(54_321));
+        assert!(group_id("no such group").is_err());
+        assert!(group_id("-1").is_err());
     }
 
     #[test]
