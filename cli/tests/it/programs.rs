@@ -783,6 +783,40 @@ mod endings {
         assert_eq!(endless.client.wait().unwrap().code(), Some(1));
     }
 
+    /// A terminal that is closed may send it twice.
+    #[cfg(unix)]
+    #[test]
+    fn a_second_sighup_does_not_cut_the_drain_short() {
+        use rustix::process::Signal;
+
+        let mut presence = Presence::new();
+        let command = saying_its_request(&presence);
+        let name = unique_name();
+        let server = server(&name, &["--exec", &command]);
+        // The tests themselves may run under nohup.
+        let mut start = Command::new("env");
+        start
+            .arg("--default-signal=HUP")
+            .arg(server.get_program())
+            .args(server.get_args())
+            .env_remove("RUST_LOG")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut server = Server::spawn(&mut start);
+        let client = requesting(&name, "request");
+        let mut running = presence.accept();
+        assert_eq!(presence.hear(&mut running).as_deref(), Some("request"));
+
+        server.signal(Signal::HUP);
+        server.log().wait_for("stopping");
+        server.signal(Signal::HUP);
+        presence.answer(&mut running);
+        let output = client.wait_with_output().unwrap();
+        let replied = String::from_utf8_lossy(&output.stdout);
+        assert!(replied.starts_with("go on"), "{output:?}");
+        assert_eq!(server.ended().0, Some(0));
+    }
+
     #[test]
     fn a_command_is_killed_with_its_children_when_the_runtime_ends() {
         let mut presence = Presence::new();
