@@ -94,11 +94,8 @@ fn a_reply_that_is_no_echo_is_named() {
 #[cfg(windows)]
 #[test]
 fn another_machine_is_asked_only_if_allowed() {
-    let unique = unique_name();
-    let remote = UniqueName {
-        text: format!(r"\\localhost\pipe\{}", unique.text),
-        ..unique
-    };
+    let mut remote = unique_name();
+    remote.text = format!(r"\\localhost\pipe\{}", remote.text);
     let said = failure(&bench(&remote, &[]));
     assert!(said.contains("use --allow-remote"), "{said}");
     // Nobody serves it there.

@@ -1167,11 +1167,8 @@ mod ping {
 #[cfg(windows)]
 #[test]
 fn another_machine_is_asked_only_if_allowed() {
-    let unique = unique_name();
-    let remote = UniqueName {
-        text: format!(r"\\localhost\pipe\{}", unique.text),
-        ..unique
-    };
+    let mut remote = unique_name();
+    remote.text = format!(r"\\localhost\pipe\{}", remote.text);
     let output = client(&remote, &["hello"], "");
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(stderr(&output).contains("use --allow-remote"), "{output:?}");
