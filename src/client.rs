@@ -1,9 +1,14 @@
 //! The other side of a pipe.
 
-use std::{io, time::Duration};
+use std::{
+    future::poll_fn,
+    io,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use bytes::Bytes;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
     connection::{Connection, RecvHalf, SendHalf},
@@ -27,6 +32,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 pub struct ClientOptions {
     connect_timeout: Option<Duration>,
     wait_for_server: bool,
+    pub(crate) call_timeout: Option<Duration>,
     pub(crate) max_message_size: Option<usize>,
     trust: Trust,
     #[cfg(windows)]
@@ -45,6 +51,7 @@ impl ClientOptions {
         Self {
             connect_timeout: Some(defaults::CONNECT_TIMEOUT),
             wait_for_server: false,
+            call_timeout: None,
             max_message_size: None,
             trust: Trust::default(),
             #[cfg(windows)]
@@ -62,6 +69,16 @@ impl ClientOptions {
     /// Whether to wait for a pipe that nobody serves yet. Default: no.
     pub fn wait_for_server(mut self, wait: bool) -> Self {
         self.wait_for_server = wait;
+        self
+    }
+
+    /// How long a [`call`](Client::call) may take, from the start of sending to the reply, before it fails
+    /// with [`CallError::TimedOut`]; `None`, the default, for any time, since only its author knows how
+    /// long a handler takes.
+    ///
+    /// The client remains usable: the reply, if it still comes, is dropped by the next call.
+    pub fn call_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.call_timeout = time.into();
         self
     }
 
@@ -121,7 +138,11 @@ impl ClientOptions {
             let owner = channel.link.peer().map(|server| Some(server.user));
             check_owner(&address, owner, &self.trust)?;
         }
-        Ok(Client::new(channel, sizes.max_message_size))
+        Ok(Client::new(
+            channel,
+            sizes.max_message_size,
+            self.call_timeout,
+        ))
     }
 
     /// Opens the pipe as often as it takes: there is nothing to be woken by.
@@ -194,15 +215,21 @@ fn check_owner(
 #[derive(Debug)]
 pub struct Client {
     connection: Connection,
-    /// A call is under way, or was dropped on its way.
-    calling: bool,
+    call_timeout: Option<Duration>,
+    /// How many replies are to come: to the call under way, and to those that were given up.
+    unanswered: usize,
 }
 
 impl Client {
-    pub(crate) fn new(channel: Channel, max_message_size: usize) -> Self {
+    pub(crate) fn new(
+        channel: Channel,
+        max_message_size: usize,
+        call_timeout: Option<Duration>,
+    ) -> Self {
         Self {
             connection: Connection::new(channel, None, 0, max_message_size),
-            calling: false,
+            call_timeout,
+            unanswered: 0,
         }
     }
 
@@ -221,32 +248,62 @@ impl Client {
         ClientOptions::new().connect(name).await
     }
 
-    /// Sends a request and receives its reply.
+    /// Sends a request and receives its reply, within the
+    /// [`call_timeout`](ClientOptions::call_timeout).
+    ///
+    /// For servers that reply once to each request, in order, and send nothing unasked. Replies to what was
+    /// sent with [`send`](Self::send) have to be received first.
     ///
     /// # Errors
     ///
     /// [`CallError`] says which half failed; [`CallError::Closed`] when the server closed instead of
-    /// replying.
+    /// replying, [`CallError::TimedOut`] when it took too long.
     ///
     /// # Cancel safety
     ///
-    /// Not cancel safe: if the future is dropped, the request may have been sent and its reply may
-    /// still come, so that every later call fails with [`CallError::OutOfStep`].
+    /// If the future is dropped, or the call has timed out, the request may or may not be sent, but whole
+    /// or not at all. The client can be used again: the next call waits until the reply to this one has
+    /// come, and drops it. So it waits for ever, or until its own timeout, if the server does not reply to
+    /// every request.
     pub async fn call(&mut self, request: impl Into<Bytes>) -> Result<Bytes, CallError> {
-        if self.calling {
-            return Err(CallError::OutOfStep);
-        }
-        self.calling = true;
-        let result = match self.connection.send(request).await {
-            Ok(()) => match self.connection.recv().await {
-                Ok(Some(reply)) => Ok(reply),
-                Ok(None) => Err(CallError::Closed),
-                Err(error) => Err(error.into()),
-            },
-            Err(error) => Err(error.into()),
+        let request = request.into();
+        let Some(after) = self.call_timeout else {
+            return self.exchange(request).await;
         };
-        self.calling = false;
-        result
+        match timeout(after, self.exchange(request)).await {
+            Ok(result) => result,
+            Err(_) => Err(CallError::TimedOut { after }),
+        }
+    }
+
+    async fn exchange(&mut self, request: Bytes) -> Result<Bytes, CallError> {
+        // Of calls that were given up.
+        self.receive_replies().await?;
+        self.connection.halves().1.feed(request).await?;
+        // From here on it is sent, if not by this call then by the next one.
+        self.unanswered += 1;
+        let reply = self.receive_replies().await?;
+        reply.ok_or(CallError::Closed)
+    }
+
+    /// Sends what was begun, and receives replies until none is to come. Returns the last one.
+    async fn receive_replies(&mut self) -> Result<Option<Bytes>, CallError> {
+        let (receiver, sender) = self.connection.halves();
+        let unanswered = &mut self.unanswered;
+        let mut last = None;
+        poll_fn(|cx| {
+            // Both at once: the server may read on only when an earlier reply of its has been read.
+            let sent = sender.poll_flush(cx).map_err(|error| {
+                *unanswered = unanswered.saturating_sub(1);
+                error
+            })?;
+            while *unanswered > 0 {
+                last = Some(ready!(receiver.poll_recv(cx))?.ok_or(CallError::Closed)?);
+                *unanswered -= 1;
+            }
+            sent.map(|()| Ok(last.take()))
+        })
+        .await
     }
 
     /// Sends one message, as [`Connection::send`].
@@ -262,7 +319,8 @@ impl Client {
         self.connection.send(message).await
     }
 
-    /// Receives one message, or `None` when the server has closed, as [`Connection::recv`].
+    /// Receives one message, or `None` when the server has closed, as [`Connection::recv`]. The reply to a
+    /// call that was given up is received as well.
     ///
     /// # Errors
     ///
@@ -272,7 +330,15 @@ impl Client {
     ///
     /// Cancel safe, as [`Connection::recv`].
     pub async fn recv(&mut self) -> Result<Option<Bytes>, RecvError> {
-        self.connection.recv().await
+        poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, RecvError>> {
+        let received = ready!(self.connection.halves().0.poll_recv(cx));
+        if let Ok(Some(_)) = received {
+            self.unanswered = self.unanswered.saturating_sub(1);
+        }
+        Poll::Ready(received)
     }
 
     /// Ends the conversation, as [`Connection::finish`]: replies to what was sent can still be received.
@@ -314,10 +380,7 @@ impl Client {
 /// As those of [`Connection`].
 #[cfg(feature = "futures")]
 mod futures {
-    use std::{
-        pin::Pin,
-        task::{Context, Poll},
-    };
+    use std::pin::Pin;
 
     use futures_core::Stream;
     use futures_sink::Sink;
@@ -328,7 +391,7 @@ mod futures {
         type Item = Result<Bytes, RecvError>;
 
         fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-            Pin::new(&mut self.connection).poll_next(cx)
+            self.poll_recv(cx).map(Result::transpose)
         }
     }
 

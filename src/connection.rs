@@ -187,6 +187,10 @@ impl Connection {
         self.sender.max_message_size
     }
 
+    pub(crate) fn halves(&mut self) -> (&mut RecvHalf, &mut SendHalf) {
+        (&mut self.receiver, &mut self.sender)
+    }
+
     pub(crate) fn identity(&self) -> &Arc<Identity> {
         &self.receiver.shared.identity
     }

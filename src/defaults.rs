@@ -12,6 +12,14 @@ pub const BUFFER_SIZE: usize = 64 * 1024;
 /// being created finds one.
 pub const BACKLOG: usize = 2;
 
+/// How many bytes a server holds for all of its clients together: those of 4,096 clients that have each
+/// sent a request of the default limit.
+pub const MAX_BUFFERED_BYTES: usize = 256 * 1024 * 1024;
+
+/// How many connections a user other than the server's own and the system's may have: a fourth of the
+/// 1,024 files that a process on Linux may usually have open.
+pub const MAX_CONNECTIONS_PER_USER: usize = 256;
+
 /// How long a client waits for a busy pipe: as long as the client of Microsoft's sample (*Named Pipe
 /// Client*).
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);

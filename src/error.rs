@@ -289,9 +289,13 @@ pub enum CallError {
     /// The server closed the pipe and did not reply.
     #[error("the server closed the pipe and did not reply")]
     Closed,
-    /// An earlier call was dropped before its reply came, so the next reply is not this request's.
-    #[error("an earlier call was dropped before its reply came: connect again")]
-    OutOfStep,
+    /// The call timeout is over. The client remains usable.
+    #[error("the server did not reply within {after:?} (call_timeout)")]
+    #[non_exhaustive]
+    TimedOut {
+        /// The timeout.
+        after: Duration,
+    },
 }
 
 impl From<CallError> for io::Error {
@@ -300,7 +304,7 @@ impl From<CallError> for io::Error {
             CallError::Send(error) => error.into(),
             CallError::Recv(error) => error.into(),
             CallError::Closed => Self::new(io::ErrorKind::UnexpectedEof, error),
-            CallError::OutOfStep => Self::other(error),
+            CallError::TimedOut { .. } => Self::new(io::ErrorKind::TimedOut, error),
         }
     }
 }

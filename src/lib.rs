@@ -20,7 +20,8 @@
 //! | to | use |
 //! |---|---|
 //! | answer requests | [`serve`], with a [`Handler`] that takes what is [`FromRequest`] and returns what is [`IntoReply`] |
-//! | keep something for each client, or refuse it | [`Serve::on_connect`] and [`Session`] |
+//! | say who is served | [`Access`], [`Serve::authorize`] |
+//! | keep something for each client | [`Serve::on_connect`] and [`Session`] |
 //! | push messages, or speak a protocol of your own | [`serve_connections`], which hands out each [`Connection`] |
 //! | accept clients yourself | [`PipeListener`] |
 //! | call a server | [`Client`] |
@@ -117,8 +118,8 @@ pub use crate::{
     reason::Reason,
     request::Request,
     serve::{
-        ConnectionResult, Serve, ServeConnections, ServeFuture, Shutdown, Summary, serve,
-        serve_connections,
+        AuthorizeResult, ConnectionResult, Serve, ServeConnections, ServeFuture, Shutdown, Summary,
+        serve, serve_connections,
     },
     session::{ConnectionInfo, NoSession, Session},
     trust::{Trust, TrustError},

@@ -118,7 +118,11 @@ impl ClientOptions {
         let sizes = sizes(self.max_message_size, defaults::BUFFER_SIZE)?;
         let open = || memory::connect(&pipe.board, sizes.max_message_size, pipe.faults.as_ref());
         let channel = self.retry("the memory pipe", open).await?;
-        Ok(Client::new(channel, sizes.max_message_size))
+        Ok(Client::new(
+            channel,
+            sizes.max_message_size,
+            self.call_timeout,
+        ))
     }
 }
 

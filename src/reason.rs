@@ -12,7 +12,9 @@ use std::fmt;
 /// | `queue` | warning | Linux: the length of the queue of clients can't be changed |
 /// | `close` | warning | Linux: a connection that passed file descriptors can't be closed for now |
 /// | `refused` | warning | [`on_connect`](crate::Serve::on_connect) refused the client |
-/// | `connect_timeout` | warning | `on_connect` took longer than `handler_timeout` |
+/// | `not_authorized` | warning | [`authorize`](crate::Serve::authorize) refused the client |
+/// | `too_many_connections` | warning | the user of the client has [`max_connections_per_user`](crate::Serve::max_connections_per_user) |
+/// | `connect_timeout` | warning | `authorize` or `on_connect` took longer than `handler_timeout` |
 /// | `rejected` | warning | a request is not what the handler takes ([`Rejection`](crate::Rejection)) |
 /// | `request_too_long` | warning | a request is longer than `max_message_size` |
 /// | `request_incomplete` | warning | the client left, or cancelled its write, in the middle of a request |
@@ -40,6 +42,8 @@ pub enum Reason {
     Queue,
     Close,
     Refused,
+    NotAuthorized,
+    TooManyConnections,
     ConnectTimeout,
     Rejected,
     RequestTooLong,
@@ -59,12 +63,14 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::Accept,
         Self::Instance,
         Self::Queue,
         Self::Close,
         Self::Refused,
+        Self::NotAuthorized,
+        Self::TooManyConnections,
         Self::ConnectTimeout,
         Self::Rejected,
         Self::RequestTooLong,
@@ -91,6 +97,8 @@ impl Reason {
             Self::Queue => "queue",
             Self::Close => "close",
             Self::Refused => "refused",
+            Self::NotAuthorized => "not_authorized",
+            Self::TooManyConnections => "too_many_connections",
             Self::ConnectTimeout => "connect_timeout",
             Self::Rejected => "rejected",
             Self::RequestTooLong => "request_too_long",

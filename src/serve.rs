@@ -9,19 +9,24 @@ use std::{
 };
 
 use self::{
+    admission::{Authorize, UserLimit, Users},
+    budget::Budget,
     conversation::{Conversation, OnConnect, Options, Server},
     replies::Counters,
 };
 use crate::{
     defaults, error::BoxError, handler::Handler, identity::AnySession, listener::PipeListener,
-    session::ConnectionInfo,
+    peer::Peer, session::ConnectionInfo,
 };
 
 pub use self::{
+    admission::AuthorizeResult,
     connections::{ConnectionResult, ServeConnections, ServeFuture, Summary, serve_connections},
     shutdown::Shutdown,
 };
 
+mod admission;
+mod budget;
 mod connections;
 mod conversation;
 mod failure;
@@ -66,7 +71,10 @@ pub fn serve<H: Handler<T>, T>(listener: PipeListener, handler: H) -> Serve<H, T
             handler_timeout: None,
             write_timeout: Some(defaults::WRITE_TIMEOUT),
             cancel_on_disconnect: false,
+            max_buffered_bytes: Some(defaults::MAX_BUFFERED_BYTES),
+            max_connections_per_user: UserLimit::default(),
         },
+        authorize: None,
         on_connect: None,
         drain_timeout: Some(defaults::DRAIN_TIMEOUT),
         signal: pending(),
@@ -80,6 +88,7 @@ pub struct Serve<H, T, S = Pending<()>> {
     listener: PipeListener,
     handler: H,
     options: Options,
+    authorize: Option<Authorize>,
     on_connect: Option<OnConnect>,
     drain_timeout: Option<Duration>,
     signal: S,
@@ -99,6 +108,7 @@ impl<H, T, S> Serve<H, T, S> {
             listener,
             handler,
             options,
+            authorize,
             on_connect,
             drain_timeout,
             _requests,
@@ -108,6 +118,7 @@ impl<H, T, S> Serve<H, T, S> {
             listener,
             handler,
             options,
+            authorize,
             on_connect,
             drain_timeout,
             signal,
@@ -129,7 +140,7 @@ impl<H, T, S> Serve<H, T, S> {
         self
     }
 
-    /// How long the handler may take for one request, and `on_connect` for one client, before that
+    /// How long the handler may take for one request, and `authorize` and `on_connect` for one client, before that
     /// client's connection is closed; `None`, the default, for any time.
     pub fn handler_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.options.handler_timeout = time.into();
@@ -154,6 +165,91 @@ impl<H, T, S> Serve<H, T, S> {
         self
     }
 
+    /// How many bytes the server may hold for all of its clients together, in requests that were received
+    /// and replies that were not sent; `None` for any number. Default: [`defaults::MAX_BUFFERED_BYTES`],
+    /// 256 MiB.
+    ///
+    /// At the limit, clients are read one after the other, in the order in which they have sent: a request
+    /// is answered, and its reply sent, before the next client is read. No client is refused or lost, and
+    /// the limit is exceeded by one message at most for each worker of the runtime. Clients that wait in
+    /// this way are not cut off by [`idle_timeout`](Self::idle_timeout); set
+    /// [`handler_timeout`](Self::handler_timeout) as well, which bounds how long they wait for a handler
+    /// that is stuck.
+    ///
+    /// What one client can make the server hold is bounded too: besides the request that is being
+    /// answered, 256 KiB of replies and one more, and with
+    /// [`cancel_on_disconnect`](Self::cancel_on_disconnect) 64 KiB of requests and one more. Not counted
+    /// are the engine's buffers, of which those on Linux can hold 16 messages of up to 64 KiB, differences
+    /// of less than 1 KiB for each client, and what a handler keeps for itself.
+    pub fn max_buffered_bytes(mut self, bytes: impl Into<Option<usize>>) -> Self {
+        self.options.max_buffered_bytes = bytes.into();
+        self
+    }
+
+    /// How many connections one user may have; further ones are refused. `None` for any number.
+    ///
+    /// By default the server's own user and the system (root; SYSTEM and Administrators) may have any
+    /// number, since they could stop the server anyway, and every other user
+    /// [`defaults::MAX_CONNECTIONS_PER_USER`], 256. A number that is set here is for everybody.
+    ///
+    /// Refused as by [`authorize`](Self::authorize), and before it. On Windows a client is counted once the
+    /// system tells who it is: one that does not say anything, and is not known by then, is bounded only by
+    /// [`max_instances`](crate::ListenerOptions::max_instances) and
+    /// [`idle_timeout`](Self::idle_timeout). Clients whom the system never names are counted together.
+    pub fn max_connections_per_user(mut self, connections: impl Into<Option<usize>>) -> Self {
+        self.options.max_connections_per_user = match connections.into() {
+            Some(limit) => UserLimit::Everybody(limit),
+            None => UserLimit::Nobody,
+        };
+        self
+    }
+
+    /// Asks `authorize` for each client whether it is served: before the first request of that client
+    /// reaches the handler, and before [`on_connect`](Self::on_connect). It returns a `bool`, or a `Result`
+    /// whose error says why not, and may take up to the [`handler_timeout`](Self::handler_timeout).
+    ///
+    /// A client that is refused is closed and counted ([`Summary::refused`]), and a warning says who it was
+    /// and why.
+    ///
+    /// On Linux a client is asked about when it connects. So it is on Windows if the system knows then who
+    /// it is; other clients, such as those that ask for dynamic tracking, are known once a message of theirs
+    /// has been received (*ImpersonateNamedPipeClient*). That message reaches the handler only if the
+    /// client is authorized, and `on_connect` runs after it. A client whom the system does not name even
+    /// then is refused.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::{collections::HashSet, future::IntoFuture, sync::Arc};
+    /// use pipe_server::{Bytes, Client, Peer, PipeListener, UserId, serve};
+    ///
+    /// let name = format!("authorize-example-{}", std::process::id());
+    /// let listener = PipeListener::bind(&name)?;
+    /// let denied: Arc<HashSet<UserId>> = Arc::default();
+    /// let serving = serve(listener, |request: Bytes| async move { request }).authorize(move |peer: Peer| {
+    ///     let denied = Arc::clone(&denied);
+    ///     async move { !denied.contains(peer.user()) }
+    /// });
+    /// tokio::spawn(serving.into_future());
+    ///
+    /// let mut client = Client::connect(&name).await?;
+    /// assert_eq!(client.call("hello").await?, "hello");
+    /// # Ok(()) }
+    /// ```
+    // By value, as `on_connect`.
+    pub fn authorize<A, Deciding>(mut self, authorize: A) -> Self
+    where
+        A: Fn(Peer) -> Deciding + Send + Sync + 'static,
+        Deciding: Future<Output: AuthorizeResult> + Send + 'static,
+    {
+        self.authorize = Some(Box::new(move |peer| {
+            let deciding = authorize(peer);
+            Box::pin(async move { deciding.await.into_result() })
+        }));
+        self
+    }
+
     /// Runs `connect` for each client before its first request is read. What it returns belongs to that
     /// client: handlers take it as [`Session<V>`](crate::Session), and it is dropped when the client is
     /// gone.
@@ -162,7 +258,8 @@ impl<H, T, S> Serve<H, T, S> {
     /// server that refuses clients without a session returns `Ok(())`.
     ///
     /// On Windows some clients are known only once a message of theirs has been received, so
-    /// [`ConnectionInfo::peer`] may fail here.
+    /// [`ConnectionInfo::peer`] may fail here. It does not if there is an [`authorize`](Self::authorize),
+    /// for which such clients wait.
     ///
     /// # Examples
     ///
@@ -243,7 +340,10 @@ where
         let server = Arc::new(Server {
             handler: Arc::new(self.handler),
             options: self.options,
+            authorize: self.authorize,
             on_connect: self.on_connect,
+            users: Arc::new(Users::new(self.options.max_connections_per_user)),
+            budget: Arc::new(Budget::new(self.options.max_buffered_bytes)),
             counters: Counters::default(),
             log: Arc::clone(self.listener.log_limit()),
         });

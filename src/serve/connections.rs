@@ -113,7 +113,9 @@ pub struct Summary {
     pub served: u64,
     /// Connections that were still at work when the drain timeout was over, and were ended.
     pub cut_off: u64,
-    /// Connections that [`on_connect`](crate::Serve::on_connect) refused.
+    /// Connections that were refused by [`authorize`](crate::Serve::authorize),
+    /// [`max_connections_per_user`](crate::Serve::max_connections_per_user) or
+    /// [`on_connect`](crate::Serve::on_connect).
     pub refused: u64,
     /// Requests received by [`serve`](crate::serve); 0 for [`serve_connections`].
     pub requests: u64,

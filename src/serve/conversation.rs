@@ -14,6 +14,8 @@ use tokio::time::Instant;
 use tracing::{debug, debug_span, field::Empty, trace, warn};
 
 use super::{
+    admission::{Authorize, Place, UserLimit, Users},
+    budget::{Budget, Share},
     failure::Failure,
     panics::poll_caught,
     replies::{Counters, Replies},
@@ -28,6 +30,7 @@ use crate::{
     identity::{AnySession, Identity},
     into_reply::Reply,
     log_limit::LogLimit,
+    peer::Peer,
     request::Request,
     session::ConnectionInfo,
 };
@@ -39,6 +42,11 @@ pub(super) struct Conversation<H, T> {
     replies: Replies,
     /// How many requests were taken.
     requested: u64,
+    /// Whether everything that depends on who the client is has been decided.
+    is_identified: bool,
+    /// Whether `on_connect` has run.
+    is_connected: bool,
+    place: Option<Place>,
     handler: Arc<H>,
     server: Arc<Server<H>>,
     shutdown: Shutdown,
@@ -49,9 +57,19 @@ pub(super) struct Conversation<H, T> {
 pub(super) struct Server<H> {
     pub(super) handler: Arc<H>,
     pub(super) options: Options,
+    pub(super) authorize: Option<Authorize>,
     pub(super) on_connect: Option<OnConnect>,
+    pub(super) users: Arc<Users>,
+    pub(super) budget: Arc<Budget>,
     pub(super) counters: Counters,
     pub(super) log: Arc<LogLimit>,
+}
+
+impl<H> Server<H> {
+    /// Whether it matters who the clients are.
+    fn identifies(&self) -> bool {
+        self.authorize.is_some() || self.users.is_bounded()
+    }
 }
 
 /// The options of [`Serve`](crate::Serve) that a conversation needs.
@@ -61,6 +79,8 @@ pub(super) struct Options {
     pub(super) handler_timeout: Option<Duration>,
     pub(super) write_timeout: Option<Duration>,
     pub(super) cancel_on_disconnect: bool,
+    pub(super) max_buffered_bytes: Option<usize>,
+    pub(super) max_connections_per_user: UserLimit,
 }
 
 /// Makes the session of a client, or refuses it.
@@ -76,9 +96,16 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         let (receiver, sender) = connection.into_split();
         Self {
             identity,
-            requests: Requests::new(receiver, server.options.idle_timeout),
+            requests: Requests::new(
+                receiver,
+                server.options.idle_timeout,
+                Share::new(&server.budget),
+            ),
             replies: Replies::new(sender, server.options.write_timeout),
             requested: 0,
+            is_identified: !server.identifies(),
+            is_connected: false,
+            place: None,
             handler: server.handler.connected(),
             server,
             shutdown,
@@ -89,39 +116,73 @@ impl<H: Handler<T>, T> Conversation<H, T> {
     /// Runs it to its end. Called once; by reference, since a future holds what it is given by value twice.
     pub(super) async fn run(&mut self) {
         debug!("client connected");
-        if self.begin().await.is_err() {
-            return;
-        }
-        let ended = self.converse().await;
+        let ended = match self.admit(false).await {
+            Ok(()) => self.converse().await,
+            Err(refused) => Err(refused),
+        };
         let (requests, replies) = (self.requested, self.replies.sent());
         match ended {
             Ok(()) => debug!(requests, replies, "client served"),
+            Err(failure) if failure.is_refusal() => self.refuse(&failure),
             Err(failure) => failure.log(&self.server.log, self.identity.id, requests, replies),
         }
     }
 
-    /// Creates the client's session if `on_connect` is set, or refuses the client.
-    async fn begin(&mut self) -> Result<(), ()> {
+    /// Decides whether the client is served, and creates its session: when it connects or, where the
+    /// system can't tell yet who it is, once a message of it was `received`.
+    async fn admit(&mut self, received: bool) -> Result<(), Failure> {
+        let server = &self.server;
+        if !self.is_identified {
+            let peer = match self.identity.peer() {
+                Err(_) if !received => None,
+                peer => Some(peer),
+            };
+            match (&server.authorize, peer) {
+                (authorize, Some(peer)) => {
+                    self.is_identified = true;
+                    self.place = server.users.enter(peer.as_ref().ok().map(Peer::user))?;
+                    if let Some(authorize) = authorize {
+                        let peer = peer.map_err(|error| Failure::NotAuthorized(error.into()))?;
+                        let decided = within(server.options.handler_timeout, authorize(peer)).await;
+                        decided
+                            .map_err(|time| Failure::ConnectTimeout("authorize", time))?
+                            .map_err(Failure::NotAuthorized)?;
+                    }
+                }
+                (Some(_), None) => return Ok(()),
+                (None, None) => {}
+            }
+        }
+        if !self.is_connected {
+            self.is_connected = true;
+            self.begin_session().await?;
+        }
+        Ok(())
+    }
+
+    /// Creates the client's session if `on_connect` is set.
+    async fn begin_session(&mut self) -> Result<(), Failure> {
         let Some(on_connect) = &self.server.on_connect else {
             return Ok(());
         };
         let connection = ConnectionInfo::new(&self.identity);
         let made = within(self.server.options.handler_timeout, on_connect(connection)).await;
-        let refused = match made {
-            Ok(Ok(session)) => {
-                self.identity.set_session(session);
-                return Ok(());
-            }
-            Ok(Err(error)) => Failure::Refused(error),
-            Err(time) => Failure::ConnectTimeout(time),
-        };
+        let session = made
+            .map_err(|time| Failure::ConnectTimeout("on_connect", time))?
+            .map_err(Failure::Refused)?;
+        self.identity.set_session(session);
+        Ok(())
+    }
+
+    /// Counts and logs a client that is not served.
+    fn refuse(&self, refused: &Failure) {
         self.server.counters.refused.fetch_add(1, Ordering::Relaxed);
         let reason = refused.reason();
         let Some(pass) = self.server.log.pass(reason) else {
-            return Err(());
+            return;
         };
         let (id, word, suppressed) = (self.identity.id, reason.as_str(), pass.suppressed);
-        let error = Chain(&refused);
+        let error = Chain(refused);
         match self.identity.peer() {
             Ok(peer) => warn!(
                 connection.id = id,
@@ -141,7 +202,6 @@ impl<H: Handler<T>, T> Conversation<H, T> {
                 "closing the connection"
             ),
         }
-        Err(())
     }
 
     async fn converse(&mut self) -> Result<(), Failure> {
@@ -165,12 +225,22 @@ impl<H: Handler<T>, T> Conversation<H, T> {
             };
             let Some(message) = message else { break };
             trace!(bytes = message.len(), "request");
+            let length = message.len();
+            self.requests
+                .set_answering(length + self.replies.unsent_bytes());
+            if !(self.is_identified && self.is_connected) {
+                self.admit(true).await?;
+            }
             self.requested += 1;
             self.replies.flush_late().await?;
             let reply = self.answer(message).await?;
             if let Some(message) = reply.into_message() {
+                let length = message.len();
+                self.requests
+                    .set_answering(length + self.replies.unsent_bytes());
                 self.replies.feed(message).await?;
             }
+            self.requests.set_answering(self.replies.unsent_bytes());
         }
         Ok(())
     }

@@ -29,8 +29,12 @@ pub(super) enum Failure {
     Rejected(Rejection),
     #[error("the client was refused (on_connect)")]
     Refused(#[source] BoxError),
-    #[error("on_connect took longer than {0:?} (handler_timeout)")]
-    ConnectTimeout(Duration),
+    #[error("the client is not authorized (authorize)")]
+    NotAuthorized(#[source] BoxError),
+    #[error("the client's user has {0} connections already (max_connections_per_user)")]
+    TooManyConnections(usize),
+    #[error("{0} took longer than {1:?} (handler_timeout)")]
+    ConnectTimeout(&'static str, Duration),
     #[error("the handler took longer than {0:?} (handler_timeout)")]
     HandlerTimeout(Duration),
     #[error("the client sent nothing for {0:?} (idle_timeout)")]
@@ -59,6 +63,17 @@ impl Failure {
         !matches!(self, Self::WriteTimeout(_) | Self::Send(_))
     }
 
+    /// Whether the client was not let in.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused(_)
+                | Self::NotAuthorized(_)
+                | Self::TooManyConnections(_)
+                | Self::ConnectTimeout(..)
+        )
+    }
+
     pub(super) fn reason(&self) -> Reason {
         match self {
             Self::Handler(_) => Reason::Handler,
@@ -67,7 +82,9 @@ impl Failure {
             Self::Reply(_) => Reason::ReplyTooLong,
             Self::Rejected(_) => Reason::Rejected,
             Self::Refused(_) => Reason::Refused,
-            Self::ConnectTimeout(_) => Reason::ConnectTimeout,
+            Self::NotAuthorized(_) => Reason::NotAuthorized,
+            Self::TooManyConnections(_) => Reason::TooManyConnections,
+            Self::ConnectTimeout(..) => Reason::ConnectTimeout,
             Self::HandlerTimeout(_) => Reason::HandlerTimeout,
             Self::IdleTimeout(_) => Reason::IdleTimeout,
             Self::WriteTimeout(_) => Reason::WriteTimeout,

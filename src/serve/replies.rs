@@ -19,6 +19,10 @@ use crate::{connection::SendHalf, error::SendError};
 /// a pause that lets others have their turn. Only a handler that breaks this rule makes it wait longer.
 const LONGEST_WAIT: Duration = Duration::from_micros(100);
 
+/// How many bytes of replies may wait for the next one: more than a socket takes at once by default, so
+/// that a client which reads is sent as much in one call as without a limit.
+const BATCH_BYTES: usize = 256 * 1024;
+
 /// The replies to one client. The engine may send several together: they wait in it only while further
 /// requests are there and can be answered at once.
 pub(super) struct Replies {
@@ -26,6 +30,8 @@ pub(super) struct Replies {
     write_timeout: Option<Duration>,
     /// How many were begun and not flushed.
     unsent: u64,
+    /// Their length together.
+    unsent_bytes: usize,
     /// When the first of them was seen to wait.
     waiting_since: Option<Instant>,
     sent: u64,
@@ -37,6 +43,7 @@ impl Replies {
             sender,
             write_timeout,
             unsent: 0,
+            unsent_bytes: 0,
             waiting_since: None,
             sent: 0,
         }
@@ -47,9 +54,15 @@ impl Replies {
         self.sent
     }
 
+    /// The bytes of those that were begun and not flushed.
+    pub(super) fn unsent_bytes(&self) -> usize {
+        self.unsent_bytes
+    }
+
     /// Begins to send one.
     pub(super) async fn feed(&mut self, reply: Bytes) -> Result<(), Failure> {
-        trace!(bytes = reply.len(), "reply");
+        let length = reply.len();
+        trace!(bytes = length, "reply");
         match within(self.write_timeout, self.sender.feed(reply)).await {
             Ok(Ok(())) => {}
             Ok(Err(SendError::Empty)) => return Err(Failure::EmptyReply),
@@ -58,6 +71,10 @@ impl Replies {
             Err(time) => return Err(Failure::WriteTimeout(time)),
         }
         self.unsent += 1;
+        self.unsent_bytes += length;
+        if self.unsent_bytes >= BATCH_BYTES {
+            self.flush().await?;
+        }
         Ok(())
     }
 
@@ -91,6 +108,7 @@ impl Replies {
             Err(time) => return Err(Failure::WriteTimeout(time)),
         }
         self.sent += mem::take(&mut self.unsent);
+        self.unsent_bytes = 0;
         self.waiting_since = None;
         Ok(())
     }

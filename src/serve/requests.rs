@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     future::{Future, poll_fn},
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll},
     time::Duration,
 };
@@ -14,7 +14,7 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use super::{failure::Failure, timeout::within};
+use super::{budget::Share, failure::Failure, timeout::within};
 use crate::{
     connection::{End, RecvHalf},
     error::RecvError,
@@ -40,6 +40,9 @@ pub(super) struct Requests {
     /// Those that came in while a handler was running.
     ahead: VecDeque<Bytes>,
     ahead_bytes: usize,
+    /// The bytes of the request that is being answered, and of replies that wait.
+    answering: usize,
+    share: Share,
     /// When to ask whether the client is gone.
     next_check: Option<Pin<Box<Sleep>>>,
     /// How many were taken since this client had to be waited for.
@@ -47,21 +50,33 @@ pub(super) struct Requests {
 }
 
 impl Requests {
-    pub(super) fn new(receiver: RecvHalf, idle_timeout: Option<Duration>) -> Self {
+    pub(super) fn new(receiver: RecvHalf, idle_timeout: Option<Duration>, share: Share) -> Self {
         Self {
             receiver,
             idle_timeout,
             ahead: VecDeque::new(),
             ahead_bytes: 0,
+            answering: 0,
+            share,
             next_check: None,
             turn: 0,
         }
     }
 
+    /// Takes note of the bytes of the request that is being answered, and of the replies that wait.
+    pub(super) fn set_answering(&mut self, bytes: usize) {
+        self.answering = bytes;
+        self.count();
+    }
+
+    fn count(&mut self) {
+        self.share.set(self.ahead_bytes + self.answering);
+    }
+
     /// The next request if it is there and this client's turn is not over. Ready with `None` when there
     /// will be none.
     pub(super) async fn at_hand(&mut self) -> Result<Poll<Option<Bytes>>, Failure> {
-        if self.turn == TURN {
+        if self.turn == TURN || (self.ahead.is_empty() && !self.share.is_free()) {
             return Ok(Poll::Pending);
         }
         match poll_fn(|cx| Poll::Ready(self.poll_next(cx))).await {
@@ -74,26 +89,49 @@ impl Requests {
     }
 
     /// Waits for the next request, and lets other clients go first if the turn is over. `None` when there
-    /// will be none, or the server shuts down.
+    /// will be none, or the server shuts down. All replies have been sent.
     pub(super) async fn wait(
         &mut self,
         mut shutdown: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Option<Bytes>, Failure> {
+        self.set_answering(0);
+        self.share.end_turn();
         if self.turn == TURN {
             yield_now().await;
         }
         self.turn = 0;
         let idle_timeout = self.idle_timeout;
-        let received = poll_fn(|cx| {
-            // The request first: on a busy connection the rest is never looked at.
-            if let Poll::Ready(received) = self.poll_next(cx) {
-                return Poll::Ready(received);
+        loop {
+            // The time in the queue is not the client's.
+            if self.ahead.is_empty() && !self.share.is_free() {
+                let mut admitted = pin!(self.share.admit());
+                let shuts_down = poll_fn(|cx| match admitted.as_mut().poll(cx) {
+                    Poll::Ready(()) => Poll::Ready(false),
+                    Poll::Pending => shutdown.as_mut().poll(cx).map(|()| true),
+                });
+                if shuts_down.await {
+                    return Ok(None);
+                }
             }
-            shutdown.as_mut().poll(cx).map(|()| Ok(None))
-        });
-        match within(idle_timeout, received).await {
-            Ok(received) => Ok(received?),
-            Err(time) => Err(Failure::IdleTimeout(time)),
+            let mut woken = false;
+            let received = poll_fn(|cx| {
+                if woken && self.ahead.is_empty() && !self.share.may_read() {
+                    return Poll::Ready(None);
+                }
+                woken = true;
+                // The request first: on a busy connection the rest is never looked at.
+                if let Poll::Ready(received) = self.poll_next(cx) {
+                    return Poll::Ready(Some(received));
+                }
+                self.share.end_turn();
+                shutdown.as_mut().poll(cx).map(|()| Some(Ok(None)))
+            });
+            match within(idle_timeout, received).await {
+                Ok(Some(received)) => return Ok(received?),
+                // Something has come, and cannot be read yet.
+                Ok(None) => {}
+                Err(time) => return Err(Failure::IdleTimeout(time)),
+            }
         }
     }
 
@@ -112,11 +150,13 @@ impl Requests {
         while self.receiver.end().is_none()
             && self.ahead.len() < READ_AHEAD
             && self.ahead_bytes < READ_AHEAD_BYTES
+            && self.share.is_free()
         {
             match self.receiver.poll_recv(cx) {
                 Poll::Ready(Ok(Some(message))) => {
                     self.ahead_bytes += message.len();
                     self.ahead.push_back(message);
+                    self.count();
                 }
                 Poll::Ready(Ok(None)) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(error.into()),

@@ -13,9 +13,10 @@ use std::{
 };
 
 use pipe_server::{
-    BindError, BoxError, Bytes, CallError, ClientOptions, ConnectError, Connection, ConnectionInfo,
-    Handler, IntoReply, ListenerOptions, NoSession, Peer, RecvError, Rejection, Reply, Request,
-    SendError, Serve, Session, Shutdown, Summary, Trust, defaults, serve, serve_connections,
+    AuthorizeResult as _, BindError, BoxError, Bytes, CallError, ClientOptions, ConnectError,
+    Connection, ConnectionInfo, Handler, IntoReply, ListenerOptions, NoSession, Peer, RecvError,
+    Rejection, Reply, Request, SendError, Serve, Session, Shutdown, Summary, Trust, defaults,
+    serve, serve_connections,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -38,6 +39,10 @@ on_every_engine! {
     a_session_of_another_type_is_rejected,
     a_refused_client_is_closed_counted_and_logged,
     an_on_connect_that_takes_too_long_refuses_its_client,
+    a_client_that_is_not_authorized_reaches_no_handler,
+    an_authorized_client_is_known_to_on_connect,
+    an_authorize_that_takes_too_long_refuses_its_client,
+    the_connections_of_one_user_are_bounded,
     code_that_has_the_connection_can_send_unasked,
     code_learns_of_a_shutdown_and_may_finish,
     code_that_does_not_end_is_cut_off,
@@ -372,6 +377,118 @@ async fn an_on_connect_that_takes_too_long_refuses_its_client(kind: Kind) {
         (summary.served, summary.refused, summary.cut_off),
         (0, 1, 0)
     );
+}
+
+async fn a_client_that_is_not_authorized_reaches_no_handler(kind: Kind) {
+    for says_why in [true, false] {
+        let log = Log::start();
+        let asked = AtomicUsize::new(0);
+        let handler = |request: Bytes| async move { request };
+        let (server, pipe) = start_with(kind, handler, |serving| {
+            serving
+                .authorize(move |peer: Peer| {
+                    let is_first = asked.fetch_add(1, Ordering::Relaxed) == 0;
+                    async move {
+                        assert_eq!(peer.process_id(), std::process::id());
+                        tokio::task::yield_now().await;
+                        match (is_first, says_why) {
+                            (true, _) => Ok(()),
+                            (false, true) => Err("not on the list"),
+                            (false, false) => false.into_result().map_err(|_| "false"),
+                        }
+                    }
+                })
+                .on_connect(async |_: ConnectionInfo| Ok::<_, BoxError>(()))
+        });
+        let mut welcome = pipe.connect().await;
+        assert_eq!(welcome.call("hello").await.unwrap(), "hello");
+        let mut refused = pipe.connect().await;
+        refused.call("hello").await.unwrap_err();
+        assert_eq!(welcome.call("hello").await.unwrap(), "hello");
+        drop(welcome);
+        let summary = server.stop().await;
+        assert_eq!((summary.served, summary.refused), (1, 1));
+        assert_eq!(summary.requests, 2);
+        let reason = match says_why {
+            true => "not authorized (authorize): not on the list",
+            false => "not authorized (authorize): false",
+        };
+        let line = log.line_with(reason);
+        assert!(line.starts_with("WARN"), "{line}");
+        assert!(line.contains("connection.id=2"), "{line}");
+        let who = format!("peer.pid={}", std::process::id());
+        assert!(line.contains(&who), "{line}");
+    }
+}
+
+async fn an_authorized_client_is_known_to_on_connect(kind: Kind) {
+    let (events, mut seen) = mpsc::unbounded_channel();
+    let (authorized, connected) = (events.clone(), events.clone());
+    let handler = move |session: Session<u32>, request: Bytes| {
+        _ = events.send("asked");
+        async move { format!("{} {}", *session, request.len()) }
+    };
+    let (_server, pipe) = start_with(kind, handler, |serving| {
+        serving
+            .authorize(move |_: Peer| {
+                _ = authorized.send("authorized");
+                async { true }
+            })
+            .on_connect(move |connection: ConnectionInfo| {
+                _ = connected.send("connected");
+                async move { Ok::<_, BoxError>(connection.peer()?.process_id()) }
+            })
+    });
+    let mut client = pipe.connect().await;
+    let expected = format!("{} 5", std::process::id());
+    for _ in 0..2 {
+        assert_eq!(client.call("hello").await.unwrap(), expected);
+    }
+    for event in ["authorized", "connected", "asked", "asked"] {
+        assert_eq!(seen.recv().await, Some(event));
+    }
+}
+
+async fn an_authorize_that_takes_too_long_refuses_its_client(kind: Kind) {
+    let log = Log::start();
+    let handler = |request: Bytes| async move { request };
+    let (server, pipe) = start_with(kind, handler, |serving| {
+        serving
+            .authorize(async |_: Peer| pending::<bool>().await)
+            .handler_timeout(Duration::from_millis(10))
+    });
+    pipe.connect().await.call("hello").await.unwrap_err();
+    let summary = server.stop().await;
+    assert_eq!((summary.refused, summary.requests), (1, 0));
+    log.line_with("authorize took longer than 10ms");
+}
+
+async fn the_connections_of_one_user_are_bounded(kind: Kind) {
+    let log = Log::start();
+    let handler = |request: Bytes| async move { request };
+    let (server, pipe) = start_with(kind, handler, |serving| serving.max_connections_per_user(2));
+    let (mut one, mut other) = (pipe.connect().await, pipe.connect().await);
+    for client in [&mut one, &mut other] {
+        assert_eq!(client.call("hello").await.unwrap(), "hello");
+    }
+    pipe.connect().await.call("hello").await.unwrap_err();
+    let line = log.line_with("has 2 connections already (max_connections_per_user)");
+    assert!(line.starts_with("WARN"), "{line}");
+    assert!(line.contains("peer.user="), "{line}");
+    assert_eq!(other.call("hello").await.unwrap(), "hello");
+    drop(one);
+    // The server has yet to see that it is gone.
+    let mut next = loop {
+        let mut next = pipe.connect().await;
+        if next.call("hello").await.is_ok() {
+            break next;
+        }
+    };
+    assert_eq!(next.call("hello").await.unwrap(), "hello");
+    drop((other, next));
+    let summary = server.stop().await;
+    assert_eq!(summary.served, 3);
+    assert!(summary.refused > 0);
 }
 
 async fn code_that_has_the_connection_can_send_unasked(kind: Kind) {

@@ -40,7 +40,9 @@ on_every_engine! {
     a_dropped_send_sends_all_of_its_message_or_nothing,
     a_connection_dropped_in_the_middle_of_a_send_is_closed,
     a_dropped_accept_loses_nothing,
-    a_dropped_call_is_noticed,
+    the_reply_to_a_dropped_call_is_not_taken_for_another,
+    a_call_may_be_dropped_at_any_point,
+    a_call_that_times_out_leaves_a_client_that_can_call_again,
     an_idle_shutdown_ends_at_once,
     a_shutdown_lets_a_request_in_progress_finish,
     a_shutdown_ends_what_is_stuck,
@@ -49,6 +51,9 @@ on_every_engine! {
     a_slow_handler_is_cut_off,
     a_silent_client_is_cut_off,
     a_client_that_does_not_read_is_cut_off,
+    few_replies_wait_for_a_client_that_does_not_read,
+    beyond_the_buffered_bytes_clients_are_read_one_at_a_time_and_none_is_lost,
+    a_client_that_is_stuck_beyond_the_buffered_bytes_stops_nobody,
     a_handler_is_cancelled_when_its_client_leaves_if_asked,
     requests_that_nobody_has_begun_do_not_hide_that_their_client_has_left,
     the_peer_of_a_request_is_this_process,
@@ -597,14 +602,90 @@ async fn a_dropped_accept_loses_nothing(kind: Kind) {
     connecting.await.unwrap();
 }
 
-async fn a_dropped_call_is_noticed(kind: Kind) {
+/// Answers "slow" once the gate is opened, and everything else at once.
+macro_rules! start_gated {
+    ($listener:expr, $gate:expr, $asked:expr) => {{
+        let (gate, asked) = (Arc::clone(&$gate), $asked);
+        start!($listener, move |request: Bytes| {
+            let (gate, asked) = (Arc::clone(&gate), asked.clone());
+            async move {
+                if request == "slow" {
+                    _ = asked.send(());
+                    gate.notified().await;
+                }
+                request
+            }
+        })
+    }};
+}
+
+async fn the_reply_to_a_dropped_call_is_not_taken_for_another(kind: Kind) {
     let (listener, pipe) = kind.bind(ListenerOptions::new());
-    let _server = start!(listener, |_: Bytes| pending::<io::Result<Bytes>>());
+    let gate = Arc::new(tokio::sync::Notify::new());
+    let (asked, mut was_asked) = tokio::sync::mpsc::unbounded_channel();
+    let _server = start_gated!(listener, gate, asked);
     let mut client = pipe.connect().await;
-    let call = tokio::time::timeout(Duration::from_millis(1), client.call("never answered"));
-    assert!(call.await.is_err());
-    let error = client.call("whose reply?").await.unwrap_err();
-    assert!(matches!(error, CallError::OutOfStep), "{error:?}");
+    for is_received in [false, true, false] {
+        tokio::select! {
+            reply = client.call("slow") => panic!("{reply:?}"),
+            _ = was_asked.recv() => {}
+        }
+        gate.notify_one();
+        if is_received {
+            assert_eq!(client.recv().await.unwrap().unwrap(), "slow");
+        }
+        assert_eq!(client.call("next").await.unwrap(), "next");
+    }
+}
+
+async fn a_call_may_be_dropped_at_any_point(kind: Kind) {
+    let (_server, pipe) = echo_server(kind, ListenerOptions::new().buffer_size(4096));
+    let mut client = pipe.connect().await;
+    let size = default_size(kind);
+    for polls in 0..20 {
+        {
+            let mut call = pin!(client.call(message(polls, size)));
+            for _ in 0..polls {
+                let polled = poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await;
+                if let Poll::Ready(reply) = polled {
+                    assert!(reply.unwrap() == message(polls, size), "{polls} polls");
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+        let next = message(100 + polls, size / 2);
+        let reply = client.call(next.clone()).await.unwrap();
+        assert!(reply == next, "after {polls} polls");
+    }
+}
+
+async fn a_call_that_times_out_leaves_a_client_that_can_call_again(kind: Kind) {
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let gate = Arc::new(tokio::sync::Notify::new());
+    let (asked, mut was_asked) = tokio::sync::mpsc::unbounded_channel();
+    let _server = start_gated!(listener, gate, asked);
+    let time = Duration::from_millis(10);
+    let mut client = pipe
+        .connect_with(ClientOptions::new().call_timeout(time))
+        .await;
+    for request in ["slow", "behind the slow one"] {
+        let error = client.call(request).await.unwrap_err();
+        let timed_out = matches!(error, CallError::TimedOut { after, .. } if after == time);
+        assert!(timed_out, "{error:?}");
+        assert!(error.to_string().contains("call_timeout"), "{error}");
+        assert_eq!(io::Error::from(error).kind(), io::ErrorKind::TimedOut);
+    }
+    was_asked.recv().await.unwrap();
+    gate.notify_one();
+    let reply = loop {
+        // A busy machine may take longer.
+        match client.call("next").await {
+            Err(CallError::TimedOut { .. }) => {}
+            reply => break reply.unwrap(),
+        }
+    };
+    assert_eq!(reply, "next");
 }
 
 async fn an_idle_shutdown_ends_at_once(kind: Kind) {
@@ -745,6 +826,125 @@ async fn a_client_that_does_not_read_is_cut_off(kind: Kind) {
     drop((sender, pipe.connect().await));
     while let Ok(Some(_)) = receiver.recv().await {}
     assert_eq!(server.stop().await.cut_off, 0);
+}
+
+async fn few_replies_wait_for_a_client_that_does_not_read(kind: Kind) {
+    let size = kind.longest().min(60_000);
+    let (listener, pipe) = kind.bind(ListenerOptions::new().max_instances(1).buffer_size(4096));
+    let reply = Bytes::from(message(0, size));
+    let server = start!(
+        listener,
+        move |_: Bytes| {
+            let reply = reply.clone();
+            async move { reply }
+        },
+        write_timeout(Duration::from_millis(100))
+    );
+    let (mut receiver, mut sender) = pipe.connect().await.into_split();
+    while sender.send("x").await.is_ok() {}
+    drop((sender, pipe.connect().await));
+    let mut received = 0;
+    while let Ok(Some(_)) = receiver.recv().await {
+        received += 1;
+    }
+    let unsent = server.stop().await.requests - received;
+    let most = 256 * 1024 / size + 2;
+    assert!(unsent <= most as u64, "{unsent} replies of {size} bytes");
+}
+
+async fn beyond_the_buffered_bytes_clients_are_read_one_at_a_time_and_none_is_lost(kind: Kind) {
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let at_work = Arc::new(AtomicUsize::new(0));
+    let most = Arc::new(AtomicUsize::new(0));
+    let (working, seen) = (Arc::clone(&at_work), Arc::clone(&most));
+    let _server = start!(
+        listener,
+        move |request: Bytes| {
+            let (working, seen) = (Arc::clone(&working), Arc::clone(&seen));
+            async move {
+                let count = working.fetch_add(1, Ordering::SeqCst) + 1;
+                seen.fetch_max(count, Ordering::SeqCst);
+                // Long enough for all the others to be read.
+                for _ in 0..20 {
+                    tokio::task::yield_now().await;
+                }
+                working.fetch_sub(1, Ordering::SeqCst);
+                request
+            }
+        },
+        max_buffered_bytes(1)
+    );
+    // These have sent nothing, and keep nobody from being read.
+    let silent = [pipe.connect().await, pipe.connect().await];
+    let pipe = Arc::new(pipe);
+    let clients: Vec<_> = (0..8)
+        .map(|client| {
+            let pipe = Arc::clone(&pipe);
+            tokio::spawn(async move {
+                let (mut receiver, mut sender) = pipe.connect().await.into_split();
+                for number in 0..4 {
+                    sender.send(message(client + number, 4000)).await.unwrap();
+                }
+                for number in 0..4 {
+                    let reply = receiver.recv().await.unwrap().unwrap();
+                    assert!(reply == message(client + number, 4000), "{number}");
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.await.unwrap();
+    }
+    // The one that reached the limit, and the one whose turn it is.
+    assert_eq!(most.load(Ordering::SeqCst), 2);
+    for mut client in silent {
+        assert_eq!(client.call("at last").await.unwrap(), "at last");
+    }
+}
+
+async fn a_client_that_is_stuck_beyond_the_buffered_bytes_stops_nobody(kind: Kind) {
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let (asked, mut was_asked) = tokio::sync::mpsc::unbounded_channel();
+    let server = start!(
+        listener,
+        move |request: Bytes| {
+            _ = asked.send(request.len());
+            async move {
+                match request.len() {
+                    4000 => pending().await,
+                    _ => request,
+                }
+            }
+        },
+        max_buffered_bytes(1),
+        cancel_on_disconnect(true)
+    );
+    let mut stuck = pipe.connect().await;
+    stuck.send(message(0, 4000)).await.unwrap();
+    assert_eq!(was_asked.recv().await, Some(4000));
+    let (mut one, mut other) = (pipe.connect().await, pipe.connect().await);
+    for number in 0..4 {
+        for client in [&mut one, &mut other] {
+            let sent = message(number, 3000);
+            assert!(client.call(sent.clone()).await.unwrap() == sent);
+            assert_eq!(was_asked.recv().await, Some(3000));
+        }
+    }
+    // It takes the turn, and gives it back when it is gone.
+    let mut last = pipe.connect().await;
+    last.send(message(0, 4000)).await.unwrap();
+    assert_eq!(was_asked.recv().await, Some(4000));
+    let sent = message(1, 3000);
+    one.send(sent.clone()).await.unwrap();
+    drop(last);
+    assert!(one.recv().await.unwrap().unwrap() == sent);
+    // Below the limit it is everybody's turn.
+    let mut last = pipe.connect().await;
+    last.send(message(0, 4000)).await.unwrap();
+    drop(stuck);
+    assert!(other.call(sent.clone()).await.unwrap() == sent);
+    drop((one, other, last));
+    server.stop().await;
 }
 
 async fn a_handler_is_cancelled_when_its_client_leaves_if_asked(kind: Kind) {

@@ -1,0 +1,244 @@
+//! What a well-behaved client notices while four hostile ones do their worst, for docs/reliability.md:
+//!
+//! ```sh
+//! cargo test --release -p pipe-server-cli --test attacks -- --ignored --nocapture
+//! ```
+//!
+//! It prints a table. Each row is a server of its own under one attack for `ATTACK_SECONDS`, 10 by default. It fails
+//! when a reply is lost or wrong, or the server does not end in good order. How fast the replies come is for the reader:
+//! the first row is the same without an attack.
+
+use std::{
+    env, fs,
+    io::{BufRead as _, BufReader},
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use pipe_server::{Client, ClientOptions};
+use support::{DEADLINE, unique_name};
+use tokio::{runtime::Builder, task::yield_now, time::timeout};
+
+/// How many hostile clients there are, each on a thread of its own.
+const HOSTILE: usize = 4;
+
+/// How many connections one of them holds, where the attack is to hold them.
+const HELD: usize = 200;
+
+#[derive(Clone, Copy, Debug)]
+enum Attack {
+    None,
+    TooLong,
+    ConnectAndClose,
+    NeverRead,
+    NeverSend,
+    Flood,
+}
+
+impl Attack {
+    const ALL: [Self; 6] = [
+        Self::None,
+        Self::TooLong,
+        Self::ConnectAndClose,
+        Self::NeverRead,
+        Self::NeverSend,
+        Self::Flood,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::TooLong => "messages that are too long",
+            Self::ConnectAndClose => "connect, send and close, over and over",
+            Self::NeverRead => "send and never read",
+            Self::NeverSend => "connect and never send",
+            Self::Flood => "pipelined requests without a pause",
+        }
+    }
+
+    /// One round of it, by a client whose connections may end at any time.
+    async fn run(self, pipe: &str, held: &mut Vec<Client>) {
+        let longest = pipe_server::defaults::MAX_MESSAGE_SIZE;
+        let options = ClientOptions::new()
+            .connect_timeout(Duration::ZERO)
+            .max_message_size(longest + 1);
+        match self {
+            Self::None => tokio::time::sleep(Duration::from_millis(10)).await,
+            Self::TooLong => {
+                if let Ok(mut client) = options.connect(pipe).await {
+                    _ = client.send(vec![0; longest + 1]).await;
+                }
+            }
+            Self::ConnectAndClose => {
+                if let Ok(mut client) = options.connect(pipe).await {
+                    _ = client.send("hello").await;
+                }
+            }
+            Self::NeverRead | Self::NeverSend if held.len() >= HELD => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            Self::NeverRead => {
+                if let Ok(mut client) = options.connect(pipe).await {
+                    let full = async { while client.send(vec![0; 1000]).await.is_ok() {} };
+                    _ = timeout(Duration::from_millis(20), full).await;
+                    held.push(client);
+                }
+            }
+            Self::NeverSend => held.extend(options.connect(pipe).await),
+            Self::Flood => {
+                if let Ok(client) = options.connect(pipe).await {
+                    let (mut receiver, mut sender) = client.into_split();
+                    let sending = async {
+                        for _ in 0..10_000 {
+                            if sender.send(vec![0; 64]).await.is_err() {
+                                break;
+                            }
+                        }
+                        drop(sender);
+                    };
+                    let receiving = async { while let Ok(Some(_)) = receiver.recv().await {} };
+                    _ = timeout(Duration::from_secs(2), async {
+                        tokio::join!(sending, receiving)
+                    })
+                    .await;
+                }
+            }
+        }
+    }
+}
+
+/// What the well-behaved client saw, in microseconds.
+struct Latencies(Vec<u128>);
+
+impl Latencies {
+    /// The latency that so many of a thousand do not exceed.
+    fn quantile(&self, permille: usize) -> u128 {
+        self.0[(self.0.len() * permille / 1000).min(self.0.len() - 1)]
+    }
+}
+
+#[test]
+#[ignore = "takes a minute, and its figures are for a reader: run it by name"]
+fn a_well_behaved_client_loses_nothing_beside_hostile_ones() {
+    let seconds = env::var("ATTACK_SECONDS").map_or(10, |text| text.parse().unwrap());
+    println!(
+        "| attack | replies | p99, us | worst, us | peak memory, KiB | most descriptors | log lines |"
+    );
+    println!("|---|---:|---:|---:|---:|---:|---:|");
+    for attack in Attack::ALL {
+        let row = under(attack, Duration::from_secs(seconds));
+        println!("| {} | {row} |", attack.name());
+    }
+}
+
+fn under(attack: Attack, time: Duration) -> String {
+    let name = unique_name();
+    let pipe = &name.text;
+    let mut server = Command::new(env!("CARGO_BIN_EXE_pipe-server"))
+        .args(["--echo", "--pipe-name", pipe])
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = BufReader::new(server.stdout.take().unwrap());
+    stdout.read_line(&mut String::new()).unwrap();
+    let log = BufReader::new(server.stderr.take().unwrap());
+    let logging = thread::spawn(move || log.lines().map_while(Result::ok).count());
+
+    let done = AtomicBool::new(false);
+    let (latencies, descriptors) = thread::scope(|scope| {
+        for _ in 0..HOSTILE {
+            scope.spawn(|| {
+                let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async {
+                    let mut held = Vec::new();
+                    while !done.load(Ordering::Relaxed) {
+                        attack.run(pipe, &mut held).await;
+                        yield_now().await;
+                    }
+                });
+            });
+        }
+        let counting = scope.spawn(|| most_descriptors(&server, &done));
+        let latencies = converse(pipe, time, &done);
+        (latencies, counting.join().unwrap())
+    });
+    let memory = peak_memory(&server);
+    end(&mut server);
+    let lines = logging.join().unwrap();
+    format!(
+        "{} | {} | {} | {memory} | {descriptors} | {lines}",
+        latencies.0.len(),
+        latencies.quantile(990),
+        latencies.quantile(1000),
+    )
+}
+
+/// Calls and compares until the time is over, and sets `done`, also when it fails.
+fn converse(pipe: &str, time: Duration, done: &AtomicBool) -> Latencies {
+    struct Done<'a>(&'a AtomicBool);
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    let _done = Done(done);
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let mut latencies = runtime.block_on(async {
+        let mut client = Client::connect(pipe).await.unwrap();
+        let mut latencies = Vec::new();
+        let begun = Instant::now();
+        while begun.elapsed() < time {
+            let request = format!("{:064}", latencies.len());
+            let sent = Instant::now();
+            let reply = timeout(DEADLINE, client.call(request.clone())).await;
+            latencies.push(sent.elapsed().as_micros());
+            assert_eq!(reply.expect("no reply").unwrap(), request);
+        }
+        latencies
+    });
+    latencies.sort_unstable();
+    Latencies(latencies)
+}
+
+/// Ends it as an operator does. On Windows there is no signal for it.
+fn end(server: &mut Child) {
+    #[cfg(unix)]
+    {
+        let process = rustix::process::Pid::from_child(server);
+        rustix::process::kill_process(process, rustix::process::Signal::TERM).unwrap();
+        assert!(server.wait().unwrap().success());
+    }
+    #[cfg(windows)]
+    {
+        server.kill().unwrap();
+        server.wait().unwrap();
+    }
+}
+
+/// What Linux says of the process: `-` elsewhere, as in the next function.
+fn peak_memory(server: &Child) -> String {
+    let status = fs::read_to_string(format!("/proc/{}/status", server.id())).unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    peak.map_or("-".to_owned(), |peak| {
+        peak.trim().trim_end_matches(" kB").to_owned()
+    })
+}
+
+fn most_descriptors(server: &Child, done: &AtomicBool) -> String {
+    let mut most = 0;
+    while !done.load(Ordering::Relaxed) {
+        let descriptors = fs::read_dir(format!("/proc/{}/fd", server.id()));
+        most = most.max(descriptors.map_or(0, Iterator::count));
+        thread::sleep(Duration::from_millis(20));
+    }
+    match most {
+        0 => "-".to_owned(),
+        most => most.to_string(),
+    }
+}

@@ -1,0 +1,184 @@
+//! Who is served: what the server's author decides, and how many connections a user may have.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use super::failure::Failure;
+use crate::{
+    defaults,
+    error::BoxError,
+    peer::{Peer, UserId},
+    trust::Trust,
+};
+
+/// What [`Serve::authorize`](crate::Serve::authorize) takes for an answer: whether the client is served, or
+/// a `Result` whose error says why not.
+pub trait AuthorizeResult {
+    /// Converts it into a result.
+    ///
+    /// # Errors
+    ///
+    /// Why the client is refused.
+    fn into_result(self) -> Result<(), BoxError>;
+}
+
+impl AuthorizeResult for bool {
+    fn into_result(self) -> Result<(), BoxError> {
+        match self {
+            true => Ok(()),
+            false => Err("it returned false".into()),
+        }
+    }
+}
+
+impl<E: Into<BoxError>> AuthorizeResult for Result<(), E> {
+    fn into_result(self) -> Result<(), BoxError> {
+        self.map_err(Into::into)
+    }
+}
+
+/// Decides whether a client is served.
+pub(super) type Authorize =
+    Box<dyn Fn(Peer) -> Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>> + Send + Sync>;
+
+/// Whose connections are bounded, and to how many.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum UserLimit {
+    Nobody,
+    /// All but this user and the system, who could stop the server anyway.
+    Others(usize),
+    Everybody(usize),
+}
+
+impl Default for UserLimit {
+    fn default() -> Self {
+        Self::Others(defaults::MAX_CONNECTIONS_PER_USER)
+    }
+}
+
+impl UserLimit {
+    /// How many connections `user` may have. Somebody whom the system does not name may be anybody.
+    fn of(self, user: Option<&UserId>) -> Option<usize> {
+        match self {
+            Self::Nobody => None,
+            Self::Everybody(limit) => Some(limit),
+            Self::Others(limit) => {
+                let is_trusted =
+                    user.is_some_and(|user| Trust::System.includes(user).unwrap_or(false));
+                (!is_trusted).then_some(limit)
+            }
+        }
+    }
+}
+
+/// The connections of each user whose number is bounded.
+#[derive(Debug)]
+pub(super) struct Users {
+    limit: UserLimit,
+    connections: Mutex<HashMap<Option<UserId>, usize>>,
+}
+
+impl Users {
+    pub(super) fn new(limit: UserLimit) -> Self {
+        let connections = Mutex::default();
+        Self { limit, connections }
+    }
+
+    /// Whether anybody has to be counted.
+    pub(super) fn is_bounded(&self) -> bool {
+        !matches!(self.limit, UserLimit::Nobody)
+    }
+
+    /// Counts a connection of `user` until what it returns is dropped.
+    pub(super) fn enter(self: &Arc<Self>, user: Option<&UserId>) -> Result<Option<Place>, Failure> {
+        let Some(limit) = self.limit.of(user) else {
+            return Ok(None);
+        };
+        let user = user.cloned();
+        let mut connections = self.connections();
+        let count = connections.get(&user).copied().unwrap_or(0);
+        if count >= limit {
+            return Err(Failure::TooManyConnections(limit));
+        }
+        connections.insert(user.clone(), count + 1);
+        drop(connections);
+        let users = Arc::clone(self);
+        Ok(Some(Place { users, user }))
+    }
+
+    fn connections(&self) -> MutexGuard<'_, HashMap<Option<UserId>, usize>> {
+        self.connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection that is counted.
+#[derive(Debug)]
+pub(super) struct Place {
+    users: Arc<Users>,
+    user: Option<UserId>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut connections = self.users.connections();
+        if let Some(count) = connections.get_mut(&self.user) {
+            *count -= 1;
+            if *count == 0 {
+                connections.remove(&self.user);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The system, this user and another one.
+    #[cfg(target_os = "linux")]
+    fn users() -> [UserId; 3] {
+        let own = rustix::process::geteuid().as_raw();
+        [0, own, own + 1].map(UserId::Uid)
+    }
+
+    #[cfg(windows)]
+    fn users() -> [UserId; 3] {
+        #[cfg(any(miri, pipe_model))]
+        let own = "S-1-5-18".to_owned();
+        #[cfg(not(any(miri, pipe_model)))]
+        let own = crate::windows::current_user().unwrap();
+        ["S-1-5-18", &own, "S-1-5-19"].map(|sid| UserId::Sid(sid.to_owned()))
+    }
+
+    #[test]
+    #[cfg_attr(all(windows, any(miri, pipe_model)), ignore = "asks for this user")]
+    fn by_default_this_user_and_the_system_are_not_bounded_and_everybody_else_is() {
+        let [system, own, other] = users();
+        let limit = UserLimit::default();
+        assert_eq!(limit.of(Some(&system)), None);
+        assert_eq!(limit.of(Some(&own)), None);
+        assert_eq!(limit.of(Some(&other)), Some(256));
+        assert_eq!(limit.of(None), Some(256));
+    }
+
+    #[test]
+    fn users_are_counted_apart_and_those_without_a_name_together() {
+        let users = Arc::new(Users::new(UserLimit::Everybody(2)));
+        let [one, _, other] = self::users();
+        let first = users.enter(Some(&one)).unwrap();
+        let _second = users.enter(Some(&one)).unwrap();
+        assert!(users.enter(Some(&one)).is_err());
+        let _unknown = [users.enter(None).unwrap(), users.enter(None).unwrap()];
+        assert!(users.enter(None).is_err());
+        drop(users.enter(Some(&other)).unwrap());
+        drop(first);
+        assert!(users.enter(Some(&one)).is_ok());
+        assert_eq!(users.connections().len(), 2);
+    }
+}
