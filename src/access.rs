@@ -29,7 +29,8 @@ pub enum Access {
     ///
     /// On Windows the access list gives this user and SYSTEM all rights. The system's default list lets
     /// everyone read, which would let any local user occupy instances (*Named Pipe Security and Access
-    /// Rights*). On Linux the socket's mode is 0600; root can always connect.
+    /// Rights*). On Linux the socket's mode is 0600, or 0660 with a
+    /// `socket_group` (`os::linux`); root can always connect.
     #[default]
     CurrentUser,
     /// Every user of this machine.

@@ -44,6 +44,8 @@ pub struct ListenerOptions {
     pub(crate) buffer_size: usize,
     backlog: usize,
     access: Access,
+    #[cfg(target_os = "linux")]
+    pub(crate) socket_group: Option<u32>,
     #[cfg(windows)]
     pub(crate) allow_remote: bool,
     #[cfg(windows)]
@@ -66,6 +68,8 @@ impl ListenerOptions {
             buffer_size: defaults::BUFFER_SIZE,
             backlog: defaults::BACKLOG,
             access: Access::default(),
+            #[cfg(target_os = "linux")]
+            socket_group: None,
             #[cfg(windows)]
             allow_remote: false,
             #[cfg(windows)]
@@ -149,6 +153,8 @@ impl ListenerOptions {
             #[cfg(target_os = "linux")]
             path: &path,
             access: &self.access,
+            #[cfg(target_os = "linux")]
+            socket_group: self.socket_group,
             max_message_size: self.max_message_size,
             buffer_size: self.buffer_size,
             #[cfg(windows)]

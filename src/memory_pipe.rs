@@ -64,7 +64,7 @@ impl MemoryPipe {
 impl ListenerOptions {
     /// Serves a pipe inside this process, to test a handler without a pipe of the system.
     ///
-    /// Ignores `access`, and `engine` on Windows.
+    /// Ignores `access`, `engine` on Windows, and `socket_group` on Linux.
     ///
     /// # Errors
     ///

@@ -39,6 +39,12 @@ impl Failure {
         Self { message, code: 2 }
     }
 
+    /// The same with another exit code, so that scripts can tell failures apart.
+    #[must_use]
+    pub fn with_code(self, code: u8) -> Self {
+        Self { code, ..self }
+    }
+
     /// Prints the line. Failing to print it is no reason to panic: the exit code still reports the failure.
     pub fn report(self, program: &str) -> ExitCode {
         let line = escape(&self.message);
@@ -54,6 +60,10 @@ pub fn connect_failure(error: &ConnectError) -> Failure {
             "{address} belongs to {owner}, who is not trusted and could read what is sent there: if this is \
              the right server, use --trust {}",
             Trust::User(owner.clone())
+        ),
+        ConnectError::Remote { address, .. } => format!(
+            "{address} is on another machine, which would be sent this user's credentials: if that is meant, use \
+             --allow-remote"
         ),
         other => chain(other),
     })

@@ -16,7 +16,7 @@ pub fn size(text: &str) -> Result<usize, String> {
     }
 }
 
-/// A duration, such as `500ms`, `10s`, `1h 30min` or `0`.
+/// A duration, such as `500ms`, `10s`, `1h 30min` or `0s`.
 pub fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|error| format!("{error}; give a time, as in 500ms, 10s or 5min"))
@@ -27,7 +27,7 @@ pub fn text(time: Duration) -> String {
     humantime::format_duration(time).to_string()
 }
 
-/// A timeout, or `none`. `0` also means none: nothing could be done in that time.
+/// A timeout, or `none`. 0 is refused: it could mean both none and at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimeLimit(pub Option<Duration>);
 
@@ -35,10 +35,31 @@ impl FromStr for TimeLimit {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text == "none" {
-            return Ok(Self(None));
+        match duration_or_none(text)? {
+            Some(Duration::ZERO) => Err("give more than 0, or none for no limit".to_owned()),
+            time => Ok(Self(time)),
         }
-        Ok(Self(Some(duration(text)?).filter(|time| !time.is_zero())))
+    }
+}
+
+/// How long to wait for something, or `none` for any time. With 0 there is no wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wait(pub Option<Duration>);
+
+impl FromStr for Wait {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        duration_or_none(text).map(Self)
+    }
+}
+
+fn duration_or_none(text: &str) -> Result<Option<Duration>, String> {
+    match text {
+        "none" => Ok(None),
+        text => duration(text)
+            .map(Some)
+            .map_err(|error| format!("{error}, or none")),
     }
 }
 
@@ -65,11 +86,21 @@ mod tests {
     }
 
     #[test]
-    fn a_time_limit_can_be_none() {
+    fn a_time_limit_can_be_none_but_not_0() {
         assert_eq!("none".parse(), Ok(TimeLimit(None)));
-        assert_eq!("0".parse(), Ok(TimeLimit(None)));
-        assert_eq!("0s".parse(), Ok(TimeLimit(None)));
+        for zero in ["0", "0s", "0ms"] {
+            let error = zero.parse::<TimeLimit>().unwrap_err();
+            assert!(error.contains("none"), "{error}");
+        }
         assert_eq!("5s".parse(), Ok(TimeLimit(Some(Duration::from_secs(5)))));
         assert!("5".parse::<TimeLimit>().is_err());
+    }
+
+    #[test]
+    fn a_wait_can_be_none_and_0() {
+        assert_eq!("none".parse(), Ok(Wait(None)));
+        assert_eq!("0s".parse(), Ok(Wait(Some(Duration::ZERO))));
+        assert_eq!("5s".parse(), Ok(Wait(Some(Duration::from_secs(5)))));
+        assert!("5".parse::<Wait>().is_err());
     }
 }

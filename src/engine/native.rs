@@ -17,6 +17,8 @@ pub(crate) struct ToBind<'a> {
     #[cfg(target_os = "linux")]
     pub(crate) path: &'a Path,
     pub(crate) access: &'a Access,
+    #[cfg(target_os = "linux")]
+    pub(crate) socket_group: Option<u32>,
     pub(crate) max_message_size: Option<usize>,
     pub(crate) buffer_size: usize,
     #[cfg(windows)]
@@ -31,8 +33,7 @@ pub(crate) fn bind(pipe: &ToBind<'_>) -> io::Result<Box<dyn Endpoint>> {
     let (asked, buffer_size) = (pipe.max_message_size, pipe.buffer_size);
     // The limit of a socket is known once it exists.
     let sizes = Sizes::new(asked, buffer_size, "this system", usize::MAX)?;
-    let own_directory = pipe.name.short().is_some();
-    seqpacket::bind(pipe.path, own_directory, pipe.access, sizes)
+    seqpacket::bind(pipe, sizes)
 }
 
 /// Serves a pipe.

@@ -15,6 +15,7 @@ use rustix::{
     fs::{Mode, fchmod},
     io::Errno,
     net::{SocketAddrUnix, accept_with},
+    process::Gid,
 };
 use tokio::io::{Interest, unix::AsyncFd};
 use tracing::warn;
@@ -24,8 +25,8 @@ use self::{
     claim::{Claim, check_directory, directory_of, make_directory},
     socket::Socket,
 };
-use super::{Channel, Endpoint, Instance, Sizes};
-use crate::{access::Access, reason::Reason};
+use super::{Channel, Endpoint, Instance, Sizes, native::ToBind};
+use crate::{access::Access, error::OutOfRange, reason::Reason};
 
 mod channel;
 mod claim;
@@ -40,33 +41,36 @@ const QUEUE_LENGTH: i32 = 1024;
 /// net/unix/af_unix.c), so the shortest queue holds one. Clients already in the queue stay there.
 const SHORTEST_QUEUE: i32 = 0;
 
-/// Serves `path`. From the moment the socket exists, only those whom `access` allows can connect. The
+/// Serves `pipe`. From the moment the socket exists, only those whom its options allow can connect. The
 /// directory of a short name belongs to the user and is created; that of any other path is used as it is.
-pub(crate) fn bind(
-    path: &Path,
-    own_directory: bool,
-    access: &Access,
-    sizes: Sizes,
-) -> io::Result<Box<dyn Endpoint>> {
-    let directory = directory_of(path);
+pub(crate) fn bind(pipe: &ToBind<'_>, sizes: Sizes) -> io::Result<Box<dyn Endpoint>> {
+    let own_directory = pipe.name.short().is_some();
+    let group = group(pipe.socket_group, own_directory)?;
+    let directory = directory_of(pipe.path);
     if own_directory {
         make_directory(directory)?;
     } else {
         check_directory(directory)?;
     }
-    let mut claim = Claim::new(path.to_owned())?;
-    let mode = match access {
-        Access::CurrentUser => 0o600,
-        Access::Everyone => 0o666,
-        Access::Mode(mode) => *mode,
+    let mut claim = Claim::new(pipe.path.to_owned())?;
+    let mode = match (pipe.access, group) {
+        (Access::CurrentUser, None) => 0o600,
+        (Access::CurrentUser, Some(_)) => 0o660,
+        (Access::Everyone, _) => 0o666,
+        (Access::Mode(mode), _) => *mode,
+    };
+    // The socket file starts out in this process's own group, which must not get in instead.
+    let first_mode = match group {
+        Some(_) => mode & !0o070,
+        None => mode,
     };
     let socket = Socket::new()?;
     let grow_send_buffers = socket.grow_send_buffer(sizes)?;
     // Linux gives the socket file the mode of the socket itself, less the umask (unix_bind in
     // net/unix/af_unix.c). Set before bind, so that nobody gets in between.
-    fchmod(&socket, Mode::from_raw_mode(mode))?;
+    fchmod(&socket, Mode::from_raw_mode(first_mode))?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(&claim.path)?)?;
-    claim.take_socket_file(mode)?;
+    claim.take_socket_file(mode, group)?;
     rustix::net::listen(&socket, QUEUE_LENGTH)?;
     Ok(Box::new(SeqpacketEndpoint {
         listener: Arc::new(socket.register(Interest::READABLE)?),
@@ -74,6 +78,21 @@ pub(crate) fn bind(
         grow_send_buffers,
         _claim: claim,
     }))
+}
+
+/// Checks the group of the socket file.
+fn group(id: Option<u32>, own_directory: bool) -> Result<Option<Gid>, OutOfRange> {
+    let problem = match id {
+        None => return Ok(None),
+        Some(_) if own_directory => {
+            "has no effect on a short name: only this user can enter its directory (mode 0700); give the pipe a \
+             path in a directory that the group can enter, such as /run/mynamedpipe"
+        }
+        // To chown(2) it means no change.
+        Some(u32::MAX) => "is 4294967295: take a group id from 0 to 4294967294",
+        Some(id) => return Ok(Some(Gid::from_raw(id))),
+    };
+    Err(OutOfRange::new("socket_group", problem))
 }
 
 /// The owner of the directory of a short name's socket, if it exists.

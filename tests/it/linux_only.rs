@@ -9,10 +9,11 @@ use std::{
 
 use pipe_server::{
     Access, BindError, Client, ClientOptions, ConnectError, ListenerOptions, PipeListener,
+    os::linux::ListenerOptionsExt as _,
 };
 use rustix::{
     fs::{CWD, FileType, FlockOperation, Mode, flock, mknodat},
-    process::geteuid,
+    process::{getegid, geteuid},
 };
 
 use support::{UniqueName, unique_name};
@@ -149,4 +150,42 @@ async fn the_socket_has_the_requested_mode() {
         let metadata = fs::symlink_metadata(&name.text).unwrap();
         assert_eq!(metadata.mode() & 0o7777, mode);
     }
+}
+
+#[tokio::test]
+async fn the_socket_belongs_to_the_requested_group() {
+    // Only root may choose one that this process is not in.
+    let group = match geteuid().is_root() {
+        true => 54_321,
+        false => getegid().as_raw(),
+    };
+    for (access, mode) in [
+        (Access::CurrentUser, 0o660),
+        (Access::Everyone, 0o666),
+        (Access::Mode(0o620), 0o620),
+    ] {
+        let name = unique_name();
+        let options = ListenerOptions::new().access(access).socket_group(group);
+        let _listener = options.bind(&name.text).unwrap();
+        let metadata = fs::symlink_metadata(&name.text).unwrap();
+        assert_eq!((metadata.mode() & 0o7777, metadata.gid()), (mode, group));
+    }
+}
+
+#[tokio::test]
+async fn a_group_that_could_not_get_in_is_refused() {
+    let path = unique_name();
+    for (name, group) in [("short", 0), (path.text.as_str(), u32::MAX)] {
+        let options = ListenerOptions::new().socket_group(group);
+        let error = options.bind(name).unwrap_err();
+        let is_refused = matches!(
+            error,
+            BindError::Option {
+                option: "socket_group",
+                ..
+            }
+        );
+        assert!(is_refused, "{error:?}");
+    }
+    assert!(!Path::new(&path.text).exists());
 }

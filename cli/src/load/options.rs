@@ -7,7 +7,7 @@ use pipe_server::{PipeName, Trust, defaults};
 
 use crate::{
     exit::Failure,
-    values::{self, TimeLimit},
+    values::{self, TimeLimit, Wait},
 };
 
 /// Long enough to average out the noise of one second.
@@ -68,9 +68,9 @@ pub struct Options {
     #[arg(long, value_name = "WHAT", value_enum)]
     pub(crate) verify: Option<Verify>,
 
-    /// How long to wait for a busy pipe
-    #[arg(long, value_name = "TIME", default_value = values::text(defaults::CONNECT_TIMEOUT), value_parser = values::duration)]
-    pub(crate) connect_timeout: Duration,
+    /// How long to wait for a busy pipe, or none; 0s tries once
+    #[arg(long, value_name = "TIME", default_value = values::text(defaults::CONNECT_TIMEOUT))]
+    pub(crate) connect_timeout: Wait,
 
     /// Which servers to trust: system, current-user, anyone or a user
     ///
@@ -79,6 +79,13 @@ pub struct Options {
     /// refused before anything is sent to them.
     #[arg(long, value_name = "WHOM", default_value_t)]
     pub(crate) trust: Trust,
+
+    /// Connect to a pipe on another machine, as in \\HOST\pipe\NAME
+    ///
+    /// That sends this user's credentials to HOST, whoever HOST is. Without this flag such a name is refused.
+    #[cfg(windows)]
+    #[arg(long)]
+    pub(crate) allow_remote: bool,
 
     /// Give up if no client gets a reply for this long; none waits forever
     #[arg(long, value_name = "TIME", default_value = "30s")]
@@ -94,7 +101,8 @@ pub struct Options {
 }
 
 const AFTER_HELP: &str = "\
-Sizes are in bytes, or have a unit: 4096, 64KiB, 1MB. Times have a unit: 500ms, 10s, 5min.
+Sizes are in bytes, or have a unit: 4096, 64KiB, 1MB. Times have a unit: 500ms, 10s, 5min. For no
+limit give none.
 messages/s counts requests that were answered. A latency is the time from the start of sending a
 request to its reply.
 Exit codes: 0 when every request was answered, 1 for a failure, 2 for bad usage.";

@@ -1,10 +1,8 @@
 //! A message pipe as a transport.
 
-use std::time::Duration;
-
-use pipe_server::{
-    Bytes, ClientOptions, ConnectError, PipeName, RecvHalf, SendHalf, Trust, defaults,
-};
+#[cfg(windows)]
+use pipe_server::os::windows::ClientOptionsExt as _;
+use pipe_server::{Bytes, ClientOptions, ConnectError, PipeName, RecvHalf, SendHalf, defaults};
 
 use super::{
     options::Options,
@@ -17,19 +15,25 @@ use crate::exit::{Failure, chain, connect_failure};
 pub struct Pipe {
     name: PipeName,
     address: String,
-    connect_timeout: Duration,
-    trust: Trust,
-    size: usize,
+    options: ClientOptions,
 }
 
 impl Pipe {
     pub fn new(options: &Options) -> Self {
+        let mut client = ClientOptions::new()
+            .connect_timeout(options.connect_timeout.0)
+            .trust(options.trust.clone());
+        if options.size > defaults::MAX_MESSAGE_SIZE {
+            client = client.max_message_size(options.size);
+        }
+        #[cfg(windows)]
+        {
+            client = client.allow_remote(options.allow_remote);
+        }
         Self {
             name: options.pipe_name.clone(),
             address: options.pipe_name.to_path().display().to_string(),
-            connect_timeout: options.connect_timeout,
-            trust: options.trust.clone(),
-            size: options.size,
+            options: client,
         }
     }
 }
@@ -41,13 +45,7 @@ impl Transport for Pipe {
     const IO_DRIVER: bool = cfg!(unix);
 
     async fn connect(&self) -> Result<(SendHalf, RecvHalf), Failure> {
-        let mut options = ClientOptions::new()
-            .connect_timeout(self.connect_timeout)
-            .trust(self.trust.clone());
-        if self.size > defaults::MAX_MESSAGE_SIZE {
-            options = options.max_message_size(self.size);
-        }
-        match options.connect(&self.name).await {
+        match self.options.connect(&self.name).await {
             Ok(client) => {
                 let (receiver, sender) = client.into_split();
                 Ok((sender, receiver))

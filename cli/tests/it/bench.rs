@@ -91,6 +91,18 @@ fn a_reply_that_is_no_echo_is_named() {
     assert!(said.contains("14 bytes instead of 64"), "{said}");
 }
 
+#[cfg(windows)]
+#[test]
+fn another_machine_is_asked_only_if_allowed() {
+    let mut remote = unique_name();
+    remote.text = format!(r"\\localhost\pipe\{}", remote.text);
+    let said = failure(&bench(&remote, &[]));
+    assert!(said.contains("use --allow-remote"), "{said}");
+    // Nobody serves it there.
+    let said = failure(&bench(&remote, &["--allow-remote"]));
+    assert!(said.contains("nobody serves"), "{said}");
+}
+
 #[test]
 fn a_missing_server_is_named() {
     let name = unique_name();

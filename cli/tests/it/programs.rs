@@ -80,6 +80,43 @@ fn lines_of_stdin_are_messages_and_empty_ones_are_left_out() {
 }
 
 #[test]
+fn a_line_is_not_read_beyond_the_longest_message() {
+    let name = unique_name();
+    let _server = Server::start(&name, &["--echo"]);
+    let limit = ["--max-message-size", "8"];
+    assert_eq!(
+        replies(&name, &limit, "12345678\r\n12345678"),
+        "12345678\n12345678\n"
+    );
+    for (arguments, line) in [
+        (&limit[..], "123456789\n"),
+        (&limit[..], "123456789"),
+        (
+            &["--max-message-size", "8", "--encoding", "utf-16"],
+            "猫猫猫猫\n",
+        ),
+    ] {
+        let output = client(&name, arguments, line);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(stderr(&output).contains("--max-message-size"), "{output:?}");
+    }
+
+    // A line that never ends: the client gives up before it has read all of this.
+    let mut child = Command::new(env!("CARGO_BIN_EXE_pipe-client"))
+        .args(["--pipe-name", &name.text])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mebibyte = vec![b'x'; 1 << 20];
+    let written = (0..64).try_for_each(|_| stdin.write_all(&mebibyte));
+    drop(stdin);
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert!(written.is_err());
+}
+
+#[test]
 fn a_reply_comes_in_the_encoding_of_its_request() {
     let name = unique_name();
     let _server = Server::start(&name, &["--reply", "grüße"]);
@@ -114,6 +151,9 @@ fn bad_usage_exits_2_and_says_what_to_do() {
         (["--max-instances", "0"], "1 or more, or unlimited"),
         (["--pipe-name", "a\\b"], "can't be part of the pipe name"),
         (["--idle-timeout", "soon"], "--idle-timeout"),
+        (["--idle-timeout", "0s"], "none for no limit"),
+        (["--handler-timeout", "0s"], "none for no limit"),
+        (["--write-timeout", "0"], "none for no limit"),
         (["--no-such-flag", "x"], "--no-such-flag"),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pipe-server"));
@@ -292,6 +332,174 @@ fn only_this_user_may_connect_unless_told_otherwise() {
         let permissions = std::fs::metadata(&name.text).unwrap().permissions();
         assert_eq!(permissions.mode() & 0o777, mode);
     }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn an_access_that_lets_nobody_else_in_is_reported_at_the_start() {
+    for (access, short, warns) in [
+        ("everyone", true, true),
+        ("mode:0660", true, true),
+        ("mode:0600", true, false),
+        ("everyone", false, false),
+    ] {
+        let name = unique_name();
+        let path = std::path::Path::new(&name.text);
+        let mut command = server(&name, &["--access", access]);
+        if short {
+            command = Command::new(env!("CARGO_BIN_EXE_pipe-server"));
+            command
+                .args(["--pipe-name", "short", "--access", access])
+                .env("XDG_RUNTIME_DIR", path.parent().unwrap())
+                .env_remove("RUST_LOG")
+                .stdout(Stdio::piped());
+        }
+        let mut server = Server::spawn(command.stderr(Stdio::piped()));
+        server.signal(rustix::process::Signal::TERM);
+        assert_eq!(server.ended().0, Some(0));
+        let log = server.killed_log();
+        assert!(log.contains("stopped"), "{log}");
+        let warned = log.contains("give --pipe-name a path");
+        assert_eq!(warned, warns, "{access}, {short}: {log}");
+    }
+}
+
+/// A user without rights.
+#[cfg(target_os = "linux")]
+const NOBODY: u32 = 65_534;
+
+/// Whether the programs can be run as that user.
+#[cfg(target_os = "linux")]
+fn can_run_as_nobody() -> bool {
+    use std::os::unix::process::CommandExt as _;
+
+    let can = rustix::process::geteuid().is_root()
+        && Command::new(env!("CARGO_BIN_EXE_pipe-client"))
+            .arg("--version")
+            .uid(NOBODY)
+            .output()
+            .is_ok();
+    if !can {
+        eprintln!("left out: needs root, and programs that other users can run");
+    }
+    can
+}
+
+#[cfg(target_os = "linux")]
+mod socket_group {
+    use std::{
+        fs,
+        os::unix::{
+            fs::{MetadataExt as _, PermissionsExt as _, chown},
+            process::CommandExt as _,
+        },
+        path::{Path, PathBuf},
+    };
+
+    use super::*;
+
+    const GROUP: u32 = 54_321;
+
+    fn directory_of(name: &UniqueName) -> PathBuf {
+        Path::new(&name.text).parent().unwrap().to_owned()
+    }
+
+    #[test]
+    fn members_of_the_group_may_connect_and_others_may_not() {
+        if !can_run_as_nobody() {
+            return;
+        }
+        let name = unique_name();
+        fs::set_permissions(directory_of(&name), fs::Permissions::from_mode(0o755)).unwrap();
+        let _server = Server::start(&name, &["--socket-group", &GROUP.to_string()]);
+        let metadata = fs::symlink_metadata(&name.text).unwrap();
+        assert_eq!((metadata.mode() & 0o7777, metadata.gid()), (0o660, GROUP));
+        for (group, code) in [(GROUP, 0), (NOBODY, 5)] {
+            let output = Command::new(env!("CARGO_BIN_EXE_pipe-client"))
+                .args(["--pipe-name", &name.text, "--ping"])
+                .stdin(Stdio::null())
+                .uid(NOBODY)
+                .gid(group)
+                .output()
+                .unwrap();
+            assert_eq!(output.status.code(), Some(code), "{group}: {output:?}");
+        }
+    }
+
+    #[test]
+    fn a_group_that_the_server_is_not_in_is_refused_and_leaves_nothing_behind() {
+        if !can_run_as_nobody() {
+            return;
+        }
+        let name = unique_name();
+        let directory = directory_of(&name);
+        chown(&directory, Some(NOBODY), None).unwrap();
+        let output = server(&name, &["--socket-group", &GROUP.to_string()])
+            .stderr(Stdio::piped())
+            .uid(NOBODY)
+            .gid(NOBODY)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let said = stderr(&output);
+        assert!(
+            said.contains("gid 54321") && said.contains("run it as root"),
+            "{said}"
+        );
+        assert_eq!(fs::read_dir(directory).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_short_name_or_an_unknown_group_is_bad_usage() {
+        for (name, group, cure) in [
+            ("short", "0", "--socket-group has no effect on a short name"),
+            ("/nowhere/pipe", "no such group", "getent group"),
+            ("/nowhere/pipe", "4294967295", "take a group id"),
+        ] {
+            let output = Command::new(env!("CARGO_BIN_EXE_pipe-server"))
+                .args(["--pipe-name", name, "--socket-group", group])
+                .stdin(Stdio::null())
+                .output()
+                .unwrap();
+            assert_eq!(output.status.code(), Some(2), "{group}: {output:?}");
+            assert!(stderr(&output).contains(cure), "{group}: {output:?}");
+        }
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn sighup_drains_but_not_under_nohup() {
+    use rustix::process::Signal;
+
+    let start = |name: &UniqueName, through: &[&str]| {
+        let mut command = Command::new(through[0]);
+        command
+            .args(&through[1..])
+            .arg(env!("CARGO_BIN_EXE_pipe-server"))
+            .args(["--pipe-name", &name.text, "--echo"])
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        Server::spawn(&mut command)
+    };
+    // The tests themselves may run under nohup.
+    let name = unique_name();
+    let mut server = start(&name, &["env", "--default-signal=HUP"]);
+    server.signal(Signal::HUP);
+    let line = server.log().wait_for("stopping");
+    assert!(line.contains("SIGHUP"), "{line}");
+    assert_eq!(server.ended(), (Some(0), String::new()));
+
+    let mut server = start(&name, &["nohup"]);
+    server.signal(Signal::HUP);
+    assert_eq!(replies(&name, &["hello"], ""), "hello\n");
+    server.signal(Signal::TERM);
+    assert_eq!(server.ended().0, Some(0));
+    // It would have come first, and been logged.
+    let line = server.log().wait_for("stopping");
+    assert!(line.contains("SIGTERM"), "{line}");
 }
 
 #[cfg(unix)]
@@ -575,6 +783,40 @@ mod endings {
         assert_eq!(endless.client.wait().unwrap().code(), Some(1));
     }
 
+    /// A terminal that is closed may send it twice.
+    #[cfg(unix)]
+    #[test]
+    fn a_second_sighup_does_not_cut_the_drain_short() {
+        use rustix::process::Signal;
+
+        let mut presence = Presence::new();
+        let command = saying_its_request(&presence);
+        let name = unique_name();
+        let server = server(&name, &["--exec", &command]);
+        // The tests themselves may run under nohup.
+        let mut start = Command::new("env");
+        start
+            .arg("--default-signal=HUP")
+            .arg(server.get_program())
+            .args(server.get_args())
+            .env_remove("RUST_LOG")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut server = Server::spawn(&mut start);
+        let client = requesting(&name, "request");
+        let mut running = presence.accept();
+        assert_eq!(presence.hear(&mut running).as_deref(), Some("request"));
+
+        server.signal(Signal::HUP);
+        server.log().wait_for("stopping");
+        server.signal(Signal::HUP);
+        presence.answer(&mut running);
+        let output = client.wait_with_output().unwrap();
+        let replied = String::from_utf8_lossy(&output.stdout);
+        assert!(replied.starts_with("go on"), "{output:?}");
+        assert_eq!(server.ended().0, Some(0));
+    }
+
     #[test]
     fn a_command_is_killed_with_its_children_when_the_runtime_ends() {
         let mut presence = Presence::new();
@@ -785,4 +1027,153 @@ fn a_server_that_nobody_reads_serves_all_the_same() {
         String::from_utf8_lossy(&output.stdout),
         "default answer from server\n"
     );
+}
+
+/// `pipe-client --ping`, whose exit codes a health check tells apart.
+mod ping {
+    use pipe_server::{Client, ListenerOptions, PipeListener};
+    use support::in_time;
+    use tokio::task::spawn_blocking;
+
+    use super::*;
+
+    async fn ping(name: &UniqueName, arguments: &[&'static str]) -> Output {
+        let name = name.text.clone();
+        let arguments = arguments.to_owned();
+        let run = move || {
+            Command::new(env!("CARGO_BIN_EXE_pipe-client"))
+                .args(["--pipe-name", &name, "--ping"])
+                .args(arguments)
+                // Empty: if it were read, no message would be sent.
+                .stdin(Stdio::null())
+                .output()
+                .unwrap()
+        };
+        spawn_blocking(run).await.unwrap()
+    }
+
+    /// Asserts the code and that the one line on stderr contains `said`.
+    fn assert_failed(output: &Output, code: i32, said: &str) {
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        assert!(output.stdout.is_empty(), "{output:?}");
+        let line = stderr(output);
+        assert_eq!(line.lines().count(), 1, "{line}");
+        assert!(line.contains(said), "{line}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_answers_is_0() {
+        let name = unique_name();
+        let _server = Server::start(&name, &["--echo"]);
+        for message in [&[][..], &["hello"]] {
+            let output = ping(&name, message).await;
+            assert!(output.status.success(), "{output:?}");
+            let line = String::from_utf8(output.stdout).unwrap();
+            assert!(line.contains(" replied in "), "{line}");
+            assert_eq!(line.lines().count(), 1, "{line}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_not_there_is_3() {
+        let name = unique_name();
+        assert_failed(&ping(&name, &[]).await, 3, "nobody serves");
+        let wait = ["--wait", "--connect-timeout", "10ms"];
+        assert_failed(&ping(&name, &wait).await, 3, "nobody serves");
+    }
+
+    #[tokio::test]
+    async fn a_busy_server_is_4() {
+        in_time(async {
+            let name = unique_name();
+            let mut listener = ListenerOptions::new()
+                .max_instances(1)
+                .bind(&name.text)
+                .unwrap();
+            let _client = Client::connect(&name.text).await.unwrap();
+            let _connection = listener.accept().await.unwrap();
+            // The one more that Linux queues.
+            #[cfg(target_os = "linux")]
+            let _queued = Client::connect(&name.text).await.unwrap();
+            let output = ping(&name, &["--connect-timeout", "0s"]).await;
+            assert_failed(&output, 4, "busy");
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_not_trusted_is_5() {
+        let name = unique_name();
+        let _server = Server::start(&name, &["--echo"]);
+        let nobody = if cfg!(windows) {
+            "S-1-5-7"
+        } else {
+            "4294967294"
+        };
+        assert_failed(&ping(&name, &["--trust", nobody]).await, 5, "--trust");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_server_that_denies_access_is_5() {
+        use std::os::unix::process::CommandExt as _;
+
+        let name = unique_name();
+        let _server = Server::start(&name, &["--echo", "--access", "mode:0000"]);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pipe-client"));
+        command.args(["--pipe-name", &name.text, "--ping"]);
+        // No mode keeps root out.
+        if rustix::process::geteuid().is_root() {
+            if !can_run_as_nobody() {
+                return;
+            }
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        assert_failed(&output, 5, "no permission");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_does_not_answer_is_6() {
+        in_time(async {
+            let name = unique_name();
+            let mut listener = PipeListener::bind(&name.text).unwrap();
+            let silent = ping(&name, &["--timeout", "100ms"]);
+            let (output, _connection) = tokio::join!(silent, listener.accept());
+            assert_failed(&output, 6, "within 100ms: see --timeout");
+
+            let closing = async {
+                let mut connection = listener.accept().await.unwrap();
+                connection.recv().await.unwrap().unwrap();
+            };
+            let (output, ()) = tokio::join!(ping(&name, &[]), closing);
+            assert_failed(&output, 6, "no reply from");
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn other_failures_keep_their_codes() {
+        let name = unique_name();
+        let _server = Server::start(&name, &["--echo"]);
+        let output = ping(&name, &["--max-message-size", "1", "hello"]).await;
+        assert_failed(&output, 1, "--max-message-size");
+        let output = ping(&name, &["--max-message-size", "1TiB"]).await;
+        assert_failed(&output, 2, "--max-message-size");
+    }
+}
+
+/// Another machine gets this user's credentials, and so does whoever answers to its name.
+#[cfg(windows)]
+#[test]
+fn another_machine_is_asked_only_if_allowed() {
+    let mut remote = unique_name();
+    remote.text = format!(r"\\localhost\pipe\{}", remote.text);
+    let output = client(&remote, &["hello"], "");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("use --allow-remote"), "{output:?}");
+    // Nobody serves it there.
+    let output = client(&remote, &["--allow-remote", "hello"], "");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("nobody serves"), "{output:?}");
 }

@@ -15,10 +15,10 @@ use std::{
 };
 
 use rustix::{
-    fs::{FlockOperation, OFlags, flock},
+    fs::{AtFlags, FlockOperation, OFlags, chownat, flock},
     io::Errno,
     net::SocketAddrUnix,
-    process::geteuid,
+    process::{Gid, geteuid},
 };
 
 use super::socket::Socket;
@@ -160,11 +160,11 @@ impl Claim {
         Ok(claim)
     }
 
-    /// Takes the socket file, which bind(2) has just created, and sets its `mode`: the umask may have cleared
-    /// some bits.
+    /// Takes the socket file, which bind(2) has just created, and sets its `group`, if there is one, and then
+    /// its `mode`: the umask may have cleared some bits.
     ///
     /// Works on the inode, since anyone who can write to the directory could replace the path with a link.
-    pub(super) fn take_socket_file(&mut self, mode: u32) -> io::Result<()> {
+    pub(super) fn take_socket_file(&mut self, mode: u32, group: Option<Gid>) -> io::Result<()> {
         let file = OpenOptions::new()
             .read(true)
             .custom_flags((OFlags::PATH | OFlags::NOFOLLOW).bits() as i32)
@@ -180,6 +180,16 @@ impl Claim {
             ));
         }
         self.bound = Some(identity(&metadata));
+        if let Some(group) = group {
+            chownat(&file, "", None, Some(group), AtFlags::EMPTY_PATH).map_err(|error| {
+                let problem = format!(
+                    "its group can't be set to gid {}: {error}; choose a group that this process is in, or \
+                     run it as root",
+                    group.as_raw()
+                );
+                io::Error::new(io::Error::from(error).kind(), problem)
+            })?;
+        }
         if metadata.mode() & 0o7777 != mode {
             // fchmod(2) rejects O_PATH descriptors, and fchmodat2(2) requires Linux 6.6.
             let inode = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -305,7 +315,7 @@ mod tests {
         let mut claim = Claim::new(path.clone()).unwrap();
         let _socket = UnixListener::bind(&path).unwrap();
         set_mode(&path, 0o600);
-        claim.take_socket_file(0o666).unwrap();
+        claim.take_socket_file(0o666, None).unwrap();
         assert_eq!(mode(&path), 0o666);
 
         // Another process was faster.
@@ -314,7 +324,7 @@ mod tests {
         set_mode(&victim, 0o600);
         fs::remove_file(&path).unwrap();
         symlink(&victim, &path).unwrap();
-        let error = claim.take_socket_file(0o666).unwrap_err();
+        let error = claim.take_socket_file(0o666, None).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}");
         assert_eq!(mode(&victim), 0o600);
 
@@ -323,7 +333,7 @@ mod tests {
         set_mode(&other, 0o600);
         fs::remove_file(&path).unwrap();
         fs::hard_link(&other, &path).unwrap();
-        claim.take_socket_file(0o666).unwrap_err();
+        claim.take_socket_file(0o666, None).unwrap_err();
         assert_eq!(mode(&other), 0o600);
     }
 

@@ -10,7 +10,7 @@ use pipe_server_cli::{
 };
 use tokio::time::timeout;
 
-use crate::options::Options;
+use crate::{options::Options, ping::NOT_ANSWERING};
 
 /// A connection to the server, and how to read what it says.
 #[derive(Debug)]
@@ -20,6 +20,7 @@ pub(crate) struct Conversation {
     /// For each reply.
     time: TimeLimit,
     address: String,
+    ping: bool,
 }
 
 impl Conversation {
@@ -30,7 +31,12 @@ impl Conversation {
             encoding: options.encoding,
             time: options.timeout,
             address,
+            ping: options.ping,
         }
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        &self.address
     }
 
     /// Sends a message and returns its reply.
@@ -46,16 +52,15 @@ impl Conversation {
         match self.call(request).await? {
             Ok(reply) => Ok(decode(&reply, self.encoding)),
             Err(error) => {
-                let cure = match error {
+                let problem = format!("no reply from {}: {}", self.address, chain(&error));
+                Err(match error {
+                    // The server may well answer others.
                     CallError::Send(SendError::TooLong { .. })
-                    | CallError::Recv(RecvError::TooLong { .. }) => ": see --max-message-size",
-                    _ => "",
-                };
-                Err(Failure::new(format!(
-                    "no reply from {}: {}{cure}",
-                    self.address,
-                    chain(&error)
-                )))
+                    | CallError::Recv(RecvError::TooLong { .. }) => {
+                        Failure::new(format!("{problem}: see --max-message-size"))
+                    }
+                    _ => self.no_reply(problem),
+                })
             }
         }
     }
@@ -70,11 +75,19 @@ impl Conversation {
         };
         timeout(time, reply).await.map_err(|_| {
             let time = humantime::format_duration(time);
-            Failure::new(format!(
+            self.no_reply(format!(
                 "no reply from {} within {time}: see --timeout",
                 self.address
             ))
         })
+    }
+
+    fn no_reply(&self, problem: String) -> Failure {
+        let failure = Failure::new(problem);
+        match self.ping {
+            true => failure.with_code(NOT_ANSWERING),
+            false => failure,
+        }
     }
 }
 

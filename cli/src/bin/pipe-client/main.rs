@@ -1,6 +1,6 @@
 //! `pipe-client`: sends messages to a pipe's server and prints its replies.
 
-use std::{io, process::ExitCode};
+use std::{io, process::ExitCode, time::Instant};
 
 use clap::Parser;
 use pipe_server::ConnectError;
@@ -15,6 +15,7 @@ use crate::{conversation::Conversation, messages::Messages, options::Options};
 mod conversation;
 mod messages;
 mod options;
+mod ping;
 
 fn main() -> ExitCode {
     let client = run(Options::parse());
@@ -29,10 +30,15 @@ async fn run(options: Options) -> Result<(), Failure> {
     let connected = options.client().connect(&options.pipe_name).await;
     let client = connected.map_err(|error| connect_failure(error, &options))?;
     let mut conversation = Conversation::new(client, &options);
-    let mut messages = Messages::new(options.messages);
+    let mut messages = Messages::new(&options);
     while let Some(message) = messages.next().await? {
+        let sent = Instant::now();
         let reply = conversation.exchange(&message).await?;
-        match conversation::print(&reply) {
+        let line = match options.ping {
+            true => format!("{} replied in {:?}", conversation.address(), sent.elapsed()),
+            false => reply,
+        };
+        match conversation::print(&line) {
             // Whoever reads the replies has seen enough, as in `pipe-client | head`.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
             Err(error) => return Err(Failure::new(format!("can't write to stdout: {error}"))),
@@ -43,7 +49,11 @@ async fn run(options: Options) -> Result<(), Failure> {
 }
 
 fn connect_failure(error: ConnectError, options: &Options) -> Failure {
-    match error {
+    let code = match options.ping {
+        true => ping::connect_code(&error),
+        false => None,
+    };
+    let failure = match error {
         ConnectError::Option {
             option, problem, ..
         } => Failure::usage(format!("--{} {problem}", option.replace('_', "-"))),
@@ -52,5 +62,9 @@ fn connect_failure(error: ConnectError, options: &Options) -> Failure {
             Failure::new(format!("{error}, or wait for it with --wait"))
         }
         other => exit::connect_failure(&other),
+    };
+    match code {
+        Some(code) => failure.with_code(code),
+        None => failure,
     }
 }

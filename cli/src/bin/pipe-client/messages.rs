@@ -3,7 +3,9 @@
 use std::io::{self, IsTerminal as _, Write as _};
 
 use pipe_server_cli::exit::Failure;
-use tokio::io::{AsyncBufReadExt as _, BufReader, Lines, Stdin};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Stdin};
+
+use crate::options::Options;
 
 /// What the sample's client sends (*Named Pipe Client*).
 const DEFAULT_MESSAGE: &str = "Default message from client.";
@@ -13,35 +15,37 @@ const DEFAULT_MESSAGE: &str = "Default message from client.";
 pub(crate) enum Messages {
     /// From the command line.
     Given(std::vec::IntoIter<String>),
-    /// The lines of stdin, and how many have been read.
-    Lines(Lines<BufReader<Stdin>>, u64),
+    /// The lines of stdin.
+    Lines(Lines),
 }
 
 impl Messages {
-    pub(crate) fn new(given: Vec<String>) -> Self {
-        if !given.is_empty() {
-            return Self::Given(given.into_iter());
+    pub(crate) fn new(options: &Options) -> Self {
+        if !options.messages.is_empty() {
+            return Self::Given(options.messages.clone().into_iter());
         }
-        // A user who typed the program's name alone would wait for it, and it for the user.
-        if io::stdin().is_terminal() {
+        // At a terminal it would wait for the user, who has only typed its name and waits for it. The stdin of
+        // a health check may be anything.
+        if options.ping || io::stdin().is_terminal() {
             return Self::Given(vec![DEFAULT_MESSAGE.to_owned()].into_iter());
         }
-        Self::Lines(BufReader::new(tokio::io::stdin()).lines(), 0)
+        Self::Lines(Lines {
+            stdin: BufReader::new(tokio::io::stdin()),
+            number: 0,
+            longest: options.longest_line(),
+        })
     }
 
     /// The next message, which is never empty: an empty one would end the conversation.
     pub(crate) async fn next(&mut self) -> Result<Option<String>, Failure> {
-        let (lines, number) = match self {
+        let lines = match self {
             Self::Given(messages) => return Ok(messages.next()),
-            Self::Lines(lines, number) => (lines, number),
+            Self::Lines(lines) => lines,
         };
         loop {
-            *number += 1;
-            let line = lines.next_line().await;
-            match line.map_err(|error| {
-                Failure::new(format!("can't read line {number} of stdin: {error}"))
-            })? {
+            match lines.next().await? {
                 Some(line) if line.is_empty() => {
+                    let number = lines.number;
                     _ = writeln!(
                         io::stderr(),
                         "pipe-client: line {number} of stdin is empty and is not sent"
@@ -50,5 +54,46 @@ impl Messages {
                 other => return Ok(other),
             }
         }
+    }
+}
+
+/// The lines of stdin, whose length is bounded.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    stdin: BufReader<Stdin>,
+    /// How many have been read.
+    number: u64,
+    /// The longest one in bytes, without its end.
+    longest: usize,
+}
+
+impl Lines {
+    /// The next one without its end, which is `\n` or `\r\n`.
+    async fn next(&mut self) -> Result<Option<String>, Failure> {
+        self.number += 1;
+        let (number, longest) = (self.number, self.longest);
+        // With its end. A longer line is not read any further: it may never end.
+        let most = u64::try_from(longest).unwrap_or(u64::MAX).saturating_add(2);
+        let mut line = Vec::new();
+        let mut stdin = (&mut self.stdin).take(most);
+        let unreadable =
+            |problem: String| Failure::new(format!("can't read line {number} of stdin: {problem}"));
+        let read = stdin.read_until(b'\n', &mut line).await;
+        if read.map_err(|error| unreadable(error.to_string()))? == 0 {
+            return Ok(None);
+        }
+        if line.ends_with(b"\n") {
+            line.pop();
+            if line.ends_with(b"\r") {
+                line.pop();
+            }
+        }
+        if line.len() > longest {
+            return Err(Failure::new(format!(
+                "line {number} of stdin is longer than a message may be: see --max-message-size"
+            )));
+        }
+        let line = String::from_utf8(line).map_err(|error| unreadable(error.to_string()))?;
+        Ok(Some(line))
     }
 }

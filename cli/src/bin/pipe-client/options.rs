@@ -1,12 +1,12 @@
 //! The command line.
 
-use std::time::Duration;
-
 use clap::{Parser, builder::NonEmptyStringValueParser};
+#[cfg(windows)]
+use pipe_server::os::windows::ClientOptionsExt as _;
 use pipe_server::{ClientOptions, PipeName, Trust, defaults};
 use pipe_server_cli::{
     text::Encoding,
-    values::{self, TimeLimit},
+    values::{self, TimeLimit, Wait},
 };
 
 /// Sends messages to a pipe and prints each reply on a line of its own.
@@ -27,9 +27,9 @@ pub(crate) struct Options {
     #[arg(long, value_name = "ENCODING", value_enum, default_value_t)]
     pub(crate) encoding: Encoding,
 
-    /// How long to wait for a busy pipe and, with --wait, for a server
-    #[arg(long, value_name = "TIME", default_value = values::text(defaults::CONNECT_TIMEOUT), value_parser = values::duration)]
-    connect_timeout: Duration,
+    /// How long to wait for a busy pipe and, with --wait, for a server, or none; 0s tries once
+    #[arg(long, value_name = "TIME", default_value = values::text(defaults::CONNECT_TIMEOUT))]
+    connect_timeout: Wait,
 
     /// Whose server to talk to: system, current-user, anyone or a user
     ///
@@ -39,6 +39,24 @@ pub(crate) struct Options {
     #[arg(long, value_name = "WHOM", default_value_t)]
     trust: Trust,
 
+    /// Connect to a pipe on another machine, as in \\HOST\pipe\NAME
+    ///
+    /// That sends this user's credentials to HOST, whoever HOST is. Without this flag such a name is refused.
+    #[cfg(windows)]
+    #[arg(long)]
+    allow_remote: bool,
+
+    /// Check whether the server answers; the exit code says why it does not
+    ///
+    /// Sends each MESSAGE, or the message of Microsoft's sample, and prints how long the reply took instead of
+    /// the reply. Stdin is not read. To the server it is a message like any other: with --exec, it runs the
+    /// command.
+    ///
+    /// A busy pipe is tried again until --connect-timeout. On Linux, a server at its --max-instances still queues
+    /// one client before the pipe is busy: a ping in that queue gets no reply and exits 6.
+    #[arg(long)]
+    pub(crate) ping: bool,
+
     /// Wait for a server that is not there yet
     #[arg(long)]
     pub(crate) wait: bool,
@@ -47,8 +65,14 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
     max_message_size: Option<usize>,
 
-    /// How long to wait for each reply, or none
-    #[arg(long, value_name = "TIME", default_value = "none")]
+    /// How long to wait for each reply, or none [default: none; with --ping: 5s]
+    #[arg(
+        long,
+        value_name = "TIME",
+        default_value = "none",
+        default_value_if("ping", "true", PING_TIMEOUT),
+        hide_default_value = true
+    )]
     pub(crate) timeout: TimeLimit,
 
     /// What to send, each as one message
@@ -56,15 +80,34 @@ pub(crate) struct Options {
     pub(crate) messages: Vec<String>,
 }
 
+/// A health check has to end. Docker's, for one, is killed after 30 s by default.
+const PING_TIMEOUT: &str = "5s";
+
 const AFTER_HELP: &str = "\
-Sizes are in bytes, or have a unit: 4096, 64KiB, 1MB. Times have a unit: 500ms, 10s, 5min.
-Exit codes: 0 when every message was replied to, 1 for a failure, 2 for bad usage.";
+Sizes are in bytes, or have a unit: 4096, 64KiB, 1MB. Times have a unit: 500ms, 10s, 5min. For no
+limit give none.
+Exit codes: 0 when every message was replied to, 1 for a failure, 2 for bad usage. With --ping also
+3 when nobody serves the pipe, 4 when it is busy, 5 when access is denied or the server is not
+trusted, and 6 when there is no reply.";
 
 impl Options {
+    /// The longest line of stdin that can be a message, in bytes.
+    pub(crate) fn longest_line(&self) -> usize {
+        let bytes = self.max_message_size.unwrap_or(defaults::MAX_MESSAGE_SIZE);
+        match self.encoding {
+            // Two bytes of UTF-16 are at most three of UTF-8.
+            Encoding::Utf16 => (bytes / 2).saturating_mul(3),
+            Encoding::Auto | Encoding::Utf8 => bytes,
+        }
+    }
+
     /// The connection's options. What the user did not ask for stays the library's default.
     pub(crate) fn client(&self) -> ClientOptions {
-        ClientOptions::new()
-            .connect_timeout(self.connect_timeout)
+        let options = ClientOptions::new();
+        #[cfg(windows)]
+        let options = options.allow_remote(self.allow_remote);
+        options
+            .connect_timeout(self.connect_timeout.0)
             .wait_for_server(self.wait)
             .trust(self.trust.clone())
             .max_message_size(self.max_message_size)

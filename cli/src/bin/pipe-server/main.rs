@@ -59,6 +59,14 @@ async fn serve_until_signal(options: Options) -> Result<Option<Summary>, Failure
         .bind(&options.pipe_name)
         .map_err(bind_failure)?;
     let address = listener.path().display().to_string();
+    #[cfg(target_os = "linux")]
+    if options.is_out_of_reach() {
+        tracing::warn!(
+            address,
+            "other users can't connect, whatever --access says: only this user can enter the directory of a short \
+             name; give --pipe-name a path, such as /run/mynamedpipe"
+        );
+    }
     let answer = Arc::new(Answer::new(
         &options,
         &capacity,
@@ -72,7 +80,7 @@ async fn serve_until_signal(options: Options) -> Result<Option<Summary>, Failure
         let answer = Arc::clone(&answer);
         async move { answer.to(request).await }
     })
-    .drain_timeout(options.limits.drain_timeout)
+    .drain_timeout(options.limits.drain_timeout.0)
     .idle_timeout(options.limits.idle_timeout.0)
     .handler_timeout(options.limits.handler_timeout.0)
     .write_timeout(options.limits.write_timeout.0)

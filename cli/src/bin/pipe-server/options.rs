@@ -1,19 +1,20 @@
 //! The command line.
 
-use std::{str::FromStr, time::Duration};
+use std::str::FromStr;
 
 use clap::{ArgAction, Args, Parser, ValueEnum, builder::NonEmptyStringValueParser};
 use pipe_server::{Access, ListenerOptions, PipeName, defaults};
 use pipe_server_cli::{
     text::Encoding,
-    values::{self, TimeLimit},
+    values::{self, TimeLimit, Wait},
 };
 
 /// Serves a message pipe: a named pipe on Windows, a SEQPACKET socket on Linux.
 ///
 /// Without options it is Microsoft's sample server: every request is answered with the same text. When
-/// clients can connect, "listening on ADDRESS" is printed to stdout; the log goes to stderr. Ctrl-C and
-/// SIGTERM let running requests finish; a second one ends the server at once.
+/// clients can connect, "listening on ADDRESS" is printed to stdout; the log goes to stderr. Ctrl-C,
+/// SIGTERM and SIGHUP let running requests finish; a second Ctrl-C or SIGTERM ends the server at once. Under
+/// nohup, SIGHUP is ignored.
 #[derive(Debug, Parser)]
 #[command(name = "pipe-server", version, after_help = AFTER_HELP)]
 pub(crate) struct Options {
@@ -43,7 +44,8 @@ pub(crate) struct Options {
 }
 
 const AFTER_HELP: &str = "\
-Sizes are in bytes, or have a unit: 4096, 64KiB, 1MB. Times have a unit: 500ms, 10s, 5min.
+Sizes are in bytes, or have a unit: 4096, 64KiB, 1MB. Times have a unit: 500ms, 10s, 5min. For no
+limit give none.
 RUST_LOG, if set, decides what is logged in place of -v and -q.
 Exit codes: 0 after a signal, 1 for a failure, 2 for bad usage, 130 after a second signal.";
 
@@ -60,6 +62,12 @@ impl Options {
         if let Some(instances) = self.pipe.backlog {
             options = options.backlog(instances);
         }
+        #[cfg(target_os = "linux")]
+        {
+            use pipe_server::os::linux::ListenerOptionsExt as _;
+
+            options = options.socket_group(self.pipe.socket_group);
+        }
         #[cfg(windows)]
         {
             use pipe_server::os::windows::ListenerOptionsExt as _;
@@ -74,6 +82,17 @@ impl Options {
     /// How many clients at once; `None` is unlimited.
     pub(crate) fn max_instances(&self) -> Option<usize> {
         self.max_instances.0
+    }
+
+    /// Whether `--access` admits other users who can't reach the socket.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn is_out_of_reach(&self) -> bool {
+        let others_may_connect = match self.pipe.access {
+            Access::Everyone => true,
+            Access::Mode(mode) => mode & 0o077 != 0,
+            _ => false,
+        };
+        others_may_connect && self.pipe_name.short().is_some()
     }
 
     /// Whether the engine is on Tokio's own I/O.
@@ -160,6 +179,15 @@ pub(crate) struct PipeOptions {
     )]
     access: Access,
 
+    /// Group of the socket, by name or number: its members may connect
+    ///
+    /// The socket's mode is then 0660, unless --access says everyone or mode:OCTAL. The server has to be in the
+    /// group, or be root. Give a path whose directory the group can enter; a short name is refused. Clients of
+    /// other users need --trust with this server's user.
+    #[cfg(target_os = "linux")]
+    #[arg(long, value_name = "GROUP", value_parser = group_id)]
+    socket_group: Option<u32>,
+
     /// Let clients on other machines connect
     #[cfg(windows)]
     #[arg(long)]
@@ -187,9 +215,9 @@ pub(crate) struct LimitOptions {
     #[arg(long, value_name = "TIME", default_value = values::text(defaults::WRITE_TIMEOUT))]
     pub(crate) write_timeout: TimeLimit,
 
-    /// How long running requests may take to finish after a signal
-    #[arg(long, value_name = "TIME", default_value = values::text(defaults::DRAIN_TIMEOUT), value_parser = values::duration)]
-    pub(crate) drain_timeout: Duration,
+    /// How long running requests may take to finish after a signal, or none; 0s ends them at once
+    #[arg(long, value_name = "TIME", default_value = values::text(defaults::DRAIN_TIMEOUT))]
+    pub(crate) drain_timeout: Wait,
 }
 
 /// The log on stderr.
@@ -264,6 +292,19 @@ fn at_least_one(text: &str) -> Result<usize, &'static str> {
         .ok_or("give 1 or more")
 }
 
+/// The id of a group, given by its name or as a number.
+#[cfg(target_os = "linux")]
+fn group_id(text: &str) -> Result<u32, String> {
+    // As chown(1): the name of a group may be a number too.
+    match nix::unistd::Group::from_name(text) {
+        Ok(Some(group)) => return Ok(group.gid.as_raw()),
+        Ok(None) => {}
+        Err(error) => return Err(format!("groups can't be looked up: {error}; give a number")),
+    }
+    text.parse()
+        .map_err(|_| "there is no such group: give one of getent group, or a number".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -283,6 +324,15 @@ mod tests {
         for wrong in ["0", "-1", "", "all"] {
             assert!(wrong.parse::<MaxInstances>().is_err(), "{wrong}");
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_group_has_a_name_or_a_number() {
+        assert_eq!(group_id("root"), Ok(0));
+        assert_eq!(group_id("54321"), Ok(54_321));
+        assert!(group_id("no such group").is_err());
+        assert!(group_id("-1").is_err());
     }
 
     #[test]

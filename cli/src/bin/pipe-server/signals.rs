@@ -8,6 +8,9 @@ use std::{
 use tokio::sync::watch;
 use tracing::info;
 
+/// The terminal was closed.
+const HANGUP: &str = "SIGHUP";
+
 /// Counts the signals from [`install`](Self::install) on.
 #[derive(Debug)]
 pub(crate) struct Signals {
@@ -23,6 +26,8 @@ impl Signals {
             loop {
                 let signal = source.next().await;
                 match *sender.borrow() {
+                    // A terminal that is closed may send it twice: the system and the shell each do.
+                    1.. if signal == HANGUP => continue,
                     0 => info!(
                         signal,
                         "stopping; running requests may finish, a second signal cuts them off"
@@ -60,6 +65,8 @@ impl Signals {
 struct Source {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
+    /// `None` if it stays ignored.
+    hangup: Option<tokio::signal::unix::Signal>,
 }
 
 #[cfg(unix)]
@@ -70,6 +77,10 @@ impl Source {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
+            hangup: match is_hangup_ignored() {
+                true => None,
+                false => Some(signal(SignalKind::hangup())?),
+            },
         })
     }
 
@@ -77,8 +88,24 @@ impl Source {
         tokio::select! {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
+            Some(_) = async { self.hangup.as_mut()?.recv().await } => HANGUP,
         }
     }
+}
+
+/// Whether this program was started with SIGHUP ignored, as by nohup, and so must outlive its terminal.
+///
+/// sigaction(2) has no safe interface, but proc(5) has the same. Where that is not mounted, the signal is
+/// left as it is.
+#[cfg(unix)]
+fn is_hangup_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    // The lowest bit is that of signal 1.
+    ignored.is_none_or(|mask| mask & 1 != 0)
 }
 
 #[cfg(windows)]
