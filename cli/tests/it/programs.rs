@@ -114,6 +114,7 @@ fn bad_usage_exits_2_and_says_what_to_do() {
         (["--max-instances", "0"], "1 or more, or unlimited"),
         (["--pipe-name", "a\\b"], "can't be part of the pipe name"),
         (["--idle-timeout", "soon"], "--idle-timeout"),
+        (["--allow-user", "root"], "such as"),
         (["--no-such-flag", "x"], "--no-such-flag"),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pipe-server"));
@@ -292,6 +293,41 @@ fn only_this_user_may_connect_unless_told_otherwise() {
         let permissions = std::fs::metadata(&name.text).unwrap().permissions();
         assert_eq!(permissions.mode() & 0o777, mode);
     }
+}
+
+#[test]
+fn only_the_users_that_are_allowed_are_served_and_others_are_logged() {
+    let nobody = if cfg!(windows) {
+        "S-1-5-7"
+    } else {
+        "4294967294"
+    };
+    let peer = pipe_server::Peer::current().unwrap();
+    let own = match peer.user() {
+        #[cfg(unix)]
+        pipe_server::UserId::Uid(uid) => uid.to_string(),
+        #[cfg(windows)]
+        pipe_server::UserId::Sid(sid) => sid.clone(),
+        other => panic!("{other}"),
+    };
+    let name = unique_name();
+    let mut command = server(&name, &["--echo", "--allow-user", nobody]);
+    let refusing = Server::spawn(command.stderr(Stdio::piped()));
+    let output = client(&name, &["hello"], "");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    let line = refusing.log().wait_for("not_authorized");
+    assert!(line.contains("WARN"), "{line}");
+    assert!(line.contains("--allow-user"), "{line}");
+    assert!(
+        line.contains(&format!("peer.user={}", peer.user())),
+        "{line}"
+    );
+
+    let name = unique_name();
+    let users = ["--echo", "--allow-user", nobody, "--allow-user", &own];
+    let _allowing = Server::start(&name, &users);
+    assert_eq!(replies(&name, &["hello"], ""), "hello\n");
 }
 
 #[cfg(unix)]

@@ -3,7 +3,7 @@
 use std::{str::FromStr, time::Duration};
 
 use clap::{ArgAction, Args, Parser, ValueEnum, builder::NonEmptyStringValueParser};
-use pipe_server::{Access, ListenerOptions, PipeName, defaults};
+use pipe_server::{Access, ListenerOptions, PipeName, UserId, defaults};
 use pipe_server_cli::{
     text::Encoding,
     values::{self, TimeLimit},
@@ -41,6 +41,11 @@ pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) logging: LoggingOptions,
 }
+
+#[cfg(windows)]
+const USER: &str = "SID";
+#[cfg(not(windows))]
+const USER: &str = "UID";
 
 const AFTER_HELP: &str = "\
 Sizes are in bytes, or have a unit: 4096, 64KiB, 1MB. Times have a unit: 500ms, 10s, 5min.
@@ -159,6 +164,14 @@ pub(crate) struct PipeOptions {
         hide_default_value = true
     )]
     access: Access,
+
+    /// Serve only this user, a number on Linux and a SID on Windows; repeat it for more users
+    ///
+    /// Users that are not listed are refused and logged, including the server's own and the system's. A listed
+    /// user must also be able to connect (--access). On Windows, a client that is not identified when it
+    /// connects is refused after its first message, before that is answered.
+    #[arg(long, value_name = USER)]
+    pub(crate) allow_user: Vec<UserId>,
 
     /// Let clients on other machines connect
     #[cfg(windows)]
