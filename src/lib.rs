@@ -114,7 +114,7 @@ pub use crate::{
     into_reply::{IntoReply, Reply},
     listener::{ListenerOptions, PipeListener},
     name::{NameError, PipeName},
-    peer::{Peer, UserId},
+    peer::{Peer, UserId, UserIdError},
     reason::Reason,
     request::Request,
     serve::{

@@ -1,6 +1,6 @@
 //! The other side of a connection.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 /// The process and the user on the other side of a connection. [`os`](crate::os) adds what one system knows.
 ///
@@ -62,6 +62,8 @@ impl Peer {
 }
 
 /// A user, as the system identifies it.
+///
+/// Parsed from a number such as `1000` on Linux, and from a SID such as `S-1-5-19` on Windows.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum UserId {
@@ -80,6 +82,72 @@ impl fmt::Display for UserId {
             Self::Sid(sid) => formatter.write_str(sid),
             #[cfg(target_os = "linux")]
             Self::Uid(uid) => write!(formatter, "uid {uid}"),
+        }
+    }
+}
+
+/// Why a text is not a [`UserId`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not a user: write {USER}")]
+pub struct UserIdError {
+    text: String,
+}
+
+#[cfg(windows)]
+pub(crate) const USER: &str = "a user's SID, such as S-1-5-19";
+#[cfg(target_os = "linux")]
+pub(crate) const USER: &str = "a user's number, such as 1000";
+
+impl FromStr for UserId {
+    type Err = UserIdError;
+
+    fn from_str(text: &str) -> Result<Self, UserIdError> {
+        user_id(text).ok_or_else(|| UserIdError {
+            text: text.to_owned(),
+        })
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn user_id(text: &str) -> Option<UserId> {
+    // `parse` accepts a sign as well.
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| text.parse().ok().map(UserId::Uid))?
+}
+
+/// Only in the form in which the system writes it, since SIDs are compared as text.
+#[cfg(windows)]
+fn user_id(text: &str) -> Option<UserId> {
+    let numbers = text.strip_prefix("S-1-")?;
+    let all = numbers.split('-').all(|number| {
+        let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+        digits && (number == "0" || !number.starts_with('0'))
+    });
+    (all && numbers.contains('-')).then(|| UserId::Sid(text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_parsed_and_anything_else_says_what_to_write() {
+        #[cfg(target_os = "linux")]
+        let (text, user) = ("1000", UserId::Uid(1000));
+        #[cfg(windows)]
+        let (text, user) = ("S-1-5-19", UserId::Sid("S-1-5-19".to_owned()));
+        assert_eq!(text.parse(), Ok(user));
+        for wrong in [
+            "",
+            "root",
+            "+1000",
+            "-1",
+            "4294967296",
+            "S-1-5-",
+            "S-1-5-019",
+        ] {
+            let error = wrong.parse::<UserId>().unwrap_err().to_string();
+            assert!(error.contains("such as"), "{error}");
         }
     }
 }

@@ -2,7 +2,10 @@
 
 use std::{fmt, io, str::FromStr};
 
-use crate::{engine::native::is_own, peer::UserId};
+use crate::{
+    engine::native::is_own,
+    peer::{USER, UserId},
+};
 
 /// Which servers a [`Client`](crate::Client) trusts.
 ///
@@ -94,11 +97,6 @@ pub struct TrustError {
     text: String,
 }
 
-#[cfg(windows)]
-const USER: &str = "a user's SID, such as S-1-5-19";
-#[cfg(target_os = "linux")]
-const USER: &str = "a user's number, such as 1000";
-
 impl FromStr for Trust {
     type Err = TrustError;
 
@@ -107,28 +105,12 @@ impl FromStr for Trust {
             "system" => return Ok(Self::System),
             "current-user" => return Ok(Self::CurrentUser),
             "anyone" => return Ok(Self::Anyone),
-            user => user_id(user),
+            user => user.parse(),
         };
-        user.map(Self::User).ok_or_else(|| TrustError {
+        user.map(Self::User).map_err(|_| TrustError {
             text: text.to_owned(),
         })
     }
-}
-
-#[cfg(target_os = "linux")]
-fn user_id(text: &str) -> Option<UserId> {
-    text.parse().ok().map(UserId::Uid)
-}
-
-/// Accepts only the form that the system writes, because it is compared with a pipe's owner.
-#[cfg(windows)]
-fn user_id(text: &str) -> Option<UserId> {
-    let numbers = text.strip_prefix("S-1-")?;
-    let all = numbers.split('-').all(|number| {
-        let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
-        digits && (number == "0" || !number.starts_with('0'))
-    });
-    (all && numbers.contains('-')).then(|| UserId::Sid(text.to_owned()))
 }
 
 #[cfg(test)]
@@ -154,6 +136,7 @@ mod tests {
             "S-1-",
             "S-1-5-",
             "S-1-5-019",
+            "+1000",
             "root",
         ] {
             let error = text.parse::<Trust>().unwrap_err().to_string();

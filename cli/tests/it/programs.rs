@@ -154,6 +154,7 @@ fn bad_usage_exits_2_and_says_what_to_do() {
         (["--idle-timeout", "0s"], "none for no limit"),
         (["--handler-timeout", "0s"], "none for no limit"),
         (["--write-timeout", "0"], "none for no limit"),
+        (["--allow-user", "root"], "such as"),
         (["--no-such-flag", "x"], "--no-such-flag"),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pipe-server"));
@@ -266,7 +267,7 @@ fn a_missing_directory_is_named() {
         let said = stderr(&output);
         assert!(said.contains(&name.text), "{said}");
         assert!(
-            said.contains("make it") || said.contains("XDG_RUNTIME_DIR"),
+            said.contains("create it") || said.contains("XDG_RUNTIME_DIR"),
             "{said}"
         );
     }
@@ -313,7 +314,7 @@ fn a_file_that_is_no_socket_is_left_as_it_is() {
     std::fs::write(&name.text, "precious").unwrap();
     let output = server(&name, &[]).stderr(Stdio::piped()).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert!(stderr(&output).contains("no socket"), "{output:?}");
+    assert!(stderr(&output).contains("not a socket"), "{output:?}");
     assert_eq!(std::fs::read_to_string(&name.text).unwrap(), "precious");
 }
 
@@ -500,6 +501,41 @@ fn sighup_drains_but_not_under_nohup() {
     // It would have come first, and been logged.
     let line = server.log().wait_for("stopping");
     assert!(line.contains("SIGTERM"), "{line}");
+}
+
+#[test]
+fn only_the_users_that_are_allowed_are_served_and_others_are_logged() {
+    let nobody = if cfg!(windows) {
+        "S-1-5-7"
+    } else {
+        "4294967294"
+    };
+    let peer = pipe_server::Peer::current().unwrap();
+    let own = match peer.user() {
+        #[cfg(unix)]
+        pipe_server::UserId::Uid(uid) => uid.to_string(),
+        #[cfg(windows)]
+        pipe_server::UserId::Sid(sid) => sid.clone(),
+        other => panic!("{other}"),
+    };
+    let name = unique_name();
+    let mut command = server(&name, &["--echo", "--allow-user", nobody]);
+    let refusing = Server::spawn(command.stderr(Stdio::piped()));
+    let output = client(&name, &["hello"], "");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    let line = refusing.log().wait_for("not_authorized");
+    assert!(line.contains("WARN"), "{line}");
+    assert!(line.contains("--allow-user"), "{line}");
+    assert!(
+        line.contains(&format!("peer.user={}", peer.user())),
+        "{line}"
+    );
+
+    let name = unique_name();
+    let users = ["--echo", "--allow-user", nobody, "--allow-user", &own];
+    let _allowing = Server::start(&name, &users);
+    assert_eq!(replies(&name, &["hello"], ""), "hello\n");
 }
 
 #[cfg(unix)]

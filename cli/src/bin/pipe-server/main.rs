@@ -1,9 +1,14 @@
 //! `pipe-server`: answers the messages of a pipe's clients.
 
-use std::{future::IntoFuture as _, panic, process::ExitCode, sync::Arc};
+use std::{
+    future::{IntoFuture as _, ready},
+    panic,
+    process::ExitCode,
+    sync::Arc,
+};
 
 use clap::Parser;
-use pipe_server::{BindError, Request, Summary, serve};
+use pipe_server::{BindError, Peer, Request, Summary, serve};
 use pipe_server_cli::{
     exit::{Failure, chain},
     runtime,
@@ -87,6 +92,16 @@ async fn serve_until_signal(options: Options) -> Result<Option<Summary>, Failure
     // Nobody needs a command's result once its client is gone.
     .cancel_on_disconnect(options.answer.exec.is_some())
     .with_graceful_shutdown(signals.first());
+    let allowed = options.pipe.allow_user;
+    let serving = match allowed.is_empty() {
+        true => serving,
+        false => serving.authorize(move |peer: Peer| {
+            ready(match allowed.contains(peer.user()) {
+                true => Ok(()),
+                false => Err("add --allow-user to serve this user"),
+            })
+        }),
+    };
 
     capacity.log();
     logging::announce(address);

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use clap::{ArgAction, Args, Parser, ValueEnum, builder::NonEmptyStringValueParser};
-use pipe_server::{Access, ListenerOptions, PipeName, defaults};
+use pipe_server::{Access, ListenerOptions, PipeName, UserId, defaults};
 use pipe_server_cli::{
     text::Encoding,
     values::{self, TimeLimit, Wait},
@@ -42,6 +42,11 @@ pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) logging: LoggingOptions,
 }
+
+#[cfg(windows)]
+const USER: &str = "SID";
+#[cfg(not(windows))]
+const USER: &str = "UID";
 
 const AFTER_HELP: &str = "\
 Sizes are in bytes, or have a unit: 4096, 64KiB, 1MB. Times have a unit: 500ms, 10s, 5min. For no
@@ -187,6 +192,13 @@ pub(crate) struct PipeOptions {
     #[cfg(target_os = "linux")]
     #[arg(long, value_name = "GROUP", value_parser = group_id)]
     socket_group: Option<u32>,
+    /// Serve only this user, a number on Linux and a SID on Windows; repeat it for more users
+    ///
+    /// Users that are not listed are refused and logged, including the server's own and the system's. A listed
+    /// user must also be able to connect (--access). On Windows, a client that is not identified when it
+    /// connects is refused after its first message, before that is answered.
+    #[arg(long, value_name = USER)]
+    pub(crate) allow_user: Vec<UserId>,
 
     /// Let clients on other machines connect
     #[cfg(windows)]
