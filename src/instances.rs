@@ -11,15 +11,15 @@ use tracing::warn;
 use crate::{
     engine::{Channel, Endpoint, Instance, Link},
     error::Chain,
-    log_limit::LogLimit,
     name::PipeName,
     reason::Reason,
+    stats::Stats,
 };
 
 /// The instances of one pipe, which its listener and its connections share.
 pub(crate) struct Instances {
     state: Mutex<State>,
-    log: Arc<LogLimit>,
+    stats: Stats,
 }
 
 /// The limit is kept here and not by the system: the replacement of a connection that ends at the
@@ -55,9 +55,11 @@ impl Instances {
             acceptor: None,
         };
         state.top_up()?;
+        let stats = Stats::new(name);
+        stats.set_instances(state.connected, state.waiting.len());
         Ok(Arc::new(Self {
             state: Mutex::new(state),
-            log: Arc::new(LogLimit::new(name)),
+            stats,
         }))
     }
 
@@ -67,7 +69,13 @@ impl Instances {
         &self,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<(Channel, io::Result<()>)>> {
-        self.lock().poll_accept(cx)
+        let mut state = self.lock();
+        let accepted = state.poll_accept(cx);
+        self.count(&state);
+        if let Poll::Ready(Ok(_)) = accepted {
+            self.stats.count_accepted();
+        }
+        accepted
     }
 
     /// Counts a connection out, and creates the next instance if its limit left none to wait. Called while
@@ -80,6 +88,7 @@ impl Instances {
         if topped_up.is_err() && state.waiting.is_empty() {
             state.finished.push(Arc::clone(link));
         }
+        self.count(&state);
         let acceptor = state.acceptor.take();
         // A waker and a log are the caller's code: they may drop a connection or the listener, or block.
         drop(state);
@@ -95,6 +104,7 @@ impl Instances {
         let endpoint = state.endpoint.take();
         let waiting = mem::take(&mut state.waiting);
         let finished = mem::take(&mut state.finished);
+        self.count(&state);
         drop(state);
         drop((waiting, finished, endpoint));
     }
@@ -103,9 +113,9 @@ impl Instances {
     pub(crate) fn log_missing(&self, topped_up: io::Result<()>) {
         let Err(error) = topped_up else { return };
         let reason = Reason::Instance;
-        if let Some(pass) = self.log.pass(reason) {
+        if let Some(pass) = self.stats.count_error(reason) {
             warn!(
-                pipe.name = %self.log.pipe(),
+                pipe.name = %self.stats.log_limit().pipe(),
                 reason = reason.as_str(),
                 suppressed = pass.suppressed,
                 error = %Chain(&error),
@@ -114,9 +124,15 @@ impl Instances {
         }
     }
 
-    /// The limit of what is logged about the pipe and its connections.
-    pub(crate) fn log_limit(&self) -> &Arc<LogLimit> {
-        &self.log
+    /// The figures of the pipe and its connections.
+    pub(crate) fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Called under the lock, so that an older count does not replace a newer one.
+    fn count(&self, state: &State) {
+        self.stats
+            .set_instances(state.connected, state.waiting.len());
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -24,6 +24,7 @@
 //! | push messages, or speak a protocol of your own | [`serve_connections`], which hands out each [`Connection`] |
 //! | accept clients yourself | [`PipeListener`] |
 //! | call a server | [`Client`] |
+//! | see what a server does | [`Serve::stats`], and the log: [`serve`] lists its spans, [`Reason`] its warnings and errors |
 //! | test a handler | [`Handler::call`] with [`Request::new`]; pipes in memory (feature `test-util`) |
 //!
 //! # Guarantees
@@ -58,6 +59,7 @@
 //! | `connection.rs`, `instances.rs` | [`Connection`] and its halves; how an instance always waits |
 //! | `engine.rs` | the inner interface of an engine; the engines are below it, and `engine/native.rs` chooses one |
 //! | `windows/` | the only unsafe code |
+//! | `stats.rs`, `reason.rs` | [`Stats`] (what a server has done), [`Reason`] (what went wrong); `log_limit.rs` bounds how often it is logged |
 //! | `access.rs`, `peer.rs`, `name.rs`, `error.rs` | [`Access`] (who may connect), [`Peer`] (who did), [`PipeName`] |
 //!
 //! A file imports what is below it in this table, or beside it, and nothing above it.
@@ -90,6 +92,7 @@ mod reason;
 mod request;
 mod serve;
 mod session;
+mod stats;
 mod tower;
 mod trust;
 #[cfg(windows)]
@@ -121,6 +124,7 @@ pub use crate::{
         serve_connections,
     },
     session::{ConnectionInfo, NoSession, Session},
+    stats::{Errors, Stats, StatsSnapshot},
     trust::{Trust, TrustError},
 };
 #[cfg(feature = "test-util")]

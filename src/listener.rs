@@ -20,8 +20,8 @@ use crate::{
     },
     error::{BindError, OutOfRange},
     instances::Instances,
-    log_limit::LogLimit,
     name::{NameError, PipeName},
+    stats::Stats,
 };
 
 /// Options of a pipe before it is served. [`os`](crate::os) adds those of one system.
@@ -254,9 +254,10 @@ impl PipeListener {
         self.max_message_size
     }
 
-    /// The limit of what is logged about it and its connections.
-    pub(crate) fn log_limit(&self) -> &Arc<LogLimit> {
-        self.instances.log_limit()
+    /// A handle to its live figures.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.instances.stats().clone()
     }
 }
 
@@ -272,5 +273,7 @@ impl fmt::Debug for PipeListener {
 impl Drop for PipeListener {
     fn drop(&mut self) {
         self.instances.close();
+        // The figures, and the limit with them, may outlive the listener.
+        self.instances.stats().log_limit().flush();
     }
 }

@@ -4,7 +4,7 @@ use std::{
     future::{Future, poll_fn},
     marker::PhantomData,
     pin::{Pin, pin},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     task::Poll,
     time::Duration,
 };
@@ -14,12 +14,8 @@ use tokio::time::Instant;
 use tracing::{debug, debug_span, field::Empty, trace, warn};
 
 use super::{
-    failure::Failure,
-    panics::poll_caught,
-    replies::{Counters, Replies},
-    requests::Requests,
-    shutdown::Shutdown,
-    timeout::within,
+    failure::Failure, panics::poll_caught, replies::Replies, requests::Requests,
+    shutdown::Shutdown, timeout::within,
 };
 use crate::{
     connection::Connection,
@@ -27,9 +23,9 @@ use crate::{
     handler::Handler,
     identity::{AnySession, Identity},
     into_reply::Reply,
-    log_limit::LogLimit,
     request::Request,
     session::ConnectionInfo,
+    stats::Stats,
 };
 
 /// One client being served.
@@ -50,8 +46,7 @@ pub(super) struct Server<H> {
     pub(super) handler: Arc<H>,
     pub(super) options: Options,
     pub(super) on_connect: Option<OnConnect>,
-    pub(super) counters: Counters,
-    pub(super) log: Arc<LogLimit>,
+    pub(super) stats: Stats,
 }
 
 /// The options of [`Serve`](crate::Serve) that a conversation needs.
@@ -77,7 +72,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         Self {
             identity,
             requests: Requests::new(receiver, server.options.idle_timeout),
-            replies: Replies::new(sender, server.options.write_timeout),
+            replies: Replies::new(sender, server.options.write_timeout, server.stats.clone()),
             requested: 0,
             handler: server.handler.connected(),
             server,
@@ -96,7 +91,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         let (requests, replies) = (self.requested, self.replies.sent());
         match ended {
             Ok(()) => debug!(requests, replies, "client served"),
-            Err(failure) => failure.log(&self.server.log, self.identity.id, requests, replies),
+            Err(failure) => failure.log(&self.server.stats, self.identity.id, requests, replies),
         }
     }
 
@@ -115,9 +110,8 @@ impl<H: Handler<T>, T> Conversation<H, T> {
             Ok(Err(error)) => Failure::Refused(error),
             Err(time) => Failure::ConnectTimeout(time),
         };
-        self.server.counters.refused.fetch_add(1, Ordering::Relaxed);
         let reason = refused.reason();
-        let Some(pass) = self.server.log.pass(reason) else {
+        let Some(pass) = self.server.stats.count_error(reason) else {
             return Err(());
         };
         let (id, word, suppressed) = (self.identity.id, reason.as_str(), pass.suppressed);
@@ -166,6 +160,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
             let Some(message) = message else { break };
             trace!(bytes = message.len(), "request");
             self.requested += 1;
+            self.server.stats.count_request(message.len());
             self.replies.flush_late().await?;
             let reply = self.answer(message).await?;
             if let Some(message) = reply.into_message() {
@@ -208,19 +203,13 @@ impl<H: Handler<T>, T> Conversation<H, T> {
             Ok(answered) => answered,
             Err(time) => Err(Failure::HandlerTimeout(time)),
         };
+        let time = began.elapsed();
+        self.server.stats.count_handled(time);
         if !span.is_disabled() {
-            span.record("request.latency_us", began.elapsed().as_micros() as u64);
+            span.record("request.latency_us", time.as_micros() as u64);
             let reply = answered.as_ref().ok().and_then(Reply::message);
             span.record("reply.bytes", reply.map(Bytes::len));
         }
         answered
-    }
-}
-
-impl<H, T> Drop for Conversation<H, T> {
-    /// Counted on drop, so that a conversation that is cut off counts as well.
-    fn drop(&mut self) {
-        let counters = &self.server.counters;
-        counters.add(self.requested, self.replies.sent());
     }
 }
