@@ -11,15 +11,15 @@ use tracing::warn;
 use crate::{
     engine::{Channel, Endpoint, Instance, Link},
     error::Chain,
-    log_limit::LogLimit,
     name::PipeName,
     reason::Reason,
+    stats::Stats,
 };
 
 /// The instances of one pipe, shared by its listener and its connections.
 pub(crate) struct Instances {
     state: Mutex<State>,
-    log: Arc<LogLimit>,
+    stats: Stats,
 }
 
 /// The limit is enforced here and not by the system. When a connection ends at the limit, its replacement
@@ -55,9 +55,11 @@ impl Instances {
             acceptor: None,
         };
         state.top_up()?;
+        let stats = Stats::new(name);
+        stats.set_instances(state.connected, state.waiting.len());
         Ok(Arc::new(Self {
             state: Mutex::new(state),
-            log: Arc::new(LogLimit::new(name)),
+            stats,
         }))
     }
 
@@ -67,7 +69,13 @@ impl Instances {
         &self,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<(Channel, io::Result<()>)>> {
-        self.lock().poll_accept(cx)
+        let mut state = self.lock();
+        let accepted = state.poll_accept(cx);
+        self.count(&state);
+        if let Poll::Ready(Ok(_)) = accepted {
+            self.stats.count_accepted();
+        }
+        accepted
     }
 
     /// Releases a connection, and creates the next instance if the limit left none waiting. Called while the
@@ -80,6 +88,7 @@ impl Instances {
         if topped_up.is_err() && state.waiting.is_empty() {
             state.finished.push(Arc::clone(link));
         }
+        self.count(&state);
         let acceptor = state.acceptor.take();
         // Outside the lock: a waker and a log subscriber are user code, which may drop a connection or the
         // listener, or block.
@@ -96,6 +105,7 @@ impl Instances {
         let endpoint = state.endpoint.take();
         let waiting = mem::take(&mut state.waiting);
         let finished = mem::take(&mut state.finished);
+        self.count(&state);
         drop(state);
         drop((waiting, finished, endpoint));
     }
@@ -104,9 +114,9 @@ impl Instances {
     pub(crate) fn log_missing(&self, topped_up: io::Result<()>) {
         let Err(error) = topped_up else { return };
         let reason = Reason::Instance;
-        if let Some(pass) = self.log.pass(reason) {
+        if let Some(pass) = self.stats.count_error(reason) {
             warn!(
-                pipe.name = %self.log.pipe(),
+                pipe.name = %self.stats.log_limit().pipe(),
                 reason = reason.as_str(),
                 suppressed = pass.suppressed,
                 error = %Chain(&error),
@@ -115,9 +125,15 @@ impl Instances {
         }
     }
 
-    /// The log limit of the pipe and its connections.
-    pub(crate) fn log_limit(&self) -> &Arc<LogLimit> {
-        &self.log
+    /// The figures of the pipe and its connections.
+    pub(crate) fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Called under the lock, so that an older count does not replace a newer one.
+    fn count(&self, state: &State) {
+        self.stats
+            .set_instances(state.connected, state.waiting.len());
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -25,6 +25,7 @@
 //! | push messages, or speak another protocol | [`serve_connections`], which hands out each [`Connection`] |
 //! | accept clients yourself | [`PipeListener`] |
 //! | call a server | [`Client`] |
+//! | see what a server does | [`Serve::stats`], and the log: [`serve`] lists its spans, [`Reason`] its warnings and errors |
 //! | test a handler | [`Handler::call`] with [`Request::new`]; pipes in memory (feature `test-util`) |
 //!
 //! # Guarantees
@@ -59,6 +60,7 @@
 //! | `connection.rs`, `instances.rs` | [`Connection`] and its halves; how an instance is kept waiting |
 //! | `engine.rs` | the internal interface of an engine; the engines are below it, and `engine/native.rs` chooses one |
 //! | `windows/` | the only unsafe code |
+//! | `stats.rs`, `reason.rs` | [`Stats`] (what a server has done), [`Reason`] (what went wrong); `log_limit.rs` bounds how often it is logged |
 //! | `access.rs`, `peer.rs`, `name.rs`, `error.rs` | [`Access`] (who may connect), [`Peer`] (who did), [`PipeName`] |
 //!
 //! A file imports only from its own row of this table and the rows below.
@@ -91,6 +93,7 @@ mod reason;
 mod request;
 mod serve;
 mod session;
+mod stats;
 mod tower;
 mod trust;
 #[cfg(windows)]
@@ -122,6 +125,7 @@ pub use crate::{
         serve, serve_connections,
     },
     session::{ConnectionInfo, NoSession, Session},
+    stats::{Errors, Stats, StatsSnapshot},
     trust::{Trust, TrustError},
 };
 #[cfg(feature = "test-util")]

@@ -20,8 +20,8 @@ use crate::{
     },
     error::{BindError, OutOfRange},
     instances::Instances,
-    log_limit::LogLimit,
     name::{NameError, PipeName},
+    stats::Stats,
 };
 
 /// Options for serving a pipe. [`os`](crate::os) adds options specific to one system.
@@ -260,9 +260,10 @@ impl PipeListener {
         self.max_message_size
     }
 
-    /// The log limit of the listener and its connections.
-    pub(crate) fn log_limit(&self) -> &Arc<LogLimit> {
-        self.instances.log_limit()
+    /// A handle to its live figures.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.instances.stats().clone()
     }
 }
 
@@ -278,5 +279,7 @@ impl fmt::Debug for PipeListener {
 impl Drop for PipeListener {
     fn drop(&mut self) {
         self.instances.close();
+        // The figures, and the limit with them, may outlive the listener.
+        self.instances.stats().log_limit().flush();
     }
 }

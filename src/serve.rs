@@ -4,7 +4,7 @@ use std::{
     fmt,
     future::{Future, IntoFuture, Pending, pending},
     marker::PhantomData,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::Duration,
 };
 
@@ -12,11 +12,10 @@ use self::{
     admission::{Authorize, UserLimit, Users},
     budget::Budget,
     conversation::{Conversation, OnConnect, Options, Server},
-    replies::Counters,
 };
 use crate::{
     defaults, error::BoxError, handler::Handler, identity::AnySession, listener::PipeListener,
-    peer::Peer, session::ConnectionInfo,
+    peer::Peer, session::ConnectionInfo, stats::Stats,
 };
 
 pub use self::{
@@ -96,6 +95,12 @@ pub struct Serve<H, T, S = Pending<()>> {
 }
 
 impl<H, T, S> Serve<H, T, S> {
+    /// A handle to the live figures of the server. Its [`Summary`] has the last ones.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.listener.stats()
+    }
+
     /// Shuts down when `signal` is ready: stops accepting, gives up the name, lets requests in progress
     /// finish and their replies be sent, and ends what is left after the drain timeout.
     ///
@@ -345,12 +350,10 @@ where
             on_connect: self.on_connect,
             users: Arc::new(Users::new(self.options.max_connections_per_user)),
             budget: Arc::new(Budget::new(self.options.max_buffered_bytes)),
-            counters: Counters::default(),
-            log: Arc::clone(self.listener.log_limit()),
+            stats: self.listener.stats(),
         });
-        let shared = Arc::clone(&server);
         let serving = serve_connections(self.listener, move |connection, shutdown| {
-            let server = Arc::clone(&shared);
+            let server = Arc::clone(&server);
             async move {
                 let mut conversation = Conversation::<H, T>::new(connection, shutdown, server);
                 conversation.run().await;
@@ -361,11 +364,10 @@ where
             .with_graceful_shutdown(self.signal)
             .run()
             .await;
-        let counters = &server.counters;
-        summary.refused = counters.refused.load(Ordering::Relaxed);
+        summary.refused = summary.stats.refused;
         summary.served -= summary.refused;
-        summary.requests = counters.requests.load(Ordering::Relaxed);
-        summary.replies = counters.replies.load(Ordering::Relaxed);
+        summary.requests = summary.stats.requests;
+        summary.replies = summary.stats.replies;
         summary
     }
 }

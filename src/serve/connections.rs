@@ -26,8 +26,8 @@ use crate::{
     defaults,
     error::{BoxError, Chain},
     listener::PipeListener,
-    log_limit::LogLimit,
     reason::Reason,
+    stats::{Stats, StatsSnapshot},
 };
 
 /// The pause after the first failed accept, doubled after each further one.
@@ -121,9 +121,18 @@ pub struct Summary {
     pub requests: u64,
     /// Replies sent by [`serve`](crate::serve); 0 for [`serve_connections`].
     pub replies: u64,
+    /// All figures at the end: see [`Stats`].
+    pub stats: StatsSnapshot,
 }
 
 impl<F, S> ServeConnections<F, S> {
+    /// A handle to the live figures of the server. Those of requests, replies and handlers are 0, since the
+    /// code of connections is not known to have any.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.listener.stats()
+    }
+
     /// Shuts down when `signal` is ready: stops accepting, gives up the name, tells the connections' code
     /// through [`Shutdown`], and ends what is left after the drain timeout.
     ///
@@ -225,8 +234,8 @@ where
         let mut summary = Summary::default();
         let mut pause = FIRST_ACCEPT_PAUSE;
         let mut signal = pin!(signal);
-        let log = Arc::clone(listener.log_limit());
-        let mut logging = pin!(log.run());
+        let stats = listener.stats();
+        let mut logging = pin!(stats.log_limit().run());
 
         loop {
             let accepted = tokio::select! {
@@ -242,7 +251,7 @@ where
             let mut connection = match accepted {
                 Ok(connection) => connection,
                 Err(error) => {
-                    log_accept(&log, &error, pause);
+                    log_accept(&stats, &error, pause);
                     tokio::select! {
                         () = &mut signal => break,
                         () = sleep(pause) => {}
@@ -265,7 +274,7 @@ where
                 Arc::clone(&code),
                 connection,
                 shutdown.clone(),
-                Arc::clone(&log),
+                stats.clone(),
             );
             tasks.spawn(running.instrument(span));
         }
@@ -296,24 +305,21 @@ where
                 Err(_) => summary.cut_off += 1,
             }
         }
-        log.flush();
+        stats.log_limit().flush();
+        summary.stats = stats.snapshot();
         summary
     }
 }
 
-async fn run_one<F, Running>(
-    code: Arc<F>,
-    connection: Connection,
-    shutdown: Shutdown,
-    log: Arc<LogLimit>,
-) where
+async fn run_one<F, Running>(code: Arc<F>, connection: Connection, shutdown: Shutdown, stats: Stats)
+where
     F: Fn(Connection, Shutdown) -> Running,
     Running: Future<Output: ConnectionResult>,
 {
     let id = connection.id();
     let panicked = |panic: String| {
         let error = format_args!("the connection's code panicked: {panic}");
-        log_code(&log, id, Reason::Panic, error);
+        log_code(&stats, id, Reason::Panic, error);
     };
     // Straight into its place: a future kept in a variable would be held twice.
     let mut running = pin!(match call_caught(|| code(connection, shutdown)) {
@@ -325,18 +331,18 @@ async fn run_one<F, Running>(
             if let Err(error) = result.into_result() {
                 let error = Chain(&*error);
                 let error = format_args!("the connection's code failed: {error}");
-                log_code(&log, id, Reason::Code, error);
+                log_code(&stats, id, Reason::Code, error);
             }
         }
         Err(panic) => panicked(panic),
     }
 }
 
-fn log_accept(log: &LogLimit, error: &io::Error, pause: Duration) {
+fn log_accept(stats: &Stats, error: &io::Error, pause: Duration) {
     let reason = Reason::Accept;
-    if let Some(pass) = log.pass(reason) {
+    if let Some(pass) = stats.count_error(reason) {
         warn!(
-            pipe.name = %log.pipe(),
+            pipe.name = %stats.log_limit().pipe(),
             reason = reason.as_str(),
             suppressed = pass.suppressed,
             error = %Chain(error),
@@ -346,8 +352,10 @@ fn log_accept(log: &LogLimit, error: &io::Error, pause: Duration) {
     }
 }
 
-fn log_code(log: &LogLimit, connection: u64, reason: Reason, error: fmt::Arguments<'_>) {
-    let Some(pass) = log.pass(reason) else { return };
+fn log_code(stats: &Stats, connection: u64, reason: Reason, error: fmt::Arguments<'_>) {
+    let Some(pass) = stats.count_error(reason) else {
+        return;
+    };
     let (reason, suppressed) = (reason.as_str(), pass.suppressed);
     error!(connection.id = connection, reason, suppressed, %error, "closing the connection");
 }

@@ -4,7 +4,7 @@ use std::{
     future::{Future, poll_fn},
     marker::PhantomData,
     pin::{Pin, pin},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     task::Poll,
     time::Duration,
 };
@@ -18,7 +18,7 @@ use super::{
     budget::{Budget, Share},
     failure::Failure,
     panics::poll_caught,
-    replies::{Counters, Replies},
+    replies::Replies,
     requests::Requests,
     shutdown::Shutdown,
     timeout::within,
@@ -29,10 +29,10 @@ use crate::{
     handler::Handler,
     identity::{AnySession, Identity},
     into_reply::Reply,
-    log_limit::LogLimit,
     peer::Peer,
     request::Request,
     session::ConnectionInfo,
+    stats::Stats,
 };
 
 /// One client being served.
@@ -61,8 +61,7 @@ pub(super) struct Server<H> {
     pub(super) on_connect: Option<OnConnect>,
     pub(super) users: Arc<Users>,
     pub(super) budget: Arc<Budget>,
-    pub(super) counters: Counters,
-    pub(super) log: Arc<LogLimit>,
+    pub(super) stats: Stats,
 }
 
 impl<H> Server<H> {
@@ -101,7 +100,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
                 server.options.idle_timeout,
                 Share::new(&server.budget),
             ),
-            replies: Replies::new(sender, server.options.write_timeout),
+            replies: Replies::new(sender, server.options.write_timeout, server.stats.clone()),
             requested: 0,
             is_identified: !server.identifies(),
             is_connected: false,
@@ -124,7 +123,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         match ended {
             Ok(()) => debug!(requests, replies, "client served"),
             Err(failure) if failure.is_refusal() => self.refuse(&failure),
-            Err(failure) => failure.log(&self.server.log, self.identity.id, requests, replies),
+            Err(failure) => failure.log(&self.server.stats, self.identity.id, requests, replies),
         }
     }
 
@@ -176,9 +175,8 @@ impl<H: Handler<T>, T> Conversation<H, T> {
 
     /// Counts and logs a client that is not served.
     fn refuse(&self, refused: &Failure) {
-        self.server.counters.refused.fetch_add(1, Ordering::Relaxed);
         let reason = refused.reason();
-        let Some(pass) = self.server.log.pass(reason) else {
+        let Some(pass) = self.server.stats.count_error(reason) else {
             return;
         };
         let (id, word, suppressed) = (self.identity.id, reason.as_str(), pass.suppressed);
@@ -232,6 +230,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
                 self.admit(true).await?;
             }
             self.requested += 1;
+            self.server.stats.count_request(message.len());
             self.replies.flush_late().await?;
             let reply = self.answer(message).await?;
             if let Some(message) = reply.into_message() {
@@ -278,19 +277,13 @@ impl<H: Handler<T>, T> Conversation<H, T> {
             Ok(answered) => answered,
             Err(time) => Err(Failure::HandlerTimeout(time)),
         };
+        let time = began.elapsed();
+        self.server.stats.count_handled(time);
         if !span.is_disabled() {
-            span.record("request.latency_us", began.elapsed().as_micros() as u64);
+            span.record("request.latency_us", time.as_micros() as u64);
             let reply = answered.as_ref().ok().and_then(Reply::message);
             span.record("reply.bytes", reply.map(Bytes::len));
         }
         answered
-    }
-}
-
-impl<H, T> Drop for Conversation<H, T> {
-    /// Counted on drop, so that a conversation that is cut off counts as well.
-    fn drop(&mut self) {
-        let counters = &self.server.counters;
-        counters.add(self.requested, self.replies.sent());
     }
 }

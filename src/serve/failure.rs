@@ -7,8 +7,8 @@ use tracing::{debug, error, warn};
 use crate::{
     error::{BoxError, Chain, RecvError, SendError},
     from_request::Rejection,
-    log_limit::LogLimit,
     reason::Reason,
+    stats::Stats,
 };
 
 /// Why a client is no longer served, other than by its own wish.
@@ -96,16 +96,17 @@ impl Failure {
         }
     }
 
-    /// Logs which connection is closed and why: what the handler did wrong as an error, what the client or a
-    /// limit did as a warning.
-    pub(super) fn log(&self, limit: &LogLimit, connection: u64, requests: u64, replies: u64) {
+    /// Counts it, and logs which connection is closed and why: what the handler did wrong as an error, what
+    /// the client or a limit did as a warning.
+    pub(super) fn log(&self, stats: &Stats, connection: u64, requests: u64, replies: u64) {
         let reason = self.reason();
         let (word, error) = (reason.as_str(), Chain(self));
         if reason == Reason::Disconnected {
+            stats.count_silent_error(reason);
             debug!(connection.id = connection, reason = word, %error, requests, replies, "closing the connection");
             return;
         }
-        let Some(pass) = limit.pass(reason) else {
+        let Some(pass) = stats.count_error(reason) else {
             return;
         };
         let suppressed = pass.suppressed;

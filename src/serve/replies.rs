@@ -3,8 +3,7 @@
 use std::{
     future::poll_fn,
     mem,
-    sync::atomic::{AtomicU64, Ordering},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -13,7 +12,7 @@ use tokio::time::Instant;
 use tracing::trace;
 
 use super::{failure::Failure, timeout::within};
-use crate::{connection::SendHalf, error::SendError};
+use crate::{connection::SendHalf, error::SendError, stats::Stats};
 
 /// How long a reply may wait for the next one, to be sent with it: about as long as a task may run without
 /// a pause that lets others have their turn. Only a handler that breaks this rule makes it wait longer.
@@ -35,10 +34,11 @@ pub(super) struct Replies {
     /// When the first of them was seen to wait.
     waiting_since: Option<Instant>,
     sent: u64,
+    stats: Stats,
 }
 
 impl Replies {
-    pub(super) fn new(sender: SendHalf, write_timeout: Option<Duration>) -> Self {
+    pub(super) fn new(sender: SendHalf, write_timeout: Option<Duration>, stats: Stats) -> Self {
         Self {
             sender,
             write_timeout,
@@ -46,6 +46,7 @@ impl Replies {
             unsent_bytes: 0,
             waiting_since: None,
             sent: 0,
+            stats,
         }
     }
 
@@ -91,40 +92,28 @@ impl Replies {
         Ok(())
     }
 
-    /// Ready when none waits. Counts nothing: `flush` does.
+    /// Ready when none waits.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        if self.unsent == 0 {
-            return Poll::Ready(Ok(()));
+        if self.unsent > 0 {
+            ready!(self.sender.poll_flush(cx)).map_err(Failure::Send)?;
+            let (replies, bytes) = (
+                mem::take(&mut self.unsent),
+                mem::take(&mut self.unsent_bytes),
+            );
+            self.sent += replies;
+            self.stats.count_replies(replies, bytes as u64);
+            self.waiting_since = None;
         }
-        self.sender.poll_flush(cx).map_err(Failure::Send)
+        Poll::Ready(Ok(()))
     }
 
     /// Sends those that were begun.
     pub(super) async fn flush(&mut self) -> Result<(), Failure> {
-        let sender = &mut self.sender;
-        let flushed = poll_fn(|cx| sender.poll_flush(cx));
-        match within(self.write_timeout, flushed).await {
-            Ok(sent) => sent.map_err(Failure::Send)?,
-            Err(time) => return Err(Failure::WriteTimeout(time)),
+        let write_timeout = self.write_timeout;
+        let flushed = poll_fn(|cx| self.poll_flush(cx));
+        match within(write_timeout, flushed).await {
+            Ok(flushed) => flushed,
+            Err(time) => Err(Failure::WriteTimeout(time)),
         }
-        self.sent += mem::take(&mut self.unsent);
-        self.unsent_bytes = 0;
-        self.waiting_since = None;
-        Ok(())
-    }
-}
-
-/// What all conversations of a server have done.
-#[derive(Debug, Default)]
-pub(super) struct Counters {
-    pub(super) requests: AtomicU64,
-    pub(super) replies: AtomicU64,
-    pub(super) refused: AtomicU64,
-}
-
-impl Counters {
-    pub(super) fn add(&self, requests: u64, replies: u64) {
-        self.requests.fetch_add(requests, Ordering::Relaxed);
-        self.replies.fetch_add(replies, Ordering::Relaxed);
     }
 }

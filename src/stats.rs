@@ -1,0 +1,242 @@
+//! What a server has done so far, in figures.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use self::histogram::Histogram;
+use crate::{
+    log_limit::{LogLimit, Pass},
+    name::PipeName,
+    reason::Reason,
+};
+
+mod histogram;
+
+/// A handle to the live figures of a listener and the server that runs on it, from
+/// [`PipeListener::stats`](crate::PipeListener::stats), [`Serve::stats`](crate::Serve::stats) or
+/// [`ServeConnections::stats`](crate::ServeConnections::stats).
+///
+/// A clone is cheap and refers to the same figures. The handle stays valid after the server has ended, and
+/// keeps neither the pipe nor a connection.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use pipe_server::{Bytes, Client, PipeListener, Reason, serve};
+///
+/// let name = format!("stats-example-{}", std::process::id());
+/// let listener = PipeListener::bind(&name)?;
+/// let serving = serve(listener, |request: Bytes| async move { request });
+/// let stats = serving.stats();
+/// tokio::spawn(serving.into_future());
+///
+/// Client::connect(&name).await?.call("hello").await?;
+/// let now = stats.snapshot();
+/// assert_eq!((now.accepted, now.requests, now.bytes_received), (1, 1, 5));
+/// assert_eq!(now.errors.get(Reason::Handler), 0);
+/// # Ok(()) }
+/// # use std::future::IntoFuture;
+/// ```
+#[derive(Clone)]
+pub struct Stats {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    log: LogLimit,
+    connected: AtomicUsize,
+    waiting: AtomicUsize,
+    accepted: AtomicU64,
+    requests: AtomicU64,
+    bytes_received: AtomicU64,
+    replies: AtomicU64,
+    bytes_sent: AtomicU64,
+    /// By [`Reason::index`].
+    errors: [AtomicU64; Reason::ALL.len()],
+    handler_times: Histogram,
+}
+
+/// The figures of a server at one moment, from [`Stats::snapshot`] or a [`Summary`](crate::Summary).
+///
+/// They are read one after the other while the server runs, so they need not belong to the same moment
+/// exactly: a request may be counted before its bytes are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StatsSnapshot {
+    /// Connections accepted so far.
+    pub accepted: u64,
+    /// Connections that were refused: those of the reasons [`Refused`](Reason::Refused),
+    /// [`NotAuthorized`](Reason::NotAuthorized), [`TooManyConnections`](Reason::TooManyConnections) and
+    /// [`ConnectTimeout`](Reason::ConnectTimeout).
+    pub refused: u64,
+    /// Connections that are open now.
+    pub connected: usize,
+    /// Instances that wait for a client now. 0 at `max_instances`, where further clients find the pipe busy.
+    /// On Linux 1 at most, since the kernel queues clients.
+    pub waiting: usize,
+    /// Requests received by [`serve`](crate::serve).
+    pub requests: u64,
+    /// Replies sent by [`serve`](crate::serve).
+    pub replies: u64,
+    /// The bytes of the requests.
+    pub bytes_received: u64,
+    /// The bytes of the replies.
+    pub bytes_sent: u64,
+    /// What went wrong, and how often. [`Queue`](Reason::Queue) and [`Close`](Reason::Close) are only logged.
+    pub errors: Errors,
+    /// Connections closed by a timeout: those of the four reasons whose words end in `_timeout`.
+    pub timeouts: u64,
+    /// Panics of handlers and of connections' code.
+    pub panics: u64,
+    /// The longest time that the handler took for a request. A handler that was cancelled counts as well,
+    /// with the time it ran until then, but not one that still runs or that the end of the server cut off.
+    pub handler_time_longest: Duration,
+    /// 99 % of the requests were handled within this time. Rounded up by less than an eighth.
+    pub handler_time_p99: Duration,
+}
+
+/// How often what went wrong, by [`Reason`].
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct Errors([u64; Reason::ALL.len()]);
+
+impl Stats {
+    pub(crate) fn new(pipe: PipeName) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                log: LogLimit::new(pipe),
+                connected: AtomicUsize::new(0),
+                waiting: AtomicUsize::new(0),
+                accepted: AtomicU64::new(0),
+                requests: AtomicU64::new(0),
+                bytes_received: AtomicU64::new(0),
+                replies: AtomicU64::new(0),
+                bytes_sent: AtomicU64::new(0),
+                errors: [const { AtomicU64::new(0) }; Reason::ALL.len()],
+                handler_times: Histogram::new(),
+            }),
+        }
+    }
+
+    /// The figures as they are now.
+    #[must_use]
+    pub fn snapshot(&self) -> StatsSnapshot {
+        let shared = &*self.shared;
+        let errors = Errors(std::array::from_fn(|index| {
+            shared.errors[index].load(Relaxed)
+        }));
+        let sum = |reasons: &[Reason]| reasons.iter().map(|&reason| errors.get(reason)).sum();
+        StatsSnapshot {
+            accepted: shared.accepted.load(Relaxed),
+            refused: sum(&[
+                Reason::Refused,
+                Reason::NotAuthorized,
+                Reason::TooManyConnections,
+                Reason::ConnectTimeout,
+            ]),
+            connected: shared.connected.load(Relaxed),
+            waiting: shared.waiting.load(Relaxed),
+            requests: shared.requests.load(Relaxed),
+            replies: shared.replies.load(Relaxed),
+            bytes_received: shared.bytes_received.load(Relaxed),
+            bytes_sent: shared.bytes_sent.load(Relaxed),
+            errors,
+            timeouts: sum(&[
+                Reason::ConnectTimeout,
+                Reason::HandlerTimeout,
+                Reason::IdleTimeout,
+                Reason::WriteTimeout,
+            ]),
+            panics: errors.get(Reason::Panic),
+            handler_time_longest: shared.handler_times.longest(),
+            handler_time_p99: shared.handler_times.percentile(99),
+        }
+    }
+
+    /// The limit of what is logged.
+    pub(crate) fn log_limit(&self) -> &LogLimit {
+        &self.shared.log
+    }
+
+    pub(crate) fn set_instances(&self, connected: usize, waiting: usize) {
+        self.shared.connected.store(connected, Relaxed);
+        self.shared.waiting.store(waiting, Relaxed);
+    }
+
+    pub(crate) fn count_accepted(&self) {
+        self.shared.accepted.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn count_request(&self, bytes: usize) {
+        let shared = &*self.shared;
+        shared.requests.fetch_add(1, Relaxed);
+        shared.bytes_received.fetch_add(bytes as u64, Relaxed);
+    }
+
+    pub(crate) fn count_replies(&self, replies: u64, bytes: u64) {
+        let shared = &*self.shared;
+        shared.replies.fetch_add(replies, Relaxed);
+        shared.bytes_sent.fetch_add(bytes, Relaxed);
+    }
+
+    pub(crate) fn count_handled(&self, time: Duration) {
+        self.shared.handler_times.record(time);
+    }
+
+    /// Counts what went wrong, and says whether it may be logged.
+    pub(crate) fn count_error(&self, reason: Reason) -> Option<Pass> {
+        self.count_silent_error(reason);
+        self.shared.log.pass(reason)
+    }
+
+    /// Counts what went wrong and is no warning.
+    pub(crate) fn count_silent_error(&self, reason: Reason) {
+        self.shared.errors[reason.index()].fetch_add(1, Relaxed);
+    }
+}
+
+impl fmt::Debug for Stats {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_tuple("Stats")
+            .field(&self.snapshot())
+            .finish()
+    }
+}
+
+impl Errors {
+    /// How often this happened.
+    #[must_use]
+    pub fn get(&self, reason: Reason) -> u64 {
+        self.0[reason.index()]
+    }
+
+    /// What happened at least once, and how often.
+    pub fn iter(&self) -> impl Iterator<Item = (Reason, u64)> + '_ {
+        let all = Reason::ALL.into_iter().zip(self.0);
+        all.filter(|&(_, count)| count > 0)
+    }
+}
+
+impl fmt::Debug for Errors {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_map().entries(self.iter()).finish()
+    }
+}
+
+/// As in `handler=2 idle_timeout=1`; empty when nothing happened.
+impl fmt::Display for Errors {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (reason, count)) in self.iter().enumerate() {
+            let space = if index == 0 { "" } else { " " };
+            write!(formatter, "{space}{reason}={count}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,114 @@
+//! How long handlers take: a histogram of fixed size that threads write to without a lock.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+/// How many buckets a power of two is divided into: the numbers in one bucket differ by less than an eighth.
+const DIVISIONS: usize = 1 << DIVISION_BITS;
+const DIVISION_BITS: usize = 3;
+
+/// For all nanoseconds of a `u64`: about 4 KB.
+const BUCKETS: usize = (64 - DIVISION_BITS + 1) * DIVISIONS;
+
+/// Times in nanoseconds.
+pub(super) struct Histogram {
+    buckets: [AtomicU64; BUCKETS],
+    longest: AtomicU64,
+}
+
+impl Histogram {
+    pub(super) fn new() -> Self {
+        Self {
+            buckets: [const { AtomicU64::new(0) }; BUCKETS],
+            longest: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn record(&self, time: Duration) {
+        let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.buckets[bucket_of(nanoseconds)].fetch_add(1, Relaxed);
+        // Usually a load is enough, which leaves the cache line with the other cores.
+        if nanoseconds > self.longest.load(Relaxed) {
+            self.longest.fetch_max(nanoseconds, Relaxed);
+        }
+    }
+
+    pub(super) fn longest(&self) -> Duration {
+        Duration::from_nanos(self.longest.load(Relaxed))
+    }
+
+    /// The upper end of the percentile's bucket, or the longest time if that is less. 0 without times.
+    pub(super) fn percentile(&self, percent: u64) -> Duration {
+        let counts = self.buckets.each_ref().map(|bucket| bucket.load(Relaxed));
+        let total: u64 = counts.iter().sum();
+        let rank = (u128::from(total) * u128::from(percent)).div_ceil(100);
+        let mut seen = 0;
+        for (bucket, count) in counts.into_iter().enumerate() {
+            seen += u128::from(count);
+            if count > 0 && seen >= rank {
+                return Duration::from_nanos(last_of(bucket)).min(self.longest());
+            }
+        }
+        Duration::ZERO
+    }
+}
+
+/// The bucket of a number: its first four binary digits, and how many follow.
+fn bucket_of(number: u64) -> usize {
+    let Some(exponent) = number.checked_ilog2() else {
+        return 0;
+    };
+    let shift = (exponent as usize).saturating_sub(DIVISION_BITS);
+    shift * DIVISIONS + (number >> shift) as usize
+}
+
+/// The largest number in a bucket.
+fn last_of(bucket: usize) -> u64 {
+    let shift = (bucket / DIVISIONS).saturating_sub(1);
+    let digits = (bucket - shift * DIVISIONS) as u64;
+    (digits << shift) | ((1 << shift) - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_follow_each_other_without_a_gap() {
+        assert_eq!(bucket_of(0), 0);
+        for bucket in 0..BUCKETS {
+            let last = last_of(bucket);
+            assert_eq!(bucket_of(last), bucket);
+            match last.checked_add(1) {
+                Some(next) => assert_eq!(bucket_of(next), bucket + 1),
+                None => assert_eq!(bucket, BUCKETS - 1),
+            }
+        }
+    }
+
+    #[test]
+    fn a_percentile_is_rounded_up_by_less_than_an_eighth() {
+        for number in [1, 7, 8, 9, 1000, 12_345, 1 << 40, u64::MAX / 9] {
+            let histogram = Histogram::new();
+            for _ in 0..99 {
+                histogram.record(Duration::from_nanos(number));
+            }
+            histogram.record(Duration::from_nanos(u64::MAX));
+            let p99 = histogram.percentile(99).as_nanos() as u64;
+            assert!(
+                number <= p99 && p99 - number < number.div_ceil(8),
+                "{number}: {p99}"
+            );
+            assert_eq!(histogram.longest(), Duration::from_nanos(u64::MAX));
+        }
+    }
+
+    #[test]
+    fn without_times_everything_is_zero() {
+        let histogram = Histogram::new();
+        assert_eq!(histogram.percentile(99), Duration::ZERO);
+        assert_eq!(histogram.longest(), Duration::ZERO);
+    }
+}
