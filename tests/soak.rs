@@ -36,7 +36,7 @@ use tokio::{
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
-/// The server's `max_message_size`: many times the pipe's buffer where the system allows it.
+/// The server's `max_message_size`: a multiple of the pipe's buffer where the system allows it.
 const LONGEST: usize = if cfg!(windows) { 1 << 20 } else { 200_000 };
 
 /// Fewer than the clients, so that some always wait.
@@ -49,7 +49,7 @@ const CLIENTS_OF_A_PROCESS: usize = 4;
 /// the one that the census connects to.
 const INSTANCES_AT_REST: usize = if cfg!(windows) { 3 } else { 1 };
 
-/// How long clients connect and close before each census.
+/// How long clients run before each census.
 const ROUND: Duration = Duration::from_secs(60);
 
 /// How long a client may not send, or not read. Many times what a well-behaved one takes on a busy machine.
@@ -187,7 +187,10 @@ async fn at_rest(address: &str) -> Census {
                 return *census;
             }
         }
-        assert!(begun.elapsed() < DEADLINE, "still changing: {census:?}");
+        assert!(
+            begun.elapsed() < DEADLINE,
+            "the census does not settle: {census:?}"
+        );
         last = census.ok();
         sleep(QUIET).await;
     }

@@ -80,7 +80,7 @@ fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// Asserts that `bind` was denied for this reason.
+/// Asserts that `bind` was denied, and why.
 fn assert_denied(refused: Result<PipeListener, BindError>, reason: &str) {
     let error = refused.unwrap_err();
     let BindError::Denied { source, .. } = &error else {
