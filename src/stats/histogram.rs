@@ -34,18 +34,39 @@ impl Histogram {
             self.longest.fetch_max(nanoseconds, Relaxed);
         }
     }
+}
+
+/// What several histograms hold together.
+pub(super) struct Times {
+    counts: [u64; BUCKETS],
+    longest: u64,
+}
+
+impl Times {
+    pub(super) fn of<'a>(histograms: impl Iterator<Item = &'a Histogram>) -> Self {
+        let mut times = Self {
+            counts: [0; BUCKETS],
+            longest: 0,
+        };
+        for histogram in histograms {
+            times.longest = times.longest.max(histogram.longest.load(Relaxed));
+            for (count, bucket) in times.counts.iter_mut().zip(&histogram.buckets) {
+                *count += bucket.load(Relaxed);
+            }
+        }
+        times
+    }
 
     pub(super) fn longest(&self) -> Duration {
-        Duration::from_nanos(self.longest.load(Relaxed))
+        Duration::from_nanos(self.longest)
     }
 
     /// The upper end of the percentile's bucket, or the longest time if that is less. 0 without times.
     pub(super) fn percentile(&self, percent: u64) -> Duration {
-        let counts = self.buckets.each_ref().map(|bucket| bucket.load(Relaxed));
-        let total: u64 = counts.iter().sum();
+        let total: u64 = self.counts.iter().sum();
         let rank = (u128::from(total) * u128::from(percent)).div_ceil(100);
         let mut seen = 0;
-        for (bucket, count) in counts.into_iter().enumerate() {
+        for (bucket, &count) in self.counts.iter().enumerate() {
             seen += u128::from(count);
             if count > 0 && seen >= rank {
                 return Duration::from_nanos(last_of(bucket)).min(self.longest());
@@ -96,19 +117,20 @@ mod tests {
                 histogram.record(Duration::from_nanos(number));
             }
             histogram.record(Duration::from_nanos(u64::MAX));
-            let p99 = histogram.percentile(99).as_nanos() as u64;
+            let times = Times::of([&histogram, &Histogram::new()].into_iter());
+            let p99 = times.percentile(99).as_nanos() as u64;
             assert!(
                 number <= p99 && p99 - number < number.div_ceil(8),
                 "{number}: {p99}"
             );
-            assert_eq!(histogram.longest(), Duration::from_nanos(u64::MAX));
+            assert_eq!(times.longest(), Duration::from_nanos(u64::MAX));
         }
     }
 
     #[test]
     fn without_times_everything_is_zero() {
-        let histogram = Histogram::new();
-        assert_eq!(histogram.percentile(99), Duration::ZERO);
-        assert_eq!(histogram.longest(), Duration::ZERO);
+        let times = Times::of([].into_iter());
+        assert_eq!(times.percentile(99), Duration::ZERO);
+        assert_eq!(times.longest(), Duration::ZERO);
     }
 }
