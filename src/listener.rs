@@ -178,6 +178,15 @@ impl ListenerOptions {
         Ok(())
     }
 
+    /// Whether other users than this one and the system's can connect.
+    fn admits_others(&self) -> bool {
+        #[cfg(target_os = "linux")]
+        if self.socket_group.is_some() {
+            return true;
+        }
+        self.access != Access::CurrentUser
+    }
+
     pub(crate) fn listen(
         &self,
         name: PipeName,
@@ -193,6 +202,7 @@ impl ListenerOptions {
             path,
             instances,
             max_message_size,
+            admits_others: self.admits_others(),
             last_id: 0,
         })
     }
@@ -208,6 +218,7 @@ pub struct PipeListener {
     path: PathBuf,
     instances: Arc<Instances>,
     max_message_size: usize,
+    admits_others: bool,
     last_id: u64,
 }
 
@@ -258,6 +269,11 @@ impl PipeListener {
     #[must_use]
     pub fn max_message_size(&self) -> usize {
         self.max_message_size
+    }
+
+    /// Whether other users than this one and the system's can connect.
+    pub(crate) fn admits_others(&self) -> bool {
+        self.admits_others
     }
 
     /// A handle to its live figures.

@@ -348,7 +348,10 @@ where
             options: self.options,
             authorize: self.authorize,
             on_connect: self.on_connect,
-            users: Arc::new(Users::new(self.options.max_connections_per_user)),
+            users: Arc::new(Users::new(
+                self.options.max_connections_per_user,
+                self.listener.admits_others(),
+            )),
             budget: Arc::new(Budget::new(self.options.max_buffered_bytes)),
             stats: self.listener.stats(),
         });

@@ -83,7 +83,13 @@ pub(super) struct Users {
 }
 
 impl Users {
-    pub(super) fn new(limit: UserLimit) -> Self {
+    /// Where no others can connect, they need not be looked for: asking who a client is takes several calls
+    /// on Windows.
+    pub(super) fn new(limit: UserLimit, admits_others: bool) -> Self {
+        let limit = match limit {
+            UserLimit::Others(_) if !admits_others => UserLimit::Nobody,
+            limit => limit,
+        };
         let connections = Mutex::default();
         Self { limit, connections }
     }
@@ -168,8 +174,15 @@ mod tests {
     }
 
     #[test]
+    fn a_default_is_of_no_use_where_no_others_can_connect() {
+        assert!(Users::new(UserLimit::default(), true).is_bounded());
+        assert!(!Users::new(UserLimit::default(), false).is_bounded());
+        assert!(Users::new(UserLimit::Everybody(9), false).is_bounded());
+    }
+
+    #[test]
     fn users_are_counted_apart_and_those_without_a_name_together() {
-        let users = Arc::new(Users::new(UserLimit::Everybody(2)));
+        let users = Arc::new(Users::new(UserLimit::Everybody(2), false));
         let [one, _, other] = self::users();
         let first = users.enter(Some(&one)).unwrap();
         let _second = users.enter(Some(&one)).unwrap();
