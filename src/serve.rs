@@ -43,8 +43,8 @@ mod timeout;
 /// an error.
 ///
 /// Await the result. It ends only after [`Serve::with_graceful_shutdown`]; dropping it ends every
-/// connection at once. Where clients come and go by the thousand, spawn it: a task of its own accepts
-/// faster than the future that `block_on` or `#[tokio::main]` runs, which is on none of the workers.
+/// connection at once. With thousands of short connections, spawn it: a spawned task accepts faster than the
+/// future that `block_on` or `#[tokio::main]` runs, which does not run on a worker.
 ///
 /// # Examples
 ///
@@ -95,16 +95,16 @@ pub struct Serve<H, T, S = Pending<()>> {
 }
 
 impl<H, T, S> Serve<H, T, S> {
-    /// A handle to the live figures of the server. Its [`Summary`] has the last ones.
+    /// A handle to the server's live figures. Its [`Summary`] has the final ones.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.listener.stats()
     }
 
-    /// Shuts down when `signal` is ready: stops accepting, gives up the name, lets requests in progress
-    /// finish and their replies be sent, and ends what is left after the drain timeout.
+    /// Shuts down when `signal` completes: stops accepting, releases the name, lets requests in flight finish and
+    /// sends their replies, and aborts the rest after the drain timeout.
     ///
-    /// Replies that were sent can still be read after the server is gone.
+    /// Sent replies can still be read after the server has shut down.
     pub fn with_graceful_shutdown<S2>(self, signal: S2) -> Serve<H, T, S2>
     where
         S2: Future<Output = ()> + Send + 'static,
@@ -131,77 +131,76 @@ impl<H, T, S> Serve<H, T, S> {
         }
     }
 
-    /// How long requests in progress may take once a shutdown has begun; `None` for any time. Default:
+    /// How long requests in flight may take once a shutdown has begun; `None` for no limit. Default:
     /// [`defaults::DRAIN_TIMEOUT`], 10 s.
     pub fn drain_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.drain_timeout = time.into();
         self
     }
 
-    /// How long a client may send no request before its connection is closed; `None`, the default, for
-    /// any time.
+    /// How long a client may send no request before its connection is closed; `None`, the default, for no
+    /// limit.
     pub fn idle_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.options.idle_timeout = time.into();
         self
     }
 
     /// How long the handler may take for one request, and `authorize` and `on_connect` for one client, before that
-    /// client's connection is closed; `None`, the default, for any time.
+    /// client's connection is closed; `None`, the default, for no limit.
     pub fn handler_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.options.handler_timeout = time.into();
         self
     }
 
-    /// How long a reply may wait for a client that does not read before its connection is closed; `None`
-    /// for any time. Default: [`defaults::WRITE_TIMEOUT`], 30 s.
+    /// How long a reply may wait for a client that does not read before its connection is closed; `None` for no
+    /// limit. Default: [`defaults::WRITE_TIMEOUT`], 30 s.
     pub fn write_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.options.write_timeout = time.into();
         self
     }
 
-    /// Whether the handler's future is dropped when its client is seen to be gone. Default: no, since a
-    /// client may send a request and leave without waiting for the reply.
+    /// Whether the handler's future is dropped when its client is found to have disconnected. Default: no, since
+    /// a client may send a request and disconnect without waiting for the reply.
     ///
-    /// To see it, up to 16 further requests, or 64 KiB of them, are read ahead while the handler runs. For a
+    /// To detect it, up to 16 further requests, or 64 KiB of them, are read ahead while the handler runs. For a
     /// client that has sent more, or has ended the conversation, and while the server holds
     /// [`max_buffered_bytes`](Self::max_buffered_bytes), the system is asked once a second. A client that
-    /// is gone is not served any further: requests of it that were not begun are dropped.
+    /// has disconnected is not served further: its requests that were not begun are dropped.
     pub fn cancel_on_disconnect(mut self, cancel: bool) -> Self {
         self.options.cancel_on_disconnect = cancel;
         self
     }
 
-    /// How many bytes the server may hold for all of its clients together, in requests that were received
-    /// and replies that were not sent; `None` for any number. Default: [`defaults::MAX_BUFFERED_BYTES`],
+    /// How many bytes the server may buffer for all of its clients together, in received requests and unsent
+    /// replies; `None` for no limit. Default: [`defaults::MAX_BUFFERED_BYTES`],
     /// 256 MiB.
     ///
-    /// At the limit, clients are read one after the other, in the order in which they have sent: a request
-    /// is answered, and its reply sent, before the next client is read. No client is refused or lost, and
-    /// the limit is exceeded by one message at most for each worker of the runtime. Clients that wait in
-    /// this way are not cut off by [`idle_timeout`](Self::idle_timeout); set
-    /// [`handler_timeout`](Self::handler_timeout) as well, which bounds how long they wait for a handler
-    /// that is stuck.
+    /// At the limit, clients are read one at a time, in the order in which they sent: a request is answered, and
+    /// its reply sent, before the next client is read. No client is refused or lost, and the limit is exceeded
+    /// by at most one message per worker of the runtime. Clients that wait for their turn are not subject to
+    /// [`idle_timeout`](Self::idle_timeout); set
+    /// [`handler_timeout`](Self::handler_timeout) as well, to limit how long they wait for a stuck handler.
     ///
-    /// What one client can make the server hold is bounded too: besides the request that is being
-    /// answered, 256 KiB of replies and one more, and with
-    /// [`cancel_on_disconnect`](Self::cancel_on_disconnect) 64 KiB of requests and one more. Not counted
-    /// are the engine's buffers, of which those on Linux can hold 16 messages of up to 64 KiB, differences
-    /// of less than 1 KiB for each client, and what a handler keeps for itself.
+    /// The bytes buffered for one client are limited too: the request being answered, 256 KiB of replies and one
+    /// more reply, and with [`cancel_on_disconnect`](Self::cancel_on_disconnect) 64 KiB of requests and one more
+    /// request. Not counted are the engine's buffers (on Linux, 16 messages of up to 64 KiB), differences of less
+    /// than 1 KiB per client, and what a handler keeps.
     pub fn max_buffered_bytes(mut self, bytes: impl Into<Option<usize>>) -> Self {
         self.options.max_buffered_bytes = bytes.into();
         self
     }
 
-    /// How many connections one user may have; further ones are refused. `None` for any number.
+    /// How many connections one user may have; further ones are refused. `None` for no limit.
     ///
-    /// By default the server's own user and the system (root; SYSTEM and Administrators) may have any
-    /// number, since they could stop the server anyway, and every other user
-    /// [`defaults::MAX_CONNECTIONS_PER_USER`], 256. A number that is set here is for everybody.
+    /// By default every user may have [`defaults::MAX_CONNECTIONS_PER_USER`], 256, except the server's own user
+    /// and the system (root; SYSTEM and Administrators), who have no limit because they could stop the server
+    /// anyway. This default applies only if [`access`](crate::ListenerOptions::access) lets other users connect. A
+    /// number set here applies to everyone.
     ///
-    /// Refused as by [`authorize`](Self::authorize), and before it. On Windows a client is counted once the
-    /// system tells who it is: one that does not say anything, and is not known by then, is bounded only by
+    /// Clients are refused as by [`authorize`](Self::authorize), and before it. On Windows a client is counted
+    /// once the system can identify it. One that never sends a message may stay unidentified, and is limited only by
     /// [`max_instances`](crate::ListenerOptions::max_instances) and
-    /// [`idle_timeout`](Self::idle_timeout). Clients whom the system never names are counted together.
+    /// [`idle_timeout`](Self::idle_timeout). Clients that the system can't identify are counted together.
     pub fn max_connections_per_user(mut self, connections: impl Into<Option<usize>>) -> Self {
         self.options.max_connections_per_user = match connections.into() {
             Some(limit) => UserLimit::Everybody(limit),
@@ -210,18 +209,18 @@ impl<H, T, S> Serve<H, T, S> {
         self
     }
 
-    /// Asks `authorize` for each client whether it is served: before the first request of that client
-    /// reaches the handler, and before [`on_connect`](Self::on_connect). It returns a `bool`, or a `Result`
+    /// Calls `authorize` for each client to decide whether to serve it: before its first request reaches the
+    /// handler, and before [`on_connect`](Self::on_connect). It returns a `bool`, or a `Result`
     /// whose error says why not, and may take up to the [`handler_timeout`](Self::handler_timeout).
     ///
-    /// A client that is refused is closed and counted ([`Summary::refused`]), and a warning says who it was
-    /// and why.
+    /// A refused client is disconnected and counted ([`Summary::refused`]), and a warning with its peer and the
+    /// error is logged.
     ///
-    /// On Linux a client is asked about when it connects. So it is on Windows if the system knows then who
-    /// it is; other clients, such as those that ask for dynamic tracking, are known once a message of theirs
-    /// has been received (*ImpersonateNamedPipeClient*). That message reaches the handler only if the
-    /// client is authorized, and `on_connect` runs after it. A client whom the system does not name even
-    /// then is refused.
+    /// On Linux this happens when the client connects. On Windows, too, if the system can identify the client by
+    /// then. Other clients, such as those that ask for dynamic tracking, are identified once their first
+    /// message has been received (*ImpersonateNamedPipeClient*). That message reaches the handler only if the
+    /// client is authorized, and `on_connect` runs after it. A client that can't be identified even then is
+    /// refused.
     ///
     /// # Examples
     ///
@@ -256,16 +255,16 @@ impl<H, T, S> Serve<H, T, S> {
         self
     }
 
-    /// Runs `connect` for each client before its first request is read. What it returns belongs to that
-    /// client: handlers take it as [`Session<V>`](crate::Session), and it is dropped when the client is
-    /// gone.
+    /// Runs `connect` for each client before its first request is read. The returned value belongs to that
+    /// client: handlers take it as [`Session<V>`](crate::Session), and it is dropped when the client
+    /// disconnects.
     ///
-    /// An error refuses the client: its connection is closed, and a warning says who it was and why. A
-    /// server that refuses clients without a session returns `Ok(())`.
+    /// An error refuses the client: its connection is closed, and a warning with its peer and the error is
+    /// logged. A server that only refuses clients, without a session, returns `Ok(())`.
     ///
-    /// On Windows some clients are known only once a message of theirs has been received, so
-    /// [`ConnectionInfo::peer`] may fail here. It does not if there is an [`authorize`](Self::authorize),
-    /// for which such clients wait.
+    /// On Windows some clients can be identified only once a message has been received from them, so
+    /// [`ConnectionInfo::peer`] may fail here. It does not if [`authorize`](Self::authorize) is set, since that
+    /// waits until they can.
     ///
     /// # Examples
     ///
@@ -292,7 +291,7 @@ impl<H, T, S> Serve<H, T, S> {
     /// assert_eq!(client.call("world").await?, "hello world");
     /// # Ok(()) }
     /// ```
-    // By value: a future can't borrow from the argument of the closure that makes it.
+    // By value: a future can't borrow from the argument of the closure that creates it.
     pub fn on_connect<C, Made, V, E>(mut self, connect: C) -> Self
     where
         C: Fn(ConnectionInfo) -> Made + Send + Sync + 'static,

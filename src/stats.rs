@@ -1,4 +1,4 @@
-//! What a server has done so far, in figures.
+//! A server's figures.
 
 use std::{
     fmt,
@@ -59,11 +59,11 @@ struct Shared {
     shards: [Shard; SHARDS],
 }
 
-/// As many as few servers have workers. More threads than this share some.
+/// Few servers have more workers than this. Further threads share shards.
 const SHARDS: usize = 8;
 
-/// What each request changes, for the threads that use this shard: with a cache line that all threads write
-/// to, a request would cost several percent more.
+/// The counters that each request changes, for the threads that use this shard. If all threads wrote to the
+/// same cache lines, a request would cost several percent more.
 #[repr(align(128))]
 struct Shard {
     requests: AtomicU64,
@@ -111,20 +111,20 @@ pub struct StatsSnapshot {
     pub bytes_received: u64,
     /// The bytes of the replies.
     pub bytes_sent: u64,
-    /// What went wrong, and how often. [`Queue`](Reason::Queue) and [`Close`](Reason::Close) are only logged.
+    /// Errors by reason. [`Queue`](Reason::Queue) and [`Close`](Reason::Close) are only logged.
     pub errors: Errors,
     /// Connections closed by a timeout: those of the four reasons whose words end in `_timeout`.
     pub timeouts: u64,
-    /// Panics of handlers and of connections' code.
+    /// Panics in handlers and in connections' code.
     pub panics: u64,
-    /// The longest time that the handler took for a request. A handler that was cancelled counts as well,
-    /// with the time it ran until then, but not one that still runs or that the end of the server cut off.
+    /// The longest time that the handler took for a request. A cancelled handler counts with the time until then;
+    /// one that is still running, or was aborted when the server ended, does not count.
     pub handler_time_longest: Duration,
-    /// 99 % of the requests were handled within this time. Rounded up by less than an eighth.
+    /// 99 % of the requests were handled within this time. Rounded up by less than one eighth.
     pub handler_time_p99: Duration,
 }
 
-/// How often what went wrong, by [`Reason`].
+/// Error counts by [`Reason`].
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct Errors([u64; Reason::ALL.len()]);
 
@@ -182,7 +182,7 @@ impl Stats {
         }
     }
 
-    /// The limit of what is logged.
+    /// The log limit.
     pub(crate) fn log_limit(&self) -> &LogLimit {
         &self.shared.log
     }
@@ -212,24 +212,24 @@ impl Stats {
         self.shard().handler_times.record(time);
     }
 
-    /// This thread's.
+    /// The current thread's shard.
     fn shard(&self) -> &Shard {
         static THREADS: AtomicUsize = AtomicUsize::new(0);
         thread_local! {
             static INDEX: usize = THREADS.fetch_add(1, Relaxed) % SHARDS;
         }
-        // A thread that is ending counts somewhere as well.
+        // The thread-local may already be destroyed.
         let index = INDEX.try_with(|&index| index).unwrap_or(0);
         &self.shared.shards[index]
     }
 
-    /// Counts what went wrong, and says whether it may be logged.
+    /// Counts an error, and returns whether it may be logged.
     pub(crate) fn count_error(&self, reason: Reason) -> Option<Pass> {
         self.count_silent_error(reason);
         self.shared.log.pass(reason)
     }
 
-    /// Counts what went wrong and is no warning.
+    /// Counts an error that is not logged as a warning.
     pub(crate) fn count_silent_error(&self, reason: Reason) {
         self.shared.errors[reason.index()].fetch_add(1, Relaxed);
     }
@@ -245,13 +245,13 @@ impl fmt::Debug for Stats {
 }
 
 impl Errors {
-    /// How often this happened.
+    /// The count for `reason`.
     #[must_use]
     pub fn get(&self, reason: Reason) -> u64 {
         self.0[reason.index()]
     }
 
-    /// What happened at least once, and how often.
+    /// The reasons that occurred, with their counts.
     pub fn iter(&self) -> impl Iterator<Item = (Reason, u64)> + '_ {
         let all = Reason::ALL.into_iter().zip(self.0);
         all.filter(|&(_, count)| count > 0)
@@ -264,7 +264,7 @@ impl fmt::Debug for Errors {
     }
 }
 
-/// As in `handler=2 idle_timeout=1`; empty when nothing happened.
+/// For example `handler=2 idle_timeout=1`; empty without errors.
 impl fmt::Display for Errors {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (reason, count)) in self.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Characters that would let a text pass for something else.
+//! Escaping of characters that could disguise text.
 
 use std::fmt::{self, Write};
 
@@ -15,8 +15,7 @@ pub enum Notation {
 /// Passes text on, with every control character escaped (C0, DEL, C1) and everything that breaks a line
 /// or changes the direction of text.
 ///
-/// Without it, what clients and commands say could forge lines of a log, clear the screen that shows
-/// them, or appear in another order than it has.
+/// Without it, text from clients and commands could forge log lines, clear the screen or appear reordered.
 pub struct Escaping<'a> {
     output: &'a mut dyn Write,
     notation: Notation,
@@ -52,7 +51,7 @@ impl Write for Escaping<'_> {
             self.output.write_str(&rest[..index])?;
             match self.notation {
                 Notation::Text => write!(self.output, "{}", character.escape_default())?,
-                // All of them are in the plane that takes one unit of UTF-16.
+                // All of them take one UTF-16 unit.
                 Notation::Json => write!(self.output, "\\u{:04x}", u32::from(character))?,
             }
             rest = &rest[index + character.len_utf8()..];
@@ -70,10 +69,10 @@ impl fmt::Debug for Escaping<'_> {
     }
 }
 
-/// `text` in one line.
+/// Returns `text` as a single line.
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
-    // A String takes everything.
+    // Writing to a String never fails.
     _ = Escaping::new(&mut escaped, Notation::Text).write_str(text);
     escaped
 }

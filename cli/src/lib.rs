@@ -1,6 +1,5 @@
-//! What the programs `pipe-server`, `pipe-client` and `pipe-bench` share, and what their tests and
-//! `comparison/` look into. The library for other programs is `pipe-server`; this one makes no promise
-//! of compatibility.
+//! Code shared by the programs `pipe-server`, `pipe-client` and `pipe-bench`, their tests and `comparison/`. The
+//! library for other programs is `pipe-server`; this one promises no compatibility.
 
 pub mod escape;
 pub mod exit;

@@ -96,7 +96,7 @@ impl Attack {
                                 break;
                             }
                         }
-                        drop(sender);
+                        _ = sender.finish().await;
                     };
                     let receiving = async { while let Ok(Some(_)) = receiver.recv().await {} };
                     _ = timeout(Duration::from_secs(2), async {

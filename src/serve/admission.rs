@@ -1,4 +1,4 @@
-//! Who is served: what the server's author decides, and how many connections a user may have.
+//! Admission: authorization, and the limit on connections per user.
 
 use std::{
     collections::HashMap,
@@ -15,8 +15,8 @@ use crate::{
     trust::Trust,
 };
 
-/// What [`Serve::authorize`](crate::Serve::authorize) takes for an answer: whether the client is served, or
-/// a `Result` whose error says why not.
+/// The answer of [`Serve::authorize`](crate::Serve::authorize): whether to serve the client, or a `Result` whose
+/// error says why not.
 pub trait AuthorizeResult {
     /// Converts it into a result.
     ///
@@ -45,11 +45,11 @@ impl<E: Into<BoxError>> AuthorizeResult for Result<(), E> {
 pub(super) type Authorize =
     Box<dyn Fn(Peer) -> Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>> + Send + Sync>;
 
-/// Whose connections are bounded, and to how many.
+/// Whose connections are limited, and to how many.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum UserLimit {
     Nobody,
-    /// All but this user and the system, who could stop the server anyway.
+    /// Everyone except this user and the system, who could stop the server anyway.
     Others(usize),
     Everybody(usize),
 }
@@ -61,7 +61,7 @@ impl Default for UserLimit {
 }
 
 impl UserLimit {
-    /// How many connections `user` may have. Somebody whom the system does not name may be anybody.
+    /// How many connections `user` may have. An unidentified user could be anyone.
     fn of(self, user: Option<&UserId>) -> Option<usize> {
         match self {
             Self::Nobody => None,
@@ -75,7 +75,7 @@ impl UserLimit {
     }
 }
 
-/// The connections of each user whose number is bounded.
+/// The number of connections of each limited user.
 #[derive(Debug)]
 pub(super) struct Users {
     limit: UserLimit,
@@ -83,8 +83,8 @@ pub(super) struct Users {
 }
 
 impl Users {
-    /// Where no others can connect, they need not be looked for: asking who a client is takes several calls
-    /// on Windows.
+    /// If no other user can connect, the default limit is dropped, because identifying a client takes
+    /// several system calls on Windows.
     pub(super) fn new(limit: UserLimit, admits_others: bool) -> Self {
         let limit = match limit {
             UserLimit::Others(_) if !admits_others => UserLimit::Nobody,
@@ -94,12 +94,12 @@ impl Users {
         Self { limit, connections }
     }
 
-    /// Whether anybody has to be counted.
+    /// Whether any connections have to be counted.
     pub(super) fn is_bounded(&self) -> bool {
         !matches!(self.limit, UserLimit::Nobody)
     }
 
-    /// Counts a connection of `user` until what it returns is dropped.
+    /// Counts a connection of `user` until the returned value is dropped.
     pub(super) fn enter(self: &Arc<Self>, user: Option<&UserId>) -> Result<Option<Place>, Failure> {
         let Some(limit) = self.limit.of(user) else {
             return Ok(None);
@@ -123,7 +123,7 @@ impl Users {
     }
 }
 
-/// A connection that is counted.
+/// A counted connection.
 #[derive(Debug)]
 pub(super) struct Place {
     users: Arc<Users>,
@@ -174,14 +174,14 @@ mod tests {
     }
 
     #[test]
-    fn a_default_is_of_no_use_where_no_others_can_connect() {
+    fn the_default_limit_is_dropped_where_no_others_can_connect() {
         assert!(Users::new(UserLimit::default(), true).is_bounded());
         assert!(!Users::new(UserLimit::default(), false).is_bounded());
         assert!(Users::new(UserLimit::Everybody(9), false).is_bounded());
     }
 
     #[test]
-    fn users_are_counted_apart_and_those_without_a_name_together() {
+    fn users_are_counted_separately_and_unidentified_ones_together() {
         let users = Arc::new(Users::new(UserLimit::Everybody(2), false));
         let [one, _, other] = self::users();
         let first = users.enter(Some(&one)).unwrap();

@@ -1,4 +1,4 @@
-//! How many bytes a server holds for all of its clients.
+//! The limit on bytes buffered for all clients of a server.
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
@@ -8,20 +8,20 @@ use std::sync::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::warn;
 
-/// A client's bytes are counted anew when they have changed by this much, so that small messages, which
-/// are most, touch no memory that all connections share.
+/// A client's bytes are counted again once they have changed by this much, so that small messages do not
+/// touch memory shared by all connections.
 const GRAIN: usize = 1024;
 
-/// The bytes that a server holds for all of its clients.
+/// The bytes that a server buffers for all of its clients.
 ///
-/// Below the limit everybody reads. At the limit, clients are read in turns, first come, first served: one
-/// message is read, answered, and its reply sent before the next client is read. So one client can always
-/// go on, whatever the others hold.
+/// Below the limit, every client is read. At the limit, clients are read in turns, in FIFO order: one message
+/// is read and answered, and its reply sent, before the next client is read. So one client can always make
+/// progress, whatever is buffered for the others.
 #[derive(Debug)]
 pub(super) struct Budget {
     limit: usize,
     held: AtomicUsize,
-    /// Its one permit is the turn.
+    /// Its single permit is the turn.
     queue: Arc<Semaphore>,
     turn: Mutex<Turn>,
 }
@@ -31,10 +31,10 @@ pub(super) struct Budget {
 struct Turn {
     /// The number of the last turn.
     number: u64,
-    /// `None` when that turn is over. Kept here and not with the client: below the limit, a turn ends
-    /// while its client is still at work.
+    /// `None` once that turn is over. Stored here and not with the client, because a turn ends as soon as
+    /// the server is below the limit, while its client may still be served.
     permit: Option<OwnedSemaphorePermit>,
-    /// Whether the log says that the limit was reached.
+    /// Whether reaching the limit was logged.
     logged: bool,
 }
 
@@ -57,7 +57,7 @@ impl Budget {
         turn.number += 1;
         turn.permit = Some(permit);
         let number = turn.number;
-        // Asked once more, in case it has changed before the permit was there to be taken.
+        // Checked again: it may have changed before the permit was stored.
         if !self.is_spent() {
             drop(turn);
             self.end_turn(number);
@@ -69,8 +69,7 @@ impl Budget {
             let limit = self.limit;
             warn!(
                 limit,
-                "the server holds as many bytes as it may (max_buffered_bytes): clients are read one \
-                 after the other"
+                "the server has reached max_buffered_bytes: clients are read one at a time"
             );
         }
         number
@@ -82,7 +81,7 @@ impl Budget {
             true => turn.permit.take(),
             false => None,
         };
-        // Wakes the next one, whose waker is the caller's code.
+        // Outside the lock: this wakes the next client, and a waker is user code.
         drop(turn);
         drop(permit);
     }
@@ -104,11 +103,11 @@ impl Budget {
     }
 }
 
-/// What one client holds of it.
+/// One client's share of it.
 #[derive(Debug)]
 pub(super) struct Share {
     budget: Arc<Budget>,
-    /// As the budget has it.
+    /// As counted in the budget.
     held: usize,
     /// The number of this client's turn.
     turn: Option<u64>,
@@ -124,9 +123,9 @@ impl Share {
         }
     }
 
-    /// Takes note of how many bytes are held for this client.
+    /// Sets how many bytes are buffered for this client.
     pub(super) fn set(&mut self, bytes: usize) {
-        // All are given back, or clients that idle would add up.
+        // Zero is always counted, or idle clients would add up.
         if bytes != 0 && bytes.abs_diff(self.held) < GRAIN {
             return;
         }
@@ -138,7 +137,7 @@ impl Share {
         self.held = bytes;
     }
 
-    /// Whether everybody may read.
+    /// Whether every client may be read.
     pub(super) fn is_free(&self) -> bool {
         !self.budget.is_spent()
     }
@@ -148,7 +147,7 @@ impl Share {
         self.turn.is_some() || self.is_free()
     }
 
-    /// Waits until this client may be read. That is to be done before anything else is waited for.
+    /// Waits until this client may be read. Must complete before anything else is awaited.
     pub(super) async fn admit(&mut self) {
         if self.may_read() {
             return;
@@ -159,7 +158,7 @@ impl Share {
         }
     }
 
-    /// What was read in its turn is answered, or there was nothing.
+    /// Ends the turn: its message is answered, or there was none.
     pub(super) fn end_turn(&mut self) {
         if let Some(number) = self.turn.take() {
             self.budget.end_turn(number);

@@ -1,4 +1,4 @@
-//! The accept loop: one task for each connection, and a shutdown that lets work finish.
+//! The accept loop: one task per connection, and a graceful shutdown.
 
 use std::{
     fmt,
@@ -30,18 +30,17 @@ use crate::{
     stats::{Stats, StatsSnapshot},
 };
 
-/// The pause after the first failed accept, doubled after each further one.
+/// The backoff after the first failed accept, doubled after each further one.
 const FIRST_ACCEPT_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs `code` for every connection of `listener`, each in a task of its own.
 ///
-/// This is what [`serve`](crate::serve) is built on, for code that needs the whole connection: to send
-/// without being asked, to receive without replying, or for a protocol of its own. The connection is closed
-/// when the code drops it. An error is logged with the connection's id; so is a panic, which costs its own
-/// connection and nothing else.
+/// [`serve`](crate::serve) is built on this. It is for code that needs the whole connection: to push messages,
+/// to receive without replying, or to speak another protocol. The connection is closed when the code drops
+/// it. Errors and panics are logged with the connection's id. A panic closes its own connection only.
 ///
-/// Await the result, as that of [`serve`](crate::serve).
+/// Await the result, as with [`serve`](crate::serve).
 ///
 /// # Examples
 ///
@@ -111,7 +110,7 @@ pub struct ServeConnections<F, S = Pending<()>> {
 pub struct Summary {
     /// Connections that were served to their end.
     pub served: u64,
-    /// Connections that were still at work when the drain timeout was over, and were ended.
+    /// Connections aborted because they were still being served when the drain timeout expired.
     pub cut_off: u64,
     /// Connections that were refused by [`authorize`](crate::Serve::authorize),
     /// [`max_connections_per_user`](crate::Serve::max_connections_per_user) or
@@ -126,17 +125,17 @@ pub struct Summary {
 }
 
 impl<F, S> ServeConnections<F, S> {
-    /// A handle to the live figures of the server. Those of requests, replies and handlers are 0, since the
-    /// code of connections is not known to have any.
+    /// A handle to the server's live figures. Those of requests, replies and handlers stay 0, because they
+    /// are counted only by [`serve`](crate::serve).
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.listener.stats()
     }
 
-    /// Shuts down when `signal` is ready: stops accepting, gives up the name, tells the connections' code
-    /// through [`Shutdown`], and ends what is left after the drain timeout.
+    /// Shuts down when `signal` completes: stops accepting, releases the name, notifies the connections' code
+    /// through [`Shutdown`], and aborts the rest after the drain timeout.
     ///
-    /// Messages that were sent can still be read after the server is gone.
+    /// Sent messages can still be read after the server has shut down.
     pub fn with_graceful_shutdown<S2>(self, signal: S2) -> ServeConnections<F, S2>
     where
         S2: Future<Output = ()> + Send + 'static,
@@ -155,7 +154,7 @@ impl<F, S> ServeConnections<F, S> {
         }
     }
 
-    /// How long the code of connections may take once a shutdown has begun; `None` for any time.
+    /// How long the connections' code may run once a shutdown has begun; `None` for no limit.
     /// Default: [`defaults::DRAIN_TIMEOUT`], 10 s.
     pub fn drain_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.drain_timeout = time.into();
@@ -187,8 +186,8 @@ where
     }
 }
 
-/// A running server, from [`Serve`](crate::Serve) or [`ServeConnections`]. Dropping it ends every
-/// connection at once.
+/// A running server, from [`Serve`](crate::Serve) or [`ServeConnections`]. Dropping it aborts every
+/// connection.
 #[must_use = "futures do nothing unless they are awaited"]
 pub struct ServeFuture(Pin<Box<dyn Future<Output = Summary> + Send>>);
 
@@ -280,7 +279,7 @@ where
         }
 
         debug!(connections = tasks.len(), ?drain_timeout, "shutting down");
-        // No client can connect any more. One that nobody accepted yet sees its pipe closed.
+        // No client can connect from here on. A client that was not accepted yet sees its pipe closed.
         drop(listener);
         begin_shutdown.send_replace(());
         let drained = async {
@@ -321,7 +320,7 @@ where
         let error = format_args!("the connection's code panicked: {panic}");
         log_code(&stats, id, Reason::Panic, error);
     };
-    // Straight into its place: a future kept in a variable would be held twice.
+    // Created in place: a future in a variable would take its space twice.
     let mut running = pin!(match call_caught(|| code(connection, shutdown)) {
         Ok(running) => running,
         Err(panic) => return panicked(panic),

@@ -40,9 +40,9 @@ pub(super) struct Conversation<H, T> {
     identity: Arc<Identity>,
     requests: Requests,
     replies: Replies,
-    /// How many requests were taken.
+    /// How many requests were received.
     requested: u64,
-    /// Whether everything that depends on who the client is has been decided.
+    /// Whether the client was identified and admitted.
     is_identified: bool,
     /// Whether `on_connect` has run.
     is_connected: bool,
@@ -65,7 +65,7 @@ pub(super) struct Server<H> {
 }
 
 impl<H> Server<H> {
-    /// Whether it matters who the clients are.
+    /// Whether clients have to be identified.
     fn identifies(&self) -> bool {
         self.authorize.is_some() || self.users.is_bounded()
     }
@@ -82,7 +82,7 @@ pub(super) struct Options {
     pub(super) max_connections_per_user: UserLimit,
 }
 
-/// Makes the session of a client, or refuses it.
+/// Creates a client's session, or refuses the client.
 pub(super) type OnConnect = Box<
     dyn Fn(ConnectionInfo) -> Pin<Box<dyn Future<Output = Result<AnySession, BoxError>> + Send>>
         + Send
@@ -112,7 +112,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         }
     }
 
-    /// Runs it to its end. Called once; by reference, since a future holds what it is given by value twice.
+    /// Runs it to completion. Called once, and by reference: a future stores an argument passed by value twice.
     pub(super) async fn run(&mut self) {
         debug!("client connected");
         let ended = match self.admit(false).await {
@@ -127,8 +127,8 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         }
     }
 
-    /// Decides whether the client is served, and creates its session: when it connects or, where the
-    /// system can't tell yet who it is, once a message of it was `received`.
+    /// Decides whether the client is served, and creates its session: when it connects or, if the system can't
+    /// identify it yet, once a message was `received`.
     async fn admit(&mut self, received: bool) -> Result<(), Failure> {
         let server = &self.server;
         if !self.is_identified {
@@ -173,7 +173,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         Ok(())
     }
 
-    /// Counts and logs a client that is not served.
+    /// Counts and logs a refused client.
     fn refuse(&self, refused: &Failure) {
         let reason = refused.reason();
         let Some(pass) = self.server.stats.count_error(reason) else {
@@ -206,7 +206,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         let ended = self.answer_requests().await;
         match ended {
             Err(failure) if !failure.leaves_replies() => Err(failure),
-            // Whatever has ended it, the client gets what was answered before.
+            // Whatever ended the conversation, earlier replies are still sent.
             ended => ended.and(self.replies.flush().await),
         }
     }
@@ -254,7 +254,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         let began = Instant::now();
         let handler = &*self.handler;
         let request = Request::received(message, Arc::clone(&self.identity));
-        // `call` is inside the future, so that a panic of it is caught as well.
+        // `call` is inside the future so that its panics are caught as well.
         let mut handled = pin!(async move { handler.call(request).await });
         let (requests, replies) = (&mut self.requests, &mut self.replies);
         let watching = self.server.options.cancel_on_disconnect;
@@ -264,7 +264,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
                 let answered = answered.map_err(Failure::Panic)?;
                 return Poll::Ready(answered.map_err(Failure::handler));
             }
-            // This one takes its time: the replies before it go out.
+            // The handler is not ready, so earlier replies are sent meanwhile.
             if flushing && replies.poll_flush(cx)?.is_ready() {
                 flushing = false;
             }

@@ -11,7 +11,7 @@ use crate::{
     stats::Stats,
 };
 
-/// Why a client is no longer served, other than by its own wish.
+/// Why a connection is closed before the client ends the conversation.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     #[error("the handler failed")]
@@ -63,7 +63,7 @@ impl Failure {
         !matches!(self, Self::WriteTimeout(_) | Self::Send(_))
     }
 
-    /// Whether the client was not let in.
+    /// Whether the client was refused.
     pub(super) fn is_refusal(&self) -> bool {
         matches!(
             self,
@@ -96,8 +96,8 @@ impl Failure {
         }
     }
 
-    /// Counts it, and logs which connection is closed and why: what the handler did wrong as an error, what
-    /// the client or a limit did as a warning.
+    /// Counts it, and logs which connection is closed and why: a fault of the handler as an error, a fault of
+    /// the client or an expired limit as a warning.
     pub(super) fn log(&self, stats: &Stats, connection: u64, requests: u64, replies: u64) {
         let reason = self.reason();
         let (word, error) = (reason.as_str(), Chain(self));

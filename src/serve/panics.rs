@@ -8,13 +8,13 @@ use std::{
     task::{Context, Poll},
 };
 
-/// Calls `function`, whose panic is an error with its text.
+/// Calls `function` and returns a panic's message as an error.
 pub(super) fn call_caught<T>(function: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(function)).map_err(|panic| text(&*panic))
 }
 
-/// Polls `future`, whose panic is an error with its text. What a panic leaves half done is dropped with
-/// the connection and seen by nobody.
+/// Polls `future` and returns a panic's message as an error. State that a panic leaves inconsistent is
+/// dropped with the connection and never observed.
 pub(super) fn poll_caught<F: Future>(
     future: Pin<&mut F>,
     cx: &mut Context<'_>,

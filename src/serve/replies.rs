@@ -1,4 +1,4 @@
-//! One client's replies: those that may wait for the next one, and how many were sent.
+//! One client's replies: batching, flushing and counting.
 
 use std::{
     future::poll_fn,
@@ -14,24 +14,24 @@ use tracing::trace;
 use super::{failure::Failure, timeout::within};
 use crate::{connection::SendHalf, error::SendError, stats::Stats};
 
-/// How long a reply may wait for the next one, to be sent with it: about as long as a task may run without
-/// a pause that lets others have their turn. Only a handler that breaks this rule makes it wait longer.
+/// How long a reply may wait to be sent together with the next one: about as long as a task may run without
+/// yielding. Only a handler that runs longer without yielding delays it more.
 const LONGEST_WAIT: Duration = Duration::from_micros(100);
 
-/// How many bytes of replies may wait for the next one: more than a socket takes at once by default, so
-/// that a client which reads is sent as much in one call as without a limit.
+/// How many bytes of replies may wait for the next one. This is more than a socket accepts at once by default,
+/// so a client that reads gets as much per call as without a limit.
 const BATCH_BYTES: usize = 256 * 1024;
 
-/// The replies to one client. The engine may send several together: they wait in it only while further
-/// requests are there and can be answered at once.
+/// The replies to one client. The engine may send several together. They wait in it only while further
+/// requests are available and can be answered immediately.
 pub(super) struct Replies {
     sender: SendHalf,
     write_timeout: Option<Duration>,
-    /// How many were begun and not flushed.
+    /// How many were fed to the engine and not flushed.
     unsent: u64,
-    /// Their length together.
+    /// Their total length.
     unsent_bytes: usize,
-    /// When the first of them was seen to wait.
+    /// When the first of them began to wait.
     waiting_since: Option<Instant>,
     sent: u64,
     stats: Stats,
@@ -55,12 +55,12 @@ impl Replies {
         self.sent
     }
 
-    /// The bytes of those that were begun and not flushed.
+    /// The total length of those not flushed.
     pub(super) fn unsent_bytes(&self) -> usize {
         self.unsent_bytes
     }
 
-    /// Begins to send one.
+    /// Feeds one to the engine.
     pub(super) async fn feed(&mut self, reply: Bytes) -> Result<(), Failure> {
         let length = reply.len();
         trace!(bytes = length, "reply");
@@ -79,7 +79,7 @@ impl Replies {
         Ok(())
     }
 
-    /// Another request is about to be answered: sends the replies that have waited too long to wait for it.
+    /// Called before another request is answered: flushes if replies have waited too long.
     pub(super) async fn flush_late(&mut self) -> Result<(), Failure> {
         if self.unsent == 0 {
             return Ok(());
@@ -92,7 +92,7 @@ impl Replies {
         Ok(())
     }
 
-    /// Ready when none waits.
+    /// Ready once none waits.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         if self.unsent > 0 {
             ready!(self.sender.poll_flush(cx)).map_err(Failure::Send)?;
@@ -107,7 +107,7 @@ impl Replies {
         Poll::Ready(Ok(()))
     }
 
-    /// Sends those that were begun.
+    /// Flushes all of them.
     pub(super) async fn flush(&mut self) -> Result<(), Failure> {
         let write_timeout = self.write_timeout;
         let flushed = poll_fn(|cx| self.poll_flush(cx));

@@ -1,4 +1,4 @@
-//! One client's requests: when its turn is over, and what is read ahead.
+//! One client's requests: turns and read-ahead.
 
 use std::{
     collections::VecDeque,
@@ -20,32 +20,32 @@ use crate::{
     error::RecvError,
 };
 
-/// How many requests that are there already are answered before other clients have their turn.
+/// How many available requests of one client are answered before it yields to other clients.
 const TURN: u32 = 16;
 
-/// How many requests are read ahead to see whether the client is gone: more than most clients pipeline.
+/// How many requests are read ahead to detect a disconnect: more than most clients pipeline.
 const READ_AHEAD: usize = 16;
 
-/// No more is read ahead once this many bytes are in hand: one message of the default limit.
+/// Reading ahead stops at this many bytes: one message of the default limit.
 const READ_AHEAD_BYTES: usize = 64 * 1024;
 
-/// How often the system is asked whether the client is gone when nothing more is read ahead. It costs a
-/// system call, and only a handler that is at work this long.
+/// How often the system is asked whether the client has disconnected once nothing more is read ahead. It costs
+/// one system call, and only while a handler runs this long.
 const HANG_UP_CHECK: Duration = Duration::from_secs(1);
 
 /// The requests of one client.
 pub(super) struct Requests {
     receiver: RecvHalf,
     idle_timeout: Option<Duration>,
-    /// Those that came in while a handler was running.
+    /// Those received while a handler was running.
     ahead: VecDeque<Bytes>,
     ahead_bytes: usize,
-    /// The bytes of the request that is being answered, and of replies that wait.
+    /// The bytes of the request being answered and of unsent replies.
     answering: usize,
     share: Share,
-    /// When to ask whether the client is gone.
+    /// When to ask whether the client has disconnected.
     next_check: Option<Pin<Box<Sleep>>>,
-    /// How many were taken since this client had to be waited for.
+    /// How many were taken since the last wait for this client.
     turn: u32,
 }
 
@@ -63,7 +63,7 @@ impl Requests {
         }
     }
 
-    /// Takes note of the bytes of the request that is being answered, and of the replies that wait.
+    /// Sets the bytes of the request being answered and of unsent replies.
     pub(super) fn set_answering(&mut self, bytes: usize) {
         self.answering = bytes;
         self.count();
@@ -73,8 +73,7 @@ impl Requests {
         self.share.set(self.ahead_bytes + self.answering);
     }
 
-    /// The next request if it is there and this client's turn is not over. Ready with `None` when there
-    /// will be none.
+    /// The next request if it is available and this client's turn is not over. Ready with `None` at the end.
     pub(super) async fn at_hand(&mut self) -> Result<Poll<Option<Bytes>>, Failure> {
         if self.turn == TURN || (self.ahead.is_empty() && !self.share.is_free()) {
             return Ok(Poll::Pending);
@@ -88,8 +87,8 @@ impl Requests {
         }
     }
 
-    /// Waits for the next request, and lets other clients go first if the turn is over. `None` when there
-    /// will be none, or the server shuts down. All replies have been sent.
+    /// Waits for the next request, yielding to other clients if the turn is over. `None` at the end, or when the
+    /// server shuts down. All replies must have been flushed.
     pub(super) async fn wait(
         &mut self,
         mut shutdown: Pin<&mut impl Future<Output = ()>>,
@@ -102,7 +101,7 @@ impl Requests {
         self.turn = 0;
         let idle_timeout = self.idle_timeout;
         loop {
-            // The time in the queue is not the client's.
+            // Time spent in the queue does not count as idle time.
             if self.ahead.is_empty() && !self.share.is_free() {
                 let mut admitted = pin!(self.share.admit());
                 let shuts_down = poll_fn(|cx| match admitted.as_mut().poll(cx) {
@@ -119,7 +118,7 @@ impl Requests {
                     return Poll::Ready(None);
                 }
                 woken = true;
-                // The request first: on a busy connection the rest is never looked at.
+                // The request first: on a busy connection the rest is never polled.
                 if let Poll::Ready(received) = self.poll_next(cx) {
                     return Poll::Ready(Some(received));
                 }
@@ -128,7 +127,7 @@ impl Requests {
             });
             match within(idle_timeout, received).await {
                 Ok(Some(received)) => return Ok(received?),
-                // Something has come, and cannot be read yet.
+                // A message has arrived but can't be read yet.
                 Ok(None) => {}
                 Err(time) => return Err(Failure::IdleTimeout(time)),
             }
@@ -145,7 +144,7 @@ impl Requests {
         }
     }
 
-    /// Watches for the client's disconnect while the handler runs.
+    /// Watches for a disconnect while the handler runs.
     pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
         while self.receiver.end().is_none()
             && self.ahead.len() < READ_AHEAD
@@ -166,7 +165,7 @@ impl Requests {
         if self.receiver.end() == Some(End::Closed) {
             return Poll::Ready(Failure::Disconnected);
         }
-        // It has sent more than is read ahead, or nothing more will come: reading does not tell.
+        // Either it has sent more than is read ahead or nothing more will arrive: reading can't detect it.
         let sleep = || Box::pin(sleep(HANG_UP_CHECK));
         while self
             .next_check

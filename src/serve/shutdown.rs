@@ -1,4 +1,4 @@
-//! How a connection's code learns that the server shuts down.
+//! Notifies connections' code of a shutdown.
 
 use std::{
     fmt,
@@ -9,10 +9,10 @@ use std::{
 
 use tokio::sync::watch;
 
-/// A future that is ready once the server shuts down or is dropped.
+/// A future that completes once the server shuts down or is dropped.
 ///
 /// From then on the connection's code has the [`drain_timeout`](crate::ServeConnections::drain_timeout)
-/// to come to its end. The future may be polled again after it was ready, and is ready again.
+/// to finish. The future may be polled again after completion, and is ready again.
 ///
 /// # Examples
 ///
@@ -33,7 +33,7 @@ use tokio::sync::watch;
 /// ```
 #[must_use = "futures do nothing unless they are awaited"]
 pub struct Shutdown {
-    /// Sees one change, which is never marked as seen.
+    /// Has one change, which is never marked as seen.
     begun: watch::Receiver<()>,
     waiting: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
 }
@@ -47,11 +47,11 @@ impl Shutdown {
     /// Whether the shutdown has begun.
     #[must_use]
     pub fn is_shutdown(&self) -> bool {
-        // An error is a server that was dropped.
+        // An error means that the server was dropped.
         self.begun.has_changed().unwrap_or(true)
     }
 
-    /// Waits like the future itself, without its allocation.
+    /// Like awaiting the future itself, without its allocation.
     pub(super) fn wait(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
         wait(self.begun.clone())
     }

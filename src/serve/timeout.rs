@@ -9,13 +9,13 @@ use std::{
 
 use tokio::time::timeout;
 
-/// The output of `future`, or the limit once it is over.
+/// The output of `future`, or the limit once it has expired.
 pub(super) async fn within<F: Future>(
     limit: Option<Duration>,
     future: F,
 ) -> Result<F::Output, Duration> {
     let mut future = pin!(future);
-    // What is ready at once, as most is, costs no timer.
+    // Most futures are ready at once and need no timer.
     let polled = poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await;
     match (polled, limit) {
         (Poll::Ready(output), _) => Ok(output),

@@ -1,15 +1,15 @@
-//! How long handlers take: a histogram of fixed size that threads write to without a lock.
+//! A lock-free histogram of fixed size for the times that handlers take.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
-/// How many buckets a power of two is divided into: the numbers in one bucket differ by less than an eighth.
+/// How many buckets a power of two is divided into: the numbers in one bucket differ by less than one eighth.
 const DIVISIONS: usize = 1 << DIVISION_BITS;
 const DIVISION_BITS: usize = 3;
 
-/// For all nanoseconds of a `u64`: about 4 KB.
+/// For every `u64`: about 4 KB.
 const BUCKETS: usize = (64 - DIVISION_BITS + 1) * DIVISIONS;
 
 /// Times in nanoseconds.
@@ -29,14 +29,14 @@ impl Histogram {
     pub(super) fn record(&self, time: Duration) {
         let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         self.buckets[bucket_of(nanoseconds)].fetch_add(1, Relaxed);
-        // Usually a load is enough, which leaves the cache line with the other cores.
+        // Usually a load is enough, which does not invalidate other cores' cache lines.
         if nanoseconds > self.longest.load(Relaxed) {
             self.longest.fetch_max(nanoseconds, Relaxed);
         }
     }
 }
 
-/// What several histograms hold together.
+/// The sum of several histograms.
 pub(super) struct Times {
     counts: [u64; BUCKETS],
     longest: u64,
@@ -76,7 +76,7 @@ impl Times {
     }
 }
 
-/// The bucket of a number: its first four binary digits, and how many follow.
+/// The bucket of a number: its four leading bits, and how many follow.
 fn bucket_of(number: u64) -> usize {
     let Some(exponent) = number.checked_ilog2() else {
         return 0;

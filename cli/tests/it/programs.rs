@@ -468,6 +468,41 @@ mod socket_group {
     }
 }
 
+#[test]
+fn figures_are_logged_at_intervals() {
+    let name = unique_name();
+    let arguments = ["--echo", "--stats", "10ms"];
+    let server = Server::spawn(server(&name, &arguments).stderr(Stdio::piped()));
+    assert_eq!(replies(&name, &["hello"], ""), "hello\n");
+    let line = server.log().wait_for(" requests=1 ");
+    for figure in [
+        "INFO",
+        "accepted=1",
+        "replies=1",
+        "bytes_received=5",
+        "bytes_sent=5",
+    ] {
+        assert!(line.contains(figure), "{line}");
+    }
+    server.log().wait_for(" requests=1 ");
+}
+
+#[cfg(unix)]
+#[test]
+fn figures_are_logged_at_sigusr1() {
+    let name = unique_name();
+    let mut server = Server::spawn(server(&name, &["--echo"]).stderr(Stdio::piped()));
+    assert_eq!(replies(&name, &["hello"], ""), "hello\n");
+    server.signal(rustix::process::Signal::USR1);
+    let line = server.log().wait_for(" requests=1 ");
+    assert!(
+        line.contains("INFO") && line.contains("accepted=1"),
+        "{line}"
+    );
+    server.signal(rustix::process::Signal::TERM);
+    assert_eq!(server.ended().0, Some(0));
+}
+
 #[cfg(unix)]
 #[test]
 fn sighup_drains_but_not_under_nohup() {

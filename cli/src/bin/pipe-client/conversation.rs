@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use crate::{options::Options, ping::NOT_ANSWERING};
 
-/// A connection to the server, and how to read what it says.
+/// A connection to the server, and the encoding of its messages.
 #[derive(Debug)]
 pub(crate) struct Conversation {
     client: Client,
@@ -41,8 +41,8 @@ impl Conversation {
 
     /// Sends a message and returns its reply.
     pub(crate) async fn exchange(&mut self, message: &str) -> Result<String, Failure> {
-        // The sample's server for Unicode reads up to the NUL. UTF-8 goes without: it is for everybody
-        // else, commands of `pipe-server --exec` among them.
+        // The sample's Unicode server reads up to the NUL. UTF-8 is sent without one, for all other servers,
+        // including `pipe-server --exec` commands.
         let wide = self.encoding == Encoding::Utf16;
         let request = Form {
             wide,
@@ -54,7 +54,7 @@ impl Conversation {
             Err(error) => {
                 let problem = format!("no reply from {}: {}", self.address, chain(&error));
                 Err(match error {
-                    // The server may well answer others.
+                    // The server may still answer other clients.
                     CallError::Send(SendError::TooLong { .. })
                     | CallError::Recv(RecvError::TooLong { .. }) => {
                         Failure::new(format!("{problem}: see --max-message-size"))
@@ -91,14 +91,14 @@ impl Conversation {
     }
 }
 
-/// Prints a reply at once: whoever waits for it may be a program.
+/// Prints a reply and flushes: a program may be waiting for it.
 pub(crate) fn print(reply: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{reply}")?;
     stdout.flush()
 }
 
-/// The text of a message without its terminator. What is no text shows as U+FFFD.
+/// The text of a message without its terminator. Invalid text becomes U+FFFD.
 fn decode(message: &[u8], encoding: Encoding) -> String {
     let form = Form::of(message, encoding);
     let mut text = match form.wide {

@@ -39,7 +39,7 @@ async fn run(options: Options) -> Result<(), Failure> {
             false => reply,
         };
         match conversation::print(&line) {
-            // Whoever reads the replies has seen enough, as in `pipe-client | head`.
+            // The reader of the replies has exited, as in `pipe-client | head`.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
             Err(error) => return Err(Failure::new(format!("can't write to stdout: {error}"))),
             Ok(()) => {}

@@ -1,4 +1,4 @@
-//! Where the messages come from.
+//! The source of the messages.
 
 use std::io::{self, IsTerminal as _, Write as _};
 
@@ -7,10 +7,10 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Stdin};
 
 use crate::options::Options;
 
-/// What the sample's client sends (*Named Pipe Client*).
+/// The message of the sample's client (*Named Pipe Client*).
 const DEFAULT_MESSAGE: &str = "Default message from client.";
 
-/// The messages, one after the other.
+/// The messages to send.
 #[derive(Debug)]
 pub(crate) enum Messages {
     /// From the command line.
@@ -24,8 +24,7 @@ impl Messages {
         if !options.messages.is_empty() {
             return Self::Given(options.messages.clone().into_iter());
         }
-        // At a terminal it would wait for the user, who has only typed its name and waits for it. The stdin of
-        // a health check may be anything.
+        // At a terminal, waiting for input would look like hanging. The stdin of a health check may be anything.
         if options.ping || io::stdin().is_terminal() {
             return Self::Given(vec![DEFAULT_MESSAGE.to_owned()].into_iter());
         }
@@ -57,7 +56,7 @@ impl Messages {
     }
 }
 
-/// The lines of stdin, whose length is bounded.
+/// The lines of stdin, with limited length.
 #[derive(Debug)]
 pub(crate) struct Lines {
     stdin: BufReader<Stdin>,
@@ -72,7 +71,7 @@ impl Lines {
     async fn next(&mut self) -> Result<Option<String>, Failure> {
         self.number += 1;
         let (number, longest) = (self.number, self.longest);
-        // With its end. A longer line is not read any further: it may never end.
+        // With its line ending. A longer line is not read further: it may never end.
         let most = u64::try_from(longest).unwrap_or(u64::MAX).saturating_add(2);
         let mut line = Vec::new();
         let mut stdin = (&mut self.stdin).take(most);

@@ -9,21 +9,21 @@ use pipe_server_cli::{
     values::{self, TimeLimit, Wait},
 };
 
-/// Sends messages to a pipe and prints each reply on a line of its own.
+/// Sends messages to a pipe and prints each reply on its own line.
 ///
-/// Without MESSAGE each line of stdin is a message; at a terminal the message of Microsoft's sample is
-/// sent.
+/// Without MESSAGE each line of stdin is sent as a message; at a terminal the message of Microsoft's sample is
+/// sent instead.
 #[derive(Debug, Parser)]
 #[command(name = "pipe-client", version, after_help = AFTER_HELP)]
 pub(crate) struct Options {
-    /// Name of the pipe, or its whole address
+    /// Name of the pipe, or its full path
     #[arg(long, value_name = "NAME", default_value = "mynamedpipe")]
     pub(crate) pipe_name: PipeName,
 
     /// Encoding of the messages, and of the replies
     ///
-    /// auto sends UTF-8 and prints what comes back in the encoding that it looks like. utf-16 sends a
-    /// terminating NUL too, as the sample's client for Unicode does.
+    /// auto sends UTF-8 and detects the encoding of each reply. utf-16 also sends a terminating NUL, as the sample's
+    /// Unicode client does.
     #[arg(long, value_name = "ENCODING", value_enum, default_value_t)]
     pub(crate) encoding: Encoding,
 
@@ -31,11 +31,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "TIME", default_value = values::text(defaults::CONNECT_TIMEOUT))]
     connect_timeout: Wait,
 
-    /// Whose server to talk to: system, current-user, anyone or a user
+    /// Which servers to trust: system, current-user, anyone or a user
     ///
-    /// system is this user and the system itself: root on Linux, SYSTEM and Administrators on Windows. A
-    /// user is a number on Linux, as in 1000, and a SID on Windows, as in S-1-5-19. A server of anybody
-    /// else is refused before anything is sent to it.
+    /// system is this user and the system itself: root on Linux, SYSTEM and Administrators on Windows. A user
+    /// is a number such as 1000 on Linux, and a SID such as S-1-5-19 on Windows. All other servers are
+    /// refused before anything is sent to them.
     #[arg(long, value_name = "WHOM", default_value_t)]
     trust: Trust,
 
@@ -61,7 +61,7 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) wait: bool,
 
-    /// Longest message, both ways [default: 64KiB, or what the engine can carry if that is less]
+    /// Longest message in either direction [default: 64KiB, or the engine's maximum if that is less]
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
     max_message_size: Option<usize>,
 
@@ -101,7 +101,7 @@ impl Options {
         }
     }
 
-    /// The connection's options. What the user did not ask for stays the library's default.
+    /// The connection's options. Options that were not given keep the library's default.
     pub(crate) fn client(&self) -> ClientOptions {
         let options = ClientOptions::new();
         #[cfg(windows)]

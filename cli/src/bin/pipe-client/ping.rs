@@ -1,4 +1,4 @@
-//! The exit codes of `--ping`, by which a health check tells one failure from another.
+//! The exit codes of `--ping`, which let a health check distinguish failures.
 
 use pipe_server::ConnectError;
 
@@ -7,7 +7,7 @@ const BUSY: u8 = 4;
 const REFUSED: u8 = 5;
 pub(crate) const NOT_ANSWERING: u8 = 6;
 
-/// The code of a failure to connect that has one of its own.
+/// The exit code of a failure to connect, if it has its own.
 pub(crate) fn connect_code(error: &ConnectError) -> Option<u8> {
     match error {
         ConnectError::NotFound { .. } => Some(NOT_THERE),

@@ -1,8 +1,8 @@
-//! What the server does at once: how many clients it serves and how many commands of `--exec` run.
+//! Concurrency limits: how many clients are served and how many `--exec` commands run at the same time.
 //!
 //! On Linux both take file descriptors, and the limit of open files (`RLIMIT_NOFILE`) bounds them together.
-//! A client that is beyond the bound waits, as at `max_instances`. Without it, accepting clients would take the
-//! descriptors that commands need.
+//! Further clients wait, as at `max_instances`. Without this limit, clients would use up the descriptors that
+//! commands need.
 
 use std::{num::NonZero, thread};
 
@@ -10,14 +10,13 @@ use pipe_server_cli::exit::Failure;
 
 use crate::options::Options;
 
-/// How many commands run at the same time for each processor. More than one, since many a command waits for
-/// something else.
+/// How many commands run at the same time per processor. More than one, because commands often wait for I/O.
 const COMMANDS_PER_PROCESSOR: usize = 4;
 
-/// What the server does at once.
+/// How much the server does at the same time.
 #[derive(Debug)]
 pub(crate) struct Capacity {
-    /// How many clients are served; `None` for any number.
+    /// How many clients are served; `None` for no limit.
     pub(crate) max_instances: Option<usize>,
     /// How many commands run.
     pub(crate) commands: usize,
@@ -29,7 +28,7 @@ pub(crate) struct Capacity {
 
 #[cfg(not(target_os = "linux"))]
 impl Capacity {
-    /// What was asked for.
+    /// The limits that the options ask for.
     #[allow(clippy::unnecessary_wraps, reason = "it fails on Linux")]
     pub(crate) fn new(options: &Options) -> Result<Self, Failure> {
         let exec_limit = options.answer.exec_limit;
@@ -39,10 +38,10 @@ impl Capacity {
         })
     }
 
-    /// Says what the server does less of than it was asked for: nothing.
+    /// Logs which limits were lowered: none.
     pub(crate) fn log(&self) {}
 
-    /// The command that runs `command` as if this server had changed nothing: itself.
+    /// The command to run: unchanged, because the limit of open files is.
     pub(crate) fn command(&self, command: &str) -> String {
         command.to_owned()
     }
@@ -50,12 +49,11 @@ impl Capacity {
 
 #[cfg(target_os = "linux")]
 impl Capacity {
-    /// Raises the limit of open files as far as this process may, and takes from what was asked for what does
-    /// not fit in it.
+    /// Raises the limit of open files to the maximum, and lowers the requested limits to what fits in it.
     ///
     /// # Errors
     ///
-    /// When not even one client fits in it.
+    /// If not even one client fits in it.
     pub(crate) fn new(options: &Options) -> Result<Self, Failure> {
         let answer = &options.answer;
         let asked = options.max_instances();
@@ -82,7 +80,7 @@ impl Capacity {
         })
     }
 
-    /// Says what the server does less of than it was asked for.
+    /// Logs which limits were lowered.
     pub(crate) fn log(&self) {
         use tracing::{info, warn};
 
@@ -107,7 +105,7 @@ impl Capacity {
 
     /// The command that runs `command` with the limit of open files that this server was started with.
     /// Programs that use select(2) fail with numbers from 1,024 on.
-    // By the shell: a limit between fork and exec takes unsafe code, and afterwards it would be too late.
+    // Set by the shell: setting it between fork and exec takes unsafe code.
     pub(crate) fn command(&self, command: &str) -> String {
         match self.descriptors.raised_from {
             Some(limit) => format!("ulimit -S -n {limit}; {command}"),
@@ -129,14 +127,14 @@ mod descriptors {
 
     use super::processors;
 
-    /// A running command's pipes and its pidfd.
+    /// A running command's pipes and pidfd.
     pub(super) const OF_A_COMMAND: usize = 4;
 
-    /// What starting a command takes besides: the other ends of its pipes, and those through which the standard
-    /// library hears whether it has started.
+    /// Further descriptors needed to start a command: the other ends of its pipes, and those that tell the
+    /// standard library whether it started.
     const OF_A_START: usize = 5;
 
-    /// What the server opens for itself: the pipe's socket and lock file, epoll, signals. It was seen to be 10.
+    /// What the server itself opens: the pipe's socket and lock file, epoll, signals. 10 were observed.
     const OF_THE_SERVER: usize = 16;
 
     /// The limit of open files.
@@ -183,9 +181,9 @@ mod descriptors {
             usize::try_from(limit).unwrap_or(usize::MAX)
         }
 
-        /// How many are not for clients.
+        /// How many are reserved.
         pub(super) fn reserve(&self, commands: Option<usize>) -> usize {
-            // Each worker may be closing one connection that is counted as over, and starting a command.
+            // Each worker may be closing one connection that no longer counts, and starting a command.
             let workers = processors();
             let own = self.open + OF_THE_SERVER + workers;
             match commands {

@@ -1,4 +1,4 @@
-//! `--exec`: one process a request.
+//! `--exec`: one process per request.
 
 use std::{
     io,
@@ -20,25 +20,25 @@ use tracing::{debug, warn};
 /// How much of a failing command's stderr is logged, in bytes: enough for a message, not for a dump.
 const STDERR_KEPT: usize = 1024;
 
-/// The pause after a command could not be started, doubled after each further attempt.
+/// The backoff after a command could not be started, doubled after each further attempt.
 const FIRST_START_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_START_PAUSE: Duration = Duration::from_secs(1);
 
-/// How often it is logged at most that commands can't be started: requests cause it.
+/// The shortest time between two log lines about commands that can't be started, which clients can cause.
 const SHORTAGE_LOGGED_EVERY: Duration = Duration::from_secs(1);
 
-/// A command of the shell that answers requests.
+/// A shell command that answers requests.
 #[derive(Debug)]
 pub(crate) struct Exec {
     command: String,
     /// The longest reply, in bytes.
     limit: usize,
-    /// A permit for each command that may run. Fair: who waits longest is next.
+    /// One permit per command that may run, in FIFO order.
     permits: Semaphore,
     shortage_logged: Mutex<Option<Instant>>,
 }
 
-/// Why a command gave no reply. The server logs it, and the client loses its connection.
+/// Why a command gave no reply. It is logged, and the connection is closed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ExecError {
     #[error("the command of --exec can't be started")]
@@ -57,7 +57,7 @@ pub(crate) enum ExecError {
 }
 
 impl Exec {
-    /// Runs up to `commands` of them at a time.
+    /// Runs up to `commands` of them at the same time.
     pub(crate) fn new(command: String, commands: usize, limit: usize) -> Self {
         Self {
             command,
@@ -67,15 +67,15 @@ impl Exec {
         }
     }
 
-    /// Runs the command, once fewer than `commands` are running, and returns what it has printed.
+    /// Runs the command, once fewer than `commands` are running, and returns its output.
     ///
     /// If the future is dropped, or ends before the command does, the command is killed with what it has
     /// started. After the command's own end that goes on. A command that has not been started by then never
     /// is.
     pub(crate) async fn run(&self, request: &Request) -> Result<Vec<u8>, ExecError> {
-        // The system may not know any more later.
+        // Asked first: the system may not know it later.
         let environment = environment(request);
-        // The server looks whether the client is still there whenever this waits.
+        // While this waits, the server checks whether the client is still connected.
         yield_now().await;
         // Dropped after the command.
         let _permit = self.permit().await;
@@ -83,7 +83,7 @@ impl Exec {
         debug!(command.pid = family.id(), "command started");
         let (stdin, stdout, stderr) = family.take_pipes();
 
-        // At the same time: a command may print before it has read everything.
+        // Concurrently: a command may print before it has read everything.
         let (reply, stderr, ()) = tokio::try_join!(
             read_reply(stdout, self.limit),
             read_beginning(stderr),
@@ -110,7 +110,7 @@ impl Exec {
         permit.expect("the semaphore is never closed")
     }
 
-    /// Starts the command, again and again while the system is short of something.
+    /// Starts the command, with retries while the system is short of resources.
     async fn start(
         &self,
         request: &Request,
@@ -158,11 +158,11 @@ impl Exec {
     }
 }
 
-/// A variable of a command's environment. `None` unsets it: what the server itself has inherited is about
-/// somebody else.
+/// A variable of a command's environment. `None` unsets it, because an inherited value would describe another
+/// client.
 type Variable = (&'static str, Option<String>);
 
-/// What a command is told of its client.
+/// The variables that describe the client.
 fn environment(request: &Request) -> [Variable; 4] {
     let peer = request
         .peer()
@@ -175,7 +175,7 @@ fn environment(request: &Request) -> [Variable; 4] {
         Some(UserId::Sid(sid)) => (None, Some(sid.clone())),
         _ => (None, None),
     };
-    // 0 is a process that can't be seen from here.
+    // 0 means a process outside this PID namespace.
     let process_id = peer.map(|peer| peer.process_id()).filter(|&id| id != 0);
     let connection_id = request.connection_id();
     [
@@ -186,7 +186,7 @@ fn environment(request: &Request) -> [Variable; 4] {
     ]
 }
 
-/// Reads to the end, unless that is beyond `limit` bytes.
+/// Reads to the end, up to `limit` bytes.
 async fn read_reply(
     stdout: Option<impl AsyncRead + Unpin>,
     limit: usize,
@@ -206,7 +206,7 @@ async fn read_reply(
     }
 }
 
-/// Keeps the beginning and reads on to the end: a command that nobody listens to would wait for ever.
+/// Keeps the beginning and discards the rest, because a command would block if nobody read it.
 async fn read_beginning(stderr: Option<impl AsyncRead + Unpin>) -> Result<Vec<u8>, ExecError> {
     let mut kept = Vec::new();
     if let Some(mut stderr) = stderr {
@@ -223,7 +223,7 @@ async fn read_beginning(stderr: Option<impl AsyncRead + Unpin>) -> Result<Vec<u8
     Ok(kept)
 }
 
-/// Writes the request and closes. A command is free not to read it.
+/// Writes the request and closes the pipe. A command need not read it.
 async fn feed(stdin: Option<impl AsyncWrite + Unpin>, request: &[u8]) -> Result<(), ExecError> {
     let Some(mut stdin) = stdin else {
         return Ok(());

@@ -1,4 +1,4 @@
-//! What the program prints: one line on stdout, the log on stderr.
+//! Output: one line on stdout, and the log on stderr.
 
 use std::{
     any::Any,
@@ -34,10 +34,10 @@ use crate::options::{LogFormat, LoggingOptions};
 
 mod queue;
 
-/// How long the program's end waits for stderr to take what is left of the log.
+/// How long the program waits at exit for the rest of the log to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The log while it is kept. Dropping it writes what is left, unless stderr takes too long.
+/// The running log. Dropping it writes what is left, unless stderr takes too long.
 #[derive(Debug)]
 #[must_use = "dropping it ends the log"]
 pub(crate) struct Log {
@@ -53,7 +53,7 @@ impl Drop for Log {
 /// Starts the log. Logging never blocks.
 pub(crate) fn start(options: &LoggingOptions) -> Result<Log, Failure> {
     let filter = filter(options)?;
-    // For what the thread of the log has to say itself.
+    // For the log thread's own lines.
     let direct = dispatch(options.log_format, EnvFilter::new("warn"), io::stderr);
     let report = move |lines: u64| {
         dispatcher::with_default(&direct, || {
@@ -79,7 +79,7 @@ where
         .with_env_filter(filter)
         .with_writer(writer)
         .with_ansi(io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none())
-        // They are printed with `eprintln!`, which blocks, and panics when nobody reads stderr any more.
+        // The default prints with `eprintln!`, which can block, and panics if stderr is closed.
         .log_internal_errors(false);
     match format {
         LogFormat::Text => log.fmt_fields(EscapedFields::default()).into(),
@@ -90,8 +90,8 @@ where
     }
 }
 
-/// The default form of fields, escaped. Everything that comes from outside is in a field, also the
-/// message; what is around it may be colored at a terminal.
+/// The default format of fields, escaped. All untrusted text is in fields, including the message; the text around
+/// them may be colored on a terminal.
 #[derive(Debug, Default)]
 struct EscapedFields(DefaultFields);
 
@@ -106,7 +106,7 @@ impl<'writer> FormatFields<'writer> for EscapedFields {
     }
 }
 
-/// JSON in which what JSON allows in strings, but no terminal should see, is escaped too.
+/// JSON that also escapes characters which JSON allows in strings but which could affect a terminal.
 #[derive(Debug)]
 struct EscapedJson(Format<Json>);
 
@@ -159,8 +159,8 @@ fn filter(options: &LoggingOptions) -> Result<EnvFilter, Failure> {
     Ok(EnvFilter::new(format!("{below},pipe_server={level}")))
 }
 
-/// Says on stdout that clients can connect, for people and for programs that wait for it. Nothing else
-/// is ever printed there. On a thread of its own, since nobody may be reading it.
+/// Prints on stdout that clients can connect, for users and for programs that wait for it. Nothing else is
+/// printed there. On its own thread, because nobody may be reading it.
 pub(crate) fn announce(address: String) {
     let announced = thread::Builder::new()
         .name("announce".to_owned())

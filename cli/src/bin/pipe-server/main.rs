@@ -21,11 +21,12 @@ use crate::{answer::Answer, capacity::Capacity, options::Options, signals::Signa
 mod answer;
 mod capacity;
 mod exec;
+mod figures;
 mod logging;
 mod options;
 mod signals;
 
-/// As a shell reports a program that SIGINT has ended.
+/// The exit code that a shell reports for a program ended by SIGINT.
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
 }
 
 fn run(options: Options) -> Result<ExitCode, Failure> {
-    // Ends after the last line, and before a failure is reported.
+    // Dropped after the last line, and before a failure is reported.
     let _log = logging::start(&options.logging)?;
     let io_driver = options.need_io_driver();
     let ended = runtime::run(
@@ -47,11 +48,12 @@ fn run(options: Options) -> Result<ExitCode, Failure> {
     let Summary {
         served,
         cut_off,
+        refused,
         requests,
         replies,
         ..
     } = summary;
-    info!(served, cut_off, requests, replies, "stopped");
+    info!(served, refused, cut_off, requests, replies, "stopped");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -78,7 +80,7 @@ async fn serve_until_signal(options: Options) -> Result<Option<Summary>, Failure
         listener.max_message_size(),
     ));
 
-    // Before the address is printed: who has read it may send a signal.
+    // Before the address is printed: whoever reads it may send a signal.
     let signals = Signals::install()
         .map_err(|error| Failure::new(format!("can't handle signals: {error}")))?;
     let serving = serve(listener, move |request: Request| {
@@ -89,7 +91,7 @@ async fn serve_until_signal(options: Options) -> Result<Option<Summary>, Failure
     .idle_timeout(options.limits.idle_timeout.0)
     .handler_timeout(options.limits.handler_timeout.0)
     .write_timeout(options.limits.write_timeout.0)
-    // Nobody needs a command's result once its client is gone.
+    // A command's result is useless once its client has disconnected.
     .cancel_on_disconnect(options.answer.exec.is_some())
     .with_graceful_shutdown(signals.first());
     let allowed = options.pipe.allow_user;
@@ -103,16 +105,20 @@ async fn serve_until_signal(options: Options) -> Result<Option<Summary>, Failure
         }),
     };
 
+    // Before the address is printed, as above: SIGUSR1 would end the program.
+    figures::log(serving.stats(), options.logging.stats.0)
+        .map_err(|error| Failure::new(format!("can't handle signals: {error}")))?;
+
     capacity.log();
     logging::announce(address);
-    // In a task of its own: one of the runtime's workers accepts and serves without waking another thread.
+    // Spawned, so that a worker accepts and serves without waking another thread.
     let serving = tokio::spawn(serving.into_future());
     tokio::select! {
         ended = serving => match ended {
             Ok(summary) => Ok(Some(summary)),
             Err(error) => panic::resume_unwind(error.into_panic()),
         },
-        // The runtime's end drops the server, and that ends the commands of `--exec` too.
+        // Shutting down the runtime drops the server, which also kills the `--exec` commands.
         () = signals.second() => Ok(None),
     }
 }

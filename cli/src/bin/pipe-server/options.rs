@@ -11,22 +11,22 @@ use pipe_server_cli::{
 
 /// Serves a message pipe: a named pipe on Windows, a SEQPACKET socket on Linux.
 ///
-/// Without options it is Microsoft's sample server: every request is answered with the same text. When
+/// Without options it behaves as Microsoft's sample server: every request gets the same reply. When
 /// clients can connect, "listening on ADDRESS" is printed to stdout; the log goes to stderr. Ctrl-C,
 /// SIGTERM and SIGHUP let running requests finish; a second Ctrl-C or SIGTERM ends the server at once. Under
 /// nohup, SIGHUP is ignored.
 #[derive(Debug, Parser)]
 #[command(name = "pipe-server", version, after_help = AFTER_HELP)]
 pub(crate) struct Options {
-    /// Name of the pipe, or its whole address
+    /// Name of the pipe, or its full path
     #[arg(long, value_name = "NAME", default_value = "mynamedpipe")]
     pub(crate) pipe_name: PipeName,
 
-    /// How many clients are served at once, 1 or more, or unlimited; further ones wait
+    /// How many clients are served at the same time, 1 or more, or unlimited; further ones wait
     ///
-    /// On Linux the limit of open files bounds it as well: the server raises its own from the soft limit to the
-    /// hard one (ulimit -Hn), keeps what it needs for itself and for --exec-limit commands, and serves a client
-    /// with each of the rest.
+    /// On Linux it is also limited by the limit of open files: the server raises its soft limit to the hard limit
+    /// (ulimit -Hn), reserves files for itself and for --exec-limit commands, and serves one client with each
+    /// of the rest.
     #[arg(long, value_name = "N|unlimited", default_value = "unlimited")]
     max_instances: MaxInstances,
 
@@ -55,8 +55,7 @@ RUST_LOG, if set, decides what is logged in place of -v and -q.
 Exit codes: 0 after a signal, 1 for a failure, 2 for bad usage, 130 after a second signal.";
 
 impl Options {
-    /// The listener's options but for `max_instances`. What the user did not ask for stays the library's
-    /// default.
+    /// The listener's options except `max_instances`. Options that were not given keep the library's default.
     pub(crate) fn listener(&self) -> ListenerOptions {
         let mut options = ListenerOptions::new()
             .access(self.pipe.access.clone())
@@ -84,7 +83,7 @@ impl Options {
         options
     }
 
-    /// How many clients at once; `None` is unlimited.
+    /// How many clients at the same time; `None` is unlimited.
     pub(crate) fn max_instances(&self) -> Option<usize> {
         self.max_instances.0
     }
@@ -109,7 +108,7 @@ impl Options {
     }
 }
 
-/// What every request is answered with.
+/// How requests are answered.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Answer (one of them)")]
 pub(crate) struct AnswerOptions {
@@ -121,30 +120,30 @@ pub(crate) struct AnswerOptions {
     #[arg(long, group = "answer")]
     pub(crate) echo: bool,
 
-    /// Answer with what COMMAND prints: run by the shell for each request, which is its stdin
+    /// Answer with the output of COMMAND, which the shell runs with the request as its stdin
     ///
-    /// Its environment says who asks: PIPE_PEER_UID (Linux) or PIPE_PEER_SID (Windows), PIPE_PEER_PID and
-    /// PIPE_CONNECTION_ID. A variable is unset when the system does not tell. Use the process id for logs alone:
-    /// the system uses such numbers again.
+    /// Its environment identifies the client: PIPE_PEER_UID (Linux) or PIPE_PEER_SID (Windows), PIPE_PEER_PID and
+    /// PIPE_CONNECTION_ID. A variable is unset if the system does not know its value. Use the process id only for
+    /// logs: the system reuses process ids.
     ///
-    /// It is killed when --handler-timeout is over, its client is gone or the server ends. On Linux that kills
-    /// its process group; a process that has left the group (setsid, setpgid) is left alone. On Windows it ends
-    /// its job object; a process that others start for it (a service, WMI) is not in there. A server that is
-    /// itself killed (SIGKILL, the Task Manager) leaves its commands running.
+    /// It is killed when --handler-timeout expires, its client disconnects or the server ends. On Linux this kills
+    /// its process group, but not processes that left the group (setsid, setpgid). On Windows it terminates its
+    /// job object, but not processes that others start for it (a service, WMI). A server that is itself killed
+    /// (SIGKILL, Task Manager) leaves its commands running.
     ///
-    /// Processes that outlive COMMAND are left alone. The reply is complete when none of them holds the
-    /// command's stdout and stderr any more. If COMMAND fails or prints nothing, its client loses the connection.
+    /// Processes that outlive COMMAND are not killed. The reply is complete once none of them holds the command's
+    /// stdout and stderr open. If COMMAND fails or prints nothing, the connection is closed.
     #[arg(long, value_name = "COMMAND", group = "answer", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) exec: Option<String>,
 
-    /// How many commands run at the same time, 1 or more [default: 4 for each processor]
+    /// How many commands run at the same time, 1 or more [default: 4 per processor]
     ///
-    /// Further requests wait, the oldest first, and --handler-timeout counts the time that they wait. If
-    /// the client is gone by then the command is not run. A command that can't be started because the system
-    /// is short of memory, processes or open files is tried again.
+    /// Further requests wait in FIFO order, and --handler-timeout includes the time they wait. If the client has
+    /// disconnected by then, the command is not run. A command that can't be started because the system is short
+    /// of memory, processes or open files is retried.
     ///
-    /// On Linux the default is lower where the limit of open files is. Commands have the limit that the server
-    /// was started with.
+    /// On Linux the default is lower if the limit of open files is low. Commands get the limit that the server was
+    /// started with.
     #[arg(long, value_name = "N", requires = "exec", value_parser = at_least_one)]
     pub(crate) exec_limit: Option<usize>,
 
@@ -157,11 +156,11 @@ pub(crate) struct AnswerOptions {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Pipe")]
 pub(crate) struct PipeOptions {
-    /// Longest message, both ways [default: 64KiB, or 4095 with --engine tokio]
+    /// Longest message in either direction [default: 64KiB, or 4095 with --engine tokio]
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
     max_message_size: Option<usize>,
 
-    /// What may lie in the pipe each way before a writer waits [default: 64KiB]
+    /// How much data the pipe buffers in each direction before a writer waits [default: 64KiB]
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
     buffer_size: Option<usize>,
 
@@ -173,8 +172,8 @@ pub(crate) struct PipeOptions {
     /// [default: current-user]
     ///
     /// On Windows, everyone grants other users what a client needs, but not the right to create instances,
-    /// which is part of the GENERIC_WRITE that most programs ask for. Whether Windows refuses them for that
-    /// is not known; pipe-client does not ask for it. On Linux, give a path with everyone: other users can't
+    /// which is part of the GENERIC_WRITE that most programs ask for. Whether Windows therefore refuses them is
+    /// not known; pipe-client does not ask for it. On Linux, give a path with everyone: other users can't
     /// reach the directory of a short name.
     #[arg(
         long,
@@ -215,7 +214,7 @@ pub(crate) struct PipeOptions {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Time limits")]
 pub(crate) struct LimitOptions {
-    /// How long a client may send nothing, or none
+    /// How long a client may send no request, or none
     #[arg(long, value_name = "TIME", default_value = "none")]
     pub(crate) idle_timeout: TimeLimit,
 
@@ -227,7 +226,7 @@ pub(crate) struct LimitOptions {
     #[arg(long, value_name = "TIME", default_value = values::text(defaults::WRITE_TIMEOUT))]
     pub(crate) write_timeout: TimeLimit,
 
-    /// How long running requests may take to finish after a signal, or none; 0s ends them at once
+    /// How long requests in flight may take to finish after a signal, or none; 0s aborts them at once
     #[arg(long, value_name = "TIME", default_value = values::text(defaults::DRAIN_TIMEOUT))]
     pub(crate) drain_timeout: Wait,
 }
@@ -247,6 +246,13 @@ pub(crate) struct LoggingOptions {
     /// Log errors only
     #[arg(short, long)]
     pub(crate) quiet: bool,
+
+    /// How often to log statistics, or none
+    ///
+    /// These are the numbers of connections, requests and bytes, errors by reason, and how long replies take.
+    /// SIGUSR1 (Linux) or Ctrl-Break (Windows) logs them immediately.
+    #[arg(long, value_name = "TIME", default_value = "none")]
+    pub(crate) stats: TimeLimit,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -279,7 +285,7 @@ impl From<Engine> for pipe_server::os::windows::Engine {
     }
 }
 
-/// How many clients at once; `None` is unlimited.
+/// How many clients at the same time; `None` is unlimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct MaxInstances(Option<usize>);
 

@@ -111,7 +111,6 @@ fn is_hangup_ignored() -> bool {
 #[cfg(windows)]
 struct Source {
     ctrl_c: tokio::signal::windows::CtrlC,
-    ctrl_break: tokio::signal::windows::CtrlBreak,
     ctrl_close: tokio::signal::windows::CtrlClose,
     ctrl_shutdown: tokio::signal::windows::CtrlShutdown,
 }
@@ -123,7 +122,6 @@ impl Source {
 
         Ok(Self {
             ctrl_c: windows::ctrl_c()?,
-            ctrl_break: windows::ctrl_break()?,
             ctrl_close: windows::ctrl_close()?,
             ctrl_shutdown: windows::ctrl_shutdown()?,
         })
@@ -132,7 +130,6 @@ impl Source {
     async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.ctrl_c.recv() => "Ctrl-C",
-            _ = self.ctrl_break.recv() => "Ctrl-Break",
             _ = self.ctrl_close.recv() => "the console was closed",
             _ = self.ctrl_shutdown.recv() => "the system shuts down",
         }

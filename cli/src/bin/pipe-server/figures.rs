@@ -1,0 +1,79 @@
+//! Logs the server's figures: at intervals, and on request.
+
+use std::{future::pending, io, time::Duration};
+
+use pipe_server::Stats;
+use tokio::time::{Instant, interval_at};
+use tracing::info;
+
+/// Logs `stats` every `time`, if it is set, and at each SIGUSR1 (Linux) or Ctrl-Break (Windows), until the runtime
+/// shuts down.
+pub(crate) fn log(stats: Stats, time: Option<Duration>) -> io::Result<()> {
+    let mut asked = Asked::new()?;
+    tokio::spawn(async move {
+        let mut ticks = time.map(|time| interval_at(Instant::now() + time, time));
+        loop {
+            tokio::select! {
+                () = asked.next() => {}
+                () = async {
+                    match &mut ticks {
+                        Some(ticks) => _ = ticks.tick().await,
+                        None => pending().await,
+                    }
+                } => {}
+            }
+            write(&stats);
+        }
+    });
+    Ok(())
+}
+
+fn write(stats: &Stats) {
+    let now = stats.snapshot();
+    info!(
+        accepted = now.accepted,
+        refused = now.refused,
+        connected = now.connected,
+        waiting = now.waiting,
+        requests = now.requests,
+        replies = now.replies,
+        bytes_received = now.bytes_received,
+        bytes_sent = now.bytes_sent,
+        timeouts = now.timeouts,
+        panics = now.panics,
+        errors = now.errors.to_string(),
+        handler_time_p99 = ?now.handler_time_p99,
+        handler_time_longest = ?now.handler_time_longest,
+        "figures"
+    );
+}
+
+#[cfg(unix)]
+struct Asked(tokio::signal::unix::Signal);
+
+#[cfg(unix)]
+impl Asked {
+    fn new() -> io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+
+        signal(SignalKind::user_defined1()).map(Self)
+    }
+
+    async fn next(&mut self) {
+        self.0.recv().await;
+    }
+}
+
+#[cfg(windows)]
+struct Asked(tokio::signal::windows::CtrlBreak);
+
+#[cfg(windows)]
+impl Asked {
+    fn new() -> io::Result<Self> {
+        tokio::signal::windows::ctrl_break().map(Self)
+    }
+
+    async fn next(&mut self) {
+        self.0.recv().await;
+    }
+}
