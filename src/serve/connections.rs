@@ -317,8 +317,8 @@ where
 {
     let id = connection.id();
     let panicked = |panic: String| {
-        let error = format_args!("the connection's code panicked: {panic}");
-        log_code(&stats, id, Reason::Panic, error);
+        let error = format!("the connection's code panicked: {panic}");
+        log_code(&stats, id, Reason::Panic, &error);
     };
     // Created in place: a future in a variable would take its space twice.
     let mut running = pin!(match call_caught(|| code(connection, shutdown)) {
@@ -329,8 +329,8 @@ where
         Ok(result) => {
             if let Err(error) = result.into_result() {
                 let error = Chain(&*error);
-                let error = format_args!("the connection's code failed: {error}");
-                log_code(&stats, id, Reason::Code, error);
+                let error = format!("the connection's code failed: {error}");
+                log_code(&stats, id, Reason::Code, &error);
             }
         }
         Err(panic) => panicked(panic),
@@ -351,7 +351,7 @@ fn log_accept(stats: &Stats, error: &io::Error, pause: Duration) {
     }
 }
 
-fn log_code(stats: &Stats, connection: u64, reason: Reason, error: fmt::Arguments<'_>) {
+fn log_code(stats: &Stats, connection: u64, reason: Reason, error: &str) {
     let Some(pass) = stats.count_error(reason) else {
         return;
     };
