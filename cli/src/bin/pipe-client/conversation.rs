@@ -6,9 +6,7 @@ use pipe_server::{CallError, Client, RecvError, SendError};
 use pipe_server_cli::{
     exit::{Failure, chain},
     text::{Encoding, Form},
-    values::TimeLimit,
 };
-use tokio::time::timeout;
 
 use crate::{options::Options, ping::NOT_ANSWERING};
 
@@ -17,8 +15,6 @@ use crate::{options::Options, ping::NOT_ANSWERING};
 pub(crate) struct Conversation {
     client: Client,
     encoding: Encoding,
-    /// For each reply.
-    time: TimeLimit,
     address: String,
     ping: bool,
 }
@@ -29,7 +25,6 @@ impl Conversation {
         Self {
             client,
             encoding: options.encoding,
-            time: options.timeout,
             address,
             ping: options.ping,
         }
@@ -49,8 +44,13 @@ impl Conversation {
             terminated: wide,
         }
         .encode(message);
-        match self.call(request).await? {
+        match self.client.call(request).await {
             Ok(reply) => Ok(decode(&reply, self.encoding)),
+            Err(CallError::TimedOut { after, .. }) => Err(self.no_reply(format!(
+                "no reply from {} within {}: see --timeout",
+                self.address,
+                humantime::format_duration(after)
+            ))),
             Err(error) => {
                 let problem = format!("no reply from {}: {}", self.address, chain(&error));
                 Err(match error {
@@ -63,23 +63,6 @@ impl Conversation {
                 })
             }
         }
-    }
-
-    async fn call(
-        &mut self,
-        request: Vec<u8>,
-    ) -> Result<Result<pipe_server::Bytes, CallError>, Failure> {
-        let reply = self.client.call(request);
-        let Some(time) = self.time.0 else {
-            return Ok(reply.await);
-        };
-        timeout(time, reply).await.map_err(|_| {
-            let time = humantime::format_duration(time);
-            self.no_reply(format!(
-                "no reply from {} within {time}: see --timeout",
-                self.address
-            ))
-        })
     }
 
     fn no_reply(&self, problem: String) -> Failure {

@@ -73,7 +73,7 @@ pub(crate) struct Options {
         default_value_if("ping", "true", PING_TIMEOUT),
         hide_default_value = true
     )]
-    pub(crate) timeout: TimeLimit,
+    timeout: TimeLimit,
 
     /// What to send, each as one message
     #[arg(value_name = "MESSAGE", value_parser = NonEmptyStringValueParser::new())]
@@ -108,6 +108,7 @@ impl Options {
         let options = options.allow_remote(self.allow_remote);
         options
             .connect_timeout(self.connect_timeout.0)
+            .call_timeout(self.timeout.0)
             .wait_for_server(self.wait)
             .trust(self.trust.clone())
             .max_message_size(self.max_message_size)
