@@ -6,6 +6,8 @@ pub mod exit;
 pub mod family;
 #[cfg(feature = "bench")]
 pub mod load;
+#[cfg(target_os = "linux")]
+pub mod open_files;
 pub mod runtime;
 pub mod text;
 pub mod values;

@@ -25,7 +25,10 @@ mod visits;
 /// Runs the load that `options` describe and prints the results.
 pub fn run<T: Transport>(options: &Options, transport: T) -> Result<(), Failure> {
     options.check()?;
-    raise_open_files();
+    // It is usually 1,024, which is low for the sake of programs that use select(2). If it can't be raised, the
+    // system's own error is reported later.
+    #[cfg(target_os = "linux")]
+    let _ = crate::open_files::raise();
     let mut builder = Builder::new_multi_thread();
     builder.worker_threads(options.threads());
     runtime::run(builder, T::IO_DRIVER, async {
@@ -39,17 +42,3 @@ pub fn run<T: Transport>(options: &Options, transport: T) -> Result<(), Failure>
         report.print(options.json)
     })?
 }
-
-/// Raises the limit of open files to the maximum: it is usually 1,024, which is low for the sake of programs
-/// that use `select`. If this fails, the system's own error is reported later.
-#[cfg(target_os = "linux")]
-fn raise_open_files() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    _ = setrlimit(Resource::Nofile, limit);
-}
-
-#[cfg(not(target_os = "linux"))]
-fn raise_open_files() {}

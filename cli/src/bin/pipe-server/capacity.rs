@@ -122,7 +122,7 @@ fn processors() -> usize {
 mod descriptors {
     use std::fs;
 
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    use pipe_server_cli::open_files;
     use tracing::warn;
 
     use super::processors;
@@ -150,29 +150,20 @@ mod descriptors {
         /// Raises the limit to the hard one.
         pub(super) fn raise() -> Self {
             let open = fs::read_dir("/proc/self/fd").map_or(3, Iterator::count);
-            let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-            let unchanged = Self {
-                limit: current,
-                raised_from: None,
-                open,
-            };
-            if current == maximum {
-                return unchanged;
-            }
-            let raised = Rlimit {
-                current: maximum,
-                maximum,
-            };
-            match setrlimit(Resource::Nofile, raised) {
-                Ok(()) => Self {
-                    limit: maximum,
-                    raised_from: current,
-                    open,
-                },
+            let (before, raised) = open_files::raise();
+            let (limit, raised_from) = match raised {
+                Ok(()) if before.current == before.maximum => (before.maximum, None),
+                Ok(()) => (before.maximum, before.current),
                 Err(error) => {
-                    warn!(%error, limit = current, "the limit of open files can't be raised to the hard one");
-                    unchanged
+                    let limit = before.current;
+                    warn!(%error, limit, "the limit of open files can't be raised to the hard one");
+                    (limit, None)
                 }
+            };
+            Self {
+                limit,
+                raised_from,
+                open,
             }
         }
 
