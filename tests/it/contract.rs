@@ -13,8 +13,8 @@ use std::{
 };
 
 use pipe_server::{
-    Bytes, CallError, ClientOptions, ConnectError, Connection, ListenerOptions, PipeListener,
-    RecvError, Reply, Request, SendError, Summary, serve,
+    Bytes, CallError, ClientOptions, ConnectError, Connection, Handler, ListenerOptions,
+    PipeListener, RecvError, Reply, Request, SendError, Summary, serve,
 };
 use tokio::{sync::oneshot, task::JoinHandle};
 
@@ -903,20 +903,28 @@ async fn beyond_the_buffered_bytes_clients_are_read_one_at_a_time_and_none_is_lo
     }
 }
 
+/// Echoes, but never answers a request of `stuck` bytes. The length of each request goes to `asked`.
+fn echo_but_for(
+    stuck: usize,
+    asked: tokio::sync::mpsc::UnboundedSender<usize>,
+) -> impl Handler<(Bytes,)> {
+    move |request: Bytes| {
+        _ = asked.send(request.len());
+        async move {
+            match request.len() == stuck {
+                true => pending().await,
+                false => request,
+            }
+        }
+    }
+}
+
 async fn a_client_that_is_stuck_beyond_the_buffered_bytes_stops_nobody(kind: Kind) {
     let (listener, pipe) = kind.bind(ListenerOptions::new());
     let (asked, mut was_asked) = tokio::sync::mpsc::unbounded_channel();
     let server = start!(
         listener,
-        move |request: Bytes| {
-            _ = asked.send(request.len());
-            async move {
-                match request.len() {
-                    4000 => pending().await,
-                    _ => request,
-                }
-            }
-        },
+        echo_but_for(4000, asked),
         max_buffered_bytes(1),
         cancel_on_disconnect(true)
     );
@@ -948,15 +956,7 @@ async fn below_the_buffered_bytes_nobody_waits_for_the_turn_of_another(kind: Kin
     let (asked, mut was_asked) = tokio::sync::mpsc::unbounded_channel();
     let server = start!(
         listener,
-        move |request: Bytes| {
-            _ = asked.send(request.len());
-            async move {
-                match request.len() {
-                    4000 => pending().await,
-                    _ => request,
-                }
-            }
-        },
+        echo_but_for(4000, asked),
         max_buffered_bytes(6000),
         cancel_on_disconnect(true)
     );
