@@ -3,7 +3,6 @@
 //! A message that fits the buffer costs one `ReadFile`, directly into the memory that its receiver gets. A
 //! longer one ends a read with `ERROR_MORE_DATA`; the buffer grows and the next read continues where the last
 //! one ended, until the message is whole or over the limit. Each message is sent with one `WriteFile`.
-//! `WriteFile`.
 //! The engine never asks how much of a message is left: that call can block (see `windows/overlapped.rs`). So
 //! one case is not detected. If a sender cancels a write that was partly read and then writes another
 //! message, that part and the new message arrive as one. Windows drops the rest of the first message (WT
