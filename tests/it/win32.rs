@@ -17,7 +17,9 @@ use windows_sys::Win32::{
 
 use support::{
     message, unique_name,
-    win32::{PlainPipe, call_as_the_sample_does, is, is_wine, open_as_the_sample_does, utf16},
+    win32::{
+        PlainPipe, call_as_the_sample_does, is, is_wine, open_as_the_sample_does, utf16, wait,
+    },
 };
 
 const MIB: usize = 1 << 20;
@@ -45,6 +47,7 @@ on_both_engines! {
     queued_replies_are_whole_and_in_order,
     messages_of_every_size_cross_in_both_directions_at_once,
     a_client_in_byte_read_mode_gets_the_bytes_of_its_replies,
+    a_client_that_reads_as_python_does_gets_whole_replies,
     an_empty_write_ends_the_conversation_and_the_reply_can_still_be_read,
     a_client_that_closes_with_unread_replies_does_not_affect_the_next,
     with_one_instance_plain_clients_take_turns,
@@ -144,6 +147,33 @@ async fn a_client_in_byte_read_mode_gets_the_bytes_of_its_replies(engine: Engine
             received.extend_from_slice(&buffer[..length]);
         }
         assert!(received == expected);
+    })
+    .await;
+}
+
+/// The calls of `multiprocessing.connection`: Lib/multiprocessing/connection.py, `PipeClient` and `PipeConnection`.
+async fn a_client_that_reads_as_python_does_gets_whole_replies(engine: Engine) {
+    let address = echo(engine, ListenerOptions::new());
+    blocking(move || {
+        wait(&address, 1000).unwrap();
+        let pipe = PlainPipe::open_for_two(&address, GENERIC_READ | GENERIC_WRITE).unwrap();
+        pipe.set_message_mode().unwrap();
+        for (number, length) in [1, 128, 129, 4095].into_iter().enumerate() {
+            let request = message(number, length);
+            pipe.write(&request).unwrap();
+            let mut reply = vec![0; length];
+            let (first, more) = pipe.read(&mut reply[..length.min(128)]).unwrap();
+            assert_eq!(first, length.min(128));
+            assert_eq!(more, length > 128);
+            if more {
+                assert_eq!(pipe.left_of_message().unwrap(), length - first);
+                assert_eq!(
+                    pipe.read(&mut reply[first..]).unwrap(),
+                    (length - first, false)
+                );
+            }
+            assert!(reply == request);
+        }
     })
     .await;
 }

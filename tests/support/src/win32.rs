@@ -33,7 +33,7 @@ use windows_sys::{
             LibraryLoader::{GetModuleHandleA, GetProcAddress},
             Pipes::{
                 ConnectNamedPipe, CreateNamedPipeW, DisconnectNamedPipe, PIPE_READMODE_MESSAGE,
-                PIPE_UNLIMITED_INSTANCES, SetNamedPipeHandleState, WaitNamedPipeW,
+                PIPE_UNLIMITED_INSTANCES, PeekNamedPipe, SetNamedPipeHandleState, WaitNamedPipeW,
             },
             Threading::{CreateEventW, GetCurrentProcess, OpenProcessToken},
         },
@@ -166,6 +166,24 @@ impl PlainPipe {
                 return Ok(message);
             }
         }
+    }
+
+    /// How many bytes of the message being read are left (`PeekNamedPipe`).
+    pub fn left_of_message(&self) -> io::Result<usize> {
+        let mut left = 0;
+        let none = ptr::null_mut();
+        // SAFETY: the handle is open, and `left` outlives the call.
+        check(unsafe {
+            PeekNamedPipe(
+                self.raw(),
+                none,
+                0,
+                ptr::null_mut(),
+                ptr::null_mut(),
+                &mut left,
+            )
+        })?;
+        Ok(left as usize)
     }
 
     /// One `WriteFile`.
