@@ -66,8 +66,9 @@
 //! A file imports only from its own row of this table and the rows below.
 
 #![warn(missing_docs)]
-// The README's example is compiled with the doc tests.
+// The examples on these pages are compiled with the doc tests.
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
+#![cfg_attr(doctest, doc = include_str!("../docs/migrating.md"))]
 
 #[cfg(not(any(windows, target_os = "linux")))]
 compile_error!("pipe-server runs on Windows and on Linux");
