@@ -13,7 +13,7 @@ use crate::{
     error::Chain,
     name::PipeName,
     reason::Reason,
-    stats::Stats,
+    stats::{InstancesChange, Stats},
 };
 
 /// The instances of one pipe, shared by its listener and its connections.
@@ -56,7 +56,7 @@ impl Instances {
         };
         state.top_up()?;
         let stats = Stats::new(name);
-        stats.set_instances(state.connected, state.waiting.len());
+        stats.publish_instances(stats.set_instances(state.connected, state.waiting.len()));
         Ok(Arc::new(Self {
             state: Mutex::new(state),
             stats,
@@ -71,7 +71,9 @@ impl Instances {
     ) -> Poll<io::Result<(Channel, io::Result<()>)>> {
         let mut state = self.lock();
         let accepted = state.poll_accept(cx);
-        self.count(&state);
+        let change = self.count(&state);
+        drop(state);
+        self.stats.publish_instances(change);
         if let Poll::Ready(Ok(_)) = accepted {
             self.stats.count_accepted();
         }
@@ -88,11 +90,12 @@ impl Instances {
         if topped_up.is_err() && state.waiting.is_empty() {
             state.finished.push(Arc::clone(link));
         }
-        self.count(&state);
+        let change = self.count(&state);
         let acceptor = state.acceptor.take();
-        // Outside the lock: a waker and a log subscriber are user code, which may drop a connection or the
-        // listener, or block.
+        // Outside the lock: a waker, a log subscriber and a recorder of metrics are user code, which may drop
+        // a connection or the listener, or block.
         drop(state);
+        self.stats.publish_instances(change);
         self.log_missing(topped_up);
         if let Some(acceptor) = acceptor {
             acceptor.wake();
@@ -105,8 +108,9 @@ impl Instances {
         let endpoint = state.endpoint.take();
         let waiting = mem::take(&mut state.waiting);
         let finished = mem::take(&mut state.finished);
-        self.count(&state);
+        let change = self.count(&state);
         drop(state);
+        self.stats.publish_instances(change);
         drop((waiting, finished, endpoint));
     }
 
@@ -131,9 +135,9 @@ impl Instances {
     }
 
     /// Called under the lock, so that an older count does not replace a newer one.
-    fn count(&self, state: &State) {
+    fn count(&self, state: &State) -> InstancesChange {
         self.stats
-            .set_instances(state.connected, state.waiting.len());
+            .set_instances(state.connected, state.waiting.len())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

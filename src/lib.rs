@@ -46,6 +46,7 @@
 //! | feature | what it adds |
 //! |---|---|
 //! | `futures` | `Stream` and `Sink` for [`Connection`], its halves and [`Client`] |
+//! | `metrics` | the figures of [`Stats`] for the recorder of the `metrics` facade, for example for Prometheus |
 //! | `tower` | any `tower::Service` as a handler, through `TowerHandler` |
 //! | `test-util` | pipes inside the process, through `ListenerOptions::bind_memory`, and `Faults` to make them fail |
 //!

@@ -10,6 +10,8 @@ use std::{
 };
 
 use self::histogram::{Histogram, Times};
+#[cfg(feature = "metrics")]
+use self::metrics::Metrics;
 use crate::{
     log_limit::{LogLimit, Pass},
     name::PipeName,
@@ -17,6 +19,7 @@ use crate::{
 };
 
 mod histogram;
+mod metrics;
 
 /// A handle to the live figures of a listener and the server that runs on it, from
 /// [`PipeListener::stats`](crate::PipeListener::stats), [`Serve::stats`](crate::Serve::stats) or
@@ -24,6 +27,33 @@ mod histogram;
 ///
 /// A clone is cheap and refers to the same figures. The handle stays valid after the server has ended, and
 /// keeps neither the pipe nor a connection.
+///
+/// # Metrics
+///
+/// With the feature `metrics` the same figures go to the recorder of the [`metrics`](https://docs.rs/metrics)
+/// facade, for example to an exporter for Prometheus:
+///
+/// | metric | kind | what it counts |
+/// |---|---|---|
+/// | `pipe_server_connections_accepted_total` | counter | connections accepted |
+/// | `pipe_server_instances_connected` | gauge | instances that serve a client |
+/// | `pipe_server_instances_waiting` | gauge | instances that wait for a client |
+/// | `pipe_server_requests_total` | counter | requests received by [`serve`](crate::serve) |
+/// | `pipe_server_replies_total` | counter | replies sent by [`serve`](crate::serve) |
+/// | `pipe_server_received_bytes_total` | counter | the bytes of the requests |
+/// | `pipe_server_sent_bytes_total` | counter | the bytes of the replies |
+/// | `pipe_server_errors_total` | counter | errors by `reason`, a word of [`Reason`] |
+/// | `pipe_server_handler_duration_seconds` | histogram | the time that the handler took for a request |
+///
+/// Each has the label `pipe`, the name that was bound; two listeners of one name add up. The errors also have
+/// the label `reason`, which selects what a [`StatsSnapshot`] sums up: `reason=~".*_timeout"` for `timeouts`,
+/// `reason="panic"` for `panics`, and the reasons that [`refused`](StatsSnapshot::refused) lists. Nothing that
+/// a client controls is a label, so a pipe has a fixed number of series.
+///
+/// Install the recorder before the pipe is bound: that is when a listener registers its metrics, and they stay
+/// with the recorder that it finds. Without a recorder, counting costs a comparison. The recorder is called on the
+/// server's threads, so it must not block. An exporter that forgets metrics that have not changed for a while
+/// loses them for good, so turn that off.
 ///
 /// # Examples
 ///
@@ -57,6 +87,19 @@ struct Shared {
     /// By [`Reason::index`].
     errors: [AtomicU64; Reason::ALL.len()],
     shards: [Shard; SHARDS],
+    #[cfg(feature = "metrics")]
+    metrics: Metrics,
+}
+
+/// By how much the numbers of instances changed, for [`Stats::publish_instances`].
+#[must_use]
+#[cfg_attr(
+    not(feature = "metrics"),
+    allow(dead_code, reason = "only metrics need the change")
+)]
+pub(crate) struct InstancesChange {
+    connected: isize,
+    waiting: isize,
 }
 
 /// Few servers have more workers than this. Further threads share shards.
@@ -132,6 +175,8 @@ impl Stats {
     pub(crate) fn new(pipe: PipeName) -> Self {
         Self {
             shared: Arc::new(Shared {
+                #[cfg(feature = "metrics")]
+                metrics: Metrics::new(&pipe),
                 log: LogLimit::new(pipe),
                 connected: AtomicUsize::new(0),
                 waiting: AtomicUsize::new(0),
@@ -187,29 +232,64 @@ impl Stats {
         &self.shared.log
     }
 
-    pub(crate) fn set_instances(&self, connected: usize, waiting: usize) {
-        self.shared.connected.store(connected, Relaxed);
-        self.shared.waiting.store(waiting, Relaxed);
+    /// Sets the numbers of instances. Not called concurrently.
+    pub(crate) fn set_instances(&self, connected: usize, waiting: usize) -> InstancesChange {
+        let set = |count: &AtomicUsize, new: usize| {
+            let old = count.load(Relaxed);
+            count.store(new, Relaxed);
+            new as isize - old as isize
+        };
+        InstancesChange {
+            connected: set(&self.shared.connected, connected),
+            waiting: set(&self.shared.waiting, waiting),
+        }
+    }
+
+    /// Adds a change to the metrics. It may follow later and in any order, so that it can be called outside the
+    /// lock that orders the changes: a recorder is user code.
+    pub(crate) fn publish_instances(&self, change: InstancesChange) {
+        #[cfg(feature = "metrics")]
+        {
+            let InstancesChange { connected, waiting } = change;
+            self.shared.metrics.connected.increment(connected as f64);
+            self.shared.metrics.waiting.increment(waiting as f64);
+        }
+        #[cfg(not(feature = "metrics"))]
+        let _ = change;
     }
 
     pub(crate) fn count_accepted(&self) {
         self.shared.accepted.fetch_add(1, Relaxed);
+        #[cfg(feature = "metrics")]
+        self.shared.metrics.accepted.increment(1);
     }
 
     pub(crate) fn count_request(&self, bytes: usize) {
         let shard = self.shard();
         shard.requests.fetch_add(1, Relaxed);
         shard.bytes_received.fetch_add(bytes as u64, Relaxed);
+        #[cfg(feature = "metrics")]
+        {
+            self.shared.metrics.requests.increment(1);
+            self.shared.metrics.bytes_received.increment(bytes as u64);
+        }
     }
 
     pub(crate) fn count_replies(&self, replies: u64, bytes: u64) {
         let shard = self.shard();
         shard.replies.fetch_add(replies, Relaxed);
         shard.bytes_sent.fetch_add(bytes, Relaxed);
+        #[cfg(feature = "metrics")]
+        {
+            self.shared.metrics.replies.increment(replies);
+            self.shared.metrics.bytes_sent.increment(bytes);
+        }
     }
 
     pub(crate) fn count_handled(&self, time: Duration) {
         self.shard().handler_times.record(time);
+        #[cfg(feature = "metrics")]
+        self.shared.metrics.handler_times.record(time);
     }
 
     /// The current thread's shard.
@@ -232,6 +312,8 @@ impl Stats {
     /// Counts an error that is not logged as a warning.
     pub(crate) fn count_silent_error(&self, reason: Reason) {
         self.shared.errors[reason.index()].fetch_add(1, Relaxed);
+        #[cfg(feature = "metrics")]
+        self.shared.metrics.errors[reason.index()].increment(1);
     }
 }
 

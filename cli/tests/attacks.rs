@@ -7,19 +7,32 @@
 //! It prints a table. Each row is a server of its own under one attack for `ATTACK_SECONDS`, 10 by default. It fails
 //! when a reply is lost or wrong, or the server does not end in good order. How fast the replies come is for the reader:
 //! the first row is the same without an attack.
+//!
+//! With `--target x86_64-pc-windows-gnu` it does the same under Wine, with attacks that only Windows has.
 
+#[cfg(target_os = "linux")]
+use std::fs;
 use std::{
-    env, fs,
+    env,
     io::{BufRead as _, BufReader},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
+#[cfg(windows)]
+use std::{
+    fs::File,
+    io::{Read as _, Write as _},
+};
 
 use pipe_server::{Client, ClientOptions};
 use support::{DEADLINE, unique_name};
-use tokio::{runtime::Builder, task::yield_now, time::timeout};
+use tokio::{
+    runtime::{Builder, Runtime},
+    task::yield_now,
+    time::timeout,
+};
 
 /// How many hostile clients there are, each on a thread of its own.
 const HOSTILE: usize = 4;
@@ -34,17 +47,27 @@ enum Attack {
     ConnectAndClose,
     NeverRead,
     NeverSend,
+    TakeAll,
     Flood,
+    #[cfg(windows)]
+    HalfRequest,
+    #[cfg(windows)]
+    HalfReply,
 }
 
 impl Attack {
-    const ALL: [Self; 6] = [
+    const ALL: &[Self] = &[
         Self::None,
         Self::TooLong,
         Self::ConnectAndClose,
         Self::NeverRead,
         Self::NeverSend,
+        Self::TakeAll,
         Self::Flood,
+        #[cfg(windows)]
+        Self::HalfRequest,
+        #[cfg(windows)]
+        Self::HalfReply,
     ];
 
     fn name(self) -> &'static str {
@@ -54,7 +77,20 @@ impl Attack {
             Self::ConnectAndClose => "connect, send and close, over and over",
             Self::NeverRead => "send and never read",
             Self::NeverSend => "connect and never send",
+            Self::TakeAll => "take every instance and try again, `--max-instances 50`",
             Self::Flood => "pipelined requests without a pause",
+            #[cfg(windows)]
+            Self::HalfRequest => "leave in the middle of a request",
+            #[cfg(windows)]
+            Self::HalfReply => "read half of a reply, in byte mode, and leave",
+        }
+    }
+
+    /// What the server is started with, beside its usual options.
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::TakeAll => &["--max-instances", "50"],
+            _ => &[],
         }
     }
 
@@ -86,7 +122,7 @@ impl Attack {
                     held.push(client);
                 }
             }
-            Self::NeverSend => held.extend(options.connect(pipe).await),
+            Self::NeverSend | Self::TakeAll => held.extend(options.connect(pipe).await),
             Self::Flood => {
                 if let Ok(client) = options.connect(pipe).await {
                     let (mut receiver, mut sender) = client.into_split();
@@ -103,6 +139,22 @@ impl Attack {
                         tokio::join!(sending, receiving)
                     })
                     .await;
+                }
+            }
+            #[cfg(windows)]
+            Self::HalfRequest => {
+                if let Ok(mut client) = options.connect(pipe).await {
+                    // Nobody reads the replies, so in the end a request does not fit and is cancelled.
+                    let full = async { while client.send(vec![0; longest]).await.is_ok() {} };
+                    _ = timeout(Duration::from_millis(1), full).await;
+                }
+            }
+            #[cfg(windows)]
+            Self::HalfReply => {
+                let path = format!(r"\\.\pipe\{pipe}");
+                if let Ok(mut file) = File::options().read(true).write(true).open(path) {
+                    _ = file.write_all(&[0; 64]);
+                    _ = file.read_exact(&mut [0; 32]);
                 }
             }
         }
@@ -127,7 +179,7 @@ fn a_well_behaved_client_loses_nothing_beside_hostile_ones() {
         "| attack | replies | p99, us | worst, us | peak memory, KiB | most descriptors | log lines |"
     );
     println!("|---|---:|---:|---:|---:|---:|---:|");
-    for attack in Attack::ALL {
+    for &attack in Attack::ALL {
         let row = under(attack, Duration::from_secs(seconds));
         println!("| {} | {row} |", attack.name());
     }
@@ -138,6 +190,7 @@ fn under(attack: Attack, time: Duration) -> String {
     let pipe = &name.text;
     let mut server = Command::new(env!("CARGO_BIN_EXE_pipe-server"))
         .args(["--echo", "--pipe-name", pipe])
+        .args(attack.arguments())
         .env_remove("RUST_LOG")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -149,6 +202,9 @@ fn under(attack: Attack, time: Duration) -> String {
     let log = BufReader::new(server.stderr.take().unwrap());
     let logging = thread::spawn(move || log.lines().map_while(Result::ok).count());
 
+    // Before the hostile ones, which may leave no instance to others.
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let client = runtime.block_on(Client::connect(pipe)).unwrap();
     let done = AtomicBool::new(false);
     let (latencies, descriptors) = thread::scope(|scope| {
         for _ in 0..HOSTILE {
@@ -164,7 +220,7 @@ fn under(attack: Attack, time: Duration) -> String {
             });
         }
         let counting = scope.spawn(|| most_descriptors(&server, &done));
-        let latencies = converse(pipe, time, &done);
+        let latencies = converse(&runtime, client, time, &done);
         (latencies, counting.join().unwrap())
     });
     let memory = peak_memory(&server);
@@ -179,7 +235,7 @@ fn under(attack: Attack, time: Duration) -> String {
 }
 
 /// Calls and compares until the time is over, and sets `done`, also when it fails.
-fn converse(pipe: &str, time: Duration, done: &AtomicBool) -> Latencies {
+fn converse(runtime: &Runtime, mut client: Client, time: Duration, done: &AtomicBool) -> Latencies {
     struct Done<'a>(&'a AtomicBool);
     impl Drop for Done<'_> {
         fn drop(&mut self) {
@@ -188,9 +244,7 @@ fn converse(pipe: &str, time: Duration, done: &AtomicBool) -> Latencies {
     }
 
     let _done = Done(done);
-    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     let mut latencies = runtime.block_on(async {
-        let mut client = Client::connect(pipe).await.unwrap();
         let mut latencies = Vec::new();
         let begun = Instant::now();
         while begun.elapsed() < time {
@@ -221,24 +275,33 @@ fn end(server: &mut Child) {
     }
 }
 
-/// What Linux says of the process: `-` elsewhere, as in the next function.
+/// In KiB.
+#[cfg(target_os = "linux")]
 fn peak_memory(server: &Child) -> String {
-    let status = fs::read_to_string(format!("/proc/{}/status", server.id())).unwrap_or_default();
+    let status = fs::read_to_string(format!("/proc/{}/status", server.id())).unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    peak.map_or("-".to_owned(), |peak| {
-        peak.trim().trim_end_matches(" kB").to_owned()
-    })
+    peak.unwrap().trim().trim_end_matches(" kB").to_owned()
 }
 
+#[cfg(windows)]
+fn peak_memory(server: &Child) -> String {
+    let bytes = support::process::peak_memory(server.id()).unwrap();
+    (bytes / 1024).to_string()
+}
+
+#[cfg(target_os = "linux")]
 fn most_descriptors(server: &Child, done: &AtomicBool) -> String {
     let mut most = 0;
     while !done.load(Ordering::Relaxed) {
-        let descriptors = fs::read_dir(format!("/proc/{}/fd", server.id()));
-        most = most.max(descriptors.map_or(0, Iterator::count));
+        let descriptors = fs::read_dir(format!("/proc/{}/fd", server.id())).unwrap();
+        most = most.max(descriptors.count());
         thread::sleep(Duration::from_millis(20));
     }
-    match most {
-        0 => "-".to_owned(),
-        most => most.to_string(),
-    }
+    most.to_string()
+}
+
+/// Wine 8 counts no handles of another process.
+#[cfg(windows)]
+fn most_descriptors(_: &Child, _: &AtomicBool) -> String {
+    "-".to_owned()
 }

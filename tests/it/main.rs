@@ -11,6 +11,8 @@ mod features;
 mod hostile;
 #[cfg(target_os = "linux")]
 mod linux_only;
+#[cfg(feature = "metrics")]
+mod metrics;
 #[cfg(all(windows, any(miri, pipe_model)))]
 mod model;
 mod observe;

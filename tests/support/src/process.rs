@@ -142,6 +142,19 @@ impl Census {
     }
 }
 
+/// The largest memory that a process has had in bytes, resident at once.
+#[cfg(windows)]
+pub fn peak_memory(process: u32) -> io::Result<usize> {
+    use winsafe::{HPROCESS, co, prelude::*};
+
+    let rights = co::PROCESS::QUERY_LIMITED_INFORMATION | co::PROCESS::VM_READ;
+    let process = HPROCESS::OpenProcess(rights, false, process);
+    let memory = process.and_then(|process| process.GetProcessMemoryInfo());
+    memory
+        .map(|memory| memory.PeakWorkingSetSize)
+        .map_err(|error| io::Error::from_raw_os_error(error.raw() as i32))
+}
+
 /// The number of open handles, counted by trying the lowest handle values. `GetProcessHandleCount`
 /// always reports 0 on Wine 8.
 #[cfg(windows)]
