@@ -77,7 +77,7 @@ pub trait Handler<T = Request>: Send + Sync + 'static {
     ///
     /// The future is dropped when the handler timeout or the drain deadline passes and, with
     /// [`cancel_on_disconnect`](crate::Serve::cancel_on_disconnect), when the client disconnects. With
-    /// [`concurrency`](crate::Serve::concurrency), also when the connection ends for another reason.
+    /// [`concurrency`](crate::Serve::concurrency), also when an earlier request fails or its reply can't be sent.
     fn call(&self, request: Request) -> impl Future<Output = Result<Reply, BoxError>> + Send;
 
     /// Returns the handler for a newly accepted connection. By default all connections share this one.

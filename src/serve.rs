@@ -141,23 +141,23 @@ impl<H, T, S> Serve<H, T, S> {
         self
     }
 
-    /// How many requests of one client may be in the handler at once. Default: [`defaults::CONCURRENCY`], 1. For
-    /// clients that send further requests before the reply to the first one: what they wait for then overlaps.
+    /// How many requests of one client may be in the handler at once. Default: [`defaults::CONCURRENCY`], 1.
     ///
-    /// The handler's futures are created and first polled in the order of the requests, and the replies are sent
-    /// in that order, so a reply waits for those before it. With that, a client never has more than `requests`
-    /// of them in the handler or waiting. The futures run in the connection's task, never two at the same moment:
-    /// work for the processor needs [`tokio::spawn`] or [`tokio::task::spawn_blocking`] to run in parallel.
+    /// This is for clients that pipeline: with 10, ten requests that each wait 50 ms take 50 ms together instead
+    /// of 500 ms. The handler's futures run in the connection's task, so they overlap only while they wait. For work
+    /// that keeps a processor busy, the handler uses [`tokio::spawn`] or [`tokio::task::spawn_blocking`].
     ///
-    /// If a request fails, panics or exceeds the [`handler_timeout`](Self::handler_timeout), which holds for each
-    /// alone, those after it are cancelled at once. Those before it are still answered, and then the connection
-    /// is closed. An empty or oversized reply takes effect when its turn to be sent comes, and cancels those after it.
-    /// If a reply can't be sent, or with [`cancel_on_disconnect`](Self::cancel_on_disconnect) if the client
-    /// has disconnected, all are cancelled. Requests in flight are answered when the client ends the conversation
-    /// and in a graceful shutdown.
+    /// The handler is called in the order of the requests, and replies are sent in that order: a reply may have to wait
+    /// for an earlier one. Waiting replies count, so that a client never has more than `requests` of both
+    /// together. Handlers must not depend on an earlier request of the client being finished, and share its
+    /// [`Session`](crate::Session).
     ///
-    /// A handler must not rely on the effects of an earlier request of the same client, and its
-    /// [`Session`](crate::Session) is used by several requests at once.
+    /// [`handler_timeout`](Self::handler_timeout) applies to each request. If a request exceeds it, fails or panics,
+    /// later ones are cancelled at once, earlier ones are still answered, and then the connection is closed. A reply
+    /// that is empty or too long closes the connection when it is about to be sent. If the client does not read its
+    /// replies in time or, with [`cancel_on_disconnect`](Self::cancel_on_disconnect), has disconnected, all requests
+    /// are cancelled. If the client ends the conversation, or the server shuts down gracefully, all
+    /// requests in flight are answered.
     ///
     /// # Panics
     ///

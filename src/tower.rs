@@ -20,8 +20,8 @@ use crate::{
 /// Turns a [`tower_service::Service`] over [`Request`] into a [`Handler`].
 ///
 /// Each connection has its own clone of the service, which is called once it is ready. With
-/// [`concurrency`](crate::Serve::concurrency), requests wait for that one after the other, and the futures that the
-/// service returned run at the same time.
+/// [`concurrency`](crate::Serve::concurrency), requests wait in FIFO order for the service to be ready, and the futures
+/// that it returns run concurrently.
 ///
 /// # Examples
 ///
