@@ -12,6 +12,10 @@ pub const BUFFER_SIZE: usize = 64 * 1024;
 /// created still finds one.
 pub const BACKLOG: usize = 2;
 
+/// How many requests of one client are in the handler at once. One, since a client may rely on an earlier request
+/// being done before the next one begins.
+pub const CONCURRENCY: usize = 1;
+
 /// How many bytes a server buffers for all its clients together: those of 4,096 clients that have each sent a
 /// request of the default limit.
 pub const MAX_BUFFERED_BYTES: usize = 256 * 1024 * 1024;

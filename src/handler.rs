@@ -15,7 +15,8 @@ use crate::{
 /// [`FromRequest`], and return a type that implements [`IntoReply`]. A type with state implements this trait
 /// directly. `T` distinguishes these cases and rarely has to be written.
 ///
-/// The requests of one client are handled in order, one at a time; different clients are served concurrently.
+/// The requests of one client are handled in order, one at a time unless [`concurrency`](crate::Serve::concurrency)
+/// is set; different clients are served concurrently.
 ///
 /// If a handler fails or panics, only its own client loses the connection.
 ///
@@ -75,7 +76,8 @@ pub trait Handler<T = Request>: Send + Sync + 'static {
     /// # Cancel safety
     ///
     /// The future is dropped when the handler timeout or the drain deadline passes and, with
-    /// [`cancel_on_disconnect`](crate::Serve::cancel_on_disconnect), when the client disconnects.
+    /// [`cancel_on_disconnect`](crate::Serve::cancel_on_disconnect), when the client disconnects. With
+    /// [`concurrency`](crate::Serve::concurrency), also when an earlier request fails or its reply can't be sent.
     fn call(&self, request: Request) -> impl Future<Output = Result<Reply, BoxError>> + Send;
 
     /// Returns the handler for a newly accepted connection. By default all connections share this one.

@@ -22,6 +22,7 @@
 //! | answer requests | [`serve`], with a [`Handler`] that takes [`FromRequest`] types and returns an [`IntoReply`] type |
 //! | choose who is served | [`Access`], [`Serve::authorize`] |
 //! | keep state for each client | [`Serve::on_connect`] and [`Session`] |
+//! | answer several requests of one client at once | [`Serve::concurrency`] |
 //! | push messages, or speak another protocol | [`serve_connections`], which hands out each [`Connection`] |
 //! | accept clients yourself | [`PipeListener`] |
 //! | call a server | [`Client`] |
@@ -33,7 +34,8 @@
 //! - A message is received whole and alone, however the sender pipelines. One over `max_message_size`
 //!   is an error and ends the connection; it is never split.
 //! - An empty message ends the conversation, as closing does. It can't be sent by mistake.
-//! - The requests of one client are answered in order; different clients are served concurrently.
+//! - The requests of one client are answered in order, one at a time unless [`Serve::concurrency`] allows more at
+//!   once; different clients are served concurrently.
 //! - While fewer than `max_instances` clients are connected, an instance is waiting. At the limit, clients
 //!   wait. The name exists as long as the server runs.
 //! - A reply that was sent can still be read after the server has closed.

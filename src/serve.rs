@@ -29,6 +29,8 @@ mod budget;
 mod connections;
 mod conversation;
 mod failure;
+mod handling;
+mod in_flight;
 mod panics;
 mod replies;
 mod requests;
@@ -69,6 +71,7 @@ pub fn serve<H: Handler<T>, T>(listener: PipeListener, handler: H) -> Serve<H, T
             idle_timeout: None,
             handler_timeout: None,
             write_timeout: Some(defaults::WRITE_TIMEOUT),
+            concurrency: defaults::CONCURRENCY,
             cancel_on_disconnect: false,
             max_buffered_bytes: Some(defaults::MAX_BUFFERED_BYTES),
             max_connections_per_user: UserLimit::default(),
@@ -138,8 +141,63 @@ impl<H, T, S> Serve<H, T, S> {
         self
     }
 
+    /// How many requests of one client may be in the handler at once. Default: [`defaults::CONCURRENCY`], 1.
+    ///
+    /// This is for clients that pipeline: with 10, ten requests that each wait 50 ms take 50 ms together instead
+    /// of 500 ms. The handler's futures run in the connection's task, so they overlap only while they wait. For work
+    /// that keeps a processor busy, the handler uses [`tokio::spawn`] or [`tokio::task::spawn_blocking`].
+    ///
+    /// The handler is called in the order of the requests, and replies are sent in that order: a reply may have to wait
+    /// for an earlier one. Waiting replies count, so that a client never has more than `requests` of both
+    /// together. Handlers must not depend on an earlier request of the client being finished, and share its
+    /// [`Session`](crate::Session).
+    ///
+    /// [`handler_timeout`](Self::handler_timeout) applies to each request. If a request exceeds it, fails or panics,
+    /// later ones are cancelled at once, earlier ones are still answered, and then the connection is closed. A reply
+    /// that is empty or too long closes the connection when it is about to be sent. If the client does not read its
+    /// replies in time or, with [`cancel_on_disconnect`](Self::cancel_on_disconnect), has disconnected, all requests
+    /// are cancelled. If the client ends the conversation, or the server shuts down gracefully, all
+    /// requests in flight are answered.
+    ///
+    /// # Panics
+    ///
+    /// If `requests` is 0.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::{future::IntoFuture, time::Duration};
+    /// use pipe_server::{Bytes, Client, PipeListener, serve};
+    /// use tokio::time::sleep;
+    ///
+    /// let name = format!("concurrency-example-{}", std::process::id());
+    /// let listener = PipeListener::bind(&name)?;
+    /// let serving = serve(listener, |request: Bytes| async move {
+    ///     sleep(Duration::from_millis(50)).await;
+    ///     request
+    /// })
+    /// .concurrency(10);
+    /// tokio::spawn(serving.into_future());
+    ///
+    /// let mut client = Client::connect(&name).await?;
+    /// for number in 0..10_u8 {
+    ///     client.send(vec![number]).await?;
+    /// }
+    /// // All of them after 50 ms.
+    /// for number in 0..10_u8 {
+    ///     assert_eq!(client.recv().await?.unwrap(), vec![number]);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn concurrency(mut self, requests: usize) -> Self {
+        assert!(requests > 0, "concurrency(0): use 1 or more");
+        self.options.concurrency = requests;
+        self
+    }
+
     /// How long a client may send no request before its connection is closed; `None`, the default, for no
-    /// limit.
+    /// limit. Time during which a request of that client is in the handler does not count.
     pub fn idle_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.options.idle_timeout = time.into();
         self
@@ -181,8 +239,8 @@ impl<H, T, S> Serve<H, T, S> {
     /// [`idle_timeout`](Self::idle_timeout); set
     /// [`handler_timeout`](Self::handler_timeout) as well, to limit how long they wait for a stuck handler.
     ///
-    /// The bytes buffered for one client are limited too: the request being answered, 256 KiB of replies and one
-    /// more reply, and with [`cancel_on_disconnect`](Self::cancel_on_disconnect) 64 KiB of requests and one more
+    /// The bytes buffered for one client are limited too: the request being answered (with
+    /// [`concurrency`](Self::concurrency), as many, or their replies), 256 KiB of replies and one more reply, and with [`cancel_on_disconnect`](Self::cancel_on_disconnect) 64 KiB of requests and one more
     /// request. Not counted are the engine's buffers (on Linux, 16 messages of up to 64 KiB), differences of less
     /// than 1 KiB per client, and what a handler keeps.
     pub fn max_buffered_bytes(mut self, bytes: impl Into<Option<usize>>) -> Self {

@@ -19,7 +19,9 @@ use crate::{
 
 /// Turns a [`tower_service::Service`] over [`Request`] into a [`Handler`].
 ///
-/// Each connection has its own clone of the service, which is called once it is ready.
+/// Each connection has its own clone of the service, which is called once it is ready. With
+/// [`concurrency`](crate::Serve::concurrency), requests wait in FIFO order for the service to be ready, and the futures
+/// that it returns run concurrently.
 ///
 /// # Examples
 ///
@@ -38,8 +40,11 @@ use crate::{
 pub struct TowerHandler<S> {
     /// Locked only while it is polled: a service is called through `&mut`, and need not be `Sync`.
     service: Mutex<S>,
-    /// Whether the service belongs to one connection. Otherwise each request gets a clone, because a service
-    /// that is not ready remembers only one task.
+    /// Held while a request waits until the service is ready, because a service that is not ready remembers only
+    /// one task.
+    waiting: tokio::sync::Mutex<()>,
+    /// Whether the service belongs to one connection. Otherwise each request gets a clone, so that none waits for
+    /// another one.
     connected: bool,
 }
 
@@ -48,6 +53,7 @@ impl<S> TowerHandler<S> {
     pub fn new(service: S) -> Self {
         Self {
             service: Mutex::new(service),
+            waiting: tokio::sync::Mutex::default(),
             connected: false,
         }
     }
@@ -68,7 +74,9 @@ where
 {
     async fn call(&self, request: Request) -> Result<Reply, BoxError> {
         let clone;
+        let mut waiting = None;
         let service = if self.connected {
+            waiting = Some(self.waiting.lock().await);
             &self.service
         } else {
             clone = self.clone_service();
@@ -87,12 +95,14 @@ where
             }
         });
         let answer = answer.await.map_err(Into::into)?;
+        drop(waiting);
         answer.await.map_err(Into::into)?.into_reply()
     }
 
     fn connected(self: &Arc<Self>) -> Arc<Self> {
         Arc::new(Self {
             service: self.clone_service(),
+            waiting: tokio::sync::Mutex::default(),
             connected: true,
         })
     }

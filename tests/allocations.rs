@@ -12,7 +12,7 @@ use std::{
 
 use pipe_server::{Bytes, Client, ListenerOptions, serve};
 
-use support::{Kind, log::Log, message};
+use support::{Kind, Pipe, log::Log, message};
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 
@@ -58,18 +58,29 @@ async fn count(client: &mut Client, request: &Bytes) -> usize {
     ALLOCATIONS.load(Ordering::Relaxed) - before
 }
 
+/// A server that echoes, with up to `concurrency` requests of one client at once.
+fn start_echo(concurrency: usize) -> Pipe {
+    let (listener, pipe) = KIND.bind(ListenerOptions::new());
+    let echo = |request: Bytes| async move { Ok::<_, io::Error>(request) };
+    tokio::spawn(serve(listener, echo).concurrency(concurrency).into_future());
+    pipe
+}
+
 #[tokio::test]
 async fn a_request_on_a_warm_connection_allocates_nothing() {
     // With a log at INFO, as most servers have.
     let _log = Log::start();
-    let (listener, pipe) = KIND.bind(ListenerOptions::new());
-    let echo = |request: Bytes| async move { Ok::<_, io::Error>(request) };
-    tokio::spawn(serve(listener, echo).into_future());
-    let mut client = pipe.connect().await;
-    for size in [64, 1024, 4096, 65_536] {
-        let request = Bytes::from(message(1, size));
-        count(&mut client, &request).await;
-        let allocations = count(&mut client, &request).await;
-        assert_eq!(allocations, 0, "{CALLS} calls of {size} bytes");
+    for concurrency in [1, 8] {
+        let pipe = start_echo(concurrency);
+        let mut client = pipe.connect().await;
+        for size in [64, 1024, 4096, 65_536] {
+            let request = Bytes::from(message(1, size));
+            count(&mut client, &request).await;
+            let allocations = count(&mut client, &request).await;
+            assert_eq!(
+                allocations, 0,
+                "{CALLS} calls of {size} bytes, concurrency {concurrency}"
+            );
+        }
     }
 }

@@ -1,11 +1,15 @@
 //! The limit on bytes buffered for all clients of a server.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    future::Future,
+    pin::pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tracing::warn;
 
 /// A client's bytes are counted again once they have changed by this much, so that small messages do not
@@ -24,6 +28,8 @@ pub(super) struct Budget {
     /// Its single permit is the turn.
     queue: Arc<Semaphore>,
     turn: Mutex<Turn>,
+    /// Notified each time the server gets below the limit.
+    freed: Notify,
 }
 
 /// Whose turn it is.
@@ -45,6 +51,7 @@ impl Budget {
             held: AtomicUsize::new(0),
             queue: Arc::new(Semaphore::new(1)),
             turn: Mutex::default(),
+            freed: Notify::new(),
         }
     }
 
@@ -95,6 +102,7 @@ impl Budget {
         if before >= self.limit && before - bytes < self.limit {
             let number = self.turn().number;
             self.end_turn(number);
+            self.freed.notify_waiters();
         }
     }
 
@@ -145,6 +153,19 @@ impl Share {
     /// Whether this client may be read now.
     pub(super) fn may_read(&self) -> bool {
         self.turn.is_some() || self.is_free()
+    }
+
+    /// Waits until every client may be read, without a place in the queue.
+    pub(super) fn freed(&self) -> impl Future<Output = ()> + Send + use<> {
+        let budget = Arc::clone(&self.budget);
+        async move {
+            let mut freed = pin!(budget.freed.notified());
+            // Before the check: a notification between the two counts.
+            freed.as_mut().enable();
+            if budget.is_spent() {
+                freed.await;
+            }
+        }
     }
 
     /// Waits until this client may be read. Must complete before anything else is awaited.

@@ -10,13 +10,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::time::Instant;
-use tracing::{debug, debug_span, field::Empty, trace, warn};
+use tracing::{debug, trace, warn};
 
 use super::{
     admission::{Authorize, Place, UserLimit, Users},
     budget::{Budget, Share},
     failure::Failure,
+    handling::Handling,
+    in_flight::InFlight,
     panics::poll_caught,
     replies::Replies,
     requests::Requests,
@@ -77,6 +78,7 @@ pub(super) struct Options {
     pub(super) idle_timeout: Option<Duration>,
     pub(super) handler_timeout: Option<Duration>,
     pub(super) write_timeout: Option<Duration>,
+    pub(super) concurrency: usize,
     pub(super) cancel_on_disconnect: bool,
     pub(super) max_buffered_bytes: Option<usize>,
     pub(super) max_connections_per_user: UserLimit,
@@ -203,7 +205,11 @@ impl<H: Handler<T>, T> Conversation<H, T> {
     }
 
     async fn converse(&mut self) -> Result<(), Failure> {
-        let ended = self.answer_requests().await;
+        let ended = match self.server.options.concurrency {
+            1 => self.answer_requests().await,
+            // Boxed, so that it takes no room in the tasks of other servers.
+            most => Box::pin(self.answer_concurrently(most)).await,
+        };
         match ended {
             Err(failure) if !failure.leaves_replies() => Err(failure),
             // Whatever ended the conversation, earlier replies are still sent.
@@ -222,15 +228,9 @@ impl<H: Handler<T>, T> Conversation<H, T> {
                 }
             };
             let Some(message) = message else { break };
-            trace!(bytes = message.len(), "request");
-            let length = message.len();
             self.requests
-                .set_answering(length + self.replies.unsent_bytes());
-            if !(self.is_identified && self.is_connected) {
-                self.admit(true).await?;
-            }
-            self.requested += 1;
-            self.server.stats.count_request(message.len());
+                .set_answering(message.len() + self.replies.unsent_bytes());
+            self.receive(&message).await?;
             self.replies.flush_late().await?;
             let reply = self.answer(message).await?;
             if let Some(message) = reply.into_message() {
@@ -244,14 +244,19 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         Ok(())
     }
 
+    /// Counts a request. Decides on the client at its first one, if that is not done yet.
+    async fn receive(&mut self, message: &Bytes) -> Result<(), Failure> {
+        trace!(bytes = message.len(), "request");
+        if !(self.is_identified && self.is_connected) {
+            self.admit(true).await?;
+        }
+        self.requested += 1;
+        self.server.stats.count_request(message.len());
+        Ok(())
+    }
+
     async fn answer(&mut self, message: Bytes) -> Result<Reply, Failure> {
-        let span = debug_span!(
-            "request",
-            request.bytes = message.len(),
-            request.latency_us = Empty,
-            reply.bytes = Empty,
-        );
-        let began = Instant::now();
+        let handling = Handling::begin(message.len());
         let handler = &*self.handler;
         let request = Request::received(message, Arc::clone(&self.identity));
         // `call` is inside the future so that its panics are caught as well.
@@ -260,7 +265,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         let watching = self.server.options.cancel_on_disconnect;
         let mut flushing = true;
         let answered = poll_fn(|cx| {
-            if let Poll::Ready(answered) = span.in_scope(|| poll_caught(handled.as_mut(), cx)) {
+            if let Poll::Ready(answered) = handling.in_scope(|| poll_caught(handled.as_mut(), cx)) {
                 let answered = answered.map_err(Failure::Panic)?;
                 return Poll::Ready(answered.map_err(Failure::handler));
             }
@@ -277,13 +282,131 @@ impl<H: Handler<T>, T> Conversation<H, T> {
             Ok(answered) => answered,
             Err(time) => Err(Failure::HandlerTimeout(time)),
         };
-        let time = began.elapsed();
-        self.server.stats.count_handled(time);
-        if !span.is_disabled() {
-            span.record("request.latency_us", time.as_micros() as u64);
-            let reply = answered.as_ref().ok().and_then(Reply::message);
-            span.record("reply.bytes", reply.map(Bytes::len));
-        }
+        handling.end(&self.server.stats, answered.as_ref().ok());
         answered
     }
+
+    /// Like `answer_requests`, with up to `most` requests in the handler at once.
+    async fn answer_concurrently(&mut self, most: usize) -> Result<(), Failure> {
+        let handler = Arc::clone(&self.handler);
+        let handler_timeout = self.server.options.handler_timeout;
+        let handle = |request| handle(&*handler, request, handler_timeout);
+        let mut in_flight = InFlight::new(self.server.stats.clone());
+        let ended = self.answer_in_flight(&mut in_flight, most, handle).await;
+        in_flight.cancel();
+        ended
+    }
+
+    async fn answer_in_flight<F: Future<Output = Result<Reply, Failure>>>(
+        &mut self,
+        in_flight: &mut InFlight<F>,
+        most: usize,
+        handle: impl Fn(Request) -> F,
+    ) -> Result<(), Failure> {
+        let watching = self.server.options.cancel_on_disconnect;
+        let mut shutdown = pin!(self.shutdown.wait());
+        // Why no more requests are read.
+        let mut ended = None;
+        loop {
+            // In order, and also those before one that has failed.
+            poll_fn(|cx| Poll::Ready(in_flight.poll(cx))).await;
+            while let Some(answered) = in_flight.pop() {
+                if let Some(message) = answered?.into_message() {
+                    let length = message.len();
+                    self.requests
+                        .set_answering(length + self.replies.unsent_bytes());
+                    let feeding = self.replies.feed(message);
+                    beside(in_flight, &mut self.requests, feeding).await?;
+                }
+            }
+            self.requests.set_answering(self.replies.unsent_bytes());
+            self.requests.set_in_flight(in_flight.bytes());
+
+            let may_read = |in_flight: &InFlight<F>, shutdown: &Shutdown| {
+                in_flight.len() < most && !in_flight.has_failed() && !shutdown.is_shutdown()
+            };
+            let mut received = Ok(Poll::Pending);
+            if ended.is_none() && may_read(in_flight, &self.shutdown) {
+                received = self.requests.at_hand().await;
+            }
+            if let Ok(Poll::Pending) = received {
+                let flushing = self.replies.flush();
+                beside(in_flight, &mut self.requests, flushing).await?;
+                self.requests.set_answering(0);
+                received = if in_flight.is_empty() {
+                    match ended.take() {
+                        Some(ended) => return ended,
+                        None if self.shutdown.is_shutdown() => return Ok(()),
+                        None => {}
+                    }
+                    in_flight.shrink();
+                    self.requests.wait(shutdown.as_mut()).await.map(Poll::Ready)
+                } else {
+                    self.requests.end_turn().await;
+                    let (requests, shutdown) = (&mut self.requests, &self.shutdown);
+                    let is_open = ended.is_none();
+                    let next = poll_fn(|cx| {
+                        let is_answered = in_flight.poll(cx);
+                        requests.set_in_flight(in_flight.bytes());
+                        if is_answered {
+                            return Poll::Ready(Ok(Poll::Pending));
+                        }
+                        let reading = is_open && may_read(in_flight, shutdown);
+                        let next = requests.poll_beside(cx, reading, watching);
+                        next.map_ok(Poll::Ready)
+                    });
+                    next.await
+                };
+            }
+            match received {
+                Ok(Poll::Ready(Some(message))) => {
+                    let bytes = message.len();
+                    self.requests.set_in_flight(in_flight.bytes() + bytes);
+                    self.receive(&message).await?;
+                    let flushing = self.replies.flush_late();
+                    beside(in_flight, &mut self.requests, flushing).await?;
+                    let request = Request::received(message, Arc::clone(&self.identity));
+                    in_flight.push(Handling::begin(bytes), bytes, handle(request));
+                }
+                // The requests in flight are answered all the same.
+                Ok(Poll::Ready(None)) => ended = Some(Ok(())),
+                Ok(Poll::Pending) => {}
+                Err(failure) if watching => return Err(failure),
+                Err(failure) => ended = Some(Err(failure)),
+            }
+        }
+    }
+}
+
+/// Calls the handler in a future that does not borrow the conversation.
+async fn handle<H: Handler<T>, T>(
+    handler: &H,
+    request: Request,
+    handler_timeout: Option<Duration>,
+) -> Result<Reply, Failure> {
+    // `call` is inside the future so that its panics are caught as well.
+    let mut handled = pin!(async move { handler.call(request).await });
+    let answered = poll_fn(|cx| poll_caught(handled.as_mut(), cx));
+    match within(handler_timeout, answered).await {
+        Ok(answered) => answered.map_err(Failure::Panic)?.map_err(Failure::handler),
+        Err(time) => Err(Failure::HandlerTimeout(time)),
+    }
+}
+
+/// Completes `sending` while handlers run beside it.
+async fn beside<F: Future<Output = Result<Reply, Failure>>>(
+    in_flight: &mut InFlight<F>,
+    requests: &mut Requests,
+    sending: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
+    let mut sending = pin!(sending);
+    let sent = poll_fn(|cx| {
+        let sent = sending.as_mut().poll(cx);
+        if sent.is_pending() {
+            in_flight.poll(cx);
+            requests.set_in_flight(in_flight.bytes());
+        }
+        sent
+    });
+    sent.await
 }

@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     future::{Future, poll_fn},
     pin::{Pin, pin},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -42,7 +42,11 @@ pub(super) struct Requests {
     ahead_bytes: usize,
     /// The bytes of the request being answered and of unsent replies.
     answering: usize,
+    /// The bytes of the requests in flight, if there may be several.
+    in_flight: usize,
     share: Share,
+    /// Completes once the server is below the limit again.
+    freed: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     /// When to ask whether the client has disconnected.
     next_check: Option<Pin<Box<Sleep>>>,
     /// How many were taken since the last wait for this client.
@@ -57,7 +61,9 @@ impl Requests {
             ahead: VecDeque::new(),
             ahead_bytes: 0,
             answering: 0,
+            in_flight: 0,
             share,
+            freed: None,
             next_check: None,
             turn: 0,
         }
@@ -69,8 +75,15 @@ impl Requests {
         self.count();
     }
 
+    /// Sets the bytes of the requests in flight, and of replies that wait for an earlier one.
+    pub(super) fn set_in_flight(&mut self, bytes: usize) {
+        self.in_flight = bytes;
+        self.count();
+    }
+
     fn count(&mut self) {
-        self.share.set(self.ahead_bytes + self.answering);
+        self.share
+            .set(self.ahead_bytes + self.answering + self.in_flight);
     }
 
     /// The next request if it is available and this client's turn is not over. Ready with `None` at the end.
@@ -95,9 +108,7 @@ impl Requests {
     ) -> Result<Option<Bytes>, Failure> {
         self.set_answering(0);
         self.share.end_turn();
-        if self.turn == TURN {
-            yield_now().await;
-        }
+        self.end_turn().await;
         self.turn = 0;
         let idle_timeout = self.idle_timeout;
         loop {
@@ -132,6 +143,49 @@ impl Requests {
                 Err(time) => return Err(Failure::IdleTimeout(time)),
             }
         }
+    }
+
+    /// Yields to other clients if this client's turn is over.
+    pub(super) async fn end_turn(&mut self) {
+        if self.turn == TURN {
+            yield_now().await;
+            self.turn = 0;
+        }
+    }
+
+    /// The next request while others are in flight, or a disconnect if it is `watching` for one. If not
+    /// `reading`, no request is taken.
+    pub(super) fn poll_beside(
+        &mut self,
+        cx: &mut Context<'_>,
+        reading: bool,
+        watching: bool,
+    ) -> Poll<Result<Option<Bytes>, Failure>> {
+        let polled = if reading && self.poll_may_read(cx).is_ready() {
+            // This detects a disconnect, too.
+            self.poll_next(cx).map_err(Failure::from)
+        } else if watching {
+            self.poll_gone(cx).map(Err)
+        } else {
+            Poll::Pending
+        };
+        match polled {
+            Poll::Ready(_) => self.turn += 1,
+            Poll::Pending => self.turn = 0,
+        }
+        polled
+    }
+
+    /// Ready if the next request may be read while others are in flight. A client that has a request in flight
+    /// never waits for its turn at the limit: it could keep all the others waiting for that request.
+    fn poll_may_read(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.ahead.is_empty() && !self.share.is_free() {
+            let share = &self.share;
+            let freed = self.freed.get_or_insert_with(|| Box::pin(share.freed()));
+            ready!(freed.as_mut().poll(cx));
+            self.freed = None;
+        }
+        Poll::Ready(())
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, RecvError>> {

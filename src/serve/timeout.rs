@@ -7,19 +7,31 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::timeout;
+use tokio::{task::unconstrained, time::sleep};
 
 /// The output of `future`, or the limit once it has expired.
 pub(super) async fn within<F: Future>(
     limit: Option<Duration>,
     future: F,
 ) -> Result<F::Output, Duration> {
+    let Some(time) = limit else {
+        return Ok(future.await);
+    };
     let mut future = pin!(future);
-    // Most futures are ready at once and need no timer.
-    let polled = poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await;
-    match (polled, limit) {
-        (Poll::Ready(output), _) => Ok(output),
-        (Poll::Pending, None) => Ok(future.await),
-        (Poll::Pending, Some(time)) => timeout(time, future).await.map_err(|_| time),
-    }
+    let mut expired = pin!(None);
+    let output = poll_fn(|cx| {
+        if let Poll::Ready(output) = future.as_mut().poll(cx) {
+            return Poll::Ready(Ok(output));
+        }
+        // Most futures are ready at once and need no timer.
+        if expired.is_none() {
+            // Unconstrained, because `future` may have used up the task's budget.
+            expired.set(Some(unconstrained(sleep(time))));
+        }
+        match expired.as_mut().as_pin_mut() {
+            Some(expired) => expired.poll(cx).map(|()| Err(time)),
+            None => Poll::Pending,
+        }
+    });
+    output.await
 }

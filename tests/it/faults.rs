@@ -300,7 +300,10 @@ async fn scene(seed: u64) -> Outcome {
     let seen = Arc::new(Seen::default());
     let server = match random.u32(..4) {
         0 => serve_whole_connections(listener, &seen),
-        options => serve_requests(listener, &seen, options == 1, random.bool()),
+        options => {
+            let concurrency = [1, 1, 2, 5][random.usize(..4)];
+            serve_requests(listener, &seen, options == 1, random.bool(), concurrency)
+        }
     };
     // Some servers are shut down in the middle of it.
     let stops_after = (random.u32(..4) == 0).then(|| Duration::from_millis(random.u64(..60)));
@@ -409,6 +412,7 @@ fn serve_requests(
     seen: &Arc<Seen>,
     asks_for_peers: bool,
     cancels: bool,
+    concurrency: usize,
 ) -> Server {
     seen.serves_requests.store(true, Ordering::Relaxed);
     let (handling, connecting) = (Arc::clone(seen), Arc::clone(seen));
@@ -419,6 +423,7 @@ fn serve_requests(
             request
         }
     })
+    .concurrency(concurrency)
     .cancel_on_disconnect(cancels)
     .on_connect(move |connection: ConnectionInfo| {
         connecting.connections.fetch_add(1, Ordering::Relaxed);

@@ -35,6 +35,7 @@ on_every_engine! {
     a_stack_of_services_is_a_handler,
     a_service_is_cloned_once_a_connection_and_need_not_be_sync,
     a_service_is_not_called_before_it_is_ready,
+    requests_that_wait_until_a_service_is_ready_do_not_forget_each_other,
     an_error_of_a_service_costs_its_client_the_connection,
 }
 
@@ -397,6 +398,67 @@ async fn a_service_is_not_called_before_it_is_ready(kind: Kind) {
         waker.wake();
     }
     assert_eq!(client.recv().await.unwrap().unwrap(), "1: hello");
+}
+
+/// Has room for one call at a time and remembers one task that waits for it, as `poll_ready` may.
+#[derive(Clone, Default)]
+struct Narrow {
+    room: Arc<Mutex<Room>>,
+}
+
+#[derive(Default)]
+struct Room {
+    is_taken: bool,
+    waiting: Option<Waker>,
+}
+
+impl Service<Request> for Narrow {
+    type Response = Bytes;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Bytes>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut room = self.room.lock().unwrap();
+        if room.is_taken {
+            room.waiting = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        assert!(!std::mem::replace(
+            &mut self.room.lock().unwrap().is_taken,
+            true
+        ));
+        let room = Arc::clone(&self.room);
+        Box::pin(async move {
+            yield_now().await;
+            let waiting = {
+                let mut room = room.lock().unwrap();
+                room.is_taken = false;
+                room.waiting.take()
+            };
+            if let Some(waker) = waiting {
+                waker.wake();
+            }
+            Ok(request.into_bytes())
+        })
+    }
+}
+
+async fn requests_that_wait_until_a_service_is_ready_do_not_forget_each_other(kind: Kind) {
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let handler = TowerHandler::new(Narrow::default());
+    tokio::spawn(serve(listener, handler).concurrency(4).into_future());
+    let mut client = pipe.connect().await;
+    for number in 0..20 {
+        client.send(format!("request {number}")).await.unwrap();
+    }
+    for number in 0..20 {
+        let reply = client.recv().await.unwrap().unwrap();
+        assert_eq!(reply, format!("request {number}"));
+    }
 }
 
 /// Fails when it is asked for it, in `call` or else when it is to get ready for the request after that.

@@ -2,6 +2,7 @@
 
 mod abuse;
 mod api;
+mod concurrency;
 mod contract;
 mod drops;
 mod faults;

@@ -666,9 +666,7 @@ fn a_failing_command_is_reported_and_costs_its_client_the_connection() {
 mod endings {
     use std::{future::Future, time::Duration};
 
-    #[cfg(target_os = "linux")]
-    use pipe_server::Client;
-    use pipe_server::{Connection, PipeListener};
+    use pipe_server::{Client, Connection, PipeListener};
     use pipe_server_cli::family::{Family, shell};
     use tokio::{
         runtime::{Builder, Runtime},
@@ -988,6 +986,45 @@ mod endings {
                 running = presence.accept();
                 assert_eq!(presence.hear(&mut running).as_deref(), Some(next));
             }
+        }
+    }
+
+    #[test]
+    fn as_many_commands_of_one_client_run_as_concurrency_allows() {
+        let mut presence = Presence::new();
+        let command = saying_its_request(&presence);
+        let name = unique_name();
+        let arguments = [
+            "--concurrency",
+            "2",
+            "--exec-limit",
+            "9",
+            "--exec",
+            &command,
+        ];
+        let _server = Server::start(&name, &arguments);
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let mut client = Presence::wait_for(&runtime, Client::connect(&name.text)).unwrap();
+        for request in ["1", "2", "3"] {
+            Presence::wait_for(&runtime, client.send(request)).unwrap();
+        }
+        // They start at the same time, so either may come first.
+        let mut running = [(); 2].map(|()| presence.accept());
+        let mut requests = [0, 1].map(|index| presence.hear(&mut running[index]).unwrap());
+        if requests[0] != "1" {
+            requests.swap(0, 1);
+            running.swap(0, 1);
+        }
+        assert_eq!(requests, ["1", "2"]);
+        presence.assert_nobody_comes();
+        presence.answer(&mut running[1]);
+        presence.answer(&mut running[0]);
+        let mut last = presence.accept();
+        assert_eq!(presence.hear(&mut last).as_deref(), Some("3"));
+        presence.answer(&mut last);
+        for _ in 0..3 {
+            let reply = Presence::wait_for(&runtime, client.recv()).unwrap();
+            assert!(reply.unwrap().starts_with(b"go on"));
         }
     }
 

@@ -87,6 +87,7 @@ async fn serve_until_signal(options: Options) -> Result<Option<Summary>, Failure
         let answer = Arc::clone(&answer);
         async move { answer.to(request).await }
     })
+    .concurrency(options.answer.concurrency)
     .drain_timeout(options.limits.drain_timeout.0)
     .idle_timeout(options.limits.idle_timeout.0)
     .handler_timeout(options.limits.handler_timeout.0)

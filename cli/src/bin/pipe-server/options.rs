@@ -147,6 +147,14 @@ pub(crate) struct AnswerOptions {
     #[arg(long, value_name = "N", requires = "exec", value_parser = at_least_one)]
     pub(crate) exec_limit: Option<usize>,
 
+    /// How many requests of one client are answered at the same time, 1 or more
+    ///
+    /// For clients that send further requests before the first reply. Replies are sent in the order of the requests.
+    /// With --exec, as many commands of one client run at the same time, within --exec-limit. If one fails,
+    /// those of the client's later requests are killed.
+    #[arg(long, value_name = "N", default_value_t = defaults::CONCURRENCY, value_parser = at_least_one)]
+    pub(crate) concurrency: usize,
+
     /// Encoding of --reply; auto takes the request's, and its terminating NUL if it has one
     #[arg(long, value_name = "ENCODING", value_enum, default_value_t)]
     pub(crate) encoding: Encoding,
