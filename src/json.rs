@@ -68,7 +68,7 @@ impl<T: DeserializeOwned> Json<T> {
         serde_json::from_slice(message)
             .map(Self)
             .map_err(|error| match error.classify() {
-                Category::Data => JsonRejection::Type(error),
+                Category::Data => JsonRejection::Data(error),
                 Category::Syntax | Category::Eof | Category::Io => JsonRejection::Syntax(error),
             })
     }
@@ -129,12 +129,12 @@ impl Client {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JsonRejection {
-    /// It is not JSON.
-    #[error("the message is not valid JSON (line {}, column {})", .0.line(), .0.column())]
+    /// It is not JSON, or nested too deeply.
+    #[error("the message can't be parsed as JSON (line {}, column {})", .0.line(), .0.column())]
     Syntax(#[source] serde_json::Error),
     /// It is JSON up to this place, but not a `T`.
     #[error("the message is not the JSON that is expected here (line {}, column {})", .0.line(), .0.column())]
-    Type(#[source] serde_json::Error),
+    Data(#[source] serde_json::Error),
 }
 
 /// A handler's reply can't be encoded.

@@ -20,6 +20,7 @@
 //! | to | use |
 //! |---|---|
 //! | answer requests | [`serve`], with a [`Handler`] that takes [`FromRequest`] types and returns an [`IntoReply`] type |
+//! | exchange values in JSON or postcard | `Json` and `Postcard` (features `json` and `postcard`) |
 //! | choose who is served | [`Access`], [`Serve::authorize`] |
 //! | keep state for each client | [`Serve::on_connect`] and [`Session`] |
 //! | push messages, or speak another protocol | [`serve_connections`], which hands out each [`Connection`] |
@@ -46,8 +47,8 @@
 //! | feature | what it adds |
 //! |---|---|
 //! | `futures` | `Stream` and `Sink` for [`Connection`], its halves and [`Client`] |
-//! | `json` | requests and replies in JSON: `Json` and `Client::call_json` |
-//! | `postcard` | requests and replies in postcard, a binary format: `Postcard` and `Client::call_postcard` |
+//! | `json` | requests and replies in JSON, through `Json` and `Client::call_json` |
+//! | `postcard` | requests and replies in postcard, a binary format, through `Postcard` and `Client::call_postcard` |
 //! | `tower` | any `tower::Service` as a handler, through `TowerHandler` |
 //! | `test-util` | pipes inside the process, through `ListenerOptions::bind_memory`, and `Faults` to make them fail |
 //!

@@ -85,9 +85,9 @@ impl<T: DeserializeOwned> Postcard<T> {
         let at = length - unread.bytes.len();
         match decoded {
             _ if unread.too_deep => Err(PostcardRejection::TooDeep { at }),
-            Err(source) => Err(PostcardRejection::Type { at, length, source }),
+            Err(source) => Err(PostcardRejection::Data { at, length, source }),
             Ok(value) if at == length || (at == 0 && message == NOTHING) => Ok(Self(value)),
-            Ok(_) => Err(PostcardRejection::TooLong { at, length }),
+            Ok(_) => Err(PostcardRejection::TrailingBytes { at, length }),
         }
     }
 }
@@ -154,7 +154,7 @@ pub enum PostcardRejection {
     /// It is not a `T`.
     #[error("the message is not the postcard value that is expected here (byte {at} of {length})")]
     #[non_exhaustive]
-    Type {
+    Data {
         /// How many bytes were read.
         at: usize,
         /// The message's length, in bytes.
@@ -167,7 +167,7 @@ pub enum PostcardRejection {
         "the message has {length} bytes, but the postcard value that is expected here ends at byte {at}"
     )]
     #[non_exhaustive]
-    TooLong {
+    TrailingBytes {
         /// How many bytes were read.
         at: usize,
         /// The message's length, in bytes.
@@ -217,7 +217,7 @@ impl From<PostcardCallError> for io::Error {
 /// What is left to decode of a message.
 struct Unread<'a> {
     bytes: &'a [u8],
-    /// Where the stack ended when decoding began.
+    /// The end of the stack when decoding began.
     stack: usize,
     too_deep: bool,
 }

@@ -149,7 +149,7 @@ async fn a_message_of_another_form_ends_its_conversation_and_is_logged(kind: Kin
             &json,
             good,
             &b"{\n  \"dividend\": 7,\n  \"divisor\" 2\n}"[..],
-            "the request was rejected: the message is not valid JSON (line 3, column 13): expected `:`",
+            "the request was rejected: the message can't be parsed as JSON (line 3, column 13): expected `:`",
         ),
         (
             &json,
@@ -162,7 +162,7 @@ async fn a_message_of_another_form_ends_its_conversation_and_is_logged(kind: Kin
             &json,
             good,
             b"\xff",
-            "the request was rejected: the message is not valid JSON (line 1, column 1)",
+            "the request was rejected: the message can't be parsed as JSON (line 1, column 1)",
         ),
         (
             &postcard,
@@ -210,7 +210,7 @@ async fn a_handler_that_takes_the_result_answers_what_is_rejected(kind: Kind) {
     assert_eq!(refusal.unwrap().unwrap_err().message, expected);
     let refusal = client.call(r#"{"dividend":7 / 2}"#).await.unwrap();
     let Json(refusal) = Json::<Result<i32, Refusal>>::from_bytes(&refusal).unwrap();
-    let expected = "the message is not valid JSON (line 1, column 15)";
+    let expected = "the message can't be parsed as JSON (line 1, column 15)";
     assert_eq!(refusal.unwrap_err().message, expected);
 
     let pipe = start(
@@ -244,7 +244,10 @@ async fn a_message_that_nests_too_deeply_is_rejected(kind: Kind) {
     assert_eq!(client.call(nested(127)).await.unwrap(), "a value");
     for levels in [128, longest / 2] {
         let reply = client.call(nested(levels)).await.unwrap();
-        assert_eq!(reply, "the message is not valid JSON (line 1, column 128)");
+        assert_eq!(
+            reply,
+            "the message can't be parsed as JSON (line 1, column 128)"
+        );
     }
 
     let pipe = start(
@@ -271,10 +274,10 @@ async fn bytes_after_a_value_are_rejected(kind: Kind) {
     });
     let mut client = pipe.connect().await;
     assert_eq!(client.call("\t1\r\n").await.unwrap(), "a value");
-    let expected = "the message is not valid JSON (line 1, column 3)";
+    let expected = "the message can't be parsed as JSON (line 1, column 3)";
     assert_eq!(client.call("1 2").await.unwrap(), expected);
     // As programs send that end a text with it.
-    let expected = "the message is not valid JSON (line 1, column 2)";
+    let expected = "the message can't be parsed as JSON (line 1, column 2)";
     assert_eq!(client.call("1\0").await.unwrap(), expected);
 
     let pipe = start(
