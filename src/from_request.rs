@@ -21,6 +21,7 @@ use crate::{
 /// | [`Peer`] | who sent it | if the system does not say |
 /// | [`ConnectionInfo`] | the connection it was received on | never |
 /// | [`Session<S>`] | what [`on_connect`](crate::Serve::on_connect) returned for the client | if it returned no `S` |
+/// | [`Json<T>`](crate::Json), [`Postcard<T>`](crate::Postcard) (features `json`, `postcard`) | the message, decoded | if it is not a `T` in that format |
 /// | `Result<T, T::Rejection>` | the value or its rejection | never |
 /// | `Option<T>` | the value, or `None` if it is rejected | never |
 ///
@@ -62,7 +63,7 @@ use crate::{
 #[diagnostic::on_unimplemented(
     message = "`{Self}` can't be an argument of a handler",
     note = "implement `FromRequest` for it, or take one of `Bytes`, `String`, `Request`, `Peer`, \
-            `ConnectionInfo` and `Session`"
+            `ConnectionInfo` and `Session`, or with their features `Json` and `Postcard`"
 )]
 pub trait FromRequest: Sized {
     /// Why a request is rejected.

@@ -48,6 +48,7 @@ impl Reply {
 /// | type | reply |
 /// |---|---|
 /// | [`Bytes`], `Vec<u8>`, `String`, `&'static str`, `&'static [u8]`, `&'static [u8; N]` | a message |
+/// | [`Json<T>`](crate::Json), [`Postcard<T>`](crate::Postcard) (features `json`, `postcard`) | a message, encoded |
 /// | `()` | none |
 /// | `Option<R>` | none for `None` |
 /// | `Result<R, E>` | an error ends the conversation and is logged with the connection's id |
@@ -73,7 +74,8 @@ impl Reply {
 /// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` can't be returned by a handler",
-    note = "a handler returns bytes, text, `Reply`, `()`, or an `Option` or `Result` of these"
+    note = "a handler returns bytes, text, `Reply`, `()`, with their features `Json` or `Postcard`, or an \
+            `Option` or `Result` of these"
 )]
 pub trait IntoReply {
     /// Converts the value into a reply.

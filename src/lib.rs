@@ -20,6 +20,7 @@
 //! | to | use |
 //! |---|---|
 //! | answer requests | [`serve`], with a [`Handler`] that takes [`FromRequest`] types and returns an [`IntoReply`] type |
+//! | exchange values in JSON or postcard | `Json` and `Postcard` (features `json` and `postcard`) |
 //! | choose who is served | [`Access`], [`Serve::authorize`] |
 //! | keep state for each client | [`Serve::on_connect`] and [`Session`] |
 //! | answer several requests of one client at once | [`Serve::concurrency`] |
@@ -49,6 +50,8 @@
 //! |---|---|
 //! | `futures` | `Stream` and `Sink` for [`Connection`], its halves and [`Client`] |
 //! | `metrics` | the figures of [`Stats`] for the recorder of the `metrics` facade, for example for Prometheus |
+//! | `json` | requests and replies in JSON, through `Json` and `Client::call_json` |
+//! | `postcard` | requests and replies in postcard, a binary format, through `Postcard` and `Client::call_postcard` |
 //! | `tower` | any `tower::Service` as a handler, through `TowerHandler` |
 //! | `test-util` | pipes inside the process, through `ListenerOptions::bind_memory`, and `Faults` to make them fail |
 //!
@@ -56,6 +59,7 @@
 //!
 //! | file | what is in it |
 //! |---|---|
+//! | `json.rs`, `postcard.rs` | `Json` and `Postcard`: typed requests and replies, on both sides |
 //! | `serve.rs` | [`serve`]; below it [`serve_connections`] with the accept loop, and one client's conversation |
 //! | `handler.rs` | [`Handler`]; what it takes and returns is in `from_request.rs`, `request.rs`, `session.rs`, `into_reply.rs` |
 //! | `client.rs`, `listener.rs` | [`Client`], [`PipeListener`] and their options; `os.rs` and `memory_pipe.rs` add to them |
@@ -72,6 +76,10 @@
 // The examples on these pages are compiled with the doc tests.
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
 #![cfg_attr(doctest, doc = include_str!("../docs/migrating.md"))]
+#![cfg_attr(
+    all(doctest, feature = "json"),
+    doc = include_str!("../docs/typed-messages.md")
+)]
 
 #[cfg(not(any(windows, target_os = "linux")))]
 compile_error!("pipe-server runs on Windows and on Linux");
@@ -87,12 +95,14 @@ mod handler;
 mod identity;
 mod instances;
 mod into_reply;
+mod json;
 mod listener;
 mod log_limit;
 mod memory_pipe;
 mod name;
 pub mod os;
 mod peer;
+mod postcard;
 mod reason;
 mod request;
 mod serve;
@@ -106,6 +116,10 @@ mod windows;
 pub use bytes::Bytes;
 
 // For the tests in `tests/`.
+#[cfg(feature = "json")]
+pub use crate::json::{Json, JsonCallError, JsonRejection};
+#[cfg(feature = "postcard")]
+pub use crate::postcard::{Postcard, PostcardCallError, PostcardRejection};
 #[cfg(feature = "tower")]
 pub use crate::tower::TowerHandler;
 #[cfg(all(windows, any(miri, pipe_model)))]

@@ -18,6 +18,8 @@ mod metrics;
 mod model;
 mod observe;
 mod properties;
+#[cfg(all(feature = "json", feature = "postcard"))]
+mod typed;
 #[cfg(all(windows, not(any(miri, pipe_model))))]
 mod win32;
 #[cfg(all(windows, not(any(miri, pipe_model))))]

@@ -1,0 +1,168 @@
+//! Requests and replies in JSON.
+#![cfg(feature = "json")]
+
+use std::io;
+
+use bytes::Bytes;
+use serde_core::{Serialize, de::DeserializeOwned};
+use serde_json::error::Category;
+
+use crate::{
+    client::Client,
+    error::{BoxError, CallError},
+    from_request::FromRequest,
+    into_reply::{IntoReply, Reply},
+    request::Request,
+};
+
+/// A message in JSON: an argument of a handler, and a reply.
+///
+/// As an argument it is rejected with [`JsonRejection`] if the message is not JSON, or not a `T`. A reply that
+/// can't be encoded, such as a map with keys that are not strings, is an error of the handler.
+///
+/// To tell the client that a request has failed, reply with a `Result`: `Json(Ok(value))` is sent as
+/// `{"Ok": value}` and `Json(Err(error))` as `{"Err": error}`, and
+/// [`call_json::<Result<T, E>>`](Client::call_json) returns it. A handler that returns `Err(error)` *outside*
+/// `Json` ends the conversation, and the client does not learn why.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use pipe_server::{Client, Json, PipeListener, serve};
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Serialize, Deserialize)]
+/// struct Square {
+///     side: u32,
+/// }
+///
+/// let name = format!("json-doc-{}", std::process::id());
+/// let listener = PipeListener::bind(&name)?;
+/// let serving = serve(listener, |Json(square): Json<Square>| async move {
+///     Json(square.side.checked_mul(square.side).ok_or("the square is too large"))
+/// });
+/// tokio::spawn(serving.into_future());
+///
+/// let mut client = Client::connect(&name).await?;
+/// let area: Result<u32, String> = client.call_json(&Square { side: 3 }).await?;
+/// assert_eq!(area, Ok(9));
+/// let area: Result<u32, String> = client.call_json(&Square { side: 100_000 }).await?;
+/// assert_eq!(area, Err("the square is too large".to_owned()));
+/// # Ok(()) }
+/// # use std::future::IntoFuture;
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Json<T>(pub T);
+
+impl<T: DeserializeOwned> Json<T> {
+    /// Decodes a message. Handlers and clients do this; it is for code that has a
+    /// [`Connection`](crate::Connection).
+    ///
+    /// # Errors
+    ///
+    /// Returns the rejection if the message is not JSON, or not a `T`. Arrays and objects may be nested 127
+    /// levels deep.
+    pub fn from_bytes(message: &[u8]) -> Result<Self, JsonRejection> {
+        serde_json::from_slice(message)
+            .map(Self)
+            .map_err(|error| match error.classify() {
+                Category::Data => JsonRejection::Data(error),
+                Category::Syntax | Category::Eof | Category::Io => JsonRejection::Syntax(error),
+            })
+    }
+}
+
+impl<T: Serialize> Json<T> {
+    /// Encodes a message, without insignificant whitespace.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of `T`'s `Serialize`, or an error if `T` has a map with keys that are not strings.
+    pub fn to_bytes(&self) -> Result<Bytes, serde_json::Error> {
+        serde_json::to_vec(&self.0).map(Bytes::from)
+    }
+}
+
+impl<T: DeserializeOwned> FromRequest for Json<T> {
+    type Rejection = JsonRejection;
+
+    fn from_request(request: &Request) -> Result<Self, JsonRejection> {
+        Self::from_bytes(request.bytes())
+    }
+}
+
+impl<T: Serialize> IntoReply for Json<T> {
+    fn into_reply(self) -> Result<Reply, BoxError> {
+        let message = self.to_bytes().map_err(EncodeReplyError)?;
+        Ok(Reply::new(message))
+    }
+}
+
+impl Client {
+    /// Sends a request in JSON and receives its reply in JSON. See [`call`](Self::call).
+    ///
+    /// Call it for a `Result` if the server replies with one: see [`Json`].
+    ///
+    /// # Errors
+    ///
+    /// [`JsonCallError`] says what failed. If the reply can't be decoded, the client remains usable.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`call`](Self::call).
+    pub async fn call_json<R: DeserializeOwned>(
+        &mut self,
+        request: &(impl Serialize + ?Sized),
+    ) -> Result<R, JsonCallError> {
+        let request = Json(request).to_bytes().map_err(JsonCallError::Encode)?;
+        let reply = self.call(request).await?;
+        let Json(reply) = Json::from_bytes(&reply).map_err(JsonCallError::Decode)?;
+        Ok(reply)
+    }
+}
+
+/// A message is not the [`Json<T>`](Json) that was expected.
+///
+/// The text says where, and can be shown to a client. The source says more, and may name fields of your types.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JsonRejection {
+    /// It is not JSON, or nested too deeply.
+    #[error("the message can't be parsed as JSON (line {}, column {})", .0.line(), .0.column())]
+    Syntax(#[source] serde_json::Error),
+    /// It is JSON up to this place, but not a `T`.
+    #[error("the message is not the JSON that is expected here (line {}, column {})", .0.line(), .0.column())]
+    Data(#[source] serde_json::Error),
+}
+
+/// A handler's reply can't be encoded.
+#[derive(Debug, thiserror::Error)]
+#[error("the reply can't be encoded as JSON")]
+struct EncodeReplyError(#[source] serde_json::Error);
+
+/// An error returned when [`Client::call_json`] fails.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JsonCallError {
+    /// The request can't be encoded. Nothing was sent.
+    #[error("the request can't be encoded as JSON; nothing was sent")]
+    Encode(#[source] serde_json::Error),
+    /// There is no reply.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// The reply can't be decoded. The client remains usable.
+    #[error("the reply can't be decoded")]
+    Decode(#[source] JsonRejection),
+}
+
+impl From<JsonCallError> for io::Error {
+    fn from(error: JsonCallError) -> Self {
+        match error {
+            JsonCallError::Encode(_) => Self::new(io::ErrorKind::InvalidInput, error),
+            JsonCallError::Call(error) => error.into(),
+            JsonCallError::Decode(_) => Self::new(io::ErrorKind::InvalidData, error),
+        }
+    }
+}
