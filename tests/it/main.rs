@@ -15,6 +15,7 @@ mod linux_only;
 mod model;
 mod observe;
 mod properties;
+mod shared_client;
 #[cfg(all(windows, not(any(miri, pipe_model))))]
 mod win32;
 #[cfg(all(windows, not(any(miri, pipe_model))))]
