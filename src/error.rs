@@ -389,8 +389,8 @@ pub enum CallFailure {
     /// The client has been shut down.
     #[error("the client has been shut down")]
     ShutDown,
-    /// The runtime on which the connection was opened has been shut down.
-    #[error("the runtime of the connection has been shut down")]
+    /// The task of the connection was aborted: the runtime on which it was opened has been shut down.
+    #[error("the task of the connection was aborted: its runtime has been shut down")]
     Aborted,
 }
 

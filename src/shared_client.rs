@@ -209,8 +209,8 @@ impl SharedClientOptions {
 ///
 /// # Order
 ///
-/// A call that is made after another one has returned is executed later. Concurrent calls are executed in any
-/// order.
+/// A call that is made after another one has returned its reply is executed later. The order of concurrent calls
+/// is not defined; nor is that of a call that was dropped or has timed out, which may still be executed.
 ///
 /// # Examples
 ///
@@ -278,7 +278,8 @@ impl SharedClient {
     /// Whether calls through this value, and through clones made of it from now on, are sent again if the
     /// connection breaks when the server may have executed them. Default: no.
     ///
-    /// For requests that have the same effect when they are executed twice, such as reads.
+    /// For requests that have the same effect when they are executed several times, such as reads. They are sent
+    /// on at most three connections.
     ///
     /// # Examples
     ///

@@ -8,7 +8,9 @@
 
 use std::{
     collections::VecDeque,
-    fmt, mem,
+    fmt,
+    future::Future,
+    mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
     time::Duration,
@@ -225,8 +227,15 @@ impl Pool {
         pool
     }
 
-    pub(super) fn slots(&self) -> &Arc<Semaphore> {
-        &self.slots
+    /// Waits for a slot.
+    pub(super) fn reserve(
+        &self,
+    ) -> impl Future<Output = Result<OwnedSemaphorePermit, SharedCallError>> + use<> {
+        let slots = Arc::clone(&self.slots);
+        async {
+            let slot = slots.acquire_owned().await;
+            slot.map_err(|_closed| SharedCallError::NotSent(CallFailure::ShutDown))
+        }
     }
 
     pub(super) fn call_timeout(&self) -> Option<Duration> {
@@ -248,10 +257,7 @@ impl Pool {
         let exchange = async {
             let slot = match slot {
                 Some(slot) => slot,
-                None => match Arc::clone(&self.slots).acquire_owned().await {
-                    Ok(slot) => slot,
-                    Err(_) => return Err(SharedCallError::NotSent(CallFailure::ShutDown)),
-                },
+                None => self.reserve().await?,
             };
             let call = submitted.insert(self.submit(message, repeat, slot)?);
             call.answer().await
@@ -572,7 +578,7 @@ impl Call {
     async fn answer(&mut self) -> Answer {
         let answer = (&mut self.answer).await;
         self.done = true;
-        // Without an answer a driver panicked, while a waker did.
+        // There is none if the waker of another call panicked.
         answer.unwrap_or(Err(SharedCallError::Unanswered(CallFailure::Aborted)))
     }
 

@@ -10,20 +10,20 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::{AcquireError, OwnedSemaphorePermit};
+use tokio::sync::OwnedSemaphorePermit;
 use tower_service::Service;
 
 use super::SharedClient;
-use crate::error::{CallFailure, SharedCallError};
+use crate::error::SharedCallError;
+
+type Slot = Result<OwnedSemaphorePermit, SharedCallError>;
 
 /// The slot for the next call of a service.
 #[derive(Default)]
 pub(super) enum Reservation {
     #[default]
     None,
-    Waiting(
-        Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send + Sync>>,
-    ),
+    Waiting(Pin<Box<dyn Future<Output = Slot> + Send + Sync>>),
     Reserved(OwnedSemaphorePermit),
 }
 
@@ -41,8 +41,9 @@ impl Future for SharedCall {
     }
 }
 
-/// `poll_ready` reserves one of the `max_in_flight` slots. It is freed if the client is dropped; a clone has to
-/// reserve its own. A call without a reservation waits for a slot itself.
+/// `poll_ready` reserves one of the `max_in_flight` slots for `Service::call`. It is freed if the client is
+/// dropped; a clone has to reserve its own. A call without a reservation waits for a slot itself, as does
+/// [`SharedClient::call`], which is what `client.call(…)` means without a layer around the client.
 ///
 /// # Examples
 ///
@@ -66,15 +67,14 @@ impl Service<Bytes> for SharedClient {
         loop {
             match &mut self.reservation {
                 Reservation::None => {
-                    let slots = Arc::clone(self.handle.pool.slots());
-                    self.reservation = Reservation::Waiting(Box::pin(slots.acquire_owned()));
+                    let slot = self.handle.pool.reserve();
+                    self.reservation = Reservation::Waiting(Box::pin(slot));
                 }
                 Reservation::Waiting(slot) => match ready!(slot.as_mut().poll(cx)) {
                     Ok(slot) => self.reservation = Reservation::Reserved(slot),
-                    Err(_closed) => {
+                    Err(error) => {
                         self.reservation = Reservation::None;
-                        let failure = CallFailure::ShutDown;
-                        return Poll::Ready(Err(SharedCallError::NotSent(failure)));
+                        return Poll::Ready(Err(error));
                     }
                 },
                 Reservation::Reserved(_) => return Poll::Ready(Ok(())),
