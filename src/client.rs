@@ -200,7 +200,7 @@ fn check_owner(
     }
 }
 
-/// A connection to a server.
+/// A connection to a server. One task at a time makes calls; a [`SharedClient`](crate::SharedClient) is for many.
 ///
 /// # Examples
 ///

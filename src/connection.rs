@@ -283,8 +283,20 @@ impl SendHalf {
 
     /// Starts sending one message. It is guaranteed to be sent only once `poll_flush` is ready.
     pub(crate) async fn feed(&mut self, message: Bytes) -> Result<(), SendError> {
+        // Before it waits for room.
         self.check(&message)?;
-        poll_fn(|cx| self.sender.poll_ready(cx)).await?;
+        poll_fn(|cx| self.poll_room(cx)).await?;
+        self.start(message)
+    }
+
+    /// Ready when another message can be started.
+    pub(crate) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        self.sender.poll_ready(cx)
+    }
+
+    /// Starts sending one message, once there is room for it.
+    pub(crate) fn start(&mut self, message: Bytes) -> Result<(), SendError> {
+        self.check(&message)?;
         self.sender.start_send(message)
     }
 
@@ -316,16 +328,19 @@ impl SendHalf {
     }
 
     fn check(&self, message: &Bytes) -> Result<(), SendError> {
-        let (length, limit) = (message.len(), self.max_message_size);
         if self.ended {
-            Err(SendError::Finished)
-        } else if length == 0 {
-            Err(SendError::Empty)
-        } else if length > limit {
-            Err(SendError::TooLong { length, limit })
-        } else {
-            Ok(())
+            return Err(SendError::Finished);
         }
+        check(message, self.max_message_size)
+    }
+}
+
+/// Whether `message` can be sent at all.
+pub(crate) fn check(message: &Bytes, limit: usize) -> Result<(), SendError> {
+    match message.len() {
+        0 => Err(SendError::Empty),
+        length if length > limit => Err(SendError::TooLong { length, limit }),
+        _ => Ok(()),
     }
 }
 
@@ -386,8 +401,7 @@ mod futures {
         }
 
         fn start_send(mut self: Pin<&mut Self>, message: Bytes) -> Result<(), SendError> {
-            self.check(&message)?;
-            self.sender.start_send(message)
+            self.start(message)
         }
 
         fn poll_flush(

@@ -27,6 +27,10 @@ pub const MAX_CONNECTIONS_PER_USER: usize = 256;
 /// How long a client waits for a busy pipe: as long as Microsoft's sample client (*Named Pipe Client*).
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How many calls of a shared client are in flight at the same time: enough to keep a server busy, and at most
+/// 16 MiB of requests of the default limit.
+pub const MAX_IN_FLIGHT: usize = 256;
+
 /// How long a reply waits for a client that does not read. Finite, because two sides that both write first
 /// would wait for each other forever.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);

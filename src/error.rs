@@ -1,6 +1,6 @@
 //! One error for each kind of operation.
 
-use std::{error::Error, fmt, io, time::Duration};
+use std::{error::Error, fmt, io, sync::Arc, time::Duration};
 
 use crate::{name::NameError, peer::UserId};
 
@@ -188,21 +188,24 @@ impl ConnectError {
     }
 }
 
-impl From<ConnectError> for io::Error {
-    fn from(error: ConnectError) -> Self {
-        let kind = match &error {
-            ConnectError::Name(_) | ConnectError::Option { .. } | ConnectError::Remote { .. } => {
+impl ConnectError {
+    fn kind(&self) -> io::ErrorKind {
+        match self {
+            Self::Name(_) | Self::Option { .. } | Self::Remote { .. } => {
                 io::ErrorKind::InvalidInput
             }
-            ConnectError::NoRuntime => io::ErrorKind::Other,
-            ConnectError::NotFound { .. } => io::ErrorKind::NotFound,
-            ConnectError::Busy { .. } => io::ErrorKind::TimedOut,
-            ConnectError::Denied { .. } | ConnectError::Untrusted { .. } => {
-                io::ErrorKind::PermissionDenied
-            }
-            ConnectError::Io { source, .. } => source.kind(),
-        };
-        Self::new(kind, error)
+            Self::NoRuntime => io::ErrorKind::Other,
+            Self::NotFound { .. } => io::ErrorKind::NotFound,
+            Self::Busy { .. } => io::ErrorKind::TimedOut,
+            Self::Denied { .. } | Self::Untrusted { .. } => io::ErrorKind::PermissionDenied,
+            Self::Io { source, .. } => source.kind(),
+        }
+    }
+}
+
+impl From<ConnectError> for io::Error {
+    fn from(error: ConnectError) -> Self {
+        Self::new(error.kind(), error)
     }
 }
 
@@ -305,6 +308,108 @@ impl From<CallError> for io::Error {
             CallError::Recv(error) => error.into(),
             CallError::Closed => Self::new(io::ErrorKind::UnexpectedEof, error),
             CallError::TimedOut { .. } => Self::new(io::ErrorKind::TimedOut, error),
+        }
+    }
+}
+
+/// An error returned when a call of a [`SharedClient`](crate::SharedClient) gets no reply.
+///
+/// Which variant it is decides whether the request can be sent again. The source says what went wrong.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum SharedCallError {
+    /// The request was not sent, so the server has not executed it.
+    #[error("the request was not sent")]
+    NotSent(#[source] CallFailure),
+    /// The request may have been sent, so the server may have executed it.
+    #[error("the request got no reply: the server may have executed it")]
+    Unanswered(#[source] CallFailure),
+}
+
+impl SharedCallError {
+    pub(crate) fn new(may_be_executed: bool, failure: CallFailure) -> Self {
+        match may_be_executed {
+            false => Self::NotSent(failure),
+            true => Self::Unanswered(failure),
+        }
+    }
+
+    /// What went wrong.
+    #[must_use]
+    pub fn failure(&self) -> &CallFailure {
+        match self {
+            Self::NotSent(failure) | Self::Unanswered(failure) => failure,
+        }
+    }
+}
+
+impl From<SharedCallError> for io::Error {
+    fn from(error: SharedCallError) -> Self {
+        Self::new(error.failure().kind(), error)
+    }
+}
+
+/// Why a call of a [`SharedClient`](crate::SharedClient) failed. One failure can end many calls, so it can be
+/// cloned.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CallFailure {
+    /// The request is empty, or longer than `max_message_size`.
+    #[error(transparent)]
+    Request(Arc<SendError>),
+    /// There is no connection to the server.
+    #[error(transparent)]
+    Connect(Arc<ConnectError>),
+    /// The connection to the server broke.
+    #[error(transparent)]
+    Connection(Arc<CallError>),
+    /// The server sent a message that is not the reply to any request. Replies that it sent before may belong
+    /// to other requests than they seem to. The connection was closed.
+    #[error(
+        "the server is out of step: it sent a message that no request had asked for; it must reply once to \
+         each request, in order, and send nothing else"
+    )]
+    OutOfStep,
+    /// The server did not answer an earlier request, whose call had been given up. The connection was closed.
+    #[error(
+        "the server stopped answering: an earlier call was given up, and its reply did not arrive within \
+         another {after:?} (call_timeout)"
+    )]
+    #[non_exhaustive]
+    Stalled {
+        /// The call timeout.
+        after: Duration,
+    },
+    /// The call timeout has elapsed.
+    #[error("the call was not complete within {after:?} (call_timeout)")]
+    #[non_exhaustive]
+    TimedOut {
+        /// The timeout.
+        after: Duration,
+    },
+    /// The client has been shut down.
+    #[error("the client has been shut down")]
+    ShutDown,
+    /// The task of the connection was aborted: the runtime on which it was opened has been shut down.
+    #[error("the task of the connection was aborted: its runtime has been shut down")]
+    Aborted,
+}
+
+impl CallFailure {
+    fn kind(&self) -> io::ErrorKind {
+        match self {
+            Self::Request(_) => io::ErrorKind::InvalidInput,
+            Self::Connect(error) => error.kind(),
+            Self::Connection(error) => match &**error {
+                CallError::Send(SendError::Io(error)) | CallError::Recv(RecvError::Io(error)) => {
+                    error.kind()
+                }
+                CallError::Recv(RecvError::TooLong { .. }) => io::ErrorKind::InvalidData,
+                _ => io::ErrorKind::ConnectionAborted,
+            },
+            Self::OutOfStep => io::ErrorKind::InvalidData,
+            Self::Stalled { .. } | Self::TimedOut { .. } => io::ErrorKind::TimedOut,
+            Self::ShutDown => io::ErrorKind::BrokenPipe,
+            Self::Aborted => io::ErrorKind::ConnectionAborted,
         }
     }
 }

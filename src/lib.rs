@@ -26,7 +26,7 @@
 //! | answer several requests of one client at once | [`Serve::concurrency`] |
 //! | push messages, or speak another protocol | [`serve_connections`], which hands out each [`Connection`] |
 //! | accept clients yourself | [`PipeListener`] |
-//! | call a server | [`Client`] |
+//! | call a server | [`Client`], or [`SharedClient`] from many tasks |
 //! | see what a server does | [`Serve::stats`], and the log: [`serve`] lists its spans, [`Reason`] its warnings and errors |
 //! | test a handler | [`Handler::call`] with [`Request::new`]; pipes in memory (feature `test-util`) |
 //!
@@ -49,10 +49,10 @@
 //! | feature | what it adds |
 //! |---|---|
 //! | `futures` | `Stream` and `Sink` for [`Connection`], its halves and [`Client`] |
-//! | `metrics` | the figures of [`Stats`] for the recorder of the `metrics` facade, for example for Prometheus |
 //! | `json` | requests and replies in JSON, through `Json` and `Client::call_json` |
+//! | `metrics` | the figures of [`Stats`] for the recorder of the `metrics` facade, for example for Prometheus |
 //! | `postcard` | requests and replies in postcard, a binary format, through `Postcard` and `Client::call_postcard` |
-//! | `tower` | any `tower::Service` as a handler, through `TowerHandler` |
+//! | `tower` | any `tower::Service` as a handler, through `TowerHandler`; [`SharedClient`] is one |
 //! | `test-util` | pipes inside the process, through `ListenerOptions::bind_memory`, and `Faults` to make them fail |
 //!
 //! # Layout
@@ -62,6 +62,7 @@
 //! | `json.rs`, `postcard.rs` | `Json` and `Postcard`: typed requests and replies, on both sides |
 //! | `serve.rs` | [`serve`]; below it [`serve_connections`] with the accept loop, and one client's conversation |
 //! | `handler.rs` | [`Handler`]; what it takes and returns is in `from_request.rs`, `request.rs`, `session.rs`, `into_reply.rs` |
+//! | `shared_client.rs` | [`SharedClient`]: below it, which connection a call uses, and what a connection does |
 //! | `client.rs`, `listener.rs` | [`Client`], [`PipeListener`] and their options; `os.rs` and `memory_pipe.rs` add to them |
 //! | `trust.rs` | [`Trust`]: whose server a client talks to |
 //! | `connection.rs`, `instances.rs` | [`Connection`] and its halves; how an instance is kept waiting |
@@ -107,6 +108,7 @@ mod reason;
 mod request;
 mod serve;
 mod session;
+mod shared_client;
 mod stats;
 mod tower;
 mod trust;
@@ -115,13 +117,11 @@ mod windows;
 
 pub use bytes::Bytes;
 
-// For the tests in `tests/`.
 #[cfg(feature = "json")]
 pub use crate::json::{Json, JsonCallError, JsonRejection};
 #[cfg(feature = "postcard")]
 pub use crate::postcard::{Postcard, PostcardCallError, PostcardRejection};
-#[cfg(feature = "tower")]
-pub use crate::tower::TowerHandler;
+// For the tests in `tests/`.
 #[cfg(all(windows, any(miri, pipe_model)))]
 #[doc(hidden)]
 pub use crate::windows::model;
@@ -129,7 +129,10 @@ pub use crate::{
     access::{Access, AccessError},
     client::{Client, ClientOptions},
     connection::{Connection, RecvHalf, SendHalf},
-    error::{BindError, BoxError, CallError, ConnectError, RecvError, SendError},
+    error::{
+        BindError, BoxError, CallError, CallFailure, ConnectError, RecvError, SendError,
+        SharedCallError,
+    },
     from_request::{FromRequest, Rejection},
     handler::Handler,
     into_reply::{IntoReply, Reply},
@@ -143,8 +146,11 @@ pub use crate::{
         serve, serve_connections,
     },
     session::{ConnectionInfo, NoSession, Session},
+    shared_client::{SharedClient, SharedClientOptions},
     stats::{Errors, Stats, StatsSnapshot},
     trust::{Trust, TrustError},
 };
 #[cfg(feature = "test-util")]
 pub use crate::{engine::faulty::Faults, memory_pipe::MemoryPipe};
+#[cfg(feature = "tower")]
+pub use crate::{shared_client::service::SharedCall, tower::TowerHandler};

@@ -18,6 +18,7 @@ mod metrics;
 mod model;
 mod observe;
 mod properties;
+mod shared_client;
 #[cfg(all(feature = "json", feature = "postcard"))]
 mod typed;
 #[cfg(all(windows, not(any(miri, pipe_model))))]

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use pipe_server::{Client, ClientOptions, ListenerOptions, MemoryPipe, PipeListener};
+use pipe_server::{
+    Client, ClientOptions, ListenerOptions, MemoryPipe, PipeListener, SharedClient,
+    SharedClientOptions,
+};
 
 pub mod log;
 pub mod process;
@@ -215,6 +218,15 @@ impl Pipe {
             Self::Memory(pipe) => options.connect_memory(pipe).await,
             Self::Named(name) => options.connect(&name.text).await,
         }
+    }
+
+    /// A shared client that connects when it is first called.
+    pub fn shared(&self, options: &SharedClientOptions) -> SharedClient {
+        let client = match self {
+            Self::Memory(pipe) => options.connect_memory_lazy(pipe),
+            Self::Named(name) => options.connect_lazy(&name.text),
+        };
+        client.unwrap()
     }
 }
 

@@ -1,0 +1,352 @@
+//! A client that many tasks use at once.
+
+use std::{fmt, sync::Arc};
+
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+
+use self::pool::{Pool, Target};
+#[cfg(feature = "test-util")]
+use crate::memory_pipe::MemoryPipe;
+use crate::{
+    client::{Client, ClientOptions},
+    defaults,
+    engine::native,
+    error::{ConnectError, OutOfRange, SharedCallError},
+    name::{NameError, PipeName},
+};
+
+mod driver;
+mod pool;
+#[cfg(feature = "tower")]
+pub(crate) mod service;
+
+/// More than any server is worth connecting to: each call looks at all connections.
+const MOST_CONNECTIONS: usize = 1024;
+
+/// Options for a [`SharedClient`], from [`ClientOptions::shared`].
+///
+/// # Examples
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use pipe_server::ClientOptions;
+///
+/// let client = ClientOptions::new()
+///     .wait_for_server(true) // while it restarts
+///     .call_timeout(Duration::from_secs(5))
+///     .shared()
+///     .connections(4)
+///     .connect("mynamedpipe")
+///     .await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "options do nothing until connect is called"]
+pub struct SharedClientOptions {
+    options: ClientOptions,
+    max_in_flight: usize,
+    connections: usize,
+}
+
+impl ClientOptions {
+    /// Continues with the options of a [`SharedClient`]. The options set so far apply to it as follows:
+    ///
+    /// - [`trust`](Self::trust) is checked each time a connection is opened.
+    /// - [`call_timeout`](Self::call_timeout) is for a whole call: it includes waiting for a slot and for a
+    ///   connection. A connection is closed, and opened again for the next call, if its server does not answer
+    ///   a call that was given up within another `call_timeout`.
+    /// - [`connect_timeout`](Self::connect_timeout) and [`wait_for_server`](Self::wait_for_server) apply each
+    ///   time a connection is opened while there is no other one. So with `wait_for_server`, calls wait while
+    ///   the server restarts; without it, they fail if nobody serves the pipe.
+    pub fn shared(self) -> SharedClientOptions {
+        SharedClientOptions {
+            options: self,
+            max_in_flight: defaults::MAX_IN_FLIGHT,
+            connections: 1,
+        }
+    }
+}
+
+impl SharedClientOptions {
+    /// How many calls may be in flight at the same time, on all connections together; at least 1. Default:
+    /// [`defaults::MAX_IN_FLIGHT`], 256.
+    ///
+    /// Further calls wait for their turn. A call that was given up counts until its reply has arrived. The
+    /// client holds at most this many requests, each up to `max_message_size`.
+    pub fn max_in_flight(mut self, calls: usize) -> Self {
+        self.max_in_flight = calls;
+        self
+    }
+
+    /// How many connections to use at most, from 1 to 1,024. Default: 1.
+    ///
+    /// More than one is for servers that execute the requests of one connection one after the other, as
+    /// [`serve`](crate::serve) does by default. The second one is opened when a call finds the first one in
+    /// use, and so on; each call goes to the connection with the fewest in flight. If the server has no
+    /// instance waiting at that moment, calls share the connections that there are, and a later one tries
+    /// again.
+    pub fn connections(mut self, connections: usize) -> Self {
+        self.connections = connections;
+        self
+    }
+
+    /// Connects to the pipe `name`.
+    ///
+    /// # Errors
+    ///
+    /// Same as [`ClientOptions::connect`], and [`ConnectError::Option`] for an option that is out of range.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe, as [`ClientOptions::connect`].
+    pub async fn connect(
+        &self,
+        name: impl TryInto<PipeName, Error: Into<NameError>>,
+    ) -> Result<SharedClient, ConnectError> {
+        let name = name.try_into().map_err(Into::into)?;
+        self.connect_to(Target::Name(name)).await
+    }
+
+    /// Creates a client that connects to the pipe `name` when it is first called.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError::Name`] and [`ConnectError::Option`]. All other errors are those of the calls.
+    pub fn connect_lazy(
+        &self,
+        name: impl TryInto<PipeName, Error: Into<NameError>>,
+    ) -> Result<SharedClient, ConnectError> {
+        let name = name.try_into().map_err(Into::into)?;
+        self.build(Target::Name(name), None)
+    }
+
+    /// Connects to a pipe inside this process.
+    ///
+    /// # Errors
+    ///
+    /// Same as [`connect`](Self::connect).
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe, as [`connect`](Self::connect).
+    #[cfg(feature = "test-util")]
+    pub async fn connect_memory(&self, pipe: &MemoryPipe) -> Result<SharedClient, ConnectError> {
+        self.connect_to(Target::Memory(pipe.clone())).await
+    }
+
+    /// Creates a client that connects to a pipe inside this process when it is first called.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError::Option`] for an option that is out of range.
+    #[cfg(feature = "test-util")]
+    pub fn connect_memory_lazy(&self, pipe: &MemoryPipe) -> Result<SharedClient, ConnectError> {
+        self.build(Target::Memory(pipe.clone()), None)
+    }
+
+    async fn connect_to(&self, target: Target) -> Result<SharedClient, ConnectError> {
+        self.check()?;
+        let first = target.connect(&self.options).await?;
+        self.build(target, Some(first))
+    }
+
+    fn build(&self, target: Target, first: Option<Client>) -> Result<SharedClient, ConnectError> {
+        self.check()?;
+        let sizes = native::client_sizes(self.options.max_message_size)?;
+        let pool = Pool::new(
+            target,
+            self.options.clone(),
+            sizes.max_message_size,
+            self.max_in_flight,
+            self.connections,
+            first,
+        );
+        Ok(SharedClient {
+            handle: Arc::new(PoolHandle { pool }),
+            repeat_unanswered: false,
+            #[cfg(feature = "tower")]
+            reservation: service::Reservation::default(),
+        })
+    }
+
+    fn check(&self) -> Result<(), OutOfRange> {
+        if !(1..=Semaphore::MAX_PERMITS).contains(&self.max_in_flight) {
+            let problem = format!("is out of range: use 1 to {}", Semaphore::MAX_PERMITS);
+            return Err(OutOfRange::new("max_in_flight", problem));
+        }
+        if !(1..=MOST_CONNECTIONS).contains(&self.connections) {
+            let problem = format!("is out of range: use 1 to {MOST_CONNECTIONS}");
+            return Err(OutOfRange::new("connections", problem));
+        }
+        Ok(())
+    }
+}
+
+/// A client that many tasks use at once. Clones share its connections, and are cheap.
+///
+/// Requests are pipelined: each is sent without waiting for the replies to earlier ones. It is for servers that
+/// send one reply to each request of a connection, in order, and nothing else, as [`serve`](crate::serve) does.
+/// A message that arrives while no request is in flight closes the connection
+/// ([`CallFailure::OutOfStep`](crate::CallFailure::OutOfStep)); one that arrives earlier can't be told from a
+/// reply. For other protocols, use a [`Client`].
+///
+/// # Connections
+///
+/// A connection that breaks is closed, and opened again when the next call needs it. Until a connection has
+/// brought a reply, the next attempt is delayed by 5 ms, doubling to 1 s, less random jitter. Calls wait for
+/// the attempt, and fail if it does.
+///
+/// [`SharedCallError`] says what became of the request. One that was certainly not sent is sent on the next
+/// connection. One that the server may have executed fails with
+/// [`Unanswered`](SharedCallError::Unanswered), unless [`repeat_unanswered`](Self::repeat_unanswered) allows
+/// to send it again. In either case it fails when the third connection breaks under it.
+///
+/// A connection belongs to the runtime of the call that opened it. If that runtime is shut down, the calls in
+/// flight fail, and the next one opens a connection on its own runtime. The connections are closed when the
+/// last clone is dropped.
+///
+/// # Order
+///
+/// A call that is made after another one has returned its reply is executed later. The order of concurrent calls
+/// is not defined; nor is that of a call that was dropped or has timed out, which may still be executed.
+///
+/// # Examples
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use pipe_server::SharedClient;
+///
+/// let client = SharedClient::connect("mynamedpipe").await?;
+/// let mut tasks = tokio::task::JoinSet::new();
+/// for number in 0..64 {
+///     let client = client.clone();
+///     tasks.spawn(async move { client.call(format!("request {number}")).await });
+/// }
+/// for reply in tasks.join_all().await {
+///     println!("{:?}", reply?);
+/// }
+/// # Ok(()) }
+/// ```
+pub struct SharedClient {
+    handle: Arc<PoolHandle>,
+    repeat_unanswered: bool,
+    #[cfg(feature = "tower")]
+    reservation: service::Reservation,
+}
+
+/// What the clones hold, but the drivers do not.
+#[derive(Debug)]
+struct PoolHandle {
+    pool: Arc<Pool>,
+}
+
+impl Drop for PoolHandle {
+    fn drop(&mut self) {
+        self.pool.drop_lanes();
+    }
+}
+
+impl SharedClient {
+    /// Connects to the pipe `name` with the default options.
+    ///
+    /// # Errors
+    ///
+    /// Same as [`SharedClientOptions::connect`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe, as [`SharedClientOptions::connect`].
+    pub async fn connect(
+        name: impl TryInto<PipeName, Error: Into<NameError>>,
+    ) -> Result<Self, ConnectError> {
+        ClientOptions::new().shared().connect(name).await
+    }
+
+    /// Creates a client with the default options, which connects to the pipe `name` when it is first called.
+    ///
+    /// # Errors
+    ///
+    /// Same as [`SharedClientOptions::connect_lazy`].
+    pub fn connect_lazy(
+        name: impl TryInto<PipeName, Error: Into<NameError>>,
+    ) -> Result<Self, ConnectError> {
+        ClientOptions::new().shared().connect_lazy(name)
+    }
+
+    /// Whether calls through this value, and through clones made of it from now on, are sent again if the
+    /// connection breaks when the server may have executed them. Default: no.
+    ///
+    /// For requests that have the same effect when they are executed several times, such as reads. They are sent
+    /// on at most three connections.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # async fn example(client: pipe_server::SharedClient) -> Result<(), pipe_server::SharedCallError> {
+    /// let reader = client.clone().repeat_unanswered(true);
+    /// let balance = reader.call("read the balance").await?;
+    /// client.call("withdraw 100").await?; // not twice
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn repeat_unanswered(mut self, repeat: bool) -> Self {
+        self.repeat_unanswered = repeat;
+        self
+    }
+
+    /// Sends a request and receives its reply, within the [`call_timeout`](ClientOptions::call_timeout).
+    ///
+    /// Waits while `max_in_flight` calls are in flight, and for a connection if there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`SharedCallError::NotSent`] if the server has not executed the request, and
+    /// [`SharedCallError::Unanswered`] if it may have. Both say why.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped before the request is sent, it is not sent. Otherwise its reply is dropped
+    /// when it arrives. Other calls get their own replies in either case.
+    pub async fn call(&self, request: impl Into<Bytes>) -> Result<Bytes, SharedCallError> {
+        let repeat = self.repeat_unanswered;
+        self.handle.pool.call(request.into(), repeat, None).await
+    }
+
+    /// Shuts all clones down: new calls and those that wait for a slot fail with
+    /// [`CallFailure::ShutDown`](crate::CallFailure::ShutDown). Those in flight are completed, and then the
+    /// connections are closed.
+    ///
+    /// To limit the time, use [`tokio::time::timeout`] and then drop the clones.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the client is shut down also if the future is dropped after its first poll, and it can be
+    /// called again.
+    pub async fn shutdown(&self) {
+        self.handle.pool.shut_down().await;
+    }
+}
+
+/// A slot that is reserved by `tower::Service::poll_ready` stays with the original.
+impl Clone for SharedClient {
+    fn clone(&self) -> Self {
+        Self {
+            handle: Arc::clone(&self.handle),
+            repeat_unanswered: self.repeat_unanswered,
+            #[cfg(feature = "tower")]
+            reservation: service::Reservation::default(),
+        }
+    }
+}
+
+impl fmt::Debug for SharedClient {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("SharedClient")
+            .field("repeat_unanswered", &self.repeat_unanswered)
+            .field("pool", &self.handle.pool)
+            .finish_non_exhaustive()
+    }
+}
