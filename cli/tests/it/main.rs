@@ -2,6 +2,7 @@
 
 #[cfg(feature = "bench")]
 mod bench;
+mod client;
 #[cfg(windows)]
 mod console;
 #[cfg(target_os = "linux")]

@@ -10,12 +10,13 @@ use pipe_server_cli::{
 };
 use tokio::runtime::Builder;
 
-use crate::{conversation::Conversation, messages::Messages, options::Options};
+use crate::{conversation::Conversation, messages::Messages, options::Options, replies::Replies};
 
 mod conversation;
 mod messages;
 mod options;
 mod ping;
+mod replies;
 
 fn main() -> ExitCode {
     let client = run(Options::parse());
@@ -27,22 +28,25 @@ fn main() -> ExitCode {
 }
 
 async fn run(options: Options) -> Result<(), Failure> {
+    // Before connecting: it may fail.
+    let mut messages = Messages::new(&options)?;
+    let address = options.pipe_name.to_path().display().to_string();
     let connected = options.client().connect(&options.pipe_name).await;
     let client = connected.map_err(|error| connect_failure(error, &options))?;
-    let mut conversation = Conversation::new(client, &options);
-    let mut messages = Messages::new(&options);
+    let mut replies = Replies::new(&options, address.clone());
+    let mut conversation = Conversation::new(client, &options, address);
     while let Some(message) = messages.next().await? {
-        let sent = Instant::now();
-        let reply = conversation.exchange(&message).await?;
-        let line = match options.ping {
-            true => format!("{} replied in {:?}", conversation.address(), sent.elapsed()),
-            false => reply,
-        };
-        match conversation::print(&line) {
-            // The reader of the replies has exited, as in `pipe-client | head`.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
-            Err(error) => return Err(Failure::new(format!("can't write to stdout: {error}"))),
-            Ok(()) => {}
+        for _ in 0..options.repeat {
+            let sent = Instant::now();
+            let reply = conversation.exchange(message.clone()).await?;
+            match replies.print(&reply, sent.elapsed()) {
+                // The reader of the replies has exited, as in `pipe-client | head`.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+                Err(error) => {
+                    return Err(Failure::new(format!("can't write to stdout: {error}")));
+                }
+                Ok(()) => {}
+            }
         }
     }
     Ok(())
