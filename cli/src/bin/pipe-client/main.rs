@@ -12,10 +12,10 @@ use tokio::runtime::Builder;
 
 use crate::{conversation::Conversation, messages::Messages, options::Options, replies::Replies};
 
+mod codes;
 mod conversation;
 mod messages;
 mod options;
-mod ping;
 mod replies;
 
 fn main() -> ExitCode {
@@ -34,7 +34,7 @@ async fn run(options: Options) -> Result<(), Failure> {
     let connected = options.client().connect(&options.pipe_name).await;
     let client = connected.map_err(|error| connect_failure(error, &options))?;
     let mut replies = Replies::new(&options, address.clone());
-    let mut conversation = Conversation::new(client, &options, address);
+    let mut conversation = Conversation::new(client, address);
     while let Some(message) = messages.next().await? {
         for _ in 0..options.repeat {
             let sent = Instant::now();
@@ -53,10 +53,7 @@ async fn run(options: Options) -> Result<(), Failure> {
 }
 
 fn connect_failure(error: ConnectError, options: &Options) -> Failure {
-    let code = match options.ping {
-        true => ping::connect_code(&error),
-        false => None,
-    };
+    let code = codes::of_connecting(&error);
     let failure = match error {
         ConnectError::Option {
             option, problem, ..

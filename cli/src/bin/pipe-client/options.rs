@@ -141,9 +141,9 @@ const PING_TIMEOUT: &str = "5s";
 const AFTER_HELP: &str = "\
 Sizes are in bytes, or have a unit: 4096, 64KiB, 1MB. Times have a unit: 500ms, 10s, 5min. For no
 limit give none.
-Exit codes: 0 when every message was replied to, 1 for a failure, 2 for bad usage. With --ping also
-3 when nobody serves the pipe, 4 when it is busy, 5 when access is denied or the server is not
-trusted, and 6 when there is no reply.";
+Exit codes: 0 when every message was replied to, 2 for bad usage, 3 when nobody serves the pipe, 4 when
+it is busy, 5 when access is denied or the server is not trusted, 6 when there is no reply or the
+connection is closed instead, and 1 for any other failure.";
 
 impl Options {
     /// The longest message, in bytes.
