@@ -8,6 +8,7 @@ mod console;
 #[cfg(target_os = "linux")]
 mod descriptors;
 mod log;
+mod options;
 mod program;
 mod programs;
 #[cfg(windows)]

@@ -2,9 +2,9 @@
 
 use std::{io, process::ExitCode, time::Instant};
 
-use clap::Parser;
 use pipe_server::ConnectError;
 use pipe_server_cli::{
+    command_line,
     exit::{self, Failure},
     runtime,
 };
@@ -19,9 +19,11 @@ mod options;
 mod replies;
 
 fn main() -> ExitCode {
-    let client = run(Options::parse());
-    let ended = runtime::run(Builder::new_current_thread(), cfg!(unix), client);
-    match ended.and_then(|ended| ended) {
+    let ended = command_line::parse_with_file().and_then(|options| {
+        let client = run(options);
+        runtime::run(Builder::new_current_thread(), cfg!(unix), client)?
+    });
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report("pipe-client"),
     }
