@@ -7,6 +7,8 @@ mod client;
 mod console;
 #[cfg(target_os = "linux")]
 mod descriptors;
+#[cfg(all(target_os = "linux", feature = "interactive"))]
+mod interactive;
 mod log;
 mod options;
 mod program;

@@ -14,6 +14,8 @@ use crate::{conversation::Conversation, messages::Messages, options::Options, re
 
 mod codes;
 mod conversation;
+#[cfg(feature = "interactive")]
+mod interactive;
 mod messages;
 mod options;
 mod replies;
@@ -31,27 +33,42 @@ fn main() -> ExitCode {
 
 async fn run(options: Options) -> Result<(), Failure> {
     // Before connecting: it may fail.
-    let mut messages = Messages::new(&options)?;
+    let messages = Messages::new(&options)?;
     let address = options.pipe_name.to_path().display().to_string();
     let connected = options.client().connect(&options.pipe_name).await;
     let client = connected.map_err(|error| connect_failure(error, &options))?;
     let mut replies = Replies::new(&options, address.clone());
     let mut conversation = Conversation::new(client, address);
+    #[cfg(feature = "interactive")]
+    if options.is_interactive() && interactive::is_possible() {
+        return interactive::converse(&mut conversation, &mut replies, &options).await;
+    }
+    exchange_all(&mut conversation, &mut replies, messages, options.repeat).await
+}
+
+async fn exchange_all(
+    conversation: &mut Conversation,
+    replies: &mut Replies,
+    mut messages: Messages,
+    repeat: u64,
+) -> Result<(), Failure> {
     while let Some(message) = messages.next().await? {
-        for _ in 0..options.repeat {
+        for _ in 0..repeat {
             let sent = Instant::now();
-            let reply = conversation.exchange(message.clone()).await?;
+            let reply = conversation.exchange(message.clone()).await;
+            let reply = reply.map_err(|error| conversation.failure(error))?;
             match replies.print(&reply, sent.elapsed()) {
                 // The reader of the replies has exited, as in `pipe-client | head`.
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-                Err(error) => {
-                    return Err(Failure::new(format!("can't write to stdout: {error}")));
-                }
-                Ok(()) => {}
+                printed => printed.map_err(write_failure)?,
             }
         }
     }
     Ok(())
+}
+
+fn write_failure(error: io::Error) -> Failure {
+    Failure::new(format!("can't write to stdout: {error}"))
 }
 
 fn connect_failure(error: ConnectError, options: &Options) -> Failure {

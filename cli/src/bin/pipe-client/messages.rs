@@ -44,7 +44,7 @@ impl Messages {
                     })
                 })
                 .collect()
-        } else if options.ping || io::stdin().is_terminal() {
+        } else if options.ping || !options.is_interactive() && io::stdin().is_terminal() {
             // At a terminal, waiting for input would look like hanging. The stdin of a health check may be
             // anything.
             let message = Form::encode(options.form(), DEFAULT_MESSAGE);
@@ -72,13 +72,13 @@ impl Messages {
 
 /// How MESSAGE and the lines of stdin stand for messages.
 #[derive(Clone, Copy, Debug)]
-enum Notation {
+pub(crate) enum Notation {
     Text(Form),
     Hex,
 }
 
 impl Notation {
-    fn new(options: &Options) -> Self {
+    pub(crate) fn new(options: &Options) -> Self {
         match options.hex {
             true => Self::Hex,
             false => Self::Text(options.form()),
@@ -86,7 +86,7 @@ impl Notation {
     }
 
     /// The message; otherwise what is wrong, to follow what it is.
-    fn encode(self, text: &[u8]) -> Result<Bytes, String> {
+    pub(crate) fn encode(self, text: &[u8]) -> Result<Bytes, String> {
         let message = match self {
             Self::Text(form) if form.wide => match str::from_utf8(text) {
                 Ok(text) => form.encode(text),

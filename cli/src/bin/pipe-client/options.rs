@@ -110,6 +110,22 @@ pub(crate) struct Options {
     #[arg(long, conflicts_with_all = ["json", "ping"])]
     pub(crate) nul: bool,
 
+    /// Read messages at a prompt; Ctrl-D ends
+    ///
+    /// Each line is a message, and the next message of the server is its reply. What the server sends at other times
+    /// is shown at once, above the prompt, and its end of the connection ends the program. Without a terminal there
+    /// is no prompt, and the lines of stdin are sent.
+    #[cfg(feature = "interactive")]
+    #[arg(short, long, conflicts_with_all = ["messages", "file", "raw", "nul", "ping"])]
+    pub(crate) interactive: bool,
+
+    /// File for the history of --interactive [default: none is kept]
+    ///
+    /// It is created for this user alone. Lines that begin with a space are left out.
+    #[cfg(feature = "interactive")]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) history: Option<PathBuf>,
+
     /// Print one JSON object per reply
     ///
     /// Its fields are number (of the reply, from 1), bytes (its length), text (without a terminating NUL) and
@@ -178,6 +194,14 @@ impl Options {
                 Terminator::None => false,
             },
         }
+    }
+
+    /// Whether to have a conversation at the terminal, if there is one.
+    pub(crate) fn is_interactive(&self) -> bool {
+        #[cfg(feature = "interactive")]
+        return self.interactive;
+        #[cfg(not(feature = "interactive"))]
+        false
     }
 
     /// The connection's options. Options that were not given keep the library's default.

@@ -70,7 +70,7 @@ impl Replies {
     }
 
     /// What to print of a reply.
-    fn shaped(&mut self, reply: &[u8], latency: Duration) -> Vec<u8> {
+    pub(crate) fn shaped(&mut self, reply: &[u8], latency: Duration) -> Vec<u8> {
         self.number += 1;
         let line = match self.shape {
             Shape::Raw => return reply.to_vec(),
