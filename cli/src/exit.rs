@@ -1,4 +1,4 @@
-//! Exit codes: 0 for success, 1 for a failure, 2 for bad usage, as in clap.
+//! Exit codes: 0 for success, 1 for a failure, 2 for bad usage, as in clap. `pipe-client` has more.
 
 use std::{
     error::Error,

@@ -1,9 +1,11 @@
 //! Code shared by the programs `pipe-server`, `pipe-client` and `pipe-bench`, their tests and `comparison/`. The
 //! library for other programs is `pipe-server`; this one promises no compatibility.
 
+pub mod command_line;
 pub mod escape;
 pub mod exit;
 pub mod family;
+mod generate;
 #[cfg(feature = "bench")]
 pub mod load;
 #[cfg(target_os = "linux")]

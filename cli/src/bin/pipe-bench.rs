@@ -2,12 +2,15 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use pipe_server_cli::load::{self, Options, Pipe};
+use pipe_server_cli::{
+    command_line,
+    load::{self, Options, Pipe},
+};
 
 fn main() -> ExitCode {
-    let options = Options::parse();
-    match load::run(&options, Pipe::new(&options)) {
+    let loaded =
+        command_line::parse().and_then(|options: Options| load::run(&options, Pipe::new(&options)));
+    match loaded {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report("pipe-bench"),
     }

@@ -2,11 +2,15 @@
 
 #[cfg(feature = "bench")]
 mod bench;
+mod client;
 #[cfg(windows)]
 mod console;
 #[cfg(target_os = "linux")]
 mod descriptors;
+#[cfg(all(target_os = "linux", feature = "interactive"))]
+mod interactive;
 mod log;
+mod options;
 mod program;
 mod programs;
 #[cfg(windows)]

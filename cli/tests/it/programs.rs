@@ -183,10 +183,10 @@ fn an_access_list_that_is_not_understood_is_bad_usage() {
 }
 
 #[test]
-fn a_missing_server_is_named_and_exits_1() {
+fn a_missing_server_is_named_and_exits_3() {
     let name = unique_name();
     let output = client(&name, &["hello"], "");
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
     assert!(
         stderr(&output).starts_with("pipe-client: nobody serves "),
         "{output:?}"
@@ -203,7 +203,7 @@ fn a_server_that_is_not_trusted_is_sent_nothing_and_named() {
         "4294967294"
     };
     let output = client(&name, &["--trust", nobody, "hello"], "");
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(output.status.code(), Some(5), "{output:?}");
     let said = stderr(&output);
     let cure = said.trim_end().rsplit_once("use ").unwrap().1;
     // As it says.
@@ -228,12 +228,12 @@ fn a_directory_of_short_names_that_another_user_could_fill_is_not_used() {
         let command = command.env("XDG_RUNTIME_DIR", runtime_directory);
         let command = command.args(["--pipe-name", "x", "--trust", trust, "hello"]);
         let output = command.output().unwrap();
-        assert_eq!(output.status.code(), Some(1), "{output:?}");
-        stderr(&output)
+        (output.status.code(), stderr(&output))
     };
     fs::create_dir(&names).unwrap();
     fs::set_permissions(&names, fs::Permissions::from_mode(0o777)).unwrap();
-    let said = client("system");
+    let (code, said) = client("system");
+    assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("only its owner can write to"), "{said}");
     assert!(said.contains(names.to_str().unwrap()), "{said}");
 
@@ -243,10 +243,12 @@ fn a_directory_of_short_names_that_another_user_could_fill_is_not_used() {
     }
     fs::set_permissions(&names, fs::Permissions::from_mode(0o755)).unwrap();
     std::os::unix::fs::chown(&names, Some(12_345), None).unwrap();
-    let said = client("system");
+    let (code, said) = client("system");
+    assert_eq!(code, Some(5), "{said}");
     assert!(said.contains("belongs to uid 12345"), "{said}");
     assert!(said.contains("use --trust 12345"), "{said}");
-    let said = client("12345");
+    let (code, said) = client("12345");
+    assert_eq!(code, Some(3), "{said}");
     assert!(said.contains("nobody serves"), "{said}");
 }
 
@@ -557,7 +559,7 @@ fn only_the_users_that_are_allowed_are_served_and_others_are_logged() {
     let mut command = server(&name, &["--echo", "--allow-user", nobody]);
     let refusing = Server::spawn(command.stderr(Stdio::piped()));
     let output = client(&name, &["hello"], "");
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(output.status.code(), Some(6), "{output:?}");
     assert!(output.stdout.is_empty(), "{output:?}");
     let line = refusing.log().wait_for("not_authorized");
     assert!(line.contains("WARN"), "{line}");
@@ -656,7 +658,7 @@ fn a_failing_command_is_reported_and_costs_its_client_the_connection() {
     let mut command = server(&name, &["--exec", failing]);
     let server = Server::spawn(command.stderr(Stdio::piped()));
     let output = client(&name, &["hello"], "");
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(output.status.code(), Some(6), "{output:?}");
     assert!(stderr(&output).contains("did not reply"), "{output:?}");
     let line = server.log().wait_for("complaint");
     assert!(line.contains(status), "{line}");
@@ -815,7 +817,7 @@ mod endings {
         let time = if cfg!(windows) { "10s" } else { "2s" };
         let mut endless = Endless::start(&["--handler-timeout", time]);
         endless.assert_killed();
-        assert_eq!(endless.client.wait().unwrap().code(), Some(1));
+        assert_eq!(endless.client.wait().unwrap().code(), Some(6));
     }
 
     #[test]
@@ -835,7 +837,7 @@ mod endings {
         endless.server.signal(Signal::TERM);
         endless.assert_killed();
         assert_eq!(endless.server.child.wait().unwrap().code(), Some(0));
-        assert_eq!(endless.client.wait().unwrap().code(), Some(1));
+        assert_eq!(endless.client.wait().unwrap().code(), Some(6));
     }
 
     #[cfg(unix)]
@@ -849,7 +851,7 @@ mod endings {
         endless.server.signal(Signal::TERM);
         endless.assert_killed();
         assert_eq!(endless.server.child.wait().unwrap().code(), Some(130));
-        assert_eq!(endless.client.wait().unwrap().code(), Some(1));
+        assert_eq!(endless.client.wait().unwrap().code(), Some(6));
     }
 
     /// A terminal that is closed may send it twice.
@@ -1113,7 +1115,7 @@ mod endings {
             let _server = Server::start(&name, &["--max-message-size", "10", "--exec", command]);
             assert_eq!(
                 client(&name, &["hello"], "").status.code(),
-                Some(1),
+                Some(6),
                 "{command}"
             );
         }
@@ -1137,20 +1139,23 @@ fn a_server_that_nobody_reads_serves_all_the_same() {
     );
 }
 
-/// `pipe-client --ping`, whose exit codes a health check tells apart.
-mod ping {
+/// The exit codes of `pipe-client`, which scripts and health checks tell apart.
+mod codes {
     use pipe_server::{Client, ListenerOptions, PipeListener};
     use support::in_time;
     use tokio::task::spawn_blocking;
 
     use super::*;
 
-    async fn ping(name: &UniqueName, arguments: &[&'static str]) -> Output {
+    /// The two ways to ask a server: for its reply, and whether there is one.
+    const WAYS: [&str; 2] = ["hello", "--ping"];
+
+    async fn ask(way: &'static str, name: &UniqueName, arguments: &[&'static str]) -> Output {
         let name = name.text.clone();
         let arguments = arguments.to_owned();
         let run = move || {
             Command::new(env!("CARGO_BIN_EXE_pipe-client"))
-                .args(["--pipe-name", &name, "--ping"])
+                .args(["--pipe-name", &name, way])
                 .args(arguments)
                 // Empty: if it were read, no message would be sent.
                 .stdin(Stdio::null())
@@ -1174,7 +1179,7 @@ mod ping {
         let name = unique_name();
         let _server = Server::start(&name, &["--echo"]);
         for message in [&[][..], &["hello"]] {
-            let output = ping(&name, message).await;
+            let output = ask("--ping", &name, message).await;
             assert!(output.status.success(), "{output:?}");
             let line = String::from_utf8(output.stdout).unwrap();
             assert!(line.contains(" replied in "), "{line}");
@@ -1185,9 +1190,11 @@ mod ping {
     #[tokio::test]
     async fn a_server_that_is_not_there_is_3() {
         let name = unique_name();
-        assert_failed(&ping(&name, &[]).await, 3, "nobody serves");
         let wait = ["--wait", "--connect-timeout", "10ms"];
-        assert_failed(&ping(&name, &wait).await, 3, "nobody serves");
+        for way in WAYS {
+            assert_failed(&ask(way, &name, &[]).await, 3, "nobody serves");
+            assert_failed(&ask(way, &name, &wait).await, 3, "nobody serves");
+        }
     }
 
     #[tokio::test]
@@ -1203,8 +1210,10 @@ mod ping {
             // The one more that Linux queues.
             #[cfg(target_os = "linux")]
             let _queued = Client::connect(&name.text).await.unwrap();
-            let output = ping(&name, &["--connect-timeout", "0s"]).await;
-            assert_failed(&output, 4, "busy");
+            for way in WAYS {
+                let output = ask(way, &name, &["--connect-timeout", "0s"]).await;
+                assert_failed(&output, 4, "busy");
+            }
         })
         .await;
     }
@@ -1218,7 +1227,10 @@ mod ping {
         } else {
             "4294967294"
         };
-        assert_failed(&ping(&name, &["--trust", nobody]).await, 5, "--trust");
+        for way in WAYS {
+            let output = ask(way, &name, &["--trust", nobody]).await;
+            assert_failed(&output, 5, "--trust");
+        }
     }
 
     #[cfg(target_os = "linux")]
@@ -1228,17 +1240,19 @@ mod ping {
 
         let name = unique_name();
         let _server = Server::start(&name, &["--echo", "--access", "mode:0000"]);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pipe-client"));
-        command.args(["--pipe-name", &name.text, "--ping"]);
-        // No mode keeps root out.
-        if rustix::process::geteuid().is_root() {
-            if !can_run_as_nobody() {
-                return;
+        for way in WAYS {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_pipe-client"));
+            command.args(["--pipe-name", &name.text, way]);
+            // No mode keeps root out.
+            if rustix::process::geteuid().is_root() {
+                if !can_run_as_nobody() {
+                    return;
+                }
+                command.uid(NOBODY).gid(NOBODY);
             }
-            command.uid(NOBODY).gid(NOBODY);
+            let output = command.stdin(Stdio::null()).output().unwrap();
+            assert_failed(&output, 5, "no permission");
         }
-        let output = command.stdin(Stdio::null()).output().unwrap();
-        assert_failed(&output, 5, "no permission");
     }
 
     #[tokio::test]
@@ -1246,16 +1260,18 @@ mod ping {
         in_time(async {
             let name = unique_name();
             let mut listener = PipeListener::bind(&name.text).unwrap();
-            let silent = ping(&name, &["--timeout", "100ms"]);
-            let (output, _connection) = tokio::join!(silent, listener.accept());
-            assert_failed(&output, 6, "within 100ms: see --timeout");
+            for way in WAYS {
+                let silent = ask(way, &name, &["--timeout", "100ms"]);
+                let (output, _connection) = tokio::join!(silent, listener.accept());
+                assert_failed(&output, 6, "within 100ms: see --timeout");
 
-            let closing = async {
-                let mut connection = listener.accept().await.unwrap();
-                connection.recv().await.unwrap().unwrap();
-            };
-            let (output, ()) = tokio::join!(ping(&name, &[]), closing);
-            assert_failed(&output, 6, "no reply from");
+                let closing = async {
+                    let mut connection = listener.accept().await.unwrap();
+                    connection.recv().await.unwrap().unwrap();
+                };
+                let (output, ()) = tokio::join!(ask(way, &name, &[]), closing);
+                assert_failed(&output, 6, "no reply from");
+            }
         })
         .await;
     }
@@ -1264,10 +1280,12 @@ mod ping {
     async fn other_failures_keep_their_codes() {
         let name = unique_name();
         let _server = Server::start(&name, &["--echo"]);
-        let output = ping(&name, &["--max-message-size", "1", "hello"]).await;
-        assert_failed(&output, 1, "--max-message-size");
-        let output = ping(&name, &["--max-message-size", "1TiB"]).await;
-        assert_failed(&output, 2, "--max-message-size");
+        for way in WAYS {
+            let output = ask(way, &name, &["--max-message-size", "1"]).await;
+            assert_failed(&output, 1, "--max-message-size");
+            let output = ask(way, &name, &["--max-message-size", "1TiB"]).await;
+            assert_failed(&output, 2, "--max-message-size");
+        }
     }
 }
 
@@ -1282,6 +1300,6 @@ fn another_machine_is_asked_only_if_allowed() {
     assert!(stderr(&output).contains("use --allow-remote"), "{output:?}");
     // Nobody serves it there.
     let output = client(&remote, &["--allow-remote", "hello"], "");
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
     assert!(stderr(&output).contains("nobody serves"), "{output:?}");
 }

@@ -2,57 +2,77 @@
 
 use std::{io, process::ExitCode, time::Instant};
 
-use clap::Parser;
 use pipe_server::ConnectError;
 use pipe_server_cli::{
+    command_line,
     exit::{self, Failure},
     runtime,
 };
 use tokio::runtime::Builder;
 
-use crate::{conversation::Conversation, messages::Messages, options::Options};
+use crate::{conversation::Conversation, messages::Messages, options::Options, replies::Replies};
 
+mod codes;
 mod conversation;
+#[cfg(feature = "interactive")]
+mod interactive;
 mod messages;
 mod options;
-mod ping;
+mod replies;
 
 fn main() -> ExitCode {
-    let client = run(Options::parse());
-    let ended = runtime::run(Builder::new_current_thread(), cfg!(unix), client);
-    match ended.and_then(|ended| ended) {
+    let ended = command_line::parse_with_file().and_then(|options| {
+        let client = run(options);
+        runtime::run(Builder::new_current_thread(), cfg!(unix), client)?
+    });
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report("pipe-client"),
     }
 }
 
 async fn run(options: Options) -> Result<(), Failure> {
+    // Before connecting: it may fail.
+    let messages = Messages::new(&options)?;
+    let address = options.pipe_name.to_path().display().to_string();
     let connected = options.client().connect(&options.pipe_name).await;
     let client = connected.map_err(|error| connect_failure(error, &options))?;
-    let mut conversation = Conversation::new(client, &options);
-    let mut messages = Messages::new(&options);
+    let mut replies = Replies::new(&options, address.clone());
+    let mut conversation = Conversation::new(client, address);
+    #[cfg(feature = "interactive")]
+    if options.is_interactive() && interactive::is_possible() {
+        return interactive::converse(&mut conversation, &mut replies, &options).await;
+    }
+    exchange_all(&mut conversation, &mut replies, messages, options.repeat).await
+}
+
+async fn exchange_all(
+    conversation: &mut Conversation,
+    replies: &mut Replies,
+    mut messages: Messages,
+    repeat: u64,
+) -> Result<(), Failure> {
     while let Some(message) = messages.next().await? {
-        let sent = Instant::now();
-        let reply = conversation.exchange(&message).await?;
-        let line = match options.ping {
-            true => format!("{} replied in {:?}", conversation.address(), sent.elapsed()),
-            false => reply,
-        };
-        match conversation::print(&line) {
-            // The reader of the replies has exited, as in `pipe-client | head`.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
-            Err(error) => return Err(Failure::new(format!("can't write to stdout: {error}"))),
-            Ok(()) => {}
+        for _ in 0..repeat {
+            let sent = Instant::now();
+            let reply = conversation.exchange(message.clone()).await;
+            let reply = reply.map_err(|error| conversation.failure(error))?;
+            match replies.print(&reply, sent.elapsed()) {
+                // The reader of the replies has exited, as in `pipe-client | head`.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+                printed => printed.map_err(write_failure)?,
+            }
         }
     }
     Ok(())
 }
 
+fn write_failure(error: io::Error) -> Failure {
+    Failure::new(format!("can't write to stdout: {error}"))
+}
+
 fn connect_failure(error: ConnectError, options: &Options) -> Failure {
-    let code = match options.ping {
-        true => ping::connect_code(&error),
-        false => None,
-    };
+    let code = codes::of_connecting(&error);
     let failure = match error {
         ConnectError::Option {
             option, problem, ..

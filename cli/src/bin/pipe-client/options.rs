@@ -1,18 +1,20 @@
 //! The command line.
 
-use clap::{Parser, builder::NonEmptyStringValueParser};
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum, builder::NonEmptyStringValueParser, value_parser};
 #[cfg(windows)]
 use pipe_server::os::windows::ClientOptionsExt as _;
 use pipe_server::{ClientOptions, PipeName, Trust, defaults};
 use pipe_server_cli::{
-    text::Encoding,
+    text::{Encoding, Form},
     values::{self, TimeLimit, Wait},
 };
 
 /// Sends messages to a pipe and prints each reply on its own line.
 ///
-/// Without MESSAGE each line of stdin is sent as a message; at a terminal the message of Microsoft's sample is
-/// sent instead.
+/// Without MESSAGE and --file each line of stdin is sent as a message; at a terminal the message of Microsoft's
+/// sample is sent instead.
 #[derive(Debug, Parser)]
 #[command(name = "pipe-client", version, after_help = AFTER_HELP)]
 pub(crate) struct Options {
@@ -22,10 +24,17 @@ pub(crate) struct Options {
 
     /// Encoding of the messages, and of the replies
     ///
-    /// auto sends UTF-8 and detects the encoding of each reply. utf-16 also sends a terminating NUL, as the sample's
-    /// Unicode client does.
+    /// auto sends UTF-8 and detects the encoding of each reply. Lines of stdin that are to be sent as UTF-8 need not
+    /// be valid text.
     #[arg(long, value_name = "ENCODING", value_enum, default_value_t)]
     pub(crate) encoding: Encoding,
+
+    /// Whether a NUL ends each text that is sent
+    ///
+    /// Microsoft's sample server prints a request up to its NUL. Without one, its ANSI build also prints what lies
+    /// behind the text in its buffer. In replies, a terminating NUL is recognized with any choice.
+    #[arg(long, value_name = "WHICH", value_enum, default_value_t)]
+    terminator: Terminator,
 
     /// How long to wait for a busy pipe and, with --wait, for a server, or none; 0s tries once
     #[arg(long, value_name = "TIME", default_value = values::text(defaults::CONNECT_TIMEOUT))]
@@ -48,8 +57,8 @@ pub(crate) struct Options {
 
     /// Check whether the server answers; the exit code says why it does not
     ///
-    /// Sends each MESSAGE, or the message of Microsoft's sample, and prints how long the reply took instead of
-    /// the reply. Stdin is not read. To the server it is a message like any other: with --exec, it runs the
+    /// Sends each MESSAGE or --file, or else the message of Microsoft's sample, and prints how long the reply took
+    /// instead of the reply. Lines of stdin are not read. To the server it is a message like any other: with --exec, it runs the
     /// command.
     ///
     /// A busy pipe is tried again until --connect-timeout. On Linux, a server at its --max-instances still queues
@@ -75,9 +84,71 @@ pub(crate) struct Options {
     )]
     timeout: TimeLimit,
 
+    /// Send the contents of FILE as one message, unchanged; - is stdin. Repeat it for more files
+    ///
+    /// Nothing is sent unless all of them can be read and none is longer than a message may be.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["messages", "terminator"])]
+    pub(crate) file: Vec<PathBuf>,
+
+    /// Send each message N times, one after the other
+    #[arg(long, value_name = "N", default_value = "1", value_parser = value_parser!(u64).range(1..))]
+    pub(crate) repeat: u64,
+
+    /// MESSAGE and the lines of stdin are hexadecimal, and replies are printed in it
+    ///
+    /// Whitespace between digits is ignored. With --json, replies have the field hex instead of text.
+    #[arg(long, conflicts_with_all = ["encoding", "terminator", "raw", "nul"])]
+    pub(crate) hex: bool,
+
+    /// Print the bytes of replies unchanged, with nothing between them
+    #[arg(long, conflicts_with_all = ["nul", "json", "ping"])]
+    pub(crate) raw: bool,
+
+    /// Lines of stdin and replies end with NUL, as for xargs -0 and grep -z
+    ///
+    /// Replies in UTF-8 are printed unchanged except for their end.
+    #[arg(long, conflicts_with_all = ["json", "ping"])]
+    pub(crate) nul: bool,
+
+    /// Read messages at a prompt; Ctrl-D ends
+    ///
+    /// Each line is a message, and the next message of the server is its reply. What the server sends at other times
+    /// is shown at once, above the prompt, and its end of the connection ends the program. Without a terminal there
+    /// is no prompt, and the lines of stdin are sent.
+    #[cfg(feature = "interactive")]
+    #[arg(short, long, conflicts_with_all = ["messages", "file", "raw", "nul", "ping"])]
+    pub(crate) interactive: bool,
+
+    /// File for the history of --interactive [default: none is kept]
+    ///
+    /// It is created for this user alone. Lines that begin with a space are left out.
+    #[cfg(feature = "interactive")]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) history: Option<PathBuf>,
+
+    /// Print one JSON object per reply
+    ///
+    /// Its fields are number (of the reply, from 1), bytes (its length), text (without a terminating NUL) and
+    /// latency_us (microseconds from the start of sending the request). A reply that is not text in its encoding
+    /// has the field hex instead of text.
+    #[arg(long)]
+    pub(crate) json: bool,
+
     /// What to send, each as one message
     #[arg(value_name = "MESSAGE", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) messages: Vec<String>,
+}
+
+/// Whether a NUL ends a text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Terminator {
+    /// With --encoding utf-16, as the sample's Unicode client sends it
+    #[default]
+    Auto,
+    /// Always, as both builds of the sample's client send it
+    Nul,
+    /// Never
+    None,
 }
 
 /// A health check has to end. Docker's, for one, is killed after 30 s by default.
@@ -86,19 +157,51 @@ const PING_TIMEOUT: &str = "5s";
 const AFTER_HELP: &str = "\
 Sizes are in bytes, or have a unit: 4096, 64KiB, 1MB. Times have a unit: 500ms, 10s, 5min. For no
 limit give none.
-Exit codes: 0 when every message was replied to, 1 for a failure, 2 for bad usage. With --ping also
-3 when nobody serves the pipe, 4 when it is busy, 5 when access is denied or the server is not
-trusted, and 6 when there is no reply.";
+Exit codes: 0 when every message was replied to, 2 for bad usage, 3 when nobody serves the pipe, 4 when
+it is busy, 5 when access is denied or the server is not trusted, 6 when there is no reply or the
+connection is closed instead, and 1 for any other failure.";
 
 impl Options {
+    /// The longest message, in bytes.
+    pub(crate) fn longest_message(&self) -> usize {
+        self.max_message_size.unwrap_or(defaults::MAX_MESSAGE_SIZE)
+    }
+
     /// The longest line of stdin that can be a message, in bytes.
     pub(crate) fn longest_line(&self) -> usize {
-        let bytes = self.max_message_size.unwrap_or(defaults::MAX_MESSAGE_SIZE);
+        let bytes = self.longest_message();
+        if self.hex {
+            // Two digits and a space for each byte.
+            return bytes.saturating_mul(3);
+        }
         match self.encoding {
             // Two bytes of UTF-16 are at most three of UTF-8.
             Encoding::Utf16 => (bytes / 2).saturating_mul(3),
             Encoding::Auto | Encoding::Utf8 => bytes,
         }
+    }
+
+    /// The form in which text is sent.
+    pub(crate) fn form(&self) -> Form {
+        let wide = self.encoding == Encoding::Utf16;
+        Form {
+            wide,
+            terminated: match self.terminator {
+                // The sample's Unicode server reads up to the NUL. UTF-8 is sent without one, for all other
+                // servers, including `pipe-server --exec` commands.
+                Terminator::Auto => wide,
+                Terminator::Nul => true,
+                Terminator::None => false,
+            },
+        }
+    }
+
+    /// Whether to have a conversation at the terminal, if there is one.
+    pub(crate) fn is_interactive(&self) -> bool {
+        #[cfg(feature = "interactive")]
+        return self.interactive;
+        #[cfg(not(feature = "interactive"))]
+        false
     }
 
     /// The connection's options. Options that were not given keep the library's default.

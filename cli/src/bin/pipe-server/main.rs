@@ -7,9 +7,9 @@ use std::{
     sync::Arc,
 };
 
-use clap::Parser;
 use pipe_server::{BindError, Peer, Request, Summary, serve};
 use pipe_server_cli::{
+    command_line,
     exit::{Failure, chain},
     runtime,
 };
@@ -30,7 +30,8 @@ mod signals;
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
-    run(Options::parse()).unwrap_or_else(|failure| failure.report("pipe-server"))
+    let ended = command_line::parse_with_file().and_then(run);
+    ended.unwrap_or_else(|failure| failure.report("pipe-server"))
 }
 
 fn run(options: Options) -> Result<ExitCode, Failure> {

@@ -1,0 +1,282 @@
+//! `pipe-client`: what it sends and how it prints replies.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    path::PathBuf,
+    process::{Command, Output, Stdio},
+};
+
+use pipe_server::PipeListener;
+use support::{UniqueName, in_time, unique_name};
+use tokio::task::spawn_blocking;
+
+use crate::program::Server;
+
+fn client(name: &UniqueName, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pipe-client"));
+    command
+        .args(["--pipe-name", &name.text])
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Runs a client to its end, with `input` as its stdin.
+fn run(name: &UniqueName, arguments: &[&str], input: &[u8]) -> Output {
+    let mut child = client(name, arguments).spawn().unwrap();
+    // It may have ended already.
+    _ = child.stdin.take().unwrap().write_all(input);
+    child.wait_with_output().unwrap()
+}
+
+/// What a client prints that succeeds.
+fn printed(name: &UniqueName, arguments: &[&str], input: &[u8]) -> Vec<u8> {
+    let output = run(name, arguments, input);
+    assert!(output.status.success(), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+    output.stdout
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Files that exist until it is dropped.
+struct Files {
+    directory: PathBuf,
+}
+
+impl Files {
+    fn new(name: &UniqueName) -> Self {
+        let name = name.text.replace(['/', '\\'], "-");
+        let directory = std::env::temp_dir().join(format!("files{name}"));
+        fs::create_dir(&directory).unwrap();
+        Self { directory }
+    }
+
+    fn write(&self, name: &str, contents: &[u8]) -> String {
+        let path = self.directory.join(name);
+        fs::write(&path, contents).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// The requests that reach a server. Each is replied to with itself.
+async fn requests_of(arguments: &[&'static str], input: &'static [u8]) -> Vec<Vec<u8>> {
+    let name = unique_name();
+    let mut listener = PipeListener::bind(&name.text).unwrap();
+    let arguments = arguments.to_owned();
+    let running = spawn_blocking(move || printed(&name, &arguments, input));
+    let mut requests = Vec::new();
+    in_time(async {
+        let mut connection = listener.accept().await.unwrap();
+        while let Some(request) = connection.recv().await.unwrap() {
+            requests.push(request.to_vec());
+            connection.send(request).await.unwrap();
+        }
+    })
+    .await;
+    running.await.unwrap();
+    requests
+}
+
+#[test]
+fn hexadecimal_messages_are_bytes_and_so_are_replies() {
+    let name = unique_name();
+    let _server = Server::start(&name, &["--echo"]);
+    let messages = ["--hex", "00ff 0A", "C3"];
+    assert_eq!(printed(&name, &messages, b""), b"00ff0a\nc3\n");
+    assert_eq!(printed(&name, &["--hex"], b"00 00\r\nfe\n"), b"0000\nfe\n");
+    for (wrong, said, code) in [
+        ("0", "Odd number of digits", 2),
+        ("xy", "not hexadecimal", 2),
+        (" ", "is empty", 2),
+    ] {
+        let output = run(&name, &["--hex", "00", wrong], b"");
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        assert!(stderr(&output).contains(said), "{output:?}");
+        // Not even the message before.
+        assert!(output.stdout.is_empty(), "{output:?}");
+    }
+    let output = run(&name, &["--hex"], b"00\nxy\n");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("line 2 of stdin is not hexadecimal"));
+}
+
+#[test]
+fn a_line_in_hexadecimal_may_be_as_long_as_a_message() {
+    let name = unique_name();
+    let _server = Server::start(&name, &["--echo"]);
+    let limit = ["--hex", "--max-message-size", "4"];
+    assert_eq!(printed(&name, &limit, b"01 02 03 04\n"), b"01020304\n");
+    let output = run(&name, &limit, b"0102030405\n");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("--max-message-size"), "{output:?}");
+}
+
+#[test]
+fn raw_replies_are_printed_unchanged() {
+    let name = unique_name();
+    let files = Files::new(&name);
+    let _server = Server::start(&name, &["--echo"]);
+    let bytes: Vec<u8> = (0..=255).collect();
+    let file = files.write("bytes", &bytes);
+    assert_eq!(printed(&name, &["--raw", "--file", &file], b""), bytes);
+    assert_eq!(printed(&name, &["--raw", "--file", "-"], &bytes), bytes);
+    assert_eq!(printed(&name, &["--raw", "a", "b"], b""), b"ab");
+}
+
+#[test]
+fn a_file_is_one_message_whatever_is_in_it() {
+    let name = unique_name();
+    let files = Files::new(&name);
+    let _server = Server::start(&name, &["--echo"]);
+    let first = files.write("first", b"a\nb\0\xff\r\n");
+    let second = files.write("second", b"\0");
+    let both = ["--hex", "--file", &first, "--file", &second];
+    assert_eq!(printed(&name, &both, b"not read"), b"610a6200ff0d0a\n00\n");
+}
+
+#[test]
+fn nothing_is_sent_if_a_file_can_not_be() {
+    let name = unique_name();
+    let files = Files::new(&name);
+    let _server = Server::start(&name, &["--echo", "--max-message-size", "1MiB"]);
+    let good = files.write("good", &[b'x'; 65_536]);
+    assert_eq!(
+        printed(&name, &["--raw", "--file", &good], b"").len(),
+        65_536
+    );
+    let long = files.write("long", &[b'x'; 65_537]);
+    let empty = files.write("empty", b"");
+    let missing = files.directory.join("missing");
+    for (file, said) in [
+        (
+            long.as_str(),
+            &[&long, "65537 bytes", "65536", "--max-message-size"][..],
+        ),
+        (&empty, &[&empty, "empty"]),
+        (missing.to_str().unwrap(), &["can't read", "missing"]),
+        ("-", &["stdin is empty"]),
+    ] {
+        let output = run(&name, &["--file", &good, "--file", file], b"");
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(output.stdout.is_empty(), "{file}");
+        let line = stderr(&output);
+        for part in said {
+            assert!(line.contains(part), "{line}");
+        }
+    }
+    // Its length is not known before it ends.
+    let output = run(&name, &["--max-message-size", "3", "--file", "-"], b"1234");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("more than 3 bytes"), "{output:?}");
+}
+
+#[test]
+fn with_nul_lines_and_replies_end_with_nul() {
+    let name = unique_name();
+    let _server = Server::start(&name, &["--echo"]);
+    assert_eq!(
+        printed(&name, &["--nul"], b"one\nline\r\0\xff\0last"),
+        b"one\nline\r\0\xff\0last\0"
+    );
+    assert_eq!(
+        printed(&name, &["--nul", "--encoding", "utf-16", "grüße"], b""),
+        "grüße\0".as_bytes()
+    );
+}
+
+#[test]
+fn json_tells_replies_apart() {
+    let name = unique_name();
+    let _server = Server::start(&name, &["--echo"]);
+    let output = printed(&name, &["--json", "--terminator", "nul"], b"a\n\xff\n");
+    let lines = String::from_utf8(output).unwrap();
+    let (first, second) = lines.trim_end().split_once('\n').unwrap();
+    let start = r#"{"number":1,"bytes":2,"text":"a","latency_us":"#;
+    assert!(first.starts_with(start), "{first}");
+    let start = r#"{"number":2,"bytes":2,"hex":"ff00","latency_us":"#;
+    assert!(second.starts_with(start), "{second}");
+    let hex = printed(&name, &["--json", "--hex", "61"], b"");
+    let start = br#"{"number":1,"bytes":1,"hex":"61","latency_us":"#;
+    assert!(hex.starts_with(start), "{hex:?}");
+}
+
+#[tokio::test]
+async fn each_message_is_sent_as_often_as_asked() {
+    let arguments = ["--repeat", "3", "a", "b"];
+    let requests = requests_of(&arguments, b"").await;
+    assert_eq!(requests, [b"a", b"a", b"a", b"b", b"b", b"b"]);
+    let requests = requests_of(&["--repeat", "2"], b"a\n").await;
+    assert_eq!(requests, [b"a", b"a"]);
+}
+
+#[tokio::test]
+async fn text_ends_with_nul_in_its_encoding_if_asked() {
+    for (arguments, request) in [
+        (&["a"][..], &b"a"[..]),
+        (&["--terminator", "nul", "a"], b"a\0"),
+        (&["--terminator", "none", "a"], b"a"),
+        (&["--encoding", "utf-16", "a"], b"a\0\0\0"),
+        (
+            &["--encoding", "utf-16", "--terminator", "nul", "a"],
+            b"a\0\0\0",
+        ),
+        (
+            &["--encoding", "utf-16", "--terminator", "none", "a"],
+            b"a\0",
+        ),
+    ] {
+        let requests = requests_of(arguments, b"").await;
+        assert_eq!(requests, [request], "{arguments:?}");
+    }
+}
+
+#[test]
+fn options_that_contradict_each_other_are_bad_usage() {
+    let name = unique_name();
+    for arguments in [
+        &["--hex", "--raw", "00"][..],
+        &["--hex", "--nul", "00"],
+        &["--hex", "--terminator", "nul", "00"],
+        &["--hex", "--encoding", "utf-16", "00"],
+        &["--raw", "--json", "a"],
+        &["--raw", "--nul", "a"],
+        &["--json", "--nul", "a"],
+        &["--ping", "--raw"],
+        &["--ping", "--nul"],
+        &["--file", "-", "a"],
+        &["--file", "-", "--terminator", "nul"],
+        &["--repeat", "0", "a"],
+    ] {
+        let output = run(&name, arguments, b"");
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
+    }
+}
+
+/// As in `pipe-client | head -n 1`.
+#[test]
+fn a_reader_that_has_seen_enough_ends_the_client_quietly() {
+    let name = unique_name();
+    let _server = Server::start(&name, &["--echo"]);
+    for arguments in [&[][..], &["--raw"], &["--json"], &["--hex"]] {
+        let arguments = [arguments, &["--repeat", "1000000", "aa"]].concat();
+        let mut child = client(&name, &arguments).spawn().unwrap();
+        let mut stdout = child.stdout.take().unwrap();
+        stdout.read_exact(&mut [0]).unwrap();
+        drop(stdout);
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        assert!(output.stderr.is_empty(), "{arguments:?}: {output:?}");
+    }
+}
