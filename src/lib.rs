@@ -2,6 +2,10 @@
 //! message mode; on Linux, sockets that preserve message boundaries. Binding a pipe and connecting to one
 //! require a Tokio runtime with I/O and time enabled.
 //!
+//! On other Unix systems only pipes in memory work (feature `test-util`), so that a handler can be written and
+//! tested there. [`PipeListener::bind`] and [`Client::connect`] return an error of kind
+//! [`Unsupported`](std::io::ErrorKind::Unsupported).
+//!
 //! ```no_run
 //! use std::io;
 //! use pipe_server::{Bytes, PipeListener};
@@ -69,8 +73,8 @@
 // The README's example is compiled with the doc tests.
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
 
-#[cfg(not(any(windows, target_os = "linux")))]
-compile_error!("pipe-server runs on Windows and on Linux");
+#[cfg(not(any(windows, unix)))]
+compile_error!("pipe-server runs on Windows and Linux, and its memory pipes on other Unix systems");
 
 mod access;
 mod client;

@@ -11,6 +11,7 @@ use std::{
 use pipe_server::{Client, ClientOptions, ListenerOptions, MemoryPipe, PipeListener};
 
 pub mod log;
+#[cfg(any(windows, target_os = "linux"))]
 pub mod process;
 #[cfg(windows)]
 pub mod raw_pipe;
@@ -184,7 +185,7 @@ impl Kind {
         })
     }
 
-    #[cfg(target_os = "linux")]
+    #[cfg(unix)]
     fn with_engine(self, options: ListenerOptions) -> ListenerOptions {
         options
     }
@@ -222,7 +223,7 @@ impl Pipe {
 #[derive(Debug)]
 pub struct UniqueName {
     pub text: String,
-    #[cfg(target_os = "linux")]
+    #[cfg(unix)]
     _directory: tempfile::TempDir,
 }
 
@@ -233,7 +234,7 @@ pub fn unique_name() -> UniqueName {
         std::process::id(),
         COUNT.fetch_add(1, Ordering::Relaxed)
     );
-    #[cfg(target_os = "linux")]
+    #[cfg(unix)]
     {
         let directory = tempfile::tempdir().unwrap();
         let text = directory.path().join(short).to_str().unwrap().to_owned();
