@@ -28,6 +28,7 @@
 //! | keep state for each client | [`Serve::on_connect`] and [`Session`] |
 //! | push messages, or speak another protocol | [`serve_connections`], which hands out each [`Connection`] |
 //! | accept clients yourself | [`PipeListener`] |
+//! | serve a socket of systemd, or talk on a socketpair | `listen_on` and `connect_on`, in `os::linux` |
 //! | call a server | [`Client`] |
 //! | see what a server does | [`Serve::stats`], and the log: [`serve`] lists its spans, [`Reason`] its warnings and errors |
 //! | test a handler | [`Handler::call`] with [`Request::new`]; pipes in memory (feature `test-util`) |

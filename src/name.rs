@@ -140,6 +140,12 @@ impl PipeName {
         }
     }
 
+    /// The name of the socket at `path`, which need not contain a `/`.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn at(socket: &Path) -> Result<Self, NameError> {
+        path(socket.as_os_str())
+    }
+
     /// The path, if it is not too long for the system.
     pub(crate) fn resolve(&self) -> Result<PathBuf, NameError> {
         let path = self.to_path();

@@ -1,5 +1,7 @@
 //! The engines of this system: the only place that chooses one.
 
+#[cfg(target_os = "linux")]
+use std::os::fd::OwnedFd;
 use std::{io, path::Path};
 
 use super::{Channel, Endpoint, Sizes};
@@ -7,6 +9,8 @@ use crate::{access::Access, defaults, error::OutOfRange, name::PipeName, peer::U
 
 #[cfg(target_os = "linux")]
 use super::seqpacket;
+#[cfg(target_os = "linux")]
+pub(crate) use super::seqpacket::{connect_on, connected, listening};
 #[cfg(not(any(windows, target_os = "linux")))]
 use super::unsupported;
 #[cfg(windows)]
@@ -36,6 +40,17 @@ pub(crate) fn bind(pipe: &ToBind<'_>) -> io::Result<Box<dyn Endpoint>> {
     // The limit of a socket is known once it exists.
     let sizes = Sizes::new(asked, buffer_size, "this system", usize::MAX)?;
     seqpacket::bind(pipe, sizes)
+}
+
+/// Serves a listening socket that was created elsewhere, and that [`listening`] has checked.
+#[cfg(target_os = "linux")]
+pub(crate) fn listen_on(
+    socket: OwnedFd,
+    max_message_size: Option<usize>,
+    buffer_size: usize,
+) -> io::Result<Box<dyn Endpoint>> {
+    let sizes = Sizes::new(max_message_size, buffer_size, "this system", usize::MAX)?;
+    seqpacket::listen_on(socket, sizes)
 }
 
 /// Serves a pipe.

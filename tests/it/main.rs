@@ -10,6 +10,8 @@ mod features;
 #[cfg(target_os = "linux")]
 mod hostile;
 #[cfg(target_os = "linux")]
+mod inherited;
+#[cfg(target_os = "linux")]
 mod linux_only;
 #[cfg(all(windows, any(miri, pipe_model)))]
 mod model;
