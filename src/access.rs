@@ -52,7 +52,7 @@ pub enum Access {
     #[cfg(windows)]
     Sddl(String),
     /// This mode of the socket, regardless of the umask. Connecting requires write permission (unix(7)).
-    #[cfg(target_os = "linux")]
+    #[cfg(unix)]
     Mode(u32),
 }
 
@@ -64,7 +64,7 @@ impl fmt::Display for Access {
             Self::Everyone => formatter.write_str("everyone"),
             #[cfg(windows)]
             Self::Sddl(descriptor) => write!(formatter, "sddl:{descriptor}"),
-            #[cfg(target_os = "linux")]
+            #[cfg(unix)]
             Self::Mode(mode) => write!(formatter, "mode:{mode:04o}"),
         }
     }
@@ -81,7 +81,7 @@ pub struct AccessError {
 #[cfg(windows)]
 const EXPECTED: &str =
     "current-user, everyone or sddl:DESCRIPTOR, such as sddl:D:P(A;;GA;;;OW)(A;;0x12019b;;;AU)";
-#[cfg(target_os = "linux")]
+#[cfg(unix)]
 const EXPECTED: &str = "current-user, everyone or mode:OCTAL, such as mode:0660";
 
 impl FromStr for Access {
@@ -97,7 +97,7 @@ impl FromStr for Access {
         if let Some(descriptor) = text.strip_prefix("sddl:") {
             return Ok(Self::Sddl(descriptor.to_owned()));
         }
-        #[cfg(target_os = "linux")]
+        #[cfg(unix)]
         if let Some(Ok(mode)) = text
             .strip_prefix("mode:")
             // `from_str_radix` also accepts a sign.
@@ -143,7 +143,7 @@ mod tests {
         }
     }
 
-    #[cfg(target_os = "linux")]
+    #[cfg(unix)]
     #[test]
     fn a_mode_is_octal() {
         assert_eq!("mode:0660".parse(), Ok(Access::Mode(0o660)));

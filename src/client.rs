@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::{
     connection::{Connection, RecvHalf, SendHalf},
     defaults,
-    engine::{Channel, native},
+    engine::{Channel, Sizes, native},
     error::{CallError, ConnectError, RecvError, SendError},
     name::{NameError, PipeName},
     peer::{Peer, UserId},
@@ -134,9 +134,19 @@ impl ClientOptions {
         let identify = self.trust != Trust::Anyone;
         let open = || native::connect(&name, &path, sizes, identify);
         let channel = self.retry(&address, open).await?;
-        if identify {
+        self.client(&address, channel, sizes)
+    }
+
+    /// Returns a client on `channel` if its server is trusted.
+    pub(crate) fn client(
+        &self,
+        address: &str,
+        channel: Channel,
+        sizes: Sizes,
+    ) -> Result<Client, ConnectError> {
+        if self.trust != Trust::Anyone {
             let owner = channel.link.peer().map(|server| Some(server.user));
-            check_owner(&address, owner, &self.trust)?;
+            check_owner(address, owner, &self.trust)?;
         }
         Ok(Client::new(
             channel,

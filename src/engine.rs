@@ -17,6 +17,13 @@
 //!   side can still read what was sent before. A send that was not flushed by then is cancelled: whole, or
 //!   not at all.
 //! - **Dropping is always allowed**, at any time and on any thread, inside a runtime or not.
+#![cfg_attr(
+    not(any(windows, target_os = "linux")),
+    allow(
+        dead_code,
+        reason = "these systems have the memory engine at most, which needs less"
+    )
+)]
 
 use std::{
     fmt, io,
@@ -43,6 +50,8 @@ mod overlapped;
 mod seqpacket;
 #[cfg(windows)]
 mod tokio_pipe;
+#[cfg(not(any(windows, target_os = "linux")))]
+mod unsupported;
 
 /// How bytes move under a connection on Windows.
 #[cfg(windows)]

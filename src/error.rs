@@ -30,6 +30,15 @@ pub enum BindError {
         /// The pipe's address.
         address: String,
     },
+    /// The descriptor is not one of a socket that can be served (`os::linux`).
+    #[error("descriptor {descriptor} can't be served: {problem}")]
+    #[non_exhaustive]
+    Descriptor {
+        /// The descriptor's number.
+        descriptor: i32,
+        /// What it is instead, and what to do.
+        problem: String,
+    },
     /// There is no Tokio runtime to serve the pipe on.
     #[error("a pipe can't be served outside a Tokio runtime: bind it in an async function")]
     NoRuntime,
@@ -82,9 +91,10 @@ impl BindError {
 impl From<BindError> for io::Error {
     fn from(error: BindError) -> Self {
         let kind = match &error {
-            BindError::Name(_) | BindError::Option { .. } | BindError::Remote { .. } => {
-                io::ErrorKind::InvalidInput
-            }
+            BindError::Name(_)
+            | BindError::Option { .. }
+            | BindError::Remote { .. }
+            | BindError::Descriptor { .. } => io::ErrorKind::InvalidInput,
             BindError::NoRuntime => io::ErrorKind::Other,
             BindError::InUse { .. } => io::ErrorKind::AddrInUse,
             BindError::Denied { source, .. } | BindError::Create { source, .. } => source.kind(),
@@ -107,6 +117,15 @@ pub enum ConnectError {
         /// The option's method on [`ClientOptions`](crate::ClientOptions).
         option: &'static str,
         /// What is wrong with its value, and the accepted range.
+        problem: String,
+    },
+    /// The descriptor is not one of a connected socket that carries messages (`os::linux`).
+    #[error("descriptor {descriptor} can't be used as a client: {problem}")]
+    #[non_exhaustive]
+    Descriptor {
+        /// The descriptor's number.
+        descriptor: i32,
+        /// What it is instead, and what to do.
         problem: String,
     },
     /// There is no Tokio runtime to connect on.
@@ -191,7 +210,7 @@ impl ConnectError {
 impl ConnectError {
     fn kind(&self) -> io::ErrorKind {
         match self {
-            Self::Name(_) | Self::Option { .. } | Self::Remote { .. } => {
+            Self::Name(_) | Self::Option { .. } | Self::Remote { .. } | Self::Descriptor { .. } => {
                 io::ErrorKind::InvalidInput
             }
             Self::NoRuntime => io::ErrorKind::Other,

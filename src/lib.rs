@@ -2,6 +2,10 @@
 //! message mode; on Linux, sockets that preserve message boundaries. Binding a pipe and connecting to one
 //! require a Tokio runtime with I/O and time enabled.
 //!
+//! On other Unix systems only pipes in memory work (feature `test-util`), so that a handler can be written and
+//! tested there. [`PipeListener::bind`] and [`Client::connect`] return an error of kind
+//! [`Unsupported`](std::io::ErrorKind::Unsupported).
+//!
 //! ```no_run
 //! use std::io;
 //! use pipe_server::{Bytes, PipeListener};
@@ -26,6 +30,7 @@
 //! | answer several requests of one client at once | [`Serve::concurrency`] |
 //! | push messages, or speak another protocol | [`serve_connections`], which hands out each [`Connection`] |
 //! | accept clients yourself | [`PipeListener`] |
+//! | serve a socket of systemd, or talk on a socketpair | `listen_on` and `connect_on`, in `os::linux` |
 //! | call a server | [`Client`], or [`SharedClient`] from many tasks |
 //! | see what a server does | [`Serve::stats`], and the log: [`serve`] lists its spans, [`Reason`] its warnings and errors |
 //! | test a handler | [`Handler::call`] with [`Request::new`]; pipes in memory (feature `test-util`) |
@@ -82,8 +87,8 @@
     doc = include_str!("../docs/typed-messages.md")
 )]
 
-#[cfg(not(any(windows, target_os = "linux")))]
-compile_error!("pipe-server runs on Windows and on Linux");
+#[cfg(not(any(windows, unix)))]
+compile_error!("pipe-server runs on Windows and Linux, and its memory pipes on other Unix systems");
 
 mod access;
 mod client;

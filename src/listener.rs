@@ -43,7 +43,7 @@ pub struct ListenerOptions {
     pub(crate) max_message_size: Option<usize>,
     pub(crate) buffer_size: usize,
     backlog: usize,
-    access: Access,
+    pub(crate) access: Access,
     #[cfg(target_os = "linux")]
     pub(crate) socket_group: Option<u32>,
     #[cfg(windows)]
@@ -164,7 +164,7 @@ impl ListenerOptions {
         });
         let endpoint =
             endpoint.map_err(|error| BindError::create(path.display().to_string(), error))?;
-        self.listen(name, path, endpoint)
+        self.listen(name, path, endpoint, self.admits_others())
     }
 
     pub(crate) fn check(&self) -> Result<(), OutOfRange> {
@@ -179,7 +179,7 @@ impl ListenerOptions {
     }
 
     /// Whether other users than this one and the system's can connect.
-    fn admits_others(&self) -> bool {
+    pub(crate) fn admits_others(&self) -> bool {
         #[cfg(target_os = "linux")]
         if self.socket_group.is_some() {
             return true;
@@ -192,6 +192,7 @@ impl ListenerOptions {
         name: PipeName,
         path: PathBuf,
         endpoint: Box<dyn Endpoint>,
+        admits_others: bool,
     ) -> Result<PipeListener, BindError> {
         let max_message_size = endpoint.max_message_size();
         let max_instances = self.max_instances.unwrap_or(usize::MAX);
@@ -202,7 +203,7 @@ impl ListenerOptions {
             path,
             instances,
             max_message_size,
-            admits_others: self.admits_others(),
+            admits_others,
             last_id: 0,
         })
     }

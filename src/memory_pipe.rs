@@ -96,7 +96,7 @@ impl ListenerOptions {
         }
         let name: PipeName = "memory".parse()?;
         let path = PathBuf::from("memory");
-        let listener = self.listen(name, path, endpoint)?;
+        let listener = self.listen(name, path, endpoint, self.admits_others())?;
         if let Some(faults) = &faults {
             faults.start();
         }

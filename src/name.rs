@@ -15,7 +15,7 @@ const MAX_ADDRESS_UNITS: usize = 256;
 
 /// The longest socket path on Linux, in bytes: `sun_path` has 108, one of them for the terminating NUL
 /// (unix(7)).
-#[cfg(target_os = "linux")]
+#[cfg(unix)]
 const MAX_ADDRESS_BYTES: usize = 107;
 
 /// The validated name of a pipe: a short name or a path.
@@ -56,12 +56,12 @@ pub struct PipeName {
     /// The full path.
     #[cfg(windows)]
     address: String,
-    #[cfg(target_os = "linux")]
+    #[cfg(unix)]
     place: Place,
 }
 
 /// Where the socket is.
-#[cfg(target_os = "linux")]
+#[cfg(unix)]
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Place {
     /// In this user's directory of pipes.
@@ -118,7 +118,7 @@ impl PipeName {
     pub fn short(&self) -> Option<&str> {
         #[cfg(windows)]
         return self.address.strip_prefix(LOCAL_PREFIX);
-        #[cfg(target_os = "linux")]
+        #[cfg(unix)]
         match &self.place {
             Place::Short(short) => Some(short),
             Place::Path(_) => None,
@@ -133,18 +133,24 @@ impl PipeName {
     pub fn to_path(&self) -> PathBuf {
         #[cfg(windows)]
         return PathBuf::from(&self.address);
-        #[cfg(target_os = "linux")]
+        #[cfg(unix)]
         match &self.place {
             Place::Short(short) => directory().join(format!("{short}.pipe")),
             Place::Path(path) => path.clone(),
         }
     }
 
+    /// The name of the socket at `path`, which need not contain a `/`.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn at(socket: &Path) -> Result<Self, NameError> {
+        path(socket.as_os_str())
+    }
+
     /// The path, if it is not too long for the system.
     pub(crate) fn resolve(&self) -> Result<PathBuf, NameError> {
         let path = self.to_path();
         // On Windows it was checked when parsed: no environment can change it.
-        #[cfg(target_os = "linux")]
+        #[cfg(unix)]
         check_length(path.as_os_str())?;
         Ok(path)
     }
@@ -186,7 +192,7 @@ impl TryFrom<&OsStr> for PipeName {
         if let Some(name) = name.to_str() {
             return parse(name);
         }
-        #[cfg(target_os = "linux")]
+        #[cfg(unix)]
         if name.as_encoded_bytes().contains(&b'/') {
             return path(name);
         }
@@ -285,7 +291,7 @@ fn remote_parts(name: &str) -> Option<(&str, &str)> {
     (pipe.eq_ignore_ascii_case("pipe") && host != ".").then_some((host, short))
 }
 
-#[cfg(target_os = "linux")]
+#[cfg(unix)]
 fn parse(name: &str) -> Result<PipeName, NameError> {
     let short = match without_local_prefix(name) {
         Some(short) => short,
@@ -299,7 +305,7 @@ fn parse(name: &str) -> Result<PipeName, NameError> {
     Ok(PipeName { place })
 }
 
-#[cfg(target_os = "linux")]
+#[cfg(unix)]
 fn path(name: &OsStr) -> Result<PipeName, NameError> {
     let text = name.to_string_lossy();
     // A path with a newline could forge the lines that contain it.
@@ -314,7 +320,7 @@ fn path(name: &OsStr) -> Result<PipeName, NameError> {
     Ok(PipeName { place })
 }
 
-#[cfg(target_os = "linux")]
+#[cfg(unix)]
 fn check_length(address: &OsStr) -> Result<(), NameError> {
     let length = address.len();
     if length > MAX_ADDRESS_BYTES {
@@ -329,7 +335,7 @@ fn check_length(address: &OsStr) -> Result<(), NameError> {
 }
 
 /// The directory of this user's pipes.
-#[cfg(target_os = "linux")]
+#[cfg(unix)]
 fn directory() -> PathBuf {
     match std::env::var_os("XDG_RUNTIME_DIR") {
         Some(runtime_dir) if !runtime_dir.is_empty() => {
@@ -428,7 +434,7 @@ mod tests {
         assert!(parse(&"n".repeat(257 - LOCAL_PREFIX.len())).is_err());
     }
 
-    #[cfg(target_os = "linux")]
+    #[cfg(unix)]
     #[test]
     fn a_name_with_a_slash_is_a_path_and_stays_as_it_is() {
         for path in ["./x", "/run/x.sock", "a//b", "/srv/pipe-server/x"] {
@@ -443,7 +449,7 @@ mod tests {
         }
     }
 
-    #[cfg(target_os = "linux")]
+    #[cfg(unix)]
     #[test]
     fn a_path_need_not_be_unicode_but_a_short_name_has_to_be() {
         use std::os::unix::ffi::OsStrExt as _;

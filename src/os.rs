@@ -6,6 +6,7 @@ pub mod linux;
 pub mod windows;
 
 /// Keeps others from implementing the traits below, so that methods can be added.
+#[cfg(any(windows, target_os = "linux"))]
 mod sealed {
     pub trait Sealed {}
 

@@ -71,7 +71,7 @@ pub enum UserId {
     #[cfg(windows)]
     Sid(String),
     /// A user id.
-    #[cfg(target_os = "linux")]
+    #[cfg(unix)]
     Uid(u32),
 }
 
@@ -80,7 +80,7 @@ impl fmt::Display for UserId {
         match self {
             #[cfg(windows)]
             Self::Sid(sid) => formatter.write_str(sid),
-            #[cfg(target_os = "linux")]
+            #[cfg(unix)]
             Self::Uid(uid) => write!(formatter, "uid {uid}"),
         }
     }
@@ -95,7 +95,7 @@ pub struct UserIdError {
 
 #[cfg(windows)]
 pub(crate) const USER: &str = "a user's SID, such as S-1-5-19";
-#[cfg(target_os = "linux")]
+#[cfg(unix)]
 pub(crate) const USER: &str = "a user's number, such as 1000";
 
 impl FromStr for UserId {
@@ -108,7 +108,7 @@ impl FromStr for UserId {
     }
 }
 
-#[cfg(target_os = "linux")]
+#[cfg(unix)]
 fn user_id(text: &str) -> Option<UserId> {
     // `parse` accepts a sign as well.
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_user_is_parsed_and_anything_else_says_what_to_write() {
-        #[cfg(target_os = "linux")]
+        #[cfg(unix)]
         let (text, user) = ("1000", UserId::Uid(1000));
         #[cfg(windows)]
         let (text, user) = ("S-1-5-19", UserId::Sid("S-1-5-19".to_owned()));

@@ -63,7 +63,7 @@ impl Trust {
     }
 }
 
-#[cfg(target_os = "linux")]
+#[cfg(unix)]
 fn is_system(owner: &UserId) -> bool {
     *owner == UserId::Uid(0)
 }
@@ -83,7 +83,7 @@ impl fmt::Display for Trust {
             Self::CurrentUser => formatter.write_str("current-user"),
             #[cfg(windows)]
             Self::User(UserId::Sid(sid)) => formatter.write_str(sid),
-            #[cfg(target_os = "linux")]
+            #[cfg(unix)]
             Self::User(UserId::Uid(uid)) => uid.fmt(formatter),
             Self::Anyone => formatter.write_str("anyone"),
         }
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn the_system_is_trusted_unless_only_this_user_is() {
-        #[cfg(target_os = "linux")]
+        #[cfg(unix)]
         let (system, other) = ([UserId::Uid(0)], UserId::Uid(u32::MAX - 7));
         #[cfg(windows)]
         let (system, other) = (

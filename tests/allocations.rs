@@ -1,6 +1,7 @@
 //! A request on a warm connection allocates nothing if the handler returns its input. This test has a
 //! process of its own, since the allocator counts for all threads.
 
+#![cfg(any(windows, target_os = "linux"))]
 #![allow(unsafe_code)]
 
 use std::{

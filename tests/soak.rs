@@ -11,6 +11,7 @@
 //! that the process holds the same handles, threads, instances and memory as after the first minute.
 //!
 //! `SOAK_SECONDS` sets the duration, 600 by default.
+#![cfg(any(windows, target_os = "linux"))]
 
 use std::{
     env,

@@ -1,6 +1,12 @@
 //! Code shared by the programs `pipe-server`, `pipe-client` and `pipe-bench`, their tests and `comparison/`. The
 //! library for other programs is `pipe-server`; this one promises no compatibility.
 
+#[cfg(not(any(windows, target_os = "linux")))]
+compile_error!(
+    "the programs run on Windows and Linux: elsewhere use the library, whose pipes in memory (feature test-util) \
+     run on every Unix"
+);
+
 pub mod command_line;
 pub mod escape;
 pub mod exit;

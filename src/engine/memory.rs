@@ -258,7 +258,7 @@ impl Peer {
     ///
     /// Returns the system's error.
     pub fn current() -> io::Result<Self> {
-        #[cfg(target_os = "linux")]
+        #[cfg(unix)]
         let user = UserId::Uid(rustix::process::geteuid().as_raw());
         #[cfg(windows)]
         let user = UserId::Sid(crate::windows::current_user()?);

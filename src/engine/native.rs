@@ -1,5 +1,7 @@
 //! The engines of this system: the only place that chooses one.
 
+#[cfg(target_os = "linux")]
+use std::os::fd::OwnedFd;
 use std::{io, path::Path};
 
 use super::{Channel, Endpoint, Sizes};
@@ -7,6 +9,10 @@ use crate::{access::Access, defaults, error::OutOfRange, name::PipeName, peer::U
 
 #[cfg(target_os = "linux")]
 use super::seqpacket;
+#[cfg(target_os = "linux")]
+pub(crate) use super::seqpacket::{connect_on, connected, listening};
+#[cfg(not(any(windows, target_os = "linux")))]
+use super::unsupported;
 #[cfg(windows)]
 use super::{Engine, overlapped, tokio_pipe};
 
@@ -36,6 +42,17 @@ pub(crate) fn bind(pipe: &ToBind<'_>) -> io::Result<Box<dyn Endpoint>> {
     seqpacket::bind(pipe, sizes)
 }
 
+/// Serves a listening socket that was created elsewhere, and that [`listening`] has checked.
+#[cfg(target_os = "linux")]
+pub(crate) fn listen_on(
+    socket: OwnedFd,
+    max_message_size: Option<usize>,
+    buffer_size: usize,
+) -> io::Result<Box<dyn Endpoint>> {
+    let sizes = Sizes::new(max_message_size, buffer_size, "this system", usize::MAX)?;
+    seqpacket::listen_on(socket, sizes)
+}
+
 /// Serves a pipe.
 #[cfg(windows)]
 pub(crate) fn bind(pipe: &ToBind<'_>) -> io::Result<Box<dyn Endpoint>> {
@@ -53,10 +70,18 @@ pub(crate) fn bind(pipe: &ToBind<'_>) -> io::Result<Box<dyn Endpoint>> {
     bind(pipe.name, pipe.access, pipe.allow_remote, sizes)
 }
 
+/// Fails: this system has no engine of its own.
+#[cfg(not(any(windows, target_os = "linux")))]
+pub(crate) fn bind(pipe: &ToBind<'_>) -> io::Result<Box<dyn Endpoint>> {
+    let (asked, buffer_size) = (pipe.max_message_size, pipe.buffer_size);
+    Sizes::new(asked, buffer_size, "this system", usize::MAX)?;
+    Err(unsupported::error("bind_memory"))
+}
+
 /// The sizes of a client's end.
 pub(crate) fn client_sizes(max_message_size: Option<usize>) -> Result<Sizes, OutOfRange> {
     // The limit of a socket is known once it exists.
-    #[cfg(target_os = "linux")]
+    #[cfg(unix)]
     let longest = usize::MAX;
     #[cfg(windows)]
     let longest = overlapped::MAX_MESSAGE_SIZE;
@@ -91,6 +116,17 @@ pub(crate) fn connect(
     overlapped::connect(name, sizes, identify)
 }
 
+/// Fails: this system has no engine of its own.
+#[cfg(not(any(windows, target_os = "linux")))]
+pub(crate) fn connect(
+    _name: &PipeName,
+    _path: &Path,
+    _sizes: Sizes,
+    _identify: bool,
+) -> io::Result<Channel> {
+    Err(unsupported::error("connect_memory"))
+}
+
 /// The owner of the directory of a short name, if it exists.
 ///
 /// # Errors
@@ -104,7 +140,7 @@ pub(crate) fn owner_of_short_names(path: &Path) -> io::Result<Option<UserId>> {
 
 /// Whether a pipe owned by `owner` belongs to this process's user.
 pub(crate) fn is_own(owner: &UserId) -> io::Result<bool> {
-    #[cfg(target_os = "linux")]
+    #[cfg(unix)]
     return Ok(*owner == UserId::Uid(rustix::process::geteuid().as_raw()));
     #[cfg(windows)]
     return crate::windows::is_own(owner);

@@ -6,6 +6,7 @@
 
 use std::{
     io,
+    os::fd::OwnedFd,
     path::Path,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -20,6 +21,7 @@ use rustix::{
 use tokio::io::{Interest, unix::AsyncFd};
 use tracing::warn;
 
+pub(crate) use self::inherited::{connected, listening};
 use self::{
     channel::channel,
     claim::{Claim, check_directory, directory_of, make_directory},
@@ -30,6 +32,7 @@ use crate::{access::Access, error::OutOfRange, reason::Reason};
 
 mod channel;
 mod claim;
+mod inherited;
 mod lingering;
 mod socket;
 
@@ -76,8 +79,35 @@ pub(crate) fn bind(pipe: &ToBind<'_>, sizes: Sizes) -> io::Result<Box<dyn Endpoi
         listener: Arc::new(socket.register(Interest::READABLE)?),
         sizes,
         grow_send_buffers,
-        _claim: claim,
+        sets_queue: true,
+        _claim: Some(claim),
     }))
+}
+
+/// Serves a listening socket that was created elsewhere, and that [`listening`] has checked.
+pub(crate) fn listen_on(socket: OwnedFd, sizes: Sizes) -> io::Result<Box<dyn Endpoint>> {
+    // A socket of ours has the kernel's defaults, as an accepted one will. This one need not.
+    let grow_send_buffers = Socket::new()?.grow_send_buffer(sizes)?;
+    let sets_queue = inherited::is_ours(&socket)?;
+    let socket = Socket::shared(socket)?;
+    if sets_queue {
+        // It may be as short as a killed server has left it.
+        rustix::net::listen(&socket, QUEUE_LENGTH)?;
+    }
+    Ok(Box::new(SeqpacketEndpoint {
+        listener: Arc::new(socket.register(Interest::READABLE)?),
+        sizes,
+        grow_send_buffers,
+        sets_queue,
+        _claim: None,
+    }))
+}
+
+/// Talks on a connected socket that was created elsewhere, and that [`connected`] has checked.
+pub(crate) fn connect_on(socket: OwnedFd, sizes: Sizes) -> io::Result<Channel> {
+    let socket = Socket::connected(socket)?;
+    socket.grow_send_buffer(sizes)?;
+    channel(socket, sizes.max_message_size)
 }
 
 /// Checks the group of the socket file.
@@ -129,8 +159,10 @@ struct SeqpacketEndpoint {
     sizes: Sizes,
     /// Whether the kernel's default send buffer is too small, for the clients' sockets as well.
     grow_send_buffers: bool,
-    /// Released after the socket is closed.
-    _claim: Claim,
+    /// Whether the length of the queue is ours to set.
+    sets_queue: bool,
+    /// Released after the socket is closed. `None` for a socket that was created elsewhere.
+    _claim: Option<Claim>,
 }
 
 impl Endpoint for SeqpacketEndpoint {
@@ -144,6 +176,9 @@ impl Endpoint for SeqpacketEndpoint {
 
     /// Growing the queue wakes clients that wait in a blocking connect(2) (`unix_listen`).
     fn set_full(&self, full: bool) {
+        if !self.sets_queue {
+            return;
+        }
         let length = if full { SHORTEST_QUEUE } else { QUEUE_LENGTH };
         if let Err(error) = rustix::net::listen(&self.listener, length) {
             let reason = Reason::Queue.as_str();
@@ -159,6 +194,15 @@ impl Endpoint for SeqpacketEndpoint {
 
     fn max_message_size(&self) -> usize {
         self.sizes.max_message_size
+    }
+}
+
+impl Drop for SeqpacketEndpoint {
+    fn drop(&mut self) {
+        // Whoever serves a shared socket next may not set it.
+        if self.listener.get_ref().shared {
+            self.set_full(false);
+        }
     }
 }
 
@@ -182,7 +226,7 @@ impl Instance for SeqpacketInstance {
             }
             let listener = self.listener.get_ref();
             match ready.try_io(|_| Ok(accept_with(listener, socket::FLAGS)?)) {
-                Ok(Ok(socket)) => break Socket::of(socket, listener.descriptors),
+                Ok(Ok(socket)) => break listener.accepted(socket)?,
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(Err(error)) => return Poll::Ready(Err(error)),
                 Err(_would_block) => {}

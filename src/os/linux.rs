@@ -1,7 +1,17 @@
 //! Linux-specific extensions.
 
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
 use super::sealed::Sealed;
-use crate::{listener::ListenerOptions, peer::Peer};
+use crate::{
+    access::Access,
+    client::{Client, ClientOptions},
+    engine::native,
+    error::{BindError, ConnectError, OutOfRange},
+    listener::{ListenerOptions, PipeListener},
+    name::PipeName,
+    peer::Peer,
+};
 
 /// What Linux adds to [`ListenerOptions`].
 pub trait ListenerOptionsExt: Sealed {
@@ -15,12 +25,127 @@ pub trait ListenerOptionsExt: Sealed {
     /// with [`BindError::Option`](crate::BindError::Option), since only this user can enter its directory.
     #[must_use]
     fn socket_group(self, group_id: impl Into<Option<u32>>) -> Self;
+
+    /// Serves a listening socket that was created elsewhere: by a service manager, as in systemd's socket
+    /// activation, or by a parent process. It is of type `SOCK_SEQPACKET` and bound to a path.
+    ///
+    /// Who may connect was decided where it was created. Its path is never removed, and the clients in its
+    /// queue stay there when the listener is dropped, for whoever else holds the socket. The socket is made
+    /// non-blocking, which all who hold it share.
+    ///
+    /// To clients, the server is the user that called listen(2) on it, usually root for a socket of systemd. To
+    /// keep it so, a process of another user does not change the length of the queue: at `max_instances`,
+    /// further clients then wait in it, as many as was set where it was created (`Backlog=`), instead of
+    /// seeing a busy pipe.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError::Descriptor`] says what the descriptor is instead. [`BindError::Option`] for an `access` or
+    /// a `socket_group`, which have no effect here, and for an option that is out of range.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::os::fd::OwnedFd;
+    /// use pipe_server::{ListenerOptions, os::linux::ListenerOptionsExt as _};
+    ///
+    /// fn serve_inherited(socket: OwnedFd) -> Result<(), pipe_server::BindError> {
+    ///     let listener = ListenerOptions::new().max_instances(4).listen_on(socket)?;
+    ///     println!("listening on {}", listener.path().display());
+    ///     Ok(())
+    /// }
+    /// # let (one, _other) = std::os::unix::net::UnixStream::pair()?;
+    /// # assert!(serve_inherited(one.into()).is_err());
+    /// # Ok(()) }
+    /// ```
+    fn listen_on(&self, socket: OwnedFd) -> Result<PipeListener, BindError>;
 }
 
 impl ListenerOptionsExt for ListenerOptions {
     fn socket_group(mut self, group_id: impl Into<Option<u32>>) -> Self {
         self.socket_group = group_id.into();
         self
+    }
+
+    fn listen_on(&self, socket: OwnedFd) -> Result<PipeListener, BindError> {
+        self.check()?;
+        self.check_no_access()?;
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(BindError::NoRuntime);
+        }
+        let path = native::listening(&socket).map_err(|problem| BindError::Descriptor {
+            descriptor: socket.as_raw_fd(),
+            problem,
+        })?;
+        let name = PipeName::at(&path)?;
+        let endpoint = native::listen_on(socket, self.max_message_size, self.buffer_size)
+            .map_err(|error| BindError::create(path.display().to_string(), error))?;
+        self.listen(name, path, endpoint, true)
+    }
+}
+
+impl ListenerOptions {
+    /// Refuses what was decided where the socket was created.
+    fn check_no_access(&self) -> Result<(), OutOfRange> {
+        let problem = "has no effect on a socket that was created elsewhere: set it there (in a systemd unit, \
+                       SocketMode=, SocketUser= and SocketGroup=)";
+        if self.access != Access::CurrentUser {
+            return Err(OutOfRange::new("access", problem));
+        }
+        match self.socket_group {
+            Some(_) => Err(OutOfRange::new("socket_group", problem)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Linux-specific extensions to [`ClientOptions`].
+pub trait ClientOptionsExt: Sealed {
+    /// Talks on a connected socket that was created elsewhere: one of a socketpair(2), or one that another
+    /// process has connected and passed on. It is of type `SOCK_SEQPACKET`.
+    ///
+    /// The server is the user that called listen(2), or socketpair(2). It is checked against
+    /// [`trust`](ClientOptions::trust). [`Client::into_connection`] makes a connection of either end.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError::Descriptor`] says what the descriptor is instead; others as for
+    /// [`ClientOptions::connect`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use pipe_server::{ClientOptions, os::linux::ClientOptionsExt as _};
+    /// use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    ///
+    /// let (one, other) =
+    ///     socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    /// let mut one = ClientOptions::new().connect_on(one)?;
+    /// let mut other = ClientOptions::new().connect_on(other)?;
+    /// one.send("hello").await?;
+    /// assert_eq!(other.recv().await?.unwrap(), "hello");
+    /// # Ok(()) }
+    /// ```
+    fn connect_on(&self, socket: OwnedFd) -> Result<Client, ConnectError>;
+}
+
+impl ClientOptionsExt for ClientOptions {
+    fn connect_on(&self, socket: OwnedFd) -> Result<Client, ConnectError> {
+        let sizes = native::client_sizes(self.max_message_size)?;
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(ConnectError::NoRuntime);
+        }
+        let descriptor = socket.as_raw_fd();
+        native::connected(&socket).map_err(|problem| ConnectError::Descriptor {
+            descriptor,
+            problem,
+        })?;
+        let address = format!("descriptor {descriptor}");
+        let channel = native::connect_on(socket, sizes)
+            .map_err(|error| ConnectError::open(address.clone(), error))?;
+        self.client(&address, channel, sizes)
     }
 }
 

@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     /// The system, this user and another one.
-    #[cfg(target_os = "linux")]
+    #[cfg(unix)]
     fn users() -> [UserId; 3] {
         let own = rustix::process::geteuid().as_raw();
         [0, own, own + 1].map(UserId::Uid)

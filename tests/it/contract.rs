@@ -752,6 +752,11 @@ async fn a_shutdown_ends_what_is_stuck(kind: Kind) {
 }
 
 async fn after_a_shutdown_nobody_serves_the_name(kind: Kind) {
+    #[cfg(target_os = "linux")]
+    if kind == Kind::Inherited {
+        // Whoever else holds the socket may serve it next, so it is not shut down.
+        return;
+    }
     let (server, pipe) = echo_server(kind, ListenerOptions::new());
     server.stop().await;
     let error = pipe.try_connect(ClientOptions::new()).await.unwrap_err();

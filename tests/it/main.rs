@@ -11,6 +11,8 @@ mod features;
 #[cfg(target_os = "linux")]
 mod hostile;
 #[cfg(target_os = "linux")]
+mod inherited;
+#[cfg(target_os = "linux")]
 mod linux_only;
 #[cfg(feature = "metrics")]
 mod metrics;

@@ -15,3 +15,5 @@ mod program;
 mod programs;
 #[cfg(windows)]
 mod sample;
+#[cfg(target_os = "linux")]
+mod systemd;

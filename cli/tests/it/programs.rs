@@ -369,11 +369,12 @@ fn an_access_that_lets_nobody_else_in_is_reported_at_the_start() {
 
 /// A user without rights.
 #[cfg(target_os = "linux")]
-const NOBODY: u32 = 65_534;
+#[cfg(target_os = "linux")]
+pub(crate) const NOBODY: u32 = 65_534;
 
 /// Whether the programs can be run as that user.
 #[cfg(target_os = "linux")]
-fn can_run_as_nobody() -> bool {
+pub(crate) fn can_run_as_nobody() -> bool {
     use std::os::unix::process::CommandExt as _;
 
     let can = rustix::process::geteuid().is_root()

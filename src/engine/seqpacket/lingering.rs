@@ -86,6 +86,9 @@ fn run() {
 
 /// Receives what the socket still holds, so that closing it closes nothing else.
 fn discard(socket: &Socket) {
+    if socket.shared {
+        return;
+    }
     // The clients in the queue of a listening socket.
     while let Ok(queued) = accept_with(socket, FLAGS) {
         let queued = Socket::of(queued, socket.descriptors);

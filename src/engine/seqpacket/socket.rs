@@ -23,11 +23,14 @@ use std::{
 };
 
 use nix::{
-    cmsg_space, libc, setsockopt_impl,
-    sys::socket::{MsgFlags, SetSockOpt as _, UnixCredentials, recvmsg, sockopt::SetBool},
+    cmsg_space, getsockopt_impl, libc, setsockopt_impl,
+    sys::socket::{
+        GetSockOpt as _, MsgFlags, SetSockOpt as _, UnixCredentials, recvmsg,
+        sockopt::{GetBool, SetBool},
+    },
 };
 use rustix::{
-    io::Errno,
+    io::{Errno, FdFlags, fcntl_setfd, ioctl_fionbio},
     net::{
         AddressFamily, RecvFlags, Shutdown, SocketFlags, SocketType, recv, shutdown, socket_with,
         sockopt,
@@ -52,6 +55,8 @@ pub(super) struct Socket {
     pub(super) descriptors: Descriptors,
     /// Whether it can be closed without draining.
     drained: AtomicBool,
+    /// Whether other processes may hold it, and serve its clients after this one.
+    pub(super) shared: bool,
 }
 
 /// How the workers are kept from closing descriptors that the other side passes.
@@ -78,15 +83,39 @@ impl Socket {
     /// Creates a socket that accepts no descriptors. The sockets that it accepts inherit that.
     pub(super) fn new() -> io::Result<Self> {
         let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None)?;
-        let descriptors = match PassRights.set(&fd, &false) {
-            Ok(()) => Descriptors::Refused,
-            Err(nix::errno::Errno::ENOPROTOOPT) => {
-                detect_descriptors(&fd)?;
-                Descriptors::Detected
-            }
-            Err(error) => return Err(error.into()),
-        };
+        let descriptors = refuse_descriptors(&fd)?;
         Ok(Self::of(fd, descriptors))
+    }
+
+    /// Takes over a listening socket that was created elsewhere.
+    pub(super) fn shared(fd: OwnedFd) -> io::Result<Self> {
+        set_flags(&fd)?;
+        let descriptors = refuse_descriptors(&fd)?;
+        let mut socket = Self::of(fd, descriptors);
+        socket.shared = true;
+        Ok(socket)
+    }
+
+    /// Takes over a connected socket that may hold packets from before its options were set.
+    pub(super) fn connected(fd: OwnedFd) -> io::Result<Self> {
+        set_flags(&fd)?;
+        let refused = refuse_descriptors(&fd)? == Descriptors::Refused;
+        detect_descriptors(&fd)?;
+        let mut socket = Self::of(fd, Descriptors::Detected);
+        if refused && socket.peek() == Err(Errno::AGAIN) {
+            sockopt::set_socket_passcred(&socket, false)?;
+            socket.descriptors = Descriptors::Refused;
+        }
+        Ok(socket)
+    }
+
+    /// Takes over a socket that this listening one has accepted.
+    pub(super) fn accepted(&self, fd: OwnedFd) -> io::Result<Self> {
+        // It has the options that a shared socket had when the client connected.
+        if self.shared && PassRights.get(&fd) != Ok(false) {
+            return Self::connected(fd);
+        }
+        Ok(Self::of(fd, self.descriptors))
     }
 
     pub(super) fn of(fd: OwnedFd, descriptors: Descriptors) -> Self {
@@ -94,6 +123,7 @@ impl Socket {
             fd: Some(fd),
             descriptors,
             drained: AtomicBool::new(false),
+            shared: false,
         }
     }
 
@@ -200,14 +230,19 @@ impl Drop for Socket {
         if *self.drained.get_mut() {
             return;
         }
-        _ = shutdown(&*self, Shutdown::Both);
-        if !self.drain() {
-            if let Some(fd) = self.fd.take() {
-                let rest = Self::of(fd, self.descriptors);
-                // Dropping this socket only closes it.
-                rest.set_drained();
-                lingering::close(rest);
+        if !self.shared {
+            _ = shutdown(&*self, Shutdown::Both);
+            if self.drain() {
+                return;
             }
+        }
+        // Its queue is left to those who share it. If nobody does, closing it closes the queued clients.
+        if let Some(fd) = self.fd.take() {
+            let mut rest = Self::of(fd, self.descriptors);
+            rest.shared = self.shared;
+            // Dropping this socket only closes it.
+            rest.set_drained();
+            lingering::close(rest);
         }
     }
 }
@@ -224,6 +259,24 @@ impl AsRawFd for Socket {
     }
 }
 
+/// The flags of [`FLAGS`], on a socket that was created elsewhere.
+fn set_flags(fd: impl AsFd) -> io::Result<()> {
+    fcntl_setfd(&fd, FdFlags::CLOEXEC)?;
+    Ok(ioctl_fionbio(&fd, true)?)
+}
+
+/// Refuses descriptors from now on if the kernel can, and detects them if not.
+fn refuse_descriptors(fd: impl AsFd) -> io::Result<Descriptors> {
+    match PassRights.set(&fd, &false) {
+        Ok(()) => Ok(Descriptors::Refused),
+        Err(nix::errno::Errno::ENOPROTOOPT) => {
+            detect_descriptors(fd)?;
+            Ok(Descriptors::Detected)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Lets [`Socket::peek`] distinguish an empty packet from the end: from now on every packet carries its
 /// sender's credentials.
 pub(super) fn detect_descriptors(fd: impl AsFd) -> io::Result<()> {
@@ -236,11 +289,12 @@ const SO_PASSRIGHTS: libc::c_int = match cfg!(any(target_arch = "sparc", target_
     false => 83,
 };
 
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 struct PassRights;
 
 // rustix has neither this option nor a way to set arbitrary ones.
 setsockopt_impl!(PassRights, libc::SOL_SOCKET, SO_PASSRIGHTS, bool, SetBool);
+getsockopt_impl!(PassRights, libc::SOL_SOCKET, SO_PASSRIGHTS, bool, GetBool);
 
 /// Kernels that refuse descriptors never reach the code that detects them, so it is tested here.
 #[cfg(test)]
@@ -341,6 +395,30 @@ mod tests {
         within_the_deadline(|| drop(ours));
         expect_closed(one);
         expect_closed(two);
+    }
+
+    #[test]
+    fn a_shared_socket_with_descriptors_in_its_queue_is_closed_elsewhere() {
+        let directory = tempfile::tempdir().unwrap();
+        let address = SocketAddrUnix::new(directory.path().join("socket")).unwrap();
+        let listener = Socket::new().unwrap();
+        rustix::net::bind(&listener, &address).unwrap();
+        // From before it was shared, so the kernel does not refuse it.
+        _ = PassRights.set(&listener, &true);
+        listen(&listener, 1).unwrap();
+        let client = Socket::new().unwrap();
+        connect(&client, &address).unwrap();
+        let client = client.as_fd().try_clone_to_owned().unwrap();
+        let (_peer, end) = pass(&client, b"message");
+        let fd = listener.as_fd().try_clone_to_owned().unwrap();
+        let shared = Socket::shared(fd).unwrap();
+        listener.set_drained();
+        drop(listener);
+        // The last one to hold it.
+        within_the_deadline(|| drop(shared));
+        // Only its closing blocks.
+        drop(_peer);
+        expect_closed(end);
     }
 
     #[test]

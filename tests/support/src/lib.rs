@@ -1,5 +1,7 @@
 //! Shared by the tests: pipes on every engine, unique names, and plain Windows calls.
 
+#[cfg(target_os = "linux")]
+use std::os::fd::OwnedFd;
 use std::{
     env,
     future::Future,
@@ -14,6 +16,7 @@ use pipe_server::{
 };
 
 pub mod log;
+#[cfg(any(windows, target_os = "linux"))]
 pub mod process;
 #[cfg(windows)]
 pub mod raw_pipe;
@@ -41,6 +44,8 @@ macro_rules! on_every_engine {
     (@system $($test:ident),*) => {
         #[cfg(target_os = "linux")]
         $crate::on_every_engine!(@engine seqpacket, Seqpacket, false, $($test),*);
+        #[cfg(target_os = "linux")]
+        $crate::on_every_engine!(@engine inherited, Inherited, false, $($test),*);
         #[cfg(windows)]
         $crate::on_every_engine!(@engine overlapped, Overlapped, false, $($test),*);
         #[cfg(windows)]
@@ -135,6 +140,9 @@ pub enum Kind {
     Memory,
     #[cfg(target_os = "linux")]
     Seqpacket,
+    /// Seqpacket, on a listening socket that was created elsewhere.
+    #[cfg(target_os = "linux")]
+    Inherited,
     #[cfg(windows)]
     Overlapped,
     #[cfg(windows)]
@@ -150,7 +158,7 @@ impl Kind {
             _ if cfg!(pipe_model) => 200_000,
             Self::Memory => 16 << 20,
             #[cfg(target_os = "linux")]
-            Self::Seqpacket => 200_000,
+            Self::Seqpacket | Self::Inherited => 200_000,
             #[cfg(windows)]
             Self::Overlapped => 16 << 20,
             #[cfg(windows)]
@@ -164,8 +172,7 @@ impl Kind {
             return (listener, Pipe::Memory(pipe));
         }
         let name = unique_name();
-        let listener = self.with_engine(options).bind(&name.text).unwrap();
-        (listener, Pipe::Named(name))
+        (self.bind_name(options, &name), Pipe::Named(name))
     }
 
     /// Serves the same name again. The memory engine has no names, so that is another pipe.
@@ -173,24 +180,45 @@ impl Kind {
         let Pipe::Named(name) = pipe else {
             return self.bind(options);
         };
-        let listener = self.with_engine(options).bind(&name.text).unwrap();
-        (listener, Pipe::Named(name))
+        (self.bind_name(options, &name), Pipe::Named(name))
     }
 
     #[cfg(windows)]
-    fn with_engine(self, options: ListenerOptions) -> ListenerOptions {
+    fn bind_name(self, options: ListenerOptions, name: &UniqueName) -> PipeListener {
         use pipe_server::os::windows::{Engine, ListenerOptionsExt as _};
 
-        options.engine(match self {
+        let options = options.engine(match self {
             Self::Tokio => Engine::Tokio,
             _ => Engine::Overlapped,
-        })
+        });
+        options.bind(&name.text).unwrap()
     }
 
-    #[cfg(target_os = "linux")]
-    fn with_engine(self, options: ListenerOptions) -> ListenerOptions {
-        options
+    #[cfg(unix)]
+    fn bind_name(self, options: ListenerOptions, name: &UniqueName) -> PipeListener {
+        #[cfg(target_os = "linux")]
+        if self == Self::Inherited {
+            use pipe_server::os::linux::ListenerOptionsExt as _;
+
+            return options.listen_on(listening_socket(name)).unwrap();
+        }
+        options.bind(&name.text).unwrap()
     }
+}
+
+/// A listening socket, as from a service manager. Replaces one of the same name.
+#[cfg(target_os = "linux")]
+pub fn listening_socket(name: &UniqueName) -> OwnedFd {
+    use rustix::net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+    };
+
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+    _ = std::fs::remove_file(&name.text);
+    bind(&socket, &SocketAddrUnix::new(name.text.as_str()).unwrap()).unwrap();
+    listen(&socket, 100).unwrap();
+    socket
 }
 
 /// A pipe to connect to.
@@ -234,7 +262,7 @@ impl Pipe {
 #[derive(Debug)]
 pub struct UniqueName {
     pub text: String,
-    #[cfg(target_os = "linux")]
+    #[cfg(unix)]
     _directory: tempfile::TempDir,
 }
 
@@ -245,7 +273,7 @@ pub fn unique_name() -> UniqueName {
         std::process::id(),
         COUNT.fetch_add(1, Ordering::Relaxed)
     );
-    #[cfg(target_os = "linux")]
+    #[cfg(unix)]
     {
         let directory = tempfile::tempdir().unwrap();
         let text = directory.path().join(short).to_str().unwrap().to_owned();

@@ -17,6 +17,9 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
+#[cfg(target_os = "linux")]
+use crate::systemd;
+
 /// How much of a failing command's stderr is logged, in bytes: enough for a message, not for a dump.
 const STDERR_KEPT: usize = 1024;
 
@@ -136,6 +139,10 @@ impl Exec {
                 Some(value) => shell.env(name, value),
                 None => shell.env_remove(name),
             };
+        }
+        #[cfg(target_os = "linux")]
+        for name in systemd::VARIABLES {
+            shell.env_remove(name);
         }
         shell
     }

@@ -16,7 +16,7 @@ use pipe_server_cli::{
 use tokio::runtime::Builder;
 use tracing::info;
 
-use crate::{answer::Answer, capacity::Capacity, options::Options, signals::Signals};
+use crate::{answer::Answer, capacity::Capacity, options::Options, place::Place, signals::Signals};
 
 mod answer;
 mod capacity;
@@ -24,7 +24,10 @@ mod exec;
 mod figures;
 mod logging;
 mod options;
+mod place;
 mod signals;
+#[cfg(target_os = "linux")]
+mod systemd;
 
 /// The exit code that a shell reports for a program ended by SIGINT.
 const INTERRUPTED: u8 = 130;
@@ -35,13 +38,14 @@ fn main() -> ExitCode {
 }
 
 fn run(options: Options) -> Result<ExitCode, Failure> {
+    let place = Place::find(&options)?;
     // Dropped after the last line, and before a failure is reported.
     let _log = logging::start(&options.logging)?;
     let io_driver = options.need_io_driver();
     let ended = runtime::run(
         Builder::new_multi_thread(),
         io_driver,
-        serve_until_signal(options),
+        serve_until_signal(options, place),
     )?;
     let Some(summary) = ended? else {
         return Ok(ExitCode::from(INTERRUPTED));
@@ -59,16 +63,15 @@ fn run(options: Options) -> Result<ExitCode, Failure> {
 }
 
 /// Serves until a signal; `None` if a second one cut the drain short.
-async fn serve_until_signal(options: Options) -> Result<Option<Summary>, Failure> {
+async fn serve_until_signal(options: Options, place: Place) -> Result<Option<Summary>, Failure> {
     let capacity = Capacity::new(&options)?;
-    let listener = options
-        .listener()
-        .max_instances(capacity.max_instances)
-        .bind(&options.pipe_name)
-        .map_err(bind_failure)?;
+    #[cfg(target_os = "linux")]
+    let is_out_of_reach = options.admits_others() && place.is_private();
+    let listener = options.listener().max_instances(capacity.max_instances);
+    let listener = place.listen(&listener).map_err(bind_failure)?;
     let address = listener.path().display().to_string();
     #[cfg(target_os = "linux")]
-    if options.is_out_of_reach() {
+    if is_out_of_reach {
         tracing::warn!(
             address,
             "other users can't connect, whatever --access says: only this user can enter the directory of a short \
@@ -112,6 +115,8 @@ async fn serve_until_signal(options: Options) -> Result<Option<Summary>, Failure
         .map_err(|error| Failure::new(format!("can't handle signals: {error}")))?;
 
     capacity.log();
+    #[cfg(target_os = "linux")]
+    systemd::Manager::from_environment().ready(&address, serving.stats(), signals.first());
     logging::announce(address);
     // Spawned, so that a worker accepts and serves without waking another thread.
     let serving = tokio::spawn(serving.into_future());

@@ -14,13 +14,18 @@ use pipe_server_cli::{
 /// Without options it behaves as Microsoft's sample server: every request gets the same reply. When
 /// clients can connect, "listening on ADDRESS" is printed to stdout; the log goes to stderr. Ctrl-C,
 /// SIGTERM and SIGHUP let running requests finish; a second Ctrl-C or SIGTERM ends the server at once. Under
-/// nohup, SIGHUP is ignored.
+/// nohup, SIGHUP is ignored. On Linux it serves the socket that systemd passes, if there is one.
 #[derive(Debug, Parser)]
 #[command(name = "pipe-server", version, after_help = AFTER_HELP)]
 pub(crate) struct Options {
-    /// Name of the pipe, or its full path
-    #[arg(long, value_name = "NAME", default_value = "mynamedpipe")]
-    pub(crate) pipe_name: PipeName,
+    /// Name of the pipe, or its full path [default: mynamedpipe]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) pipe_name: Option<PipeName>,
+
+    /// Name of the socket to serve, if systemd passes several (FileDescriptorName= in the .socket unit)
+    #[cfg(target_os = "linux")]
+    #[arg(long, value_name = "NAME", conflicts_with = "pipe_name")]
+    pub(crate) fd_name: Option<String>,
 
     /// How many clients are served at the same time, 1 or more, or unlimited; further ones wait
     ///
@@ -88,15 +93,14 @@ impl Options {
         self.max_instances.0
     }
 
-    /// Whether `--access` admits other users who can't reach the socket.
+    /// Whether `--access` admits other users.
     #[cfg(target_os = "linux")]
-    pub(crate) fn is_out_of_reach(&self) -> bool {
-        let others_may_connect = match self.pipe.access {
+    pub(crate) fn admits_others(&self) -> bool {
+        match self.pipe.access {
             Access::Everyone => true,
             Access::Mode(mode) => mode & 0o077 != 0,
             _ => false,
-        };
-        others_may_connect && self.pipe_name.short().is_some()
+        }
     }
 
     /// Whether the engine is on Tokio's own I/O.

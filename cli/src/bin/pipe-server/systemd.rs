@@ -1,0 +1,203 @@
+//! What systemd passes to a service, and what it is told: sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3).
+//!
+//! The messages are written here and not with a crate, because sd-notify's block while the manager does not read,
+//! and do not reach an abstract address.
+
+use std::{
+    env,
+    ffi::OsStr,
+    future::Future,
+    io,
+    os::{
+        fd::OwnedFd,
+        linux::net::SocketAddrExt as _,
+        unix::{
+            ffi::OsStrExt as _,
+            net::{SocketAddr, UnixDatagram},
+        },
+    },
+    process,
+    sync::Arc,
+    time::Duration,
+};
+
+use pipe_server::Stats;
+use pipe_server_cli::exit::Failure;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::warn;
+
+/// The variables that speak to this process alone, and not to its commands.
+pub(crate) const VARIABLES: [&str; 7] = [
+    "LISTEN_FDNAMES",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+];
+
+/// How often the status is updated.
+const STATUS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Takes the listening socket that was passed to this process, if there is one. `name` chooses one of several.
+///
+/// Called once, before this process opens anything: the numbers of the descriptors say whose they are.
+pub(crate) fn take_socket(name: Option<&str>) -> Result<Option<OwnedFd>, Failure> {
+    let passed = sd_listen_fds::get().map_err(|_| {
+        Failure::new(
+            "LISTEN_FDS and LISTEN_PID are not the numbers that systemd sets: start the server from a .socket \
+             unit, or unset them"
+                .to_owned(),
+        )
+    })?;
+    let mut passed: Vec<_> = passed
+        .into_iter()
+        .map(|(name, socket)| (name.unwrap_or_default(), socket.into_std()))
+        .collect();
+    let names: Vec<_> = passed.iter().map(|(name, _)| name.as_str()).collect();
+    let place = match name {
+        Some(name) => match names.iter().position(|&other| other == name) {
+            Some(place) => place,
+            None => {
+                return Err(Failure::new(format!(
+                    "no socket with --fd-name {name} was passed, but {}: name it with FileDescriptorName= in its \
+                     .socket unit",
+                    list(&names)
+                )));
+            }
+        },
+        None if passed.len() > 1 => {
+            return Err(Failure::new(format!(
+                "more than one socket was passed, {}: choose one with --fd-name",
+                list(&names)
+            )));
+        }
+        None => 0,
+    };
+    // The others are closed.
+    Ok((place < passed.len()).then(|| passed.swap_remove(place).1))
+}
+
+fn list(names: &[&str]) -> String {
+    match names {
+        [] => "none".to_owned(),
+        names => names.join(", "),
+    }
+}
+
+/// Where the service manager listens, if this process is to report to it.
+#[derive(Clone, Debug)]
+pub(crate) struct Manager {
+    to: Option<Arc<(UnixDatagram, SocketAddr)>>,
+}
+
+impl Manager {
+    /// The one that `NOTIFY_SOCKET` names.
+    pub(crate) fn from_environment() -> Self {
+        let Some(address) = env::var_os("NOTIFY_SOCKET") else {
+            return Self { to: None };
+        };
+        let to = open(&address).inspect_err(
+            |error| warn!(%error, ?address, "the service manager can't be told that the server is ready"),
+        );
+        Self {
+            to: to.ok().map(Arc::new),
+        }
+    }
+
+    /// Reports that clients can connect to `address`. From now on sends the server's figures as its status and, if
+    /// the manager asks for it, that the server is alive; and reports when `stopping` ends.
+    pub(crate) fn ready(
+        &self,
+        address: &str,
+        stats: Stats,
+        stopping: impl Future<Output = ()> + Send + 'static,
+    ) {
+        if self.to.is_none() {
+            return;
+        }
+        self.send(&format!("READY=1\nSTATUS=listening on {address}"));
+        let manager = self.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stopping => {}
+                () = manager.report_status(&stats) => {}
+            }
+            let connected = stats.snapshot().connected;
+            manager.send(&format!(
+                "STOPPING=1\nSTATUS=stopping; clients: {connected}"
+            ));
+        });
+        if let Some(time) = watchdog() {
+            tokio::spawn(self.clone().report_life(time));
+        }
+    }
+
+    async fn report_status(&self, stats: &Stats) {
+        let mut ticks = interval(STATUS_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ticks.tick().await;
+        let mut last = String::new();
+        loop {
+            ticks.tick().await;
+            let now = stats.snapshot();
+            let status = format!(
+                "STATUS=serving; clients: {}, requests answered: {}",
+                now.connected, now.replies
+            );
+            if status != last {
+                self.send(&status);
+                last = status;
+            }
+        }
+    }
+
+    /// Twice in each `time`, as sd_watchdog_enabled(3) recommends, also during a shutdown. On the runtime that serves
+    /// the clients: if that hangs, so does this.
+    async fn report_life(self, time: Duration) {
+        let mut ticks = interval((time / 2).max(Duration::from_millis(1)));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.send("WATCHDOG=1");
+        }
+    }
+
+    fn send(&self, state: &str) {
+        let Some((socket, address)) = self.to.as_deref() else {
+            return;
+        };
+        match socket.send_to_addr(state.as_bytes(), address) {
+            Ok(_) => {}
+            Err(error) => warn!(%error, state, "the service manager could not be told the state"),
+        }
+    }
+}
+
+fn open(address: &OsStr) -> io::Result<(UnixDatagram, SocketAddr)> {
+    let address = match address.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        [b'/', ..] => SocketAddr::from_pathname(address)?,
+        _ => {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "NOTIFY_SOCKET is neither an absolute path nor an abstract address",
+            ));
+        }
+    };
+    let socket = UnixDatagram::unbound()?;
+    // The manager may not be reading.
+    socket.set_nonblocking(true)?;
+    Ok((socket, address))
+}
+
+/// Within which time the manager wants to hear from this process, or kills it.
+fn watchdog() -> Option<Duration> {
+    let number = |variable| env::var(variable).ok()?.parse::<u64>().ok();
+    if number("WATCHDOG_PID").is_some_and(|id| id != u64::from(process::id())) {
+        return None;
+    }
+    let time = number("WATCHDOG_USEC").filter(|&time| time > 0)?;
+    Some(Duration::from_micros(time))
+}

@@ -1,0 +1,39 @@
+//! Systems other than Windows and Linux, which have no engine: only memory pipes work there.
+
+use std::{env::consts::OS, io};
+
+/// Why a pipe can't be served or connected to. `memory` is the method that works instead.
+pub(super) fn error(memory: &str) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::Unsupported,
+        format!(
+            "pipes are supported on Windows and Linux, but not on {OS}: run this program there, or use a pipe \
+             in memory ({memory}, feature test-util)"
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use crate::{BindError, Client, ConnectError, PipeListener};
+
+    fn assert_unsupported(error: io::Error, instead: &str) {
+        assert_eq!(error.kind(), io::ErrorKind::Unsupported, "{error}");
+        let error = error.into_inner().unwrap();
+        assert!(error.to_string().contains("mynamedpipe"), "{error}");
+        let source = error.source().unwrap().to_string();
+        assert!(source.contains(instead), "{source}");
+    }
+
+    #[tokio::test]
+    async fn a_name_is_neither_served_nor_connected_to_and_the_error_says_what_to_do() {
+        let error = PipeListener::bind("mynamedpipe").unwrap_err();
+        assert!(matches!(error, BindError::Create { .. }), "{error:?}");
+        assert_unsupported(error.into(), "bind_memory");
+        let error = Client::connect("mynamedpipe").await.unwrap_err();
+        assert!(matches!(error, ConnectError::Io { .. }), "{error:?}");
+        assert_unsupported(error.into(), "connect_memory");
+    }
+}
