@@ -18,7 +18,8 @@ use crate::{
 /// A message in JSON: an argument of a handler, and a reply.
 ///
 /// As an argument it is rejected with [`JsonRejection`] if the message is not JSON, or not a `T`. A reply that
-/// can't be encoded, such as a map with keys that are not strings, is an error of the handler.
+/// can't be encoded, such as a map with keys that are not strings, is an error of the handler. JSON has no
+/// infinity and no NaN: they are sent as `null`.
 ///
 /// To tell the client that a request has failed, reply with a `Result`: `Json(Ok(value))` is sent as
 /// `{"Ok": value}` and `Json(Err(error))` as `{"Err": error}`, and

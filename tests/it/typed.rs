@@ -636,6 +636,15 @@ proptest! {
     }
 }
 
+#[test]
+fn floats_that_json_does_not_have_are_null_there() {
+    for float in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        assert_eq!(Json(float).to_bytes().unwrap(), "null");
+        let Postcard(same) = round_trip(Postcard(float));
+        assert_eq!(same.to_bits(), float.to_bits());
+    }
+}
+
 /// A handler with `Json` is called without a server like any other one.
 #[test]
 fn a_handler_is_tested_without_a_server() {
