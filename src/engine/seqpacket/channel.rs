@@ -71,7 +71,7 @@ pub(super) fn channel(socket: Socket, max_message_size: usize) -> io::Result<Cha
                 max_message_size,
                 block: BytesMut::new(),
                 packets: VecDeque::new(),
-                expects_more: false,
+                in_a_row: 0,
             },
         }),
         sender: Box::new(SeqpacketSender {
@@ -142,9 +142,8 @@ struct Inbox {
     /// The block that messages are copied into.
     block: BytesMut,
     packets: VecDeque<Packet>,
-    /// Whether the socket may hold several messages. A client that waits for each reply sends one at a time,
-    /// and for one message recv(2) costs less than recvmmsg(2).
-    expects_more: bool,
+    /// How many messages were received one at a time since the socket was last empty.
+    in_a_row: u32,
 }
 
 /// The result of one read.
@@ -220,7 +219,9 @@ impl Inbox {
             }
         }
         SCRATCH.with_borrow_mut(|scratch| {
-            if one_at_a_time || !self.expects_more {
+            // A client that waits for each reply has sent one message, and recv(2) finds fastest that there is
+            // no second one. Asking recvmmsg(2) for both at once costs as much as two calls of recv.
+            if one_at_a_time || self.in_a_row < 2 {
                 self.receive_one(socket, &mut scratch.buffers[..SCRATCH_SIZE])
             } else {
                 self.receive_batch(socket, scratch)
@@ -229,15 +230,18 @@ impl Inbox {
     }
 
     fn receive_one(&mut self, socket: &Socket, buffer: &mut [u8]) -> Result<Left, Errno> {
-        let (_, length) = recv(socket, &mut *buffer, RecvFlags::TRUNC)?;
+        let received = recv(socket, &mut *buffer, RecvFlags::TRUNC);
+        self.in_a_row = match received {
+            Ok(_) => self.in_a_row.saturating_add(1),
+            Err(_) => 0,
+        };
+        let (_, length) = received?;
         self.take(buffer.get(..length));
-        self.expects_more = true;
         Ok(Left::Unknown)
     }
 
     /// Receives up to `BATCH` messages in one call (recvmmsg(2)).
     fn receive_batch(&mut self, socket: &Socket, scratch: &mut Scratch) -> Result<Left, Errno> {
-        self.expects_more = false;
         let mut lengths = [None; BATCH];
         let mut taken = 0;
         {
@@ -266,7 +270,9 @@ impl Inbox {
                 break;
             }
         }
-        self.expects_more = taken > 1;
+        if taken == 1 {
+            self.in_a_row = 0;
+        }
         Ok(match taken {
             BATCH => Left::Unknown,
             _ => Left::Nothing,
