@@ -9,6 +9,8 @@ use crate::{access::Access, defaults, error::OutOfRange, name::PipeName, peer::U
 use super::seqpacket;
 #[cfg(windows)]
 use super::{Engine, overlapped, tokio_pipe};
+#[cfg(target_os = "linux")]
+use crate::stats::Stats;
 
 /// A pipe to serve.
 pub(crate) struct ToBind<'a> {
@@ -16,6 +18,8 @@ pub(crate) struct ToBind<'a> {
     /// The path of the name.
     #[cfg(target_os = "linux")]
     pub(crate) path: &'a Path,
+    #[cfg(target_os = "linux")]
+    pub(crate) stats: &'a Stats,
     pub(crate) access: &'a Access,
     #[cfg(target_os = "linux")]
     pub(crate) socket_group: Option<u32>,

@@ -14,11 +14,10 @@ use std::{
 use rustix::{
     fs::{Mode, fchmod},
     io::Errno,
-    net::{SocketAddrUnix, accept_with},
+    net::SocketAddrUnix,
     process::Gid,
 };
 use tokio::io::{Interest, unix::AsyncFd};
-use tracing::warn;
 
 use self::{
     channel::channel,
@@ -26,7 +25,7 @@ use self::{
     socket::Socket,
 };
 use super::{Channel, Endpoint, Instance, Sizes, native::ToBind};
-use crate::{access::Access, error::OutOfRange, reason::Reason};
+use crate::{access::Access, error::OutOfRange};
 
 mod channel;
 mod claim;
@@ -64,7 +63,8 @@ pub(crate) fn bind(pipe: &ToBind<'_>, sizes: Sizes) -> io::Result<Box<dyn Endpoi
         Some(_) => mode & !0o070,
         None => mode,
     };
-    let socket = Socket::new()?;
+    let mut socket = Socket::new()?;
+    socket.stats = Some(pipe.stats.clone());
     let grow_send_buffers = socket.grow_send_buffer(sizes)?;
     // Linux gives the socket file the mode of the socket itself, less the umask (unix_bind in
     // net/unix/af_unix.c). Set before bind, so that nobody gets in between.
@@ -143,13 +143,9 @@ impl Endpoint for SeqpacketEndpoint {
     }
 
     /// Growing the queue wakes clients that wait in a blocking connect(2) (`unix_listen`).
-    fn set_full(&self, full: bool) {
+    fn set_full(&self, full: bool) -> io::Result<()> {
         let length = if full { SHORTEST_QUEUE } else { QUEUE_LENGTH };
-        if let Err(error) = rustix::net::listen(&self.listener, length) {
-            let reason = Reason::Queue.as_str();
-            let error = io::Error::from(error);
-            warn!(reason, %error, "the length of the client queue can't be changed");
-        }
+        Ok(rustix::net::listen(&self.listener, length)?)
     }
 
     /// The kernel queues clients on the one listening socket.
@@ -180,9 +176,8 @@ impl Instance for SeqpacketInstance {
                      client is accepted: end the processes that hold the other ends of those descriptors",
                 )));
             }
-            let listener = self.listener.get_ref();
-            match ready.try_io(|_| Ok(accept_with(listener, socket::FLAGS)?)) {
-                Ok(Ok(socket)) => break Socket::of(socket, listener.descriptors),
+            match ready.try_io(|listener| Ok(listener.get_ref().accept()?)) {
+                Ok(Ok(socket)) => break socket,
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(Err(error)) => return Poll::Ready(Err(error)),
                 Err(_would_block) => {}

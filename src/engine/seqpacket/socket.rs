@@ -29,15 +29,15 @@ use nix::{
 use rustix::{
     io::Errno,
     net::{
-        AddressFamily, RecvFlags, Shutdown, SocketFlags, SocketType, recv, shutdown, socket_with,
-        sockopt,
+        AddressFamily, RecvFlags, Shutdown, SocketFlags, SocketType, accept_with, recv, shutdown,
+        socket_with, sockopt,
     },
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
 // `lingering` also imports this module: dropping a socket may hand it to a thread that drops it.
 use super::lingering;
-use crate::{engine::Sizes, error::OutOfRange};
+use crate::{engine::Sizes, error::OutOfRange, stats::Stats};
 
 /// Every socket of this engine is created with these.
 pub(super) const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
@@ -50,6 +50,8 @@ pub(super) struct Socket {
     /// Taken only by `drop`.
     fd: Option<OwnedFd>,
     pub(super) descriptors: Descriptors,
+    /// The figures of the pipe that it belongs to; `None` on a client.
+    pub(super) stats: Option<Stats>,
     /// Whether it can be closed without draining.
     drained: AtomicBool,
 }
@@ -93,8 +95,16 @@ impl Socket {
         Self {
             fd: Some(fd),
             descriptors,
+            stats: None,
             drained: AtomicBool::new(false),
         }
+    }
+
+    /// Accepts the next client in its queue.
+    pub(super) fn accept(&self) -> Result<Self, Errno> {
+        let mut socket = Self::of(accept_with(self, FLAGS)?, self.descriptors);
+        socket.stats = self.stats.clone();
+        Ok(socket)
     }
 
     /// Registers it with the current runtime.
@@ -203,7 +213,8 @@ impl Drop for Socket {
         _ = shutdown(&*self, Shutdown::Both);
         if !self.drain() {
             if let Some(fd) = self.fd.take() {
-                let rest = Self::of(fd, self.descriptors);
+                let mut rest = Self::of(fd, self.descriptors);
+                rest.stats = self.stats.take();
                 // Dropping this socket only closes it.
                 rest.set_drained();
                 lingering::close(rest);
