@@ -91,7 +91,9 @@ pub(crate) trait Endpoint: Send + Sync {
     ///
     /// Called from a task of the runtime and from a connection's `drop`. Does something only on an engine
     /// whose system queues clients by itself: further clients must see a busy pipe.
-    fn set_full(&self, _full: bool) {}
+    fn set_full(&self, _full: bool) -> io::Result<()> {
+        Ok(())
+    }
 
     /// How many waiting instances are useful: one, where the system itself queues clients.
     fn useful_backlog(&self) -> usize {

@@ -11,7 +11,6 @@ use tracing::warn;
 use crate::{
     engine::{Channel, Endpoint, Instance, Link},
     error::Chain,
-    name::PipeName,
     reason::Reason,
     stats::{InstancesChange, Stats},
 };
@@ -20,6 +19,14 @@ use crate::{
 pub(crate) struct Instances {
     state: Mutex<State>,
     stats: Stats,
+}
+
+/// What failed when the number of connected clients changed.
+pub(crate) struct Outcome {
+    /// Telling the engine that it reached or left the limit.
+    limit: io::Result<()>,
+    /// Creating the next instance.
+    instance: io::Result<()>,
 }
 
 /// The limit is enforced here and not by the system. When a connection ends at the limit, its replacement
@@ -40,7 +47,7 @@ struct State {
 impl Instances {
     /// Creates the first instances.
     pub(crate) fn new(
-        name: PipeName,
+        stats: Stats,
         endpoint: Box<dyn Endpoint>,
         backlog: usize,
         max: usize,
@@ -55,7 +62,6 @@ impl Instances {
             acceptor: None,
         };
         state.top_up()?;
-        let stats = Stats::new(name);
         stats.publish_instances(stats.set_instances(state.connected, state.waiting.len()));
         Ok(Arc::new(Self {
             state: Mutex::new(state),
@@ -63,12 +69,9 @@ impl Instances {
         }))
     }
 
-    /// Returns a connected channel, for which [`release`](Self::release) must be called, and whether the next
-    /// instance could be created.
-    pub(crate) fn poll_accept(
-        &self,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<(Channel, io::Result<()>)>> {
+    /// Returns a connected channel, for which [`release`](Self::release) must be called, and what to
+    /// [`log`](Self::log).
+    pub(crate) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Channel, Outcome)>> {
         let mut state = self.lock();
         let accepted = state.poll_accept(cx);
         let change = self.count(&state);
@@ -85,9 +88,9 @@ impl Instances {
     pub(crate) fn release(&self, link: &Arc<dyn Link>) {
         let mut state = self.lock();
         let connected = state.connected - 1;
-        state.set_connected(connected);
-        let topped_up = state.top_up();
-        if topped_up.is_err() && state.waiting.is_empty() {
+        let limit = state.set_connected(connected);
+        let instance = state.top_up();
+        if instance.is_err() && state.waiting.is_empty() {
             state.finished.push(Arc::clone(link));
         }
         let change = self.count(&state);
@@ -96,7 +99,7 @@ impl Instances {
         // a connection or the listener, or block.
         drop(state);
         self.stats.publish_instances(change);
-        self.log_missing(topped_up);
+        self.log(&Outcome { limit, instance });
         if let Some(acceptor) = acceptor {
             acceptor.wake();
         }
@@ -115,16 +118,26 @@ impl Instances {
     }
 
     /// Called outside the lock: a log subscriber is user code, which may call back into this type.
-    pub(crate) fn log_missing(&self, topped_up: io::Result<()>) {
-        let Err(error) = topped_up else { return };
-        let reason = Reason::Instance;
+    pub(crate) fn log(&self, outcome: &Outcome) {
+        let Outcome { limit, instance } = outcome;
+        if let Err(error) = limit {
+            let problem = "the length of the client queue can't be changed";
+            self.warn(Reason::Queue, error, problem);
+        }
+        if let Err(error) = instance {
+            let problem = "the next instance can't be created; trying again";
+            self.warn(Reason::Instance, error, problem);
+        }
+    }
+
+    fn warn(&self, reason: Reason, error: &io::Error, problem: &str) {
         if let Some(pass) = self.stats.count_error(reason) {
             warn!(
                 pipe.name = %self.stats.log_limit().pipe(),
                 reason = reason.as_str(),
                 suppressed = pass.suppressed,
-                error = %Chain(&error),
-                "the next instance can't be created; trying again"
+                error = %Chain(error),
+                "{problem}"
             );
         }
     }
@@ -147,14 +160,13 @@ impl Instances {
 
 impl State {
     /// Sets the number of connected clients, and tells the engine when it reaches or leaves the limit.
-    fn set_connected(&mut self, connected: usize) {
+    fn set_connected(&mut self, connected: usize) -> io::Result<()> {
         let was_full = self.connected == self.max;
         self.connected = connected;
         let is_full = self.connected == self.max;
-        if let Some(endpoint) = &self.endpoint {
-            if is_full != was_full {
-                endpoint.set_full(is_full);
-            }
+        match &self.endpoint {
+            Some(endpoint) if is_full != was_full => endpoint.set_full(is_full),
+            _ => Ok(()),
         }
     }
 
@@ -170,16 +182,17 @@ impl State {
         Ok(())
     }
 
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Channel, io::Result<()>)>> {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Channel, Outcome)>> {
         let topped_up = self.top_up();
         // Every waiting instance is polled: the system chooses which one a client gets.
         for index in 0..self.waiting.len() {
             match self.waiting[index].poll_connect(cx) {
                 Poll::Ready(Ok(channel)) => {
                     // Create the replacement first, while the connected instance holds the name.
-                    self.set_connected(self.connected + 1);
+                    let limit = self.set_connected(self.connected + 1);
                     drop(self.waiting.remove(index));
-                    return Poll::Ready(Ok((channel, self.top_up())));
+                    let instance = self.top_up();
+                    return Poll::Ready(Ok((channel, Outcome { limit, instance })));
                 }
                 Poll::Ready(Err(error)) => {
                     // Create the replacement first here, too. Until that succeeds, the instance is kept and
@@ -196,5 +209,62 @@ impl State {
         topped_up?;
         self.acceptor = Some(cx.waker().clone());
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use support::log::Log;
+
+    use super::*;
+    use crate::peer::Peer;
+
+    /// A pipe whose queue can't be changed.
+    struct Stubborn;
+
+    impl Endpoint for Stubborn {
+        fn create(&self) -> io::Result<Box<dyn Instance>> {
+            Ok(Box::new(Self))
+        }
+
+        fn set_full(&self, _full: bool) -> io::Result<()> {
+            Err(io::ErrorKind::PermissionDenied.into())
+        }
+
+        fn max_message_size(&self) -> usize {
+            1
+        }
+    }
+
+    impl Instance for Stubborn {
+        fn poll_connect(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<Channel>> {
+            Poll::Pending
+        }
+    }
+
+    impl Link for Stubborn {
+        fn peer(&self) -> io::Result<Peer> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn is_hung_up(&self) -> bool {
+            true
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_that_cannot_be_changed_is_counted_and_logged_five_times_a_second() {
+        let log = Log::start();
+        let stats = Stats::new("stubborn".parse().unwrap());
+        let instances = Instances::new(stats, Box::new(Stubborn), 1, 1).unwrap();
+        let link: Arc<dyn Link> = Arc::new(Stubborn);
+        for _ in 0..100 {
+            // As `poll_accept` leaves it.
+            instances.lock().connected = 1;
+            instances.release(&link);
+        }
+        let errors = instances.stats().snapshot().errors;
+        assert_eq!(errors.get(Reason::Queue), 100);
+        assert_eq!(log.lines_with(r#"reason="queue""#).len(), 5);
     }
 }

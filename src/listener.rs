@@ -148,10 +148,13 @@ impl ListenerOptions {
             let address = path.display().to_string();
             return Err(BindError::Remote { address });
         }
+        let stats = Stats::new(name.clone());
         let endpoint = native::bind(&ToBind {
             name: &name,
             #[cfg(target_os = "linux")]
             path: &path,
+            #[cfg(target_os = "linux")]
+            stats: &stats,
             access: &self.access,
             #[cfg(target_os = "linux")]
             socket_group: self.socket_group,
@@ -164,7 +167,7 @@ impl ListenerOptions {
         });
         let endpoint =
             endpoint.map_err(|error| BindError::create(path.display().to_string(), error))?;
-        self.listen(name, path, endpoint, self.admits_others())
+        self.listen(name, path, endpoint, self.admits_others(), stats)
     }
 
     pub(crate) fn check(&self) -> Result<(), OutOfRange> {
@@ -193,10 +196,11 @@ impl ListenerOptions {
         path: PathBuf,
         endpoint: Box<dyn Endpoint>,
         admits_others: bool,
+        stats: Stats,
     ) -> Result<PipeListener, BindError> {
         let max_message_size = endpoint.max_message_size();
         let max_instances = self.max_instances.unwrap_or(usize::MAX);
-        let instances = Instances::new(name.clone(), endpoint, self.backlog, max_instances)
+        let instances = Instances::new(stats, endpoint, self.backlog, max_instances)
             .map_err(|error| BindError::create(path.display().to_string(), error))?;
         Ok(PipeListener {
             name,
@@ -246,11 +250,11 @@ impl PipeListener {
     ///
     /// Cancel safe: if the future is dropped, no client is lost.
     pub async fn accept(&mut self) -> io::Result<Connection> {
-        let (channel, topped_up) = poll_fn(|cx| self.instances.poll_accept(cx)).await?;
+        let (channel, outcome) = poll_fn(|cx| self.instances.poll_accept(cx)).await?;
         self.last_id += 1;
         let instances = Some(Arc::clone(&self.instances));
         let connection = Connection::new(channel, instances, self.last_id, self.max_message_size);
-        self.instances.log_missing(topped_up);
+        self.instances.log(&outcome);
         Ok(connection)
     }
 

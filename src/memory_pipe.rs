@@ -17,6 +17,7 @@ use crate::{
     error::{BindError, ConnectError, OutOfRange},
     listener::{ListenerOptions, PipeListener},
     name::PipeName,
+    stats::Stats,
 };
 
 /// A pipe inside this process, from [`ListenerOptions::bind_memory`].
@@ -96,7 +97,8 @@ impl ListenerOptions {
         }
         let name: PipeName = "memory".parse()?;
         let path = PathBuf::from("memory");
-        let listener = self.listen(name, path, endpoint, self.admits_others())?;
+        let stats = Stats::new(name.clone());
+        let listener = self.listen(name, path, endpoint, self.admits_others(), stats)?;
         if let Some(faults) = &faults {
             faults.start();
         }

@@ -154,7 +154,7 @@ pub struct StatsSnapshot {
     pub bytes_received: u64,
     /// The bytes of the replies.
     pub bytes_sent: u64,
-    /// Errors by reason. [`Queue`](Reason::Queue) and [`Close`](Reason::Close) are only logged.
+    /// Errors by reason.
     pub errors: Errors,
     /// Connections closed by a timeout: those of the four reasons whose words end in `_timeout`.
     pub timeouts: u64,

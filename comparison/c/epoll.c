@@ -5,7 +5,7 @@
 
    Clients are assigned to threads round robin, and each thread has its own epoll. A client that does not read its reply
    is not read from until it does. */
-#include "seqpacket.h"
+#include "socket.h"
 
 #include <pthread.h>
 #include <sys/epoll.h>
@@ -109,7 +109,7 @@ int main(int count, char **arguments)
         if (epolls[index] < 0 || pthread_create(&thread, NULL, serve, (void *)(long)epolls[index]))
             fail("starting a thread");
     }
-    int listener = listen_at(arguments[1]);
+    int listener = listen_at(arguments[1], SOCK_SEQPACKET);
     for (unsigned next = 0;; next++) {
         int socket = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (socket < 0)

@@ -2,7 +2,7 @@
    requests and writes replies until the client closes. This one echoes.
 
    usage: seqpacket-threads PATH LONGEST */
-#include "seqpacket.h"
+#include "socket.h"
 
 #include <pthread.h>
 
@@ -26,7 +26,7 @@ int main(int count, char **arguments)
         return 2;
     }
     longest = strtoul(arguments[2], NULL, 10);
-    int listener = listen_at(arguments[1]);
+    int listener = listen_at(arguments[1], SOCK_SEQPACKET);
     for (;;) {
         int socket = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
         if (socket < 0)

@@ -311,8 +311,8 @@ impl Endpoint for FaultyEndpoint {
         self.endpoint.max_message_size()
     }
 
-    fn set_full(&self, full: bool) {
-        self.endpoint.set_full(full);
+    fn set_full(&self, full: bool) -> io::Result<()> {
+        self.endpoint.set_full(full)
     }
 
     fn useful_backlog(&self) -> usize {

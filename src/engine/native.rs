@@ -15,6 +15,8 @@ pub(crate) use super::seqpacket::{connect_on, connected, listening};
 use super::unsupported;
 #[cfg(windows)]
 use super::{Engine, overlapped, tokio_pipe};
+#[cfg(target_os = "linux")]
+use crate::stats::Stats;
 
 /// A pipe to serve.
 pub(crate) struct ToBind<'a> {
@@ -22,6 +24,8 @@ pub(crate) struct ToBind<'a> {
     /// The path of the name.
     #[cfg(target_os = "linux")]
     pub(crate) path: &'a Path,
+    #[cfg(target_os = "linux")]
+    pub(crate) stats: &'a Stats,
     pub(crate) access: &'a Access,
     #[cfg(target_os = "linux")]
     pub(crate) socket_group: Option<u32>,
@@ -46,11 +50,12 @@ pub(crate) fn bind(pipe: &ToBind<'_>) -> io::Result<Box<dyn Endpoint>> {
 #[cfg(target_os = "linux")]
 pub(crate) fn listen_on(
     socket: OwnedFd,
+    stats: &Stats,
     max_message_size: Option<usize>,
     buffer_size: usize,
 ) -> io::Result<Box<dyn Endpoint>> {
     let sizes = Sizes::new(max_message_size, buffer_size, "this system", usize::MAX)?;
-    seqpacket::listen_on(socket, sizes)
+    seqpacket::listen_on(socket, stats, sizes)
 }
 
 /// Serves a pipe.

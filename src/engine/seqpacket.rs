@@ -15,11 +15,10 @@ use std::{
 use rustix::{
     fs::{Mode, fchmod},
     io::Errno,
-    net::{SocketAddrUnix, accept_with},
+    net::SocketAddrUnix,
     process::Gid,
 };
 use tokio::io::{Interest, unix::AsyncFd};
-use tracing::warn;
 
 pub(crate) use self::inherited::{connected, listening};
 use self::{
@@ -28,7 +27,7 @@ use self::{
     socket::Socket,
 };
 use super::{Channel, Endpoint, Instance, Sizes, native::ToBind};
-use crate::{access::Access, error::OutOfRange, reason::Reason};
+use crate::{access::Access, error::OutOfRange, stats::Stats};
 
 mod channel;
 mod claim;
@@ -67,7 +66,8 @@ pub(crate) fn bind(pipe: &ToBind<'_>, sizes: Sizes) -> io::Result<Box<dyn Endpoi
         Some(_) => mode & !0o070,
         None => mode,
     };
-    let socket = Socket::new()?;
+    let mut socket = Socket::new()?;
+    socket.stats = Some(pipe.stats.clone());
     let grow_send_buffers = socket.grow_send_buffer(sizes)?;
     // Linux gives the socket file the mode of the socket itself, less the umask (unix_bind in
     // net/unix/af_unix.c). Set before bind, so that nobody gets in between.
@@ -85,11 +85,16 @@ pub(crate) fn bind(pipe: &ToBind<'_>, sizes: Sizes) -> io::Result<Box<dyn Endpoi
 }
 
 /// Serves a listening socket that was created elsewhere, and that [`listening`] has checked.
-pub(crate) fn listen_on(socket: OwnedFd, sizes: Sizes) -> io::Result<Box<dyn Endpoint>> {
+pub(crate) fn listen_on(
+    socket: OwnedFd,
+    stats: &Stats,
+    sizes: Sizes,
+) -> io::Result<Box<dyn Endpoint>> {
     // A socket of ours has the kernel's defaults, as an accepted one will. This one need not.
     let grow_send_buffers = Socket::new()?.grow_send_buffer(sizes)?;
     let sets_queue = inherited::is_ours(&socket)?;
-    let socket = Socket::shared(socket)?;
+    let mut socket = Socket::shared(socket)?;
+    socket.stats = Some(stats.clone());
     if sets_queue {
         // It may be as short as a killed server has left it.
         rustix::net::listen(&socket, QUEUE_LENGTH)?;
@@ -175,16 +180,12 @@ impl Endpoint for SeqpacketEndpoint {
     }
 
     /// Growing the queue wakes clients that wait in a blocking connect(2) (`unix_listen`).
-    fn set_full(&self, full: bool) {
+    fn set_full(&self, full: bool) -> io::Result<()> {
         if !self.sets_queue {
-            return;
+            return Ok(());
         }
         let length = if full { SHORTEST_QUEUE } else { QUEUE_LENGTH };
-        if let Err(error) = rustix::net::listen(&self.listener, length) {
-            let reason = Reason::Queue.as_str();
-            let error = io::Error::from(error);
-            warn!(reason, %error, "the length of the client queue can't be changed");
-        }
+        Ok(rustix::net::listen(&self.listener, length)?)
     }
 
     /// The kernel queues clients on the one listening socket.
@@ -201,7 +202,7 @@ impl Drop for SeqpacketEndpoint {
     fn drop(&mut self) {
         // Whoever serves a shared socket next may not set it.
         if self.listener.get_ref().shared {
-            self.set_full(false);
+            _ = self.set_full(false);
         }
     }
 }
@@ -224,9 +225,8 @@ impl Instance for SeqpacketInstance {
                      client is accepted: end the processes that hold the other ends of those descriptors",
                 )));
             }
-            let listener = self.listener.get_ref();
-            match ready.try_io(|_| Ok(accept_with(listener, socket::FLAGS)?)) {
-                Ok(Ok(socket)) => break listener.accepted(socket)?,
+            match ready.try_io(|listener| listener.get_ref().accept()) {
+                Ok(Ok(socket)) => break socket,
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(Err(error)) => return Poll::Ready(Err(error)),
                 Err(_would_block) => {}

@@ -11,6 +11,7 @@ use crate::{
     listener::{ListenerOptions, PipeListener},
     name::PipeName,
     peer::Peer,
+    stats::Stats,
 };
 
 /// What Linux adds to [`ListenerOptions`].
@@ -79,9 +80,10 @@ impl ListenerOptionsExt for ListenerOptions {
             problem,
         })?;
         let name = PipeName::at(&path)?;
-        let endpoint = native::listen_on(socket, self.max_message_size, self.buffer_size)
+        let stats = Stats::new(name.clone());
+        let endpoint = native::listen_on(socket, &stats, self.max_message_size, self.buffer_size)
             .map_err(|error| BindError::create(path.display().to_string(), error))?;
-        self.listen(name, path, endpoint, true)
+        self.listen(name, path, endpoint, true, stats)
     }
 }
 

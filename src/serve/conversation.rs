@@ -144,7 +144,8 @@ impl<H: Handler<T>, T> Conversation<H, T> {
                     self.place = server.users.enter(peer.as_ref().ok().map(Peer::user))?;
                     if let Some(authorize) = authorize {
                         let peer = peer.map_err(|error| Failure::NotAuthorized(error.into()))?;
-                        let decided = within(server.options.handler_timeout, authorize(peer)).await;
+                        let decided =
+                            within(server.options.handler_timeout, &mut authorize(peer)).await;
                         decided
                             .map_err(|time| Failure::ConnectTimeout("authorize", time))?
                             .map_err(Failure::NotAuthorized)?;
@@ -167,7 +168,11 @@ impl<H: Handler<T>, T> Conversation<H, T> {
             return Ok(());
         };
         let connection = ConnectionInfo::new(&self.identity);
-        let made = within(self.server.options.handler_timeout, on_connect(connection)).await;
+        let made = within(
+            self.server.options.handler_timeout,
+            &mut on_connect(connection),
+        )
+        .await;
         let session = made
             .map_err(|time| Failure::ConnectTimeout("on_connect", time))?
             .map_err(Failure::Refused)?;
@@ -264,7 +269,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         let (requests, replies) = (&mut self.requests, &mut self.replies);
         let watching = self.server.options.cancel_on_disconnect;
         let mut flushing = true;
-        let answered = poll_fn(|cx| {
+        let mut answered = poll_fn(|cx| {
             if let Poll::Ready(answered) = handling.in_scope(|| poll_caught(handled.as_mut(), cx)) {
                 let answered = answered.map_err(Failure::Panic)?;
                 return Poll::Ready(answered.map_err(Failure::handler));
@@ -278,7 +283,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
             }
             Poll::Pending
         });
-        let answered = match within(self.server.options.handler_timeout, answered).await {
+        let answered = match within(self.server.options.handler_timeout, &mut answered).await {
             Ok(answered) => answered,
             Err(time) => Err(Failure::HandlerTimeout(time)),
         };
@@ -386,8 +391,8 @@ async fn handle<H: Handler<T>, T>(
 ) -> Result<Reply, Failure> {
     // `call` is inside the future so that its panics are caught as well.
     let mut handled = pin!(async move { handler.call(request).await });
-    let answered = poll_fn(|cx| poll_caught(handled.as_mut(), cx));
-    match within(handler_timeout, answered).await {
+    let mut answered = poll_fn(|cx| poll_caught(handled.as_mut(), cx));
+    match within(handler_timeout, &mut answered).await {
         Ok(answered) => answered.map_err(Failure::Panic)?.map_err(Failure::handler),
         Err(time) => Err(Failure::HandlerTimeout(time)),
     }

@@ -3,6 +3,7 @@
 use std::{
     future::poll_fn,
     mem,
+    pin::pin,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -64,7 +65,8 @@ impl Replies {
     pub(super) async fn feed(&mut self, reply: Bytes) -> Result<(), Failure> {
         let length = reply.len();
         trace!(bytes = length, "reply");
-        match within(self.write_timeout, self.sender.feed(reply)).await {
+        let fed = within(self.write_timeout, &mut pin!(self.sender.feed(reply))).await;
+        match fed {
             Ok(Ok(())) => {}
             Ok(Err(SendError::Empty)) => return Err(Failure::EmptyReply),
             Ok(Err(error @ SendError::TooLong { .. })) => return Err(Failure::Reply(error)),
@@ -110,8 +112,8 @@ impl Replies {
     /// Flushes all of them.
     pub(super) async fn flush(&mut self) -> Result<(), Failure> {
         let write_timeout = self.write_timeout;
-        let flushed = poll_fn(|cx| self.poll_flush(cx));
-        match within(write_timeout, flushed).await {
+        let mut flushed = poll_fn(|cx| self.poll_flush(cx));
+        match within(write_timeout, &mut flushed).await {
             Ok(flushed) => flushed,
             Err(time) => Err(Failure::WriteTimeout(time)),
         }

@@ -124,7 +124,7 @@ impl Requests {
                 }
             }
             let mut woken = false;
-            let received = poll_fn(|cx| {
+            let mut received = poll_fn(|cx| {
                 if woken && self.ahead.is_empty() && !self.share.may_read() {
                     return Poll::Ready(None);
                 }
@@ -136,7 +136,7 @@ impl Requests {
                 self.share.end_turn();
                 shutdown.as_mut().poll(cx).map(|()| Some(Ok(None)))
             });
-            match within(idle_timeout, received).await {
+            match within(idle_timeout, &mut received).await {
                 Ok(Some(received)) => return Ok(received?),
                 // A message has arrived but can't be read yet.
                 Ok(None) => {}

@@ -2,25 +2,25 @@
 
 use std::{
     future::{Future, poll_fn},
-    pin::pin,
+    pin::{Pin, pin},
     task::Poll,
     time::Duration,
 };
 
 use tokio::{task::unconstrained, time::sleep};
 
-/// The output of `future`, or the limit once it has expired.
-pub(super) async fn within<F: Future>(
+/// The output of `future`, or the limit once it has expired. By reference: a future stores an argument passed
+/// by value twice.
+pub(super) async fn within<F: Future + Unpin>(
     limit: Option<Duration>,
-    future: F,
+    future: &mut F,
 ) -> Result<F::Output, Duration> {
     let Some(time) = limit else {
         return Ok(future.await);
     };
-    let mut future = pin!(future);
     let mut expired = pin!(None);
     let output = poll_fn(|cx| {
-        if let Poll::Ready(output) = future.as_mut().poll(cx) {
+        if let Poll::Ready(output) = Pin::new(&mut *future).poll(cx) {
             return Poll::Ready(Ok(output));
         }
         // Most futures are ready at once and need no timer.

@@ -41,22 +41,26 @@ const SCRATCH_SIZE: usize = 64 * 1024;
 /// The maximum number of messages in one call.
 const BATCH: usize = 16;
 
-/// Messages of one connection share a block of this size as long as they fit; a longer one gets a block of
-/// its own length. A block is reused once the messages in it are dropped.
+/// The messages that a thread receives share a block of this size as long as they fit; a longer one gets a
+/// block of its own length. A block is reused once the messages in it are dropped. A block for each connection
+/// would add its size to what an idle one holds.
 const BLOCK_SIZE: usize = 1024;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
         headers: MultiHeaders::preallocate(BATCH, None),
         buffers: vec![0; BATCH * SCRATCH_SIZE],
+        block: BytesMut::new(),
     });
 }
 
-/// The receive buffers of a thread. The system allocates the memory of the later ones when they are first
-/// used.
+/// What a thread receives with.
 struct Scratch {
     headers: MultiHeaders<()>,
+    /// The system allocates the memory of the later ones when they are first used.
     buffers: Vec<u8>,
+    /// The block that messages are copied into.
+    block: BytesMut,
 }
 
 /// The channel of a connected socket.
@@ -69,9 +73,8 @@ pub(super) fn channel(socket: Socket, max_message_size: usize) -> io::Result<Cha
             link: Arc::clone(&link),
             inbox: Inbox {
                 max_message_size,
-                block: BytesMut::new(),
                 packets: VecDeque::new(),
-                expects_more: false,
+                in_a_row: 0,
             },
         }),
         sender: Box::new(SeqpacketSender {
@@ -139,12 +142,9 @@ struct SeqpacketReceiver {
 /// What was received and not yet returned.
 struct Inbox {
     max_message_size: usize,
-    /// The block that messages are copied into.
-    block: BytesMut,
     packets: VecDeque<Packet>,
-    /// Whether the socket may hold several messages. A client that waits for each reply sends one at a time,
-    /// and for one message recv(2) costs less than recvmmsg(2).
-    expects_more: bool,
+    /// How many messages were received one at a time since the socket was last empty.
+    in_a_row: u32,
 }
 
 /// The result of one read.
@@ -220,24 +220,30 @@ impl Inbox {
             }
         }
         SCRATCH.with_borrow_mut(|scratch| {
-            if one_at_a_time || !self.expects_more {
-                self.receive_one(socket, &mut scratch.buffers[..SCRATCH_SIZE])
+            // A client that waits for each reply has sent one message, and recv(2) finds fastest that there is
+            // no second one. Asking recvmmsg(2) for both at once costs as much as two calls of recv.
+            if one_at_a_time || self.in_a_row < 2 {
+                self.receive_one(socket, scratch)
             } else {
                 self.receive_batch(socket, scratch)
             }
         })
     }
 
-    fn receive_one(&mut self, socket: &Socket, buffer: &mut [u8]) -> Result<Left, Errno> {
-        let (_, length) = recv(socket, &mut *buffer, RecvFlags::TRUNC)?;
-        self.take(buffer.get(..length));
-        self.expects_more = true;
+    fn receive_one(&mut self, socket: &Socket, scratch: &mut Scratch) -> Result<Left, Errno> {
+        let buffer = &mut scratch.buffers[..SCRATCH_SIZE];
+        let received = recv(socket, &mut *buffer, RecvFlags::TRUNC);
+        self.in_a_row = match received {
+            Ok(_) => self.in_a_row.saturating_add(1),
+            Err(_) => 0,
+        };
+        let (_, length) = received?;
+        self.take(buffer.get(..length), &mut scratch.block);
         Ok(Left::Unknown)
     }
 
     /// Receives up to `BATCH` messages in one call (recvmmsg(2)).
     fn receive_batch(&mut self, socket: &Socket, scratch: &mut Scratch) -> Result<Left, Errno> {
-        self.expects_more = false;
         let mut lengths = [None; BATCH];
         let mut taken = 0;
         {
@@ -260,13 +266,16 @@ impl Inbox {
         }
         let buffers = scratch.buffers.chunks_exact(SCRATCH_SIZE);
         for (length, buffer) in lengths[..taken].iter().zip(buffers) {
-            let more = self.take(length.map(|length| &buffer[..length]));
+            let read = length.map(|length| &buffer[..length]);
+            let more = self.take(read, &mut scratch.block);
             if !more {
                 // Every further read of an ended socket returns the end again.
                 break;
             }
         }
-        self.expects_more = taken > 1;
+        if taken == 1 {
+            self.in_a_row = 0;
+        }
         Ok(match taken {
             BATCH => Left::Unknown,
             _ => Left::Nothing,
@@ -275,26 +284,29 @@ impl Inbox {
 
     /// Records the result of one read; `None` is a message that did not fit. Returns whether it was a
     /// message.
-    fn take(&mut self, read: Option<&[u8]>) -> bool {
+    fn take(&mut self, read: Option<&[u8]>, block: &mut BytesMut) -> bool {
         let packet = match read {
             Some([]) => Packet::Empty,
-            Some(message) if message.len() <= self.max_message_size => self.copy(message),
+            Some(message) if message.len() <= self.max_message_size => {
+                Packet::Message(copy(message, block))
+            }
             _ => Packet::TooLong,
         };
         let is_message = matches!(packet, Packet::Message(_));
         self.packets.push_back(packet);
         is_message
     }
+}
 
-    fn copy(&mut self, message: &[u8]) -> Packet {
-        let length = message.len();
-        let size = length.max(BLOCK_SIZE);
-        if self.block.capacity() < length && !self.block.try_reclaim(size) {
-            self.block = BytesMut::with_capacity(size);
-        }
-        self.block.extend_from_slice(message);
-        Packet::Message(self.block.split().freeze())
+/// Copies `message` into `block`.
+fn copy(message: &[u8], block: &mut BytesMut) -> Bytes {
+    let length = message.len();
+    let size = length.max(BLOCK_SIZE);
+    if block.capacity() < length && !block.try_reclaim(size) {
+        *block = BytesMut::with_capacity(size);
     }
+    block.extend_from_slice(message);
+    block.split().freeze()
 }
 
 /// What is next in the socket.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    io,
     mem::MaybeUninit,
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
@@ -11,14 +12,13 @@ use rustix::{
     cmsg_space,
     io::Errno,
     net::{
-        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, Shutdown, accept_with, recvmsg,
-        shutdown, sockopt,
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, Shutdown, recvmsg, shutdown, sockopt,
     },
 };
-use tracing::warn;
+use tracing::{field, warn};
 
-use super::socket::{FLAGS, Next, Socket};
-use crate::reason::Reason;
+use super::socket::{Next, Socket};
+use crate::{reason::Reason, stats::Stats};
 
 /// How many of them are closed at the same time, in the whole process. One thread each, since a close may
 /// block as long as another process likes.
@@ -51,24 +51,46 @@ pub(super) fn is_full() -> bool {
 
 /// Closes `socket`, which was shut down, on another thread.
 pub(super) fn close(socket: Socket) {
+    close_on(socket, || {
+        let thread = thread::Builder::new()
+            .name("pipe-server-close".to_owned())
+            .stack_size(STACK_SIZE);
+        thread.spawn(run).map(drop)
+    });
+}
+
+/// Closes `socket` on a thread that `start` starts, or on one that runs already if it can't.
+fn close_on(socket: Socket, start: impl FnOnce() -> io::Result<()>) {
+    let stats = socket.stats.clone();
     let mut closing = lock();
     closing.unclosed += 1;
     closing.waiting.push_back(socket);
     if closing.threads == MAX_THREADS {
         return;
     }
-    let thread = thread::Builder::new()
-        .name("pipe-server-close".to_owned())
-        .stack_size(STACK_SIZE)
-        .spawn(run);
-    match thread {
-        Ok(_) => closing.threads += 1,
+    match start() {
+        Ok(()) => closing.threads += 1,
         Err(error) => {
             drop(closing);
-            let reason = Reason::Close.as_str();
-            warn!(reason, %error, "a connection that passed file descriptors can't be closed yet: no thread could be started");
+            log(stats.as_ref(), &error);
         }
     }
+}
+
+fn log(stats: Option<&Stats>, error: &io::Error) {
+    let reason = Reason::Close;
+    // On a client, the server that it chose has caused it, once per connection.
+    let pass = stats.map(|stats| stats.count_error(reason));
+    if let Some(None) = pass {
+        return;
+    }
+    warn!(
+        pipe.name = stats.map(|stats| field::display(stats.log_limit().pipe())),
+        reason = reason.as_str(),
+        suppressed = pass.flatten().and_then(|pass| pass.suppressed),
+        %error,
+        "a connection that passed file descriptors can't be closed yet: no thread could be started"
+    );
 }
 
 /// Closes sockets until none is left.
@@ -90,8 +112,7 @@ fn discard(socket: &Socket) {
         return;
     }
     // The clients in the queue of a listening socket.
-    while let Ok(queued) = accept_with(socket, FLAGS) {
-        let queued = Socket::of(queued, socket.descriptors);
+    while let Ok(queued) = socket.accept() {
         _ = shutdown(&queued, Shutdown::Both);
         discard(&queued);
         queued.set_drained();
@@ -126,4 +147,34 @@ fn close_next(socket: &Socket) {
 
 fn lock() -> MutexGuard<'static, Closing> {
     CLOSING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{AddressFamily, SocketType, socket_with};
+    use support::log::Log;
+
+    use super::*;
+    use crate::engine::seqpacket::socket::{Descriptors, FLAGS};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_thread_that_cannot_be_started_is_counted_and_logged_five_times_a_second() {
+        let log = Log::start();
+        let stats = Stats::new("threadless".parse().unwrap());
+        let socket = || {
+            let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None).unwrap();
+            let mut socket = Socket::of(fd, Descriptors::Detected);
+            socket.set_drained();
+            socket.stats = Some(stats.clone());
+            socket
+        };
+        // Fewer than `is_full` allows: other tests accept clients meanwhile.
+        for _ in 0..20 {
+            close_on(socket(), || Err(io::ErrorKind::WouldBlock.into()));
+        }
+        assert_eq!(stats.snapshot().errors.get(Reason::Close), 20);
+        assert_eq!(log.lines_with(r#"reason="close""#).len(), 5);
+        // The thread that is started for this one closes them all.
+        close(socket());
+    }
 }

@@ -32,15 +32,15 @@ use nix::{
 use rustix::{
     io::{Errno, FdFlags, fcntl_setfd, ioctl_fionbio},
     net::{
-        AddressFamily, RecvFlags, Shutdown, SocketFlags, SocketType, recv, shutdown, socket_with,
-        sockopt,
+        AddressFamily, RecvFlags, Shutdown, SocketFlags, SocketType, accept_with, recv, shutdown,
+        socket_with, sockopt,
     },
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
 // `lingering` also imports this module: dropping a socket may hand it to a thread that drops it.
 use super::lingering;
-use crate::{engine::Sizes, error::OutOfRange};
+use crate::{engine::Sizes, error::OutOfRange, stats::Stats};
 
 /// Every socket of this engine is created with these.
 pub(super) const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
@@ -53,6 +53,8 @@ pub(super) struct Socket {
     /// Taken only by `drop`.
     fd: Option<OwnedFd>,
     pub(super) descriptors: Descriptors,
+    /// The figures of the pipe that it belongs to; `None` on a client.
+    pub(super) stats: Option<Stats>,
     /// Whether it can be closed without draining.
     drained: AtomicBool,
     /// Whether other processes may hold it, and serve its clients after this one.
@@ -109,22 +111,27 @@ impl Socket {
         Ok(socket)
     }
 
-    /// Takes over a socket that this listening one has accepted.
-    pub(super) fn accepted(&self, fd: OwnedFd) -> io::Result<Self> {
-        // It has the options that a shared socket had when the client connected.
-        if self.shared && PassRights.get(&fd) != Ok(false) {
-            return Self::connected(fd);
-        }
-        Ok(Self::of(fd, self.descriptors))
-    }
-
     pub(super) fn of(fd: OwnedFd, descriptors: Descriptors) -> Self {
         Self {
             fd: Some(fd),
             descriptors,
+            stats: None,
             drained: AtomicBool::new(false),
             shared: false,
         }
+    }
+
+    /// Accepts the next client in its queue.
+    pub(super) fn accept(&self) -> io::Result<Self> {
+        let fd = accept_with(self, FLAGS)?;
+        let mut socket = if self.shared && PassRights.get(&fd) != Ok(false) {
+            // It has the options that the shared socket had when the client connected.
+            Self::connected(fd)?
+        } else {
+            Self::of(fd, self.descriptors)
+        };
+        socket.stats = self.stats.clone();
+        Ok(socket)
     }
 
     /// Registers it with the current runtime.
@@ -239,6 +246,7 @@ impl Drop for Socket {
         // Its queue is left to those who share it. If nobody does, closing it closes the queued clients.
         if let Some(fd) = self.fd.take() {
             let mut rest = Self::of(fd, self.descriptors);
+            rest.stats = self.stats.take();
             rest.shared = self.shared;
             // Dropping this socket only closes it.
             rest.set_drained();

@@ -22,6 +22,8 @@ pub(crate) enum Role {
     AlsoOurs,
     /// As fast as the system allows: a server without anything but the system calls.
     Limit,
+    /// A limit on a stream socket: what message boundaries cost in the kernel. Ours is not compared with it.
+    StreamLimit,
     /// What a user would choose instead.
     Other,
 }
@@ -45,6 +47,15 @@ impl Contender {
     pub(crate) fn is_ours(&self) -> bool {
         self.role == Role::Ours
     }
+
+    /// The type of its socket, if `socket-load` can load it.
+    pub(crate) fn socket_type(&self) -> Option<&'static str> {
+        match self.client {
+            Client::Pipe => Some("seqpacket"),
+            Client::Other("framed") => Some("stream"),
+            Client::Other(_) => None,
+        }
+    }
 }
 
 /// Ours is first.
@@ -55,7 +66,7 @@ pub(crate) fn of(system: System) -> Vec<Contender> {
     }
 }
 
-const LINUX: [Contender; 7] = [
+const LINUX: [Contender; 8] = [
     Contender {
         name: "pipe-server",
         role: Role::Ours,
@@ -83,6 +94,13 @@ const LINUX: [Contender; 7] = [
         program: Program::C("epoll"),
         arguments: &["{address}", "{longest}", "1"],
         client: Client::Pipe,
+    },
+    Contender {
+        name: "C epoll on a stream, thread per core",
+        role: Role::StreamLimit,
+        program: Program::C("stream-epoll"),
+        arguments: &["{address}", "{longest}", "{threads}"],
+        client: Client::Other("framed"),
     },
     Contender {
         name: "C, thread per client",

@@ -18,6 +18,8 @@ pub(crate) enum Kind {
         depth: u32,
         size: usize,
     },
+    /// Echoed requests of 64 bytes, from clients in C that are one blocking thread each.
+    Threads { clients: u32, depth: u32 },
     /// Clients that connect, have one request answered and close.
     Connect { clients: u32 },
     /// One client that pauses after each reply, beside many at full speed.
@@ -81,7 +83,7 @@ impl Load {
     }
 }
 
-const SMALL: usize = 64;
+pub(crate) const SMALL: usize = 64;
 
 pub(crate) fn of(system: System) -> Vec<Load> {
     let echo = |name, clients, depth, size| Load {
@@ -121,8 +123,20 @@ pub(crate) fn of(system: System) -> Vec<Load> {
         },
         idle("memory per connection, 1,000 idle", 1000),
     ];
-    // Wine limits a process to fewer open files.
     if system == System::Linux {
+        let threads = |name, clients, depth| Load {
+            name,
+            kind: Kind::Threads { clients, depth },
+            unit: Unit::PerSecond,
+        };
+        loads.extend([
+            threads("64 B, 1 client (blocking threads in C)", 1, 1),
+            threads("64 B, 8 clients (blocking threads in C)", 8, 1),
+            threads("64 B, 64 clients (blocking threads in C)", 64, 1),
+            threads("64 B, 1 client, depth 16 (blocking threads in C)", 1, 16),
+            threads("64 B, 8 clients, depth 16 (blocking threads in C)", 8, 16),
+        ]);
+        // Wine limits a process to fewer open files.
         loads.push(idle("memory per connection, 10,000 idle", 10_000));
     }
     // Windows has no `perf`.

@@ -11,7 +11,7 @@ use crate::{
     Options, System,
     client::{self, Client},
     contenders::Contender,
-    loads::{Event, Kind, Load},
+    loads::{Event, Kind, Load, SMALL},
     programs::Programs,
     server::Server,
 };
@@ -21,6 +21,9 @@ pub(crate) type Figures = Result<Vec<f64>, String>;
 
 /// How long the clients at full speed run before the paced one starts.
 const HEAD_START: Duration = Duration::from_millis(300);
+
+/// How long the clients in C run before they are measured.
+const WARM_UP: Duration = Duration::from_millis(100);
 
 /// The number of requests to average the cost over: about a second's work.
 fn counted(system: System) -> u32 {
@@ -81,7 +84,7 @@ pub(crate) fn measure(
 /// Checks that every reply equals its request. A server that fails this is not measured.
 fn verify(load: &Load, contender: &Contender, programs: &Programs) -> Result<(), String> {
     let (clients, depth) = match load.kind {
-        Kind::Echo { clients, depth, .. } => (clients, depth),
+        Kind::Echo { clients, depth, .. } | Kind::Threads { clients, depth } => (clients, depth),
         _ => (1, 1),
     };
     let requests = (2 * clients * depth).max(20);
@@ -122,6 +125,14 @@ fn one(
                     "100ms",
                 ]);
             client::figure(&mut client, "messages_per_second")
+        }
+        Kind::Threads { clients, depth } => {
+            let mut threads = programs.threads(contender)?;
+            threads
+                .args([clients, depth].map(|number| number.to_string()))
+                .arg(SMALL.to_string())
+                .args([WARM_UP, options.duration].map(|time| time.as_millis().to_string()));
+            client::figure(&mut threads, "messages_per_second")
         }
         Kind::Connect { clients } => {
             client

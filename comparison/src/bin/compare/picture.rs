@@ -26,7 +26,7 @@ pub(crate) fn picture(results: &Results, options: &Options) -> String {
         r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" font-family="system-ui, sans-serif" font-size="12" fill="#222">
 <rect width="{width}" height="{height}" fill="#fff"/>
 <text x="{MARGIN}" y="28" font-size="16" font-weight="bold">pipe-server and others on {}</text>
-<text x="{MARGIN}" y="46" fill="#666">{}. Grey: the limit.</text>
+<text x="{MARGIN}" y="46" fill="#666">{}. Grey: the limits.</text>
 "##,
         options.system.title(),
         escaped(&options.heading),
@@ -61,6 +61,7 @@ fn panel(svg: &mut String, results: &Results, row: &Row, x: usize, y: usize) {
             Role::Ours => "#d1495b",
             Role::AlsoOurs => "#e9a3ab",
             Role::Limit => "#8d99ae",
+            Role::StreamLimit => "#c5ccd6",
             Role::Other => "#30638e",
         };
         _ = writeln!(

@@ -99,6 +99,15 @@ impl Programs {
         command
     }
 
+    /// The command of the clients that are blocking threads in C.
+    pub(crate) fn threads(&self, contender: &Contender) -> Result<Command, String> {
+        let socket_type = contender.socket_type();
+        let socket_type = socket_type.ok_or("no client in C speaks its protocol")?;
+        let mut command = self.command(self.c.join("socket-load"));
+        command.args([socket_type, &self.pipe_name(contender)]);
+        Ok(command)
+    }
+
     fn command(&self, mut program: PathBuf) -> Command {
         if self.system == System::Windows {
             program.set_extension("exe");

@@ -18,8 +18,8 @@ pub(crate) fn table(results: &Results, options: &Options) -> String {
             .iter()
             .map(|contender| match contender.role {
                 Role::Ours => format!("**{}**", contender.name),
-                Role::Limit => format!("*{}*", contender.name),
-                _ => contender.name.to_owned(),
+                Role::Limit | Role::StreamLimit => format!("*{}*", contender.name),
+                Role::AlsoOurs | Role::Other => contender.name.to_owned(),
             }),
     );
     heading.extend([

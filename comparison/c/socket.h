@@ -1,7 +1,10 @@
-/* Shared by both Linux servers: a SOCK_SEQPACKET socket at a path, and a send buffer for the longest message. */
+/* Shared by the Linux programs: a Unix socket at a path, a send buffer for the longest message, and the length prefix of
+   messages in a stream. */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <errno.h>
 #include <signal.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +18,9 @@
 /* What the kernel reserves of the send buffer. */
 #define SEND_OVERHEAD 32
 
+/* The bytes before each message in a stream: its length, as LengthDelimitedCodec writes it. */
+#define PREFIX 4
+
 static size_t longest;
 
 static void fail(const char *what)
@@ -24,7 +30,7 @@ static void fail(const char *what)
 }
 
 /* Grows the send buffer to fit the longest message, if the default is smaller. Accepted sockets do not inherit it. */
-static void grow_send_buffer(int socket)
+static inline void grow_send_buffer(int socket)
 {
     int size = 0, wanted = (int)longest + SEND_OVERHEAD;
     socklen_t length = sizeof size;
@@ -43,7 +49,7 @@ static void end(int signal)
     _exit(0);
 }
 
-static int listen_at(const char *path)
+static struct sockaddr_un address_of(const char *path)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     if (strlen(path) >= sizeof address.sun_path) {
@@ -51,7 +57,13 @@ static int listen_at(const char *path)
         exit(1);
     }
     strcpy(address.sun_path, path);
-    int listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    return address;
+}
+
+static inline int listen_at(const char *path, int type)
+{
+    struct sockaddr_un address = address_of(path);
+    int listener = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
     if (listener < 0)
         fail("socket");
     if (bind(listener, (struct sockaddr *)&address, sizeof address) < 0)
@@ -64,4 +76,27 @@ static int listen_at(const char *path)
     printf("listening on %s\n", path);
     fflush(stdout);
     return listener;
+}
+
+static inline int socket_type(const char *name)
+{
+    if (!strcmp(name, "seqpacket"))
+        return SOCK_SEQPACKET;
+    if (!strcmp(name, "stream"))
+        return SOCK_STREAM;
+    fprintf(stderr, "%s is neither seqpacket nor stream\n", name);
+    exit(2);
+}
+
+static inline void write_prefix(char *message, size_t length)
+{
+    uint32_t prefix = htonl((uint32_t)length);
+    memcpy(message, &prefix, PREFIX);
+}
+
+static inline size_t read_prefix(const char *message)
+{
+    uint32_t prefix;
+    memcpy(&prefix, message, PREFIX);
+    return ntohl(prefix);
 }
