@@ -36,8 +36,15 @@ pub(crate) struct Options {
     #[arg(long, value_name = "WHICH", value_enum, default_value_t)]
     terminator: Terminator,
 
-    /// How long to wait for a busy pipe and, with --wait, for a server, or none; 0s tries once
-    #[arg(long, value_name = "TIME", default_value = values::text(defaults::CONNECT_TIMEOUT))]
+    /// How long to wait for a busy pipe and, with --wait, for a server, or none; 0s tries once [default: 20s; with
+    /// --ping: 5s]
+    #[arg(
+        long,
+        value_name = "TIME",
+        default_value = values::text(defaults::CONNECT_TIMEOUT),
+        default_value_if("ping", "true", PING_TIMEOUT),
+        hide_default_value = true
+    )]
     connect_timeout: Wait,
 
     /// Which servers to trust: system, current-user, anyone or a user
@@ -151,7 +158,8 @@ enum Terminator {
     None,
 }
 
-/// A health check has to end. Docker's, for one, is killed after 30 s by default.
+/// How long `--ping` waits to connect, and then for the reply. A health check has to end. Docker's, for one, is
+/// killed after 30 s by default.
 const PING_TIMEOUT: &str = "5s";
 
 const AFTER_HELP: &str = "\
@@ -220,6 +228,8 @@ impl Options {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use clap::CommandFactory as _;
 
     use super::*;
@@ -227,5 +237,24 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Options::command().debug_assert();
+    }
+
+    #[test]
+    fn a_ping_waits_five_seconds_unless_told_otherwise() {
+        let times = |arguments: &[&str]| {
+            let options = Options::parse_from([&["pipe-client"], arguments].concat());
+            (options.connect_timeout.0, options.timeout.0)
+        };
+        let five = Some(Duration::from_secs(5));
+        assert_eq!(times(&[]), (Some(defaults::CONNECT_TIMEOUT), None));
+        assert_eq!(times(&["--ping"]), (five, five));
+        let longer = ["--ping", "--connect-timeout", "1min", "--timeout", "none"];
+        assert_eq!(times(&longer), (Some(Duration::from_secs(60)), None));
+
+        let help = Options::command().render_long_help().to_string();
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        let connect = values::text(defaults::CONNECT_TIMEOUT);
+        let expected = format!("0s tries once [default: {connect}; with --ping: {PING_TIMEOUT}]");
+        assert!(help.contains(&expected), "{help}");
     }
 }
