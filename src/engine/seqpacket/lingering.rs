@@ -46,17 +46,25 @@ struct Closing {
 /// Whether there may be no thread left for another one. Meanwhile no client is accepted, so that hostile
 /// clients can't exhaust the process's descriptors.
 pub(super) fn is_full() -> bool {
-    lock().unclosed >= MAX_THREADS
+    let mut closing = lock();
+    let is_full = closing.unclosed >= MAX_THREADS;
+    // None could be started, and no further socket has to be closed that would start one.
+    if is_full && closing.threads == 0 && start_thread().is_ok() {
+        closing.threads += 1;
+    }
+    is_full
 }
 
 /// Closes `socket`, which was shut down, on another thread.
 pub(super) fn close(socket: Socket) {
-    close_on(socket, || {
-        let thread = thread::Builder::new()
-            .name("pipe-server-close".to_owned())
-            .stack_size(STACK_SIZE);
-        thread.spawn(run).map(drop)
-    });
+    close_on(socket, start_thread);
+}
+
+fn start_thread() -> io::Result<()> {
+    let thread = thread::Builder::new()
+        .name("pipe-server-close".to_owned())
+        .stack_size(STACK_SIZE);
+    thread.spawn(run).map(drop)
 }
 
 /// Closes `socket` on a thread that `start` starts, or on one that runs already if it can't.
@@ -151,30 +159,49 @@ fn lock() -> MutexGuard<'static, Closing> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use rustix::net::{AddressFamily, SocketType, socket_with};
     use support::log::Log;
 
     use super::*;
     use crate::engine::seqpacket::socket::{Descriptors, FLAGS};
 
+    const DEADLINE: Duration = Duration::from_secs(60);
+
+    fn socket(stats: &Stats) -> Socket {
+        let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None).unwrap();
+        let mut socket = Socket::of(fd, Descriptors::Detected);
+        socket.set_drained();
+        socket.stats = Some(stats.clone());
+        socket
+    }
+
+    fn no_thread() -> io::Result<()> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_thread_that_cannot_be_started_is_counted_and_logged_five_times_a_second() {
         let log = Log::start();
         let stats = Stats::new("threadless".parse().unwrap());
-        let socket = || {
-            let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None).unwrap();
-            let mut socket = Socket::of(fd, Descriptors::Detected);
-            socket.set_drained();
-            socket.stats = Some(stats.clone());
-            socket
-        };
-        // Fewer than `is_full` allows: other tests accept clients meanwhile.
         for _ in 0..20 {
-            close_on(socket(), || Err(io::ErrorKind::WouldBlock.into()));
+            close_on(socket(&stats), no_thread);
         }
         assert_eq!(stats.snapshot().errors.get(Reason::Close), 20);
         assert_eq!(log.lines_with(r#"reason="close""#).len(), 5);
-        // The thread that is started for this one closes them all.
-        close(socket());
+    }
+
+    #[test]
+    fn clients_are_accepted_again_once_a_thread_can_be_started() {
+        let stats = Stats::new("threadless".parse().unwrap());
+        for _ in 0..MAX_THREADS {
+            close_on(socket(&stats), no_thread);
+        }
+        let begun = Instant::now();
+        while is_full() {
+            assert!(begun.elapsed() < DEADLINE, "no thread was started");
+            thread::yield_now();
+        }
     }
 }
