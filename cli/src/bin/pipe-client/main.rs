@@ -18,8 +18,9 @@ mod options;
 mod ping;
 
 fn main() -> ExitCode {
-    let client = run(Options::parse());
-    let ended = runtime::run(Builder::new_current_thread(), cfg!(unix), client);
+    let ended = Options::parse()
+        .with_system_name()
+        .and_then(|options| runtime::run(Builder::new_current_thread(), cfg!(unix), run(options)));
     match ended.and_then(|ended| ended) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report("pipe-client"),
