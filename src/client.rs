@@ -127,8 +127,8 @@ impl ClientOptions {
         }
         let address = path.display().to_string();
         #[cfg(target_os = "linux")]
-        if name.short().is_some() && self.trust != Trust::Anyone {
-            let owner = native::owner_of_short_names(&path);
+        if (name.short().is_some() || name.is_system()) && self.trust != Trust::Anyone {
+            let owner = native::owner_of_directory(&path);
             check_owner(&address, owner, &self.trust)?;
         }
         let identify = self.trust != Trust::Anyone;

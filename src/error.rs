@@ -168,7 +168,7 @@ pub enum ConnectError {
         /// The system's error.
         source: io::Error,
     },
-    /// The pipe, or on Linux the directory of its short name, belongs to a user that the client does not
+    /// The pipe, or on Linux the directory of its name, belongs to a user that the client does not
     /// trust. Nothing was sent.
     #[error(
         "{address} belongs to {owner}, who is not trusted and could read what is sent there: if this is the \

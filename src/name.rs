@@ -18,6 +18,10 @@ const MAX_ADDRESS_UNITS: usize = 256;
 #[cfg(unix)]
 const MAX_ADDRESS_BYTES: usize = 107;
 
+/// The directory of system names. No environment changes it.
+#[cfg(unix)]
+const SYSTEM_DIRECTORY: &str = "/run/pipe-server";
+
 /// The validated name of a pipe: a short name or a path.
 ///
 /// A short name such as `mynamedpipe` works on every system. Its path depends on the system and, on Linux, on
@@ -27,6 +31,9 @@ const MAX_ADDRESS_BYTES: usize = 107;
 /// |---|---|
 /// | Windows | `\\.\pipe\mynamedpipe` |
 /// | Linux | `$XDG_RUNTIME_DIR/pipe-server/mynamedpipe.pipe`, without that variable `/tmp/pipe-server-UID/mynamedpipe.pipe` |
+///
+/// So on Linux users do not meet at a short name, nor does a service meet a login session. They do at a
+/// [system name](Self::system).
 ///
 /// The full path of a local Windows pipe, `\\.\pipe\mynamedpipe`, is the short name on every system. On Linux
 /// a name that contains a `/` is the path of the socket, used unchanged; write `./mypipe` for one in the
@@ -66,6 +73,8 @@ pub struct PipeName {
 enum Place {
     /// In this user's directory of pipes.
     Short(String),
+    /// In the system's directory of pipes.
+    System(String),
     Path(PathBuf),
 }
 
@@ -113,7 +122,45 @@ impl From<Infallible> for NameError {
 }
 
 impl PipeName {
-    /// The short name, or `None` for a path or a pipe on another machine.
+    /// The pipe `name` of the system, where a system service and the clients of all users meet. `name` is a
+    /// short name.
+    ///
+    /// On Linux its path is `/run/pipe-server/NAME.pipe`, whatever the environment. The directory belongs to root,
+    /// which creates it when it serves such a name, or to the user of a service whose unit says
+    /// `RuntimeDirectory=pipe-server`. Everyone can enter it: [`Access`](crate::Access) decides who may connect.
+    ///
+    /// On Windows all short names are the system's, and this is one.
+    ///
+    /// # Errors
+    ///
+    /// [`NameError`] if `name` is empty, too long, or contains a slash or a control character.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use pipe_server::PipeName;
+    ///
+    /// let name = PipeName::system("mynamedpipe")?;
+    /// # #[cfg(target_os = "linux")]
+    /// assert_eq!(name.to_string(), "/run/pipe-server/mynamedpipe.pipe");
+    /// assert!(PipeName::system("/run/mynamedpipe").is_err());
+    /// # Ok::<(), pipe_server::NameError>(())
+    /// ```
+    pub fn system(name: &str) -> Result<Self, NameError> {
+        let short = without_local_prefix(name).unwrap_or(name);
+        check_short(short, name)?;
+        #[cfg(windows)]
+        return parse(short);
+        #[cfg(unix)]
+        {
+            let place = Place::System(short.to_owned());
+            let name = Self { place };
+            name.resolve()?;
+            Ok(name)
+        }
+    }
+
+    /// The short name, or `None` for a path, a system name on Linux or a pipe on another machine.
     #[must_use]
     pub fn short(&self) -> Option<&str> {
         #[cfg(windows)]
@@ -121,7 +168,7 @@ impl PipeName {
         #[cfg(unix)]
         match &self.place {
             Place::Short(short) => Some(short),
-            Place::Path(_) => None,
+            Place::System(_) | Place::Path(_) => None,
         }
     }
 
@@ -136,8 +183,15 @@ impl PipeName {
         #[cfg(unix)]
         match &self.place {
             Place::Short(short) => directory().join(format!("{short}.pipe")),
+            Place::System(short) => Path::new(SYSTEM_DIRECTORY).join(format!("{short}.pipe")),
             Place::Path(path) => path.clone(),
         }
+    }
+
+    /// Whether it is in the system's directory of pipes.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn is_system(&self) -> bool {
+        matches!(self.place, Place::System(_))
     }
 
     /// The name of the socket at `path`, which need not contain a `/`.
@@ -167,7 +221,8 @@ impl PipeName {
     }
 }
 
-/// Writes the name as given. The full path of a local Windows pipe is written as its short name.
+/// Writes the name as given. The full path of a local Windows pipe is written as its short name, and a system
+/// name on Linux as its path.
 impl fmt::Display for PipeName {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.short() {
@@ -447,6 +502,24 @@ mod tests {
             let error = parse(name).unwrap_err();
             assert!(matches!(error, NameError::Character { .. }), "{error:?}");
         }
+    }
+
+    #[test]
+    fn a_system_name_is_a_short_one_that_depends_on_nobody() {
+        for name in ["mynamedpipe", r"\\.\pipe\mynamedpipe"] {
+            let name = PipeName::system(name).unwrap();
+            #[cfg(unix)]
+            assert_eq!(name.to_string(), "/run/pipe-server/mynamedpipe.pipe");
+            #[cfg(windows)]
+            assert_eq!(name, parse("mynamedpipe").unwrap());
+        }
+        assert_eq!(PipeName::system(""), Err(NameError::Empty));
+        for name in ["/run/x", "../x", "a\\b", "a\nb"] {
+            let error = PipeName::system(name).unwrap_err();
+            assert!(matches!(error, NameError::Character { .. }), "{error:?}");
+        }
+        let error = PipeName::system(&"n".repeat(300)).unwrap_err();
+        assert!(matches!(error, NameError::TooLong { .. }), "{error:?}");
     }
 
     #[cfg(unix)]

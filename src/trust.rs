@@ -35,7 +35,8 @@ use crate::{
 /// # Linux
 ///
 /// A server is identified by the user that it listened as (`SO_PEERCRED`, unix(7)). The directory of a short
-/// name must also belong to a trusted user, and nobody else may be able to write to it.
+/// or [system](crate::PipeName::system) name must also belong to a trusted user, and nobody else may be able
+/// to write to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Trust {

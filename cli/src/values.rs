@@ -3,6 +3,22 @@
 use std::{str::FromStr, time::Duration};
 
 use bytesize::ByteSize;
+use pipe_server::PipeName;
+
+use crate::exit::Failure;
+
+/// `name`, in the directory of the system if `system` (`--system`) is set.
+pub fn pipe_name(name: PipeName, system: bool) -> Result<PipeName, Failure> {
+    if !system {
+        return Ok(name);
+    }
+    let Some(short) = name.short() else {
+        return Err(Failure::usage(format!(
+            "--system needs a short name, such as mynamedpipe, and not the path {name}"
+        )));
+    };
+    PipeName::system(short).map_err(|error| Failure::usage(error.to_string()))
+}
 
 /// A size in bytes, at least 1, such as `4096`, `64KiB` or `1MB`.
 pub fn size(text: &str) -> Result<usize, String> {

@@ -132,14 +132,14 @@ pub(crate) fn connect(
     Err(unsupported::error("connect_memory"))
 }
 
-/// The owner of the directory of a short name, if it exists.
+/// The owner of the directory of a short or system name, if it exists.
 ///
 /// # Errors
 ///
 /// Returns the system's error, and `PermissionDenied` if anyone but its owner can write to it.
 #[cfg(target_os = "linux")]
-pub(crate) fn owner_of_short_names(path: &Path) -> io::Result<Option<UserId>> {
-    let owner = seqpacket::owner_of_short_names(path)?;
+pub(crate) fn owner_of_directory(path: &Path) -> io::Result<Option<UserId>> {
+    let owner = seqpacket::owner_of_directory(path)?;
     Ok(owner.map(UserId::Uid))
 }
 

@@ -23,7 +23,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 pub(crate) use self::inherited::{connected, listening};
 use self::{
     channel::channel,
-    claim::{Claim, check_directory, directory_of, make_directory},
+    claim::{Claim, check_directory, directory_of, make_directory, make_system_directory},
     socket::Socket,
 };
 use super::{Channel, Endpoint, Instance, Sizes, native::ToBind};
@@ -44,13 +44,16 @@ const QUEUE_LENGTH: i32 = 1024;
 const SHORTEST_QUEUE: i32 = 0;
 
 /// Serves `pipe`. From the moment the socket exists, only those whom its options allow can connect. The
-/// directory of a short name belongs to the user and is created; that of any other path is used as it is.
+/// directory of a short name belongs to the user and is created, and so is that of a system name if this user
+/// may; that of any other path is used as it is.
 pub(crate) fn bind(pipe: &ToBind<'_>, sizes: Sizes) -> io::Result<Box<dyn Endpoint>> {
     let own_directory = pipe.name.short().is_some();
     let group = group(pipe.socket_group, own_directory)?;
     let directory = directory_of(pipe.path);
     if own_directory {
         make_directory(directory)?;
+    } else if pipe.name.is_system() {
+        make_system_directory(directory)?;
     } else {
         check_directory(directory)?;
     }
@@ -130,13 +133,13 @@ fn group(id: Option<u32>, own_directory: bool) -> Result<Option<Gid>, OutOfRange
     Err(OutOfRange::new("socket_group", problem))
 }
 
-/// The owner of the directory of a short name's socket, if it exists.
+/// The owner of the directory of a short or system name's socket, if it exists.
 ///
 /// # Errors
 ///
 /// Returns the system's error, and `PermissionDenied` if other users can write to it.
-pub(crate) fn owner_of_short_names(path: &Path) -> io::Result<Option<u32>> {
-    claim::owner_of_short_names(directory_of(path))
+pub(crate) fn owner_of_directory(path: &Path) -> io::Result<Option<u32>> {
+    claim::owner_of_directory(directory_of(path))
 }
 
 /// Connects to the socket at `path`. `ResourceBusy` if its queue is full, which can't be waited for.

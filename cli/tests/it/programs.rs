@@ -472,6 +472,100 @@ mod socket_group {
 }
 
 #[test]
+fn a_path_is_not_a_name_of_the_system() {
+    for program in [
+        env!("CARGO_BIN_EXE_pipe-server"),
+        env!("CARGO_BIN_EXE_pipe-client"),
+    ] {
+        let path = match cfg!(windows) {
+            true => r"\\host\pipe\x",
+            false => "./x",
+        };
+        let output = Command::new(program)
+            .args(["--system", "--pipe-name", path])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let said = stderr(&output);
+        assert!(said.contains("--system needs a short name"), "{said}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod of_the_system {
+    use std::os::unix::process::CommandExt as _;
+
+    use super::*;
+
+    /// In the one directory of the system.
+    fn name() -> String {
+        format!("pipe-server-test-{}", std::process::id())
+    }
+
+    fn server(name: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pipe-server"));
+        command
+            .args(["--system", "--echo", "--pipe-name", name])
+            .args(arguments)
+            .env("XDG_RUNTIME_DIR", "/nowhere")
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    fn client(name: &str, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_pipe-client"))
+            .args(["--system", "--pipe-name", name])
+            .args(arguments)
+            .env("XDG_RUNTIME_DIR", "/run/user/65534")
+            .stdin(Stdio::null())
+            .uid(NOBODY)
+            .gid(NOBODY)
+            .output()
+            .unwrap()
+    }
+
+    #[test]
+    fn a_service_of_root_and_a_client_of_any_user_meet() {
+        if !can_run_as_nobody() {
+            return;
+        }
+        let name = name();
+        let running = Server::spawn(&mut server(&name, &["--access", "everyone"]));
+        let path = format!("/run/pipe-server/{name}.pipe");
+        assert_eq!(running.first_line, format!("listening on {path}\n"));
+        let output = client(&name, &["hello"]);
+        assert_eq!(output.stdout, b"hello\n", "{output:?}");
+        let output = client(&name, &["--trust", "current-user", "hello"]);
+        assert!(stderr(&output).contains("uid 0, who is not trusted"));
+        drop(running);
+
+        // By default nobody else gets in.
+        let running = Server::spawn(&mut server(&name, &[]));
+        running.log().wait_for("admit them with --access");
+        assert_eq!(client(&name, &["--ping"]).status.code(), Some(5));
+        assert_eq!(running.end(rustix::process::Signal::TERM).0, Some(0));
+        assert!(!std::path::Path::new(&path).exists());
+    }
+
+    #[test]
+    fn another_user_is_told_who_can_serve_it() {
+        if !can_run_as_nobody() {
+            return;
+        }
+        let mut command = server(&format!("{}-nobody", name()), &[]);
+        let output = command.uid(NOBODY).gid(NOBODY).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let said = stderr(&output);
+        assert!(said.contains("run the server as root"), "{said}");
+        assert!(said.contains("RuntimeDirectory="), "{said}");
+    }
+}
+
+#[test]
 fn figures_are_logged_at_intervals() {
     let name = unique_name();
     let arguments = ["--echo", "--stats", "10ms"];

@@ -227,7 +227,7 @@ fn a_socket_or_an_option_that_does_not_fit_is_a_failure_that_says_what_to_do() {
     let stream = UnixListener::bind(format!("{}.stream", name.text)).unwrap();
     assert_fails(&mut activated(stream, 1, &[]), 1, "ListenSequentialPacket=");
     for (arguments, said) in [
-        (["--pipe-name", "x"], "--pipe-name has no effect"),
+        (["--pipe-name", "x"], "leave them out"),
         (["--access", "everyone"], "--access has no effect"),
         (["--socket-group", "0"], "SocketGroup="),
     ] {

@@ -66,7 +66,7 @@ pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
         }
         _ => {}
     }
-    match owner_of_short_names(directory)? {
+    match owner_of_directory(directory)? {
         Some(owner) if owner != geteuid().as_raw() => Err(denied(format!(
             "the directory {} belongs to another user (uid {owner})",
             directory.display()
@@ -75,12 +75,51 @@ pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// The owner of the directory of short names, if it exists.
+/// Creates the directory of system names, which everyone can enter, if this process may. Refuses one in which
+/// anyone but root and this user can replace sockets.
+///
+/// # Errors
+///
+/// `PermissionDenied` if another user could replace our socket, or if this user can create no socket there.
+pub(super) fn make_system_directory(directory: &Path) -> io::Result<()> {
+    let advice = "run the server as root, let systemd create the socket (a .socket unit) or the directory \
+                  (RuntimeDirectory= and User= in the service's unit), or use a name of this user";
+    match fs::DirBuilder::new().mode(0o755).create(directory) {
+        // The umask may have closed it.
+        Ok(()) => fs::set_permissions(directory, fs::Permissions::from_mode(0o755))?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => {
+            return Err(io::Error::new(
+                error.kind(),
+                format!(
+                    "its directory {} can't be created: {error}; {advice}",
+                    directory.display()
+                ),
+            ));
+        }
+    }
+    let own = geteuid().as_raw();
+    match owner_of_directory(directory)? {
+        Some(owner) if owner != own && own != 0 => Err(denied(format!(
+            "the directory {} belongs to another user (uid {owner}): {advice}",
+            directory.display()
+        ))),
+        // Root could create one there, but that user could replace it.
+        Some(owner) if owner != own => Err(denied(format!(
+            "the directory {} belongs to a user (uid {owner}) who could replace the socket: serve the pipe as that \
+             user, or give the directory to root",
+            directory.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The owner of a directory of pipes, if it exists.
 ///
 /// # Errors
 ///
 /// Returns the system's error, and `PermissionDenied` if anyone but its owner can write to it.
-pub(super) fn owner_of_short_names(directory: &Path) -> io::Result<Option<u32>> {
+pub(super) fn owner_of_directory(directory: &Path) -> io::Result<Option<u32>> {
     let metadata = match fs::symlink_metadata(directory) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -352,6 +391,39 @@ mod tests {
             error.to_string().contains("another user (uid 65534)"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn everyone_can_enter_the_directory_of_system_names_and_only_its_owner_can_write_to_it() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("pipe-server");
+        for _ in 0..2 {
+            make_system_directory(&directory).unwrap();
+            assert_eq!(mode(&directory), 0o755);
+        }
+        set_mode(&directory, 0o775);
+        let error = make_system_directory(&directory).unwrap_err();
+        assert!(
+            error.to_string().contains("only its owner can write to"),
+            "{error}"
+        );
+        set_mode(&directory, 0o755);
+        if !geteuid().is_root() {
+            eprintln!("left out: only root can give a directory away");
+            return;
+        }
+        chown(&directory, Some(65_534), None).unwrap();
+        let error = make_system_directory(&directory).unwrap_err();
+        assert!(error.to_string().contains("uid 65534"), "{error}");
+    }
+
+    #[test]
+    fn a_link_is_no_directory_of_system_names() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("pipe-server");
+        symlink(parent.path(), &directory).unwrap();
+        let error = make_system_directory(&directory).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}");
     }
 
     #[test]

@@ -21,10 +21,12 @@ mod options;
 mod replies;
 
 fn main() -> ExitCode {
-    let ended = command_line::parse_with_file().and_then(|options| {
-        let client = run(options);
-        runtime::run(Builder::new_current_thread(), cfg!(unix), client)?
-    });
+    let ended = command_line::parse_with_file()
+        .and_then(Options::with_system_name)
+        .and_then(|options| {
+            let client = run(options);
+            runtime::run(Builder::new_current_thread(), cfg!(unix), client)?
+        });
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report("pipe-client"),

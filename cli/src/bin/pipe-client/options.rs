@@ -7,6 +7,7 @@ use clap::{Parser, ValueEnum, builder::NonEmptyStringValueParser, value_parser};
 use pipe_server::os::windows::ClientOptionsExt as _;
 use pipe_server::{ClientOptions, PipeName, Trust, defaults};
 use pipe_server_cli::{
+    exit::Failure,
     text::{Encoding, Form},
     values::{self, TimeLimit, Wait},
 };
@@ -21,6 +22,12 @@ pub(crate) struct Options {
     /// Name of the pipe, or its full path
     #[arg(long, value_name = "NAME", default_value = "mynamedpipe")]
     pub(crate) pipe_name: PipeName,
+
+    /// Connect to the pipe of the system, not to one of this user
+    ///
+    /// On Linux it is /run/pipe-server/NAME.pipe. On Windows the two are the same.
+    #[arg(long)]
+    system: bool,
 
     /// Encoding of the messages, and of the replies
     ///
@@ -187,6 +194,12 @@ impl Options {
             Encoding::Utf16 => (bytes / 2).saturating_mul(3),
             Encoding::Auto | Encoding::Utf8 => bytes,
         }
+    }
+
+    /// The same with the name that `--system` makes of `--pipe-name`.
+    pub(crate) fn with_system_name(mut self) -> Result<Self, Failure> {
+        self.pipe_name = values::pipe_name(self.pipe_name, self.system)?;
+        Ok(self)
     }
 
     /// The form in which text is sent.

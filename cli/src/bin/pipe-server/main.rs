@@ -66,17 +66,13 @@ fn run(options: Options) -> Result<ExitCode, Failure> {
 async fn serve_until_signal(options: Options, place: Place) -> Result<Option<Summary>, Failure> {
     let capacity = Capacity::new(&options)?;
     #[cfg(target_os = "linux")]
-    let is_out_of_reach = options.admits_others() && place.is_private();
+    let obstacle = place.obstacle(&options);
     let listener = options.listener().max_instances(capacity.max_instances);
     let listener = place.listen(&listener).map_err(bind_failure)?;
     let address = listener.path().display().to_string();
     #[cfg(target_os = "linux")]
-    if is_out_of_reach {
-        tracing::warn!(
-            address,
-            "other users can't connect, whatever --access says: only this user can enter the directory of a short \
-             name; give --pipe-name a path, such as /run/mynamedpipe"
-        );
+    if let Some(obstacle) = obstacle {
+        tracing::warn!(address, "{obstacle}");
     }
     let answer = Arc::new(Answer::new(
         &options,

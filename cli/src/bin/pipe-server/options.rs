@@ -22,9 +22,17 @@ pub(crate) struct Options {
     #[arg(long, value_name = "NAME")]
     pub(crate) pipe_name: Option<PipeName>,
 
+    /// Serve the pipe as one of the system, where the clients of all users look for it with --system
+    ///
+    /// On Linux it is /run/pipe-server/NAME.pipe, in a directory that belongs to root or, in a systemd service, to
+    /// the service's user (RuntimeDirectory=pipe-server). By default only the server's own user and root may
+    /// connect: admit others with --access or --socket-group. On Windows every short name is one of the system.
+    #[arg(long)]
+    pub(crate) system: bool,
+
     /// Name of the socket to serve, if systemd passes several (FileDescriptorName= in the .socket unit)
     #[cfg(target_os = "linux")]
-    #[arg(long, value_name = "NAME", conflicts_with = "pipe_name")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["pipe_name", "system"])]
     pub(crate) fd_name: Option<String>,
 
     /// How many clients are served at the same time, 1 or more, or unlimited; further ones wait
@@ -93,13 +101,13 @@ impl Options {
         self.max_instances.0
     }
 
-    /// Whether `--access` admits other users.
+    /// Whether `--access` or `--socket-group` admits other users.
     #[cfg(target_os = "linux")]
     pub(crate) fn admits_others(&self) -> bool {
         match self.pipe.access {
             Access::Everyone => true,
             Access::Mode(mode) => mode & 0o077 != 0,
-            _ => false,
+            _ => self.pipe.socket_group.is_some(),
         }
     }
 

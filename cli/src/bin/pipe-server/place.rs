@@ -4,7 +4,7 @@
 use std::os::fd::OwnedFd;
 
 use pipe_server::{BindError, ListenerOptions, PipeListener, PipeName};
-use pipe_server_cli::exit::Failure;
+use pipe_server_cli::{exit::Failure, values};
 
 use crate::options::Options;
 #[cfg(target_os = "linux")]
@@ -24,22 +24,21 @@ pub(crate) enum Place {
 
 impl Place {
     /// The one that the options name, or that systemd has passed. Called before this process opens anything.
-    #[allow(clippy::unnecessary_wraps, reason = "it fails on Linux")]
     pub(crate) fn find(options: &Options) -> Result<Self, Failure> {
         #[cfg(target_os = "linux")]
         if let Some(socket) = systemd::take_socket(options.fd_name.as_deref())? {
-            return match options.pipe_name {
-                None => Ok(Self::Socket(socket)),
-                Some(_) => Err(Failure::usage(
-                    "--pipe-name has no effect on the socket that systemd has passed (LISTEN_FDS): leave it out"
+            return match (&options.pipe_name, options.system) {
+                (None, false) => Ok(Self::Socket(socket)),
+                _ => Err(Failure::usage(
+                    "--pipe-name and --system have no effect on the socket that systemd has passed (LISTEN_FDS): \
+                     leave them out"
                         .to_owned(),
                 )),
             };
         }
         let name = options.pipe_name.clone();
-        Ok(Self::Name(name.unwrap_or_else(|| {
-            DEFAULT_NAME.parse().expect("it is a name")
-        })))
+        let name = name.unwrap_or_else(|| DEFAULT_NAME.parse().expect("it is a name"));
+        values::pipe_name(name, options.system).map(Self::Name)
     }
 
     pub(crate) fn listen(self, options: &ListenerOptions) -> Result<PipeListener, BindError> {
@@ -54,9 +53,19 @@ impl Place {
         }
     }
 
-    /// Whether other users can't reach it, whatever its access is: a short name is in a directory of this user.
+    /// What keeps other users out, if the options suggest that they should get in.
     #[cfg(target_os = "linux")]
-    pub(crate) fn is_private(&self) -> bool {
-        matches!(self, Self::Name(name) if name.short().is_some())
+    pub(crate) fn obstacle(&self, options: &Options) -> Option<&'static str> {
+        let Self::Name(name) = self else { return None };
+        match (name.short().is_some(), options.admits_others()) {
+            (true, true) => Some(
+                "other users can't connect, whatever --access says: only this user can enter the directory of a short \
+                 name; use --system, or give --pipe-name a path, such as /run/mynamedpipe",
+            ),
+            (false, false) if options.system => Some(
+                "other users can't connect to this pipe of the system: admit them with --access or --socket-group",
+            ),
+            _ => None,
+        }
     }
 }
