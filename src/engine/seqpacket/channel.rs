@@ -143,7 +143,8 @@ struct SeqpacketReceiver {
 struct Inbox {
     max_message_size: usize,
     packets: VecDeque<Packet>,
-    /// How many messages were received one at a time since the socket was last empty.
+    /// How many messages were received one at a time since the socket was last empty; 2 or more as long as
+    /// batches find several.
     in_a_row: u32,
 }
 
@@ -220,8 +221,8 @@ impl Inbox {
             }
         }
         SCRATCH.with_borrow_mut(|scratch| {
-            // A client that waits for each reply has sent one message, and recv(2) finds fastest that there is
-            // no second one. Asking recvmmsg(2) for both at once costs as much as two calls of recv.
+            // A client that waits for each reply has sent one message, and recv(2) is the cheapest call that
+            // finds no second one. Asking recvmmsg(2) for both at once costs more than two calls of recv.
             if one_at_a_time || self.in_a_row < 2 {
                 self.receive_one(socket, scratch)
             } else {
