@@ -41,16 +41,15 @@ const SCRATCH_SIZE: usize = 64 * 1024;
 /// The maximum number of messages in one call.
 const BATCH: usize = 16;
 
-/// The messages that a thread receives share a block of this size as long as they fit; a longer one gets a
-/// block of its own length. A block is reused once the messages in it are dropped. A block for each connection
-/// would add its size to what an idle one holds.
+/// The size of the block that a thread's short messages share. A block for each connection would add its size to
+/// what an idle one holds. Not larger, because a message that a handler keeps keeps the whole block.
 const BLOCK_SIZE: usize = 1024;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
         headers: MultiHeaders::preallocate(BATCH, None),
         buffers: vec![0; BATCH * SCRATCH_SIZE],
-        block: BytesMut::new(),
+        blocks: Blocks::default(),
     });
 }
 
@@ -59,8 +58,17 @@ struct Scratch {
     headers: MultiHeaders<()>,
     /// The system allocates the memory of the later ones when they are first used.
     buffers: Vec<u8>,
-    /// The block that messages are copied into.
-    block: BytesMut,
+    blocks: Blocks,
+}
+
+/// What messages are copied into. A block is reused once the messages in it are dropped.
+#[derive(Default)]
+struct Blocks {
+    /// Messages share it as long as they fit.
+    short: BytesMut,
+    /// Holds one message of more than `BLOCK_SIZE` bytes.
+    long: BytesMut,
+    long_size: usize,
 }
 
 /// The channel of a connected socket.
@@ -143,7 +151,8 @@ struct SeqpacketReceiver {
 struct Inbox {
     max_message_size: usize,
     packets: VecDeque<Packet>,
-    /// How many messages were received one at a time since the socket was last empty.
+    /// How many messages were received one at a time since the socket was last empty; 2 or more as long as
+    /// batches find several.
     in_a_row: u32,
 }
 
@@ -220,8 +229,8 @@ impl Inbox {
             }
         }
         SCRATCH.with_borrow_mut(|scratch| {
-            // A client that waits for each reply has sent one message, and recv(2) finds fastest that there is
-            // no second one. Asking recvmmsg(2) for both at once costs as much as two calls of recv.
+            // A client that waits for each reply has sent one message, and recv(2) is the cheapest call that
+            // finds no second one. Asking recvmmsg(2) for both at once costs more than two calls of recv.
             if one_at_a_time || self.in_a_row < 2 {
                 self.receive_one(socket, scratch)
             } else {
@@ -238,7 +247,7 @@ impl Inbox {
             Err(_) => 0,
         };
         let (_, length) = received?;
-        self.take(buffer.get(..length), &mut scratch.block);
+        self.take(buffer.get(..length), &mut scratch.blocks);
         Ok(Left::Unknown)
     }
 
@@ -267,7 +276,7 @@ impl Inbox {
         let buffers = scratch.buffers.chunks_exact(SCRATCH_SIZE);
         for (length, buffer) in lengths[..taken].iter().zip(buffers) {
             let read = length.map(|length| &buffer[..length]);
-            let more = self.take(read, &mut scratch.block);
+            let more = self.take(read, &mut scratch.blocks);
             if !more {
                 // Every further read of an ended socket returns the end again.
                 break;
@@ -284,11 +293,11 @@ impl Inbox {
 
     /// Records the result of one read; `None` is a message that did not fit. Returns whether it was a
     /// message.
-    fn take(&mut self, read: Option<&[u8]>, block: &mut BytesMut) -> bool {
+    fn take(&mut self, read: Option<&[u8]>, blocks: &mut Blocks) -> bool {
         let packet = match read {
             Some([]) => Packet::Empty,
             Some(message) if message.len() <= self.max_message_size => {
-                Packet::Message(copy(message, block))
+                Packet::Message(blocks.copy(message))
             }
             _ => Packet::TooLong,
         };
@@ -298,15 +307,26 @@ impl Inbox {
     }
 }
 
-/// Copies `message` into `block`.
-fn copy(message: &[u8], block: &mut BytesMut) -> Bytes {
-    let length = message.len();
-    let size = length.max(BLOCK_SIZE);
-    if block.capacity() < length && !block.try_reclaim(size) {
-        *block = BytesMut::with_capacity(size);
+impl Blocks {
+    fn copy(&mut self, message: &[u8]) -> Bytes {
+        let length = message.len();
+        let block = if length <= BLOCK_SIZE {
+            if self.short.capacity() < length && !self.short.try_reclaim(BLOCK_SIZE) {
+                self.short = BytesMut::with_capacity(BLOCK_SIZE);
+            }
+            &mut self.short
+        } else {
+            // In a larger block a message would keep more than twice its length.
+            let fits = (length..=2 * length).contains(&self.long_size);
+            if !fits || !self.long.try_reclaim(self.long_size) {
+                self.long = BytesMut::with_capacity(length);
+                self.long_size = length;
+            }
+            &mut self.long
+        };
+        block.extend_from_slice(message);
+        block.split().freeze()
     }
-    block.extend_from_slice(message);
-    block.split().freeze()
 }
 
 /// What is next in the socket.
@@ -392,4 +412,21 @@ fn send_batch(socket: &Socket, pending: &VecDeque<Bytes>) -> Result<usize, Errno
         None => unreachable!("there are as many slices"),
     });
     sendmmsg(socket, &mut messages[..pending.len()], flags)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_that_is_kept_keeps_no_block_that_a_longer_one_left() {
+        for (length, limit) in [(1, BLOCK_SIZE), (BLOCK_SIZE, BLOCK_SIZE), (2000, 4000)] {
+            let mut blocks = Blocks::default();
+            drop(blocks.copy(&[0; SCRATCH_SIZE]));
+            let kept = blocks.copy(&vec![0; length]);
+            drop(blocks);
+            let block = kept.try_into_mut().unwrap();
+            assert!(block.capacity() <= limit, "{length}: {}", block.capacity());
+        }
+    }
 }
