@@ -7,6 +7,7 @@ mod client;
 mod console;
 #[cfg(target_os = "linux")]
 mod descriptors;
+mod exec_mode;
 #[cfg(all(target_os = "linux", feature = "interactive"))]
 mod interactive;
 mod log;
