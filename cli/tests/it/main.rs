@@ -10,6 +10,7 @@ mod descriptors;
 mod exec_mode;
 #[cfg(all(target_os = "linux", feature = "interactive"))]
 mod interactive;
+mod list;
 mod log;
 mod options;
 mod program;
