@@ -7,8 +7,10 @@ mod client;
 mod console;
 #[cfg(target_os = "linux")]
 mod descriptors;
+mod exec_mode;
 #[cfg(all(target_os = "linux", feature = "interactive"))]
 mod interactive;
+mod list;
 mod log;
 mod options;
 mod program;

@@ -18,6 +18,7 @@ fn programs() -> Vec<(&'static str, &'static str)> {
     vec![
         ("pipe-server", SERVER),
         ("pipe-client", CLIENT),
+        ("pipe-list", env!("CARGO_BIN_EXE_pipe-list")),
         #[cfg(feature = "bench")]
         ("pipe-bench", env!("CARGO_BIN_EXE_pipe-bench")),
     ]
@@ -237,7 +238,12 @@ fn options_that_conflict_within_a_file_say_where_they_are_from() {
 #[test]
 fn help_names_the_variables_and_does_not_read_them() {
     for (name, program) in programs() {
-        let variable = format!("{}_PIPE_NAME", name.replace('-', "_").to_uppercase());
+        let option = if name == "pipe-list" {
+            "JSON"
+        } else {
+            "PIPE_NAME"
+        };
+        let variable = format!("{}_{option}", name.replace('-', "_").to_uppercase());
         let output = run(program, &[(&variable, "a\\b")], &["--help"]);
         assert!(output.status.success(), "{output:?}");
         let help = stdout(&output);
@@ -270,8 +276,13 @@ fn completions_and_the_manual_page_are_generated_for_every_program() {
             let file = stdout(&output);
             assert!(file.contains(part), "{file}");
             assert!(file.contains(name), "{file}");
+            let option = if name == "pipe-list" {
+                "json"
+            } else {
+                "pipe-name"
+            };
             // In roff, hyphens are escaped.
-            assert!(file.replace('\\', "").contains("pipe-name"), "{file}");
+            assert!(file.replace('\\', "").contains(option), "{file}");
             assert!(!file.contains("generate"), "{file}");
         }
         let output = run(program, &[], &["--generate", "pdf"]);

@@ -1,26 +1,31 @@
 //! What the server answers.
 
-use pipe_server::{Reply, Request};
+use std::sync::Arc;
+
+use pipe_server::{BoxError, Handler, Reply, Request};
 use pipe_server_cli::text::{Encoding, Form};
 
 use crate::{
     capacity::Capacity,
     exec::{Exec, ExecError},
-    options::Options,
+    options::{ExecMode, Options},
+    worker::{ClientCommand, Framing},
 };
 
 /// The sample's answer (*Multithreaded Pipe Server*).
 const DEFAULT_REPLY: &str = "default answer from server";
 
-/// One of the three ways to answer.
+/// One of the ways to answer.
 #[derive(Debug)]
 pub(crate) enum Answer {
     /// Always the same text.
     Text { text: String, encoding: Encoding },
     /// The request.
     Echo,
-    /// What a command prints.
+    /// What a command prints that is started for the request.
     Exec(Exec),
+    /// What a command prints that is started for the client.
+    ExecForClient(ClientCommand),
 }
 
 impl Answer {
@@ -29,7 +34,18 @@ impl Answer {
         let chosen = &options.answer;
         if let Some(command) = &chosen.exec {
             let command = capacity.command(command);
-            return Self::Exec(Exec::new(command, capacity.commands, max_message_size));
+            let exec = Exec::new(
+                command,
+                capacity.commands,
+                max_message_size,
+                chosen.trim_newline,
+            );
+            let framing = match chosen.exec_mode {
+                ExecMode::Request => return Self::Exec(exec),
+                ExecMode::Lines => Framing::Lines,
+                ExecMode::Frames => Framing::Frames,
+            };
+            return Self::ExecForClient(ClientCommand::new(Arc::new(exec), framing));
         }
         if chosen.echo {
             return Self::Echo;
@@ -53,6 +69,20 @@ impl Answer {
             Self::Echo => Ok(request.into_bytes().into()),
             // Boxed: every connection has room for the largest of these futures.
             Self::Exec(exec) => Box::pin(exec.run(&request)).await.map(Into::into),
+            Self::ExecForClient(command) => Box::pin(command.run(&request)).await.map(Into::into),
+        }
+    }
+}
+
+impl Handler for Answer {
+    async fn call(&self, request: Request) -> Result<Reply, BoxError> {
+        Ok(self.to(request).await?)
+    }
+
+    fn connected(self: &Arc<Self>) -> Arc<Self> {
+        match &**self {
+            Self::ExecForClient(command) => Arc::new(Self::ExecForClient(command.for_another())),
+            _ => Arc::clone(self),
         }
     }
 }

@@ -1,8 +1,8 @@
-//! `--exec`: one process per request.
+//! `--exec`: starting commands, and one process per request. `worker.rs` has one per client.
 
 use std::{
     io,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -11,7 +11,7 @@ use pipe_server_cli::family::{Family, is_shortage, shell};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     process::Command,
-    sync::{Semaphore, SemaphorePermit},
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::yield_now,
     time::{Instant, sleep},
 };
@@ -21,7 +21,7 @@ use tracing::{debug, warn};
 use crate::systemd;
 
 /// How much of a failing command's stderr is logged, in bytes: enough for a message, not for a dump.
-const STDERR_KEPT: usize = 1024;
+pub(crate) const STDERR_KEPT: usize = 1024;
 
 /// The backoff after a command could not be started, doubled after each further attempt.
 const FIRST_START_PAUSE: Duration = Duration::from_millis(5);
@@ -35,9 +35,11 @@ const SHORTAGE_LOGGED_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct Exec {
     command: String,
     /// The longest reply, in bytes.
-    limit: usize,
+    pub(crate) limit: usize,
+    /// Whether the last newline of a reply is removed.
+    trim_newline: bool,
     /// One permit per command that may run, in FIFO order.
-    permits: Semaphore,
+    permits: Arc<Semaphore>,
     shortage_logged: Mutex<Option<Instant>>,
 }
 
@@ -57,15 +59,24 @@ pub(crate) enum ExecError {
     },
     #[error("the command of --exec printed nothing, and an empty message can't be sent")]
     Empty,
+    #[error("the command of --exec ended ({status}) instead of replying: {stderr}")]
+    Ended { status: String, stderr: String },
+    #[error("the command of --exec was killed during an earlier request of this client")]
+    Lost,
+    #[error(
+        "the request contains a newline, so it can't be a line for the command of --exec: use --exec-mode frames"
+    )]
+    NotALine,
 }
 
 impl Exec {
     /// Runs up to `commands` of them at the same time.
-    pub(crate) fn new(command: String, commands: usize, limit: usize) -> Self {
+    pub(crate) fn new(command: String, commands: usize, limit: usize, trim_newline: bool) -> Self {
         Self {
             command,
             limit,
-            permits: Semaphore::new(commands.min(Semaphore::MAX_PERMITS)),
+            trim_newline,
+            permits: Arc::new(Semaphore::new(commands.min(Semaphore::MAX_PERMITS))),
             shortage_logged: Mutex::new(None),
         }
     }
@@ -76,19 +87,15 @@ impl Exec {
     /// started. After the command's own end that goes on. A command that has not been started by then never
     /// is.
     pub(crate) async fn run(&self, request: &Request) -> Result<Vec<u8>, ExecError> {
-        // Asked first: the system may not know it later.
-        let environment = environment(request);
-        // While this waits, the server checks whether the client is still connected.
-        yield_now().await;
         // Dropped after the command.
-        let _permit = self.permit().await;
-        let mut family = self.start(request, &environment).await?;
-        debug!(command.pid = family.id(), "command started");
+        let (_permit, mut family) = self.start(request).await?;
         let (stdin, stdout, stderr) = family.take_pipes();
 
         // Concurrently: a command may print before it has read everything.
-        let (reply, stderr, ()) = tokio::try_join!(
-            read_reply(stdout, self.limit),
+        let newline = if self.trim_newline { NEWLINE } else { 0 };
+        let limit = self.limit.saturating_add(newline);
+        let (mut reply, stderr, ()) = tokio::try_join!(
+            read_reply(stdout, limit),
             read_beginning(stderr),
             feed(stdin, request.bytes()),
         )?;
@@ -98,23 +105,43 @@ impl Exec {
             let stderr = String::from_utf8_lossy(&stderr).trim().to_owned();
             return Err(ExecError::Failed { status, stderr });
         }
-        if reply.is_empty() {
-            return Err(ExecError::Empty);
+        if self.trim_newline {
+            trim_newline(&mut reply);
         }
-        Ok(reply)
+        match reply.len() {
+            0 => Err(ExecError::Empty),
+            length if length > self.limit => Err(ExecError::TooLong(self.limit)),
+            _ => Ok(reply),
+        }
     }
 
-    async fn permit(&self) -> SemaphorePermit<'_> {
-        if let Ok(permit) = self.permits.try_acquire() {
+    /// Starts the command for `request` once fewer than `commands` are running. The permit must be held for as
+    /// long as it runs.
+    pub(crate) async fn start(
+        &self,
+        request: &Request,
+    ) -> Result<(OwnedSemaphorePermit, Family), ExecError> {
+        // Asked first: the system may not know it later.
+        let environment = environment(request);
+        // While this waits, the server checks whether the client is still connected.
+        yield_now().await;
+        let permit = self.permit().await;
+        let mut family = self.start_in(request, &environment).await?;
+        debug!(command.pid = family.id(), "command started");
+        Ok((permit, family))
+    }
+
+    async fn permit(&self) -> OwnedSemaphorePermit {
+        if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
             return permit;
         }
         debug!("as many commands are running as --exec-limit allows; waiting for one to end");
-        let permit = self.permits.acquire().await;
+        let permit = Arc::clone(&self.permits).acquire_owned().await;
         permit.expect("the semaphore is never closed")
     }
 
     /// Starts the command, with retries while the system is short of resources.
-    async fn start(
+    async fn start_in(
         &self,
         request: &Request,
         environment: &[Variable],
@@ -161,6 +188,19 @@ impl Exec {
                 "the command of --exec can't be started; trying again: raise the limit it names, or lower \
                  --exec-limit"
             );
+        }
+    }
+}
+
+/// The longest newline, in bytes.
+pub(crate) const NEWLINE: usize = 2;
+
+/// Removes one newline, `\n` or `\r\n`, from the end of `text`.
+pub(crate) fn trim_newline(text: &mut Vec<u8>) {
+    if text.ends_with(b"\n") {
+        text.pop();
+        if text.ends_with(b"\r") {
+            text.pop();
         }
     }
 }

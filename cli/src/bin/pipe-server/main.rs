@@ -4,10 +4,9 @@ use std::{
     future::{IntoFuture as _, ready},
     panic,
     process::ExitCode,
-    sync::Arc,
 };
 
-use pipe_server::{BindError, Peer, Request, Summary, serve};
+use pipe_server::{BindError, Peer, Summary, serve};
 use pipe_server_cli::{
     command_line,
     exit::{Failure, chain},
@@ -28,6 +27,7 @@ mod place;
 mod signals;
 #[cfg(target_os = "linux")]
 mod systemd;
+mod worker;
 
 /// The exit code that a shell reports for a program ended by SIGINT.
 const INTERRUPTED: u8 = 130;
@@ -74,27 +74,20 @@ async fn serve_until_signal(options: Options, place: Place) -> Result<Option<Sum
     if let Some(obstacle) = obstacle {
         tracing::warn!(address, "{obstacle}");
     }
-    let answer = Arc::new(Answer::new(
-        &options,
-        &capacity,
-        listener.max_message_size(),
-    ));
+    let answer = Answer::new(&options, &capacity, listener.max_message_size());
 
     // Before the address is printed: whoever reads it may send a signal.
     let signals = Signals::install()
         .map_err(|error| Failure::new(format!("can't handle signals: {error}")))?;
-    let serving = serve(listener, move |request: Request| {
-        let answer = Arc::clone(&answer);
-        async move { answer.to(request).await }
-    })
-    .concurrency(options.answer.concurrency)
-    .drain_timeout(options.limits.drain_timeout.0)
-    .idle_timeout(options.limits.idle_timeout.0)
-    .handler_timeout(options.limits.handler_timeout.0)
-    .write_timeout(options.limits.write_timeout.0)
-    // A command's result is useless once its client has disconnected.
-    .cancel_on_disconnect(options.answer.exec.is_some())
-    .with_graceful_shutdown(signals.first());
+    let serving = serve(listener, answer)
+        .concurrency(options.answer.concurrency)
+        .drain_timeout(options.limits.drain_timeout.0)
+        .idle_timeout(options.limits.idle_timeout.0)
+        .handler_timeout(options.limits.handler_timeout.0)
+        .write_timeout(options.limits.write_timeout.0)
+        // A command's result is useless once its client has disconnected.
+        .cancel_on_disconnect(options.answer.exec.is_some())
+        .with_graceful_shutdown(signals.first());
     let allowed = options.pipe.allow_user;
     let serving = match allowed.is_empty() {
         true => serving,

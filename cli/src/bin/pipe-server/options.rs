@@ -148,6 +148,23 @@ pub(crate) struct AnswerOptions {
     #[arg(long, value_name = "COMMAND", group = "answer", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) exec: Option<String>,
 
+    /// When COMMAND is started, and how it gets requests
+    ///
+    /// With lines and frames it is started for a client's first request and killed when the client disconnects. Until
+    /// then it counts for --exec-limit. It must flush each reply, and log to stderr only.
+    #[arg(
+        long,
+        value_name = "MODE",
+        value_enum,
+        default_value_t,
+        requires = "exec"
+    )]
+    pub(crate) exec_mode: ExecMode,
+
+    /// Remove the newline at the end of what COMMAND prints in the mode request
+    #[arg(long, requires = "exec")]
+    pub(crate) trim_newline: bool,
+
     /// How many commands run at the same time, 1 or more [default: 4 per processor]
     ///
     /// Further requests wait in FIFO order, and --handler-timeout includes the time they wait. If the client has
@@ -170,6 +187,18 @@ pub(crate) struct AnswerOptions {
     /// Encoding of --reply; auto takes the request's, and its terminating NUL if it has one
     #[arg(long, value_name = "ENCODING", value_enum, default_value_t)]
     pub(crate) encoding: Encoding,
+}
+
+/// How a command gets requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExecMode {
+    /// Once per request, which is its stdin; its stdout is the reply
+    #[default]
+    Request,
+    /// Once per client: each request and each reply is a line
+    Lines,
+    /// Once per client: before each request and reply comes its length, 4 bytes, little endian
+    Frames,
 }
 
 /// The pipe itself.
