@@ -18,12 +18,12 @@ use crate::{
 pub trait ListenerOptionsExt: Sealed {
     /// The group of the socket file, by its id; `None`, the default, for the group that the system gives it.
     ///
-    /// Its members may connect: with [`Access::CurrentUser`](crate::Access::CurrentUser) the socket's mode is
-    /// then 0660. With another `Access` the mode is what that says. Clients of other users have to trust this
-    /// user: see [`ClientOptions::trust`](crate::ClientOptions::trust).
+    /// Its members may connect: with [`Access::CurrentUser`] the socket's mode is then 0660. With another
+    /// `Access` the mode is what that says. Clients of other users have to trust this user: see
+    /// [`ClientOptions::trust`].
     ///
     /// Only root may choose any group; others, one that this process is in (chown(2)). A short name is refused
-    /// with [`BindError::Option`](crate::BindError::Option), since only this user can enter its directory.
+    /// with [`BindError::Option`], since only this user can enter its directory.
     #[must_use]
     fn socket_group(self, group_id: impl Into<Option<u32>>) -> Self;
 
