@@ -189,7 +189,6 @@ impl Driver {
             }
             let in_flight = self.taken.len();
             let request = match self.pool.poll_request(self.lane, in_flight, room, cx) {
-                Poll::Ready(Some(request)) if request.is_given_up() => continue,
                 Poll::Ready(Some(request)) => request,
                 Poll::Ready(None) => return Poll::Ready(End::Unneeded),
                 Poll::Pending => break,
@@ -209,9 +208,10 @@ impl Driver {
         Poll::Pending
     }
 
-    /// Of several requests that were not flushed, some may have been sent.
+    /// The request that failed and all after it are not sent. Which one that is, is not known, but the last one
+    /// is always among them.
     fn send_failed(&mut self, error: SendError) -> End {
-        self.last_is_unsent = self.unflushed == 1;
+        self.last_is_unsent = self.unflushed > 0;
         End::broken(error)
     }
 

@@ -79,7 +79,7 @@ pub(super) struct Request {
 
 impl Request {
     /// Whether nobody waits for the reply any more.
-    pub(super) fn is_given_up(&self) -> bool {
+    fn is_given_up(&self) -> bool {
         self.answer.is_closed()
     }
 

@@ -631,6 +631,43 @@ async fn a_server_that_stops_answering_gets_a_new_connection() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_late_reply_shows_that_the_server_still_answers() {
+    let after = Duration::from_secs(1);
+    let (listener, pipe) = memory();
+    let mut connections = by_hand(listener);
+    let options = ClientOptions::new().call_timeout(after).shared();
+    let client = options.connect_memory_lazy(&pipe).unwrap();
+    let first = call(&client, "first");
+    let mut connection = connections.recv().await.unwrap();
+    assert!(first.await.unwrap().is_err());
+    sleep(after * 9 / 10).await;
+    let second = call(&client, "second");
+    assert_eq!(arrived(&mut connection).await, ["first", "second"]);
+    connection.send("late").await.unwrap();
+    sleep(after / 2).await;
+    connection.send("reply").await.unwrap();
+    assert_eq!(second.await.unwrap().unwrap(), "reply");
+}
+
+#[tokio::test(start_paused = true)]
+async fn connecting_ends_when_the_last_call_that_waits_is_dropped() {
+    let options = ListenerOptions::new().max_instances(1);
+    let (_listener, pipe) = options.bind_memory().unwrap();
+    let _occupant = pipe.connect().await.unwrap();
+    let options = ClientOptions::new().connect_timeout(None).shared();
+    let client = options.connect_memory_lazy(&pipe).unwrap();
+    let calls = ["one", "two"].map(|request| call(&client, request));
+    settle().await;
+    for call in calls {
+        assert!(!call.is_finished());
+        call.abort();
+    }
+    // It waits for connections that are being opened.
+    let shut_down = timeout(Duration::from_secs(1), client.shutdown()).await;
+    assert!(shut_down.is_ok(), "it is still connecting");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_message_that_nobody_asked_for_closes_the_connection() {
     let (listener, pipe) = memory();
     let mut connections = by_hand(listener);
