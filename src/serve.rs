@@ -48,6 +48,12 @@ mod timeout;
 /// connection at once. With thousands of short connections, spawn it: a spawned task accepts faster than the
 /// future that `block_on` or `#[tokio::main]` runs, which does not run on a worker.
 ///
+/// On Windows, build the runtime with `global_queue_interval(1)` if some clients are busy and others need short
+/// latencies. The overlapped engine wakes tasks through the queue that all workers share, and a busy worker looks
+/// there only once in tens of polls by default. Under Wine, beside 16 clients with 16 requests in flight each, 99 % of
+/// an idle client's requests then waited for at most 47 other requests instead of 191, at no lower rate. `pipe-server`
+/// sets it. On Linux the workers themselves wake the tasks.
+///
 /// # Examples
 ///
 /// ```

@@ -42,11 +42,13 @@ fn run(options: Options) -> Result<ExitCode, Failure> {
     // Dropped after the last line, and before a failure is reported.
     let _log = logging::start(&options.logging)?;
     let io_driver = options.need_io_driver();
-    let ended = runtime::run(
-        Builder::new_multi_thread(),
-        io_driver,
-        serve_until_signal(options, place),
-    )?;
+    let mut builder = Builder::new_multi_thread();
+    if !io_driver {
+        // The overlapped engine wakes tasks from other threads, through the queue that all workers share. A busy
+        // worker would look there only once in tens of polls, and clients that were idle would wait for the others.
+        builder.global_queue_interval(1);
+    }
+    let ended = runtime::run(builder, io_driver, serve_until_signal(options, place))?;
     let Some(summary) = ended? else {
         return Ok(ExitCode::from(INTERRUPTED));
     };
