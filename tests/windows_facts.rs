@@ -10,7 +10,7 @@
 #![cfg(windows)]
 #![allow(unsafe_code, reason = "tests the system calls directly")]
 
-use std::{ffi::c_void, ptr, sync::mpsc};
+use std::{ffi::c_void, ptr, sync::mpsc, thread};
 
 use windows_sys::Win32::{
     Foundation::{
@@ -453,6 +453,16 @@ mod completions {
             assert_eq!(writer.write(b"hello"), ERROR_SUCCESS);
             assert_eq!(reader.end(read), ended(ERROR_SUCCESS, b"hello"));
         }
+    }
+
+    #[test]
+    fn a_pending_read_outlives_the_thread_that_started_it() {
+        let _model = on_the_model();
+        let (server, client) = pair();
+        let read = on_a_thread_that_ends(|| server.start_read(64));
+        assert_eq!(read.returned, ERROR_IO_PENDING);
+        assert_eq!(client.write(b"hello"), ERROR_SUCCESS);
+        assert_eq!(server.end(read), ended(ERROR_SUCCESS, b"hello"));
     }
 
     #[test]
@@ -1154,4 +1164,19 @@ fn every_fact_has_its_row_in_the_table() {
     let rows = table.lines().filter_map(|line| line.strip_prefix("| `"));
     let written: Vec<&str> = rows.map(|row| row.split('`').next().unwrap()).collect();
     assert_eq!(tested, written, "docs/wine.md and this file differ");
+}
+
+/// Calls `start` on a thread that has ended when this returns.
+fn on_a_thread_that_ends<T>(start: impl FnOnce() -> T) -> T {
+    struct AnyThread<T>(T);
+    impl<F: FnOnce() -> T, T> AnyThread<F> {
+        fn call(self) -> AnyThread<T> {
+            AnyThread((self.0)())
+        }
+    }
+    // SAFETY: one thread at a time uses what is in it, which belongs to the process.
+    unsafe impl<T> Send for AnyThread<T> {}
+
+    let start = AnyThread(start);
+    thread::scope(|scope| scope.spawn(|| start.call()).join().unwrap().0)
 }

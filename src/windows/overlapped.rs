@@ -22,6 +22,8 @@
 //! - An operation that fails at once queues no completion (WT ntdll `test_completion`; mio and .NET rely
 //!   on it).
 //! - The notification mode is set after the thread pool has bound the handle (WT ntdll).
+//! - A pending operation outlives the thread that started it, since its handle is bound to a port. With inline
+//!   completions that is a thread of the pool, which may end (`tests/windows_facts.rs`; .NET relies on it).
 //! - `CancelThreadpoolIo` must follow a call that queues no completion (its page).
 //! - `CloseThreadpoolIo` may be called inside the object's last callback (.NET does).
 //!
