@@ -9,6 +9,8 @@ mod faults;
 mod features;
 #[cfg(target_os = "linux")]
 mod hostile;
+#[cfg(all(windows, not(any(miri, pipe_model))))]
+mod inline;
 #[cfg(target_os = "linux")]
 mod linux_only;
 #[cfg(all(windows, any(miri, pipe_model)))]

@@ -20,8 +20,9 @@ use windows_sys::{
     core::BOOL,
 };
 
-use crate::windows::system::{
-    CancelThreadpoolIo, CloseThreadpoolIo, GetLastError, StartThreadpoolIo,
+use crate::{
+    inline,
+    windows::system::{CancelThreadpoolIo, CloseThreadpoolIo, GetLastError, StartThreadpoolIo},
 };
 
 /// The operations of one handle.
@@ -60,13 +61,15 @@ pub(super) unsafe extern "system" fn completed(
 ) {
     // SAFETY: the reference that `Operation::start` leaked, reclaimed exactly once.
     let operations = unsafe { Arc::from_raw(operations.cast_const().cast::<Operations>()) };
-    if operations.connect.is_at(overlapped) {
-        operations.connect.complete(code, length);
-    } else if operations.read.is_at(overlapped) {
-        operations.read.complete(code, length);
-    } else {
-        operations.write.complete(code, length);
-    }
+    inline::complete(|| {
+        if operations.connect.is_at(overlapped) {
+            operations.connect.complete(code, length);
+        } else if operations.read.is_at(overlapped) {
+            operations.read.complete(code, length);
+        } else {
+            operations.write.complete(code, length);
+        }
+    });
 }
 
 /// One kind of operation; at most one is in flight. `B` is the buffer that it owns.

@@ -1,5 +1,7 @@
 //! Shared by the tests: pipes on every engine, unique names, and plain Windows calls.
 
+#[cfg(windows)]
+use std::cell::Cell;
 use std::{
     env,
     future::Future,
@@ -8,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use pipe_server::{Client, ClientOptions, ListenerOptions, MemoryPipe, PipeListener};
+use pipe_server::{Client, ClientOptions, ListenerOptions, MemoryPipe, PipeListener, Serve};
 
 pub mod log;
 pub mod process;
@@ -22,6 +24,8 @@ pub mod win32;
 /// The clock of the memory engine's tests is paused, and jumps to the next timer when nothing else is left to do, unless the
 /// names follow `threads:`: the clock would not wait for a thread.
 ///
+/// After `serving:`, each test also runs with inline completions, where a system has them.
+///
 /// On the model of Windows there is one engine, and each test runs with many seeds. Time is paused there too, and the seed
 /// determines the schedule, unless the names follow `threads:`.
 #[cfg(not(all(windows, any(miri, pipe_model))))]
@@ -30,6 +34,11 @@ macro_rules! on_every_engine {
     (threads: $($test:ident),* $(,)?) => {
         $crate::on_every_engine!(@engine memory, Memory, false, $($test),*);
         $crate::on_every_engine!(@system $($test),*);
+    };
+    (serving: $($test:ident),* $(,)?) => {
+        $crate::on_every_engine!($($test),*);
+        #[cfg(windows)]
+        $crate::on_every_engine!(@engine overlapped_inline, OverlappedInline, false, $($test),*);
     };
     ($($test:ident),* $(,)?) => {
         $crate::on_every_engine!(@engine memory, Memory, true, $($test),*);
@@ -59,20 +68,24 @@ macro_rules! on_every_engine {
 #[macro_export]
 macro_rules! on_every_engine {
     (threads: $($test:ident),* $(,)?) => {
-        $crate::on_every_engine!(@run run_on_threads, $($test),*);
+        $crate::on_every_engine!(@run overlapped, Overlapped, run_on_threads, $($test),*);
+    };
+    (serving: $($test:ident),* $(,)?) => {
+        $crate::on_every_engine!($($test),*);
+        $crate::on_every_engine!(@run overlapped_inline, OverlappedInline, run, $($test),*);
     };
     ($($test:ident),* $(,)?) => {
-        $crate::on_every_engine!(@run run, $($test),*);
+        $crate::on_every_engine!(@run overlapped, Overlapped, run, $($test),*);
     };
-    (@run $run:ident, $($test:ident),*) => {
-        mod overlapped {
+    (@run $module:ident, $kind:ident, $run:ident, $($test:ident),*) => {
+        mod $module {
             $(
                 #[test]
                 fn $test() {
                     use pipe_server::model::{$run, Options, seeds};
                     for seed in seeds(30) {
                         $run(Options::seeded(seed), || {
-                            $crate::in_time(super::$test($crate::Kind::Overlapped))
+                            $crate::in_time(super::$test($crate::Kind::$kind))
                         });
                     }
                 }
@@ -134,6 +147,9 @@ pub enum Kind {
     Seqpacket,
     #[cfg(windows)]
     Overlapped,
+    /// With inline completions.
+    #[cfg(windows)]
+    OverlappedInline,
     #[cfg(windows)]
     Tokio,
 }
@@ -149,13 +165,16 @@ impl Kind {
             #[cfg(target_os = "linux")]
             Self::Seqpacket => 200_000,
             #[cfg(windows)]
-            Self::Overlapped => 16 << 20,
+            Self::Overlapped | Self::OverlappedInline => 16 << 20,
             #[cfg(windows)]
             Self::Tokio => 4095,
         }
     }
 
+    /// Binds a pipe. On this thread, [`tuned`] servers are of this kind from now on.
     pub fn bind(self, options: ListenerOptions) -> (PipeListener, Pipe) {
+        #[cfg(windows)]
+        INLINE.set(self == Self::OverlappedInline);
         if self == Self::Memory {
             let (listener, pipe) = options.bind_memory().unwrap();
             return (listener, Pipe::Memory(pipe));
@@ -188,6 +207,19 @@ impl Kind {
     fn with_engine(self, options: ListenerOptions) -> ListenerOptions {
         options
     }
+}
+
+#[cfg(windows)]
+thread_local! {
+    static INLINE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Sets the options of a server that the kind of this thread's last pipe asks for.
+pub fn tuned<H, T, S>(serving: Serve<H, T, S>) -> Serve<H, T, S> {
+    #[cfg(windows)]
+    return pipe_server::os::windows::ServeExt::inline_completions(serving, INLINE.get());
+    #[cfg(not(windows))]
+    serving
 }
 
 /// A pipe to connect to.
