@@ -275,7 +275,7 @@ thread_local! {
 /// Calls `wake`, which wakes those that wait for an operation that has completed. An [`InlineTask`] among them
 /// is polled before this returns.
 ///
-/// Called on a thread of the system's pool.
+/// Called on a thread that is in no runtime, and outside all locks.
 pub(crate) fn complete(wake: impl FnOnce()) {
     WOKEN.set(Some(None));
     wake();

@@ -861,7 +861,8 @@ mod beyond_the_model {
         },
         Win32::{
             Foundation::{
-                ERROR_CANNOT_IMPERSONATE, ERROR_CANT_OPEN_ANONYMOUS, HANDLE, STATUS_SUCCESS,
+                CloseHandle, ERROR_CANNOT_IMPERSONATE, ERROR_CANT_OPEN_ANONYMOUS, HANDLE,
+                INVALID_HANDLE_VALUE, STATUS_SUCCESS,
             },
             Security::{
                 Authorization::{ConvertSidToStringSidW, GetSecurityInfo, SE_KERNEL_OBJECT},
@@ -871,9 +872,11 @@ mod beyond_the_model {
             },
             Storage::FileSystem::{
                 READ_CONTROL, SECURITY_ANONYMOUS, SECURITY_IDENTIFICATION, SECURITY_SQOS_PRESENT,
+                SetFileCompletionNotificationModes,
             },
             System::{
                 IO::IO_STATUS_BLOCK,
+                IO::{CreateIoCompletionPort, GetQueuedCompletionStatus},
                 Pipes::{
                     GetNamedPipeClientProcessId, GetNamedPipeClientSessionId,
                     GetNamedPipeServerProcessId, GetNamedPipeServerSessionId,
@@ -882,6 +885,7 @@ mod beyond_the_model {
                 Threading::{
                     GetCurrentProcess, GetCurrentThread, OpenProcessToken, OpenThreadToken,
                 },
+                WindowsProgramming::FILE_SKIP_COMPLETION_PORT_ON_SUCCESS,
             },
         },
         core::BOOL,
@@ -938,6 +942,48 @@ mod beyond_the_model {
         drop(client);
         assert_eq!(state(&server), FILE_PIPE_CLOSING_STATE);
         assert_eq!(server.end_all(operations), [ERROR_BROKEN_PIPE; 2]);
+    }
+
+    /// The other facts are those of the thread pool's objects, which are bound to a port as well.
+    #[test]
+    fn a_port_in_skip_mode_gets_a_packet_only_for_what_pends() {
+        const KEY: usize = 17;
+        let name = Name::new();
+        let (server, client) = (name.create(), name.open());
+        // SAFETY: the handle is open.
+        let port = unsafe {
+            let port = CreateIoCompletionPort(INVALID_HANDLE_VALUE, ptr::null_mut(), 0, 0);
+            assert_eq!(CreateIoCompletionPort(server.handle, port, KEY, 0), port);
+            let skip = FILE_SKIP_COMPLETION_PORT_ON_SUCCESS as u8;
+            assert_ne!(SetFileCompletionNotificationModes(server.handle, skip), 0);
+            port
+        };
+
+        assert_eq!(client.write(b"at once"), ERROR_SUCCESS);
+        let read = server.start_read(64);
+        assert_eq!(read.returned, ERROR_SUCCESS);
+        assert_eq!(server.end(read), ended(ERROR_SUCCESS, b"at once"));
+        assert_eq!(take_packet(port, 0), None);
+
+        let read = server.start_read(64);
+        assert_eq!(read.returned, ERROR_IO_PENDING);
+        assert_eq!(client.write(b"later"), ERROR_SUCCESS);
+        let packet = take_packet(port, DEADLINE.as_millis() as u32);
+        assert_eq!(packet, Some((KEY, 5)));
+        assert_eq!(server.end(read), ended(ERROR_SUCCESS, b"later"));
+        assert_eq!(take_packet(port, 0), None);
+        // SAFETY: the handle is open, and nothing uses it afterwards.
+        unsafe { CloseHandle(port) };
+    }
+
+    /// The key and the length of a packet that arrives in so many milliseconds.
+    fn take_packet(port: HANDLE, wait: u32) -> Option<(usize, u32)> {
+        let (mut length, mut key, mut overlapped) = (0, 0, ptr::null_mut());
+        // SAFETY: the port is open, and the variables outlive the call.
+        let taken = unsafe {
+            GetQueuedCompletionStatus(port, &mut length, &mut key, &mut overlapped, wait)
+        };
+        (taken != 0).then_some((key, length))
     }
 
     /// The library's client requests one more right to read the owner.

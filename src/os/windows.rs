@@ -68,21 +68,20 @@ pub trait ServeExt: Sealed {
     /// [`serve`](crate::serve) the handler, `authorize` and `on_connect`. Default: no. The `tokio` engine ignores
     /// this.
     ///
-    /// Usually a thread of the system's pool completes a read and wakes the connection's task, and a worker of the
-    /// runtime polls the task. With this option the thread of the pool polls it, which saves waking a second thread for
-    /// each message. Other wake-ups, such as a timer's or another task's, still go through the runtime, and so does a
-    /// client that has sent many requests ahead, so that it does not hold a thread.
+    /// Usually such a thread wakes the connection's task, and a worker of the runtime polls the task. With this option
+    /// the thread polls it, so that a message does not wake a second thread. Other wake-ups, such as a timer's or
+    /// another task's, still go through the runtime, and so does a client that has sent many requests ahead, so
+    /// that it does not hold a thread.
     ///
-    /// This is safe for code that never blocks and does not compute for long. Code that does holds a thread of the
-    /// pool, and other connections wait until the system adds a thread. Such code belongs into
+    /// This is safe for code that never blocks and does not compute for long. All pipes of the process, clients and
+    /// servers, share one of these threads for each processor, and at least two. While code holds all of them, no pipe
+    /// of the process receives anything. Code that blocks belongs into
     /// [`spawn_blocking`](tokio::task::spawn_blocking), or this option has to stay off.
     ///
-    /// On a thread of the pool:
+    /// On such a thread:
     ///
     /// - the runtime's context is there: `tokio::spawn`, timers and Tokio's I/O work as usual;
-    /// - [`tokio::task::try_id`] returns `None`, and [`block_in_place`](tokio::task::block_in_place) blocks the thread
-    ///   without a replacement;
-    /// - the stack is as large as the linker has set for the program, by default 1 MiB, or half of a worker's;
+    /// - [`tokio::task::try_id`] returns `None`, and `block_in_place` blocks the thread without a replacement;
     /// - dropping the runtime does not wait for code that is being polled. A graceful shutdown does.
     ///
     /// Kestrel has the same option as `UnsafePreferInlineScheduling`, and .NET's sockets as

@@ -43,7 +43,7 @@ impl Threads {
 }
 
 #[tokio::test]
-async fn a_handler_runs_on_a_thread_of_the_pool_only_if_asked() {
+async fn a_handler_runs_where_its_request_completes_only_if_asked() {
     for inline in [false, true] {
         let (listener, name) = bind();
         let threads = Threads::default();
@@ -68,7 +68,7 @@ async fn a_handler_runs_on_a_thread_of_the_pool_only_if_asked() {
 }
 
 #[tokio::test]
-async fn the_code_of_a_connection_can_run_on_a_thread_of_the_pool() {
+async fn the_code_of_a_connection_can_run_where_its_messages_complete() {
     let (listener, name) = bind();
     let threads = Threads::default();
     let noted = threads.clone();
@@ -92,7 +92,7 @@ async fn the_code_of_a_connection_can_run_on_a_thread_of_the_pool() {
 }
 
 #[tokio::test]
-async fn a_client_that_always_has_the_next_request_ready_does_not_hold_a_thread_of_the_pool() {
+async fn a_client_that_always_has_the_next_request_ready_does_not_hold_the_thread() {
     const REQUESTS: usize = 200;
     let (listener, name) = bind();
     let threads = Threads::default();
@@ -112,7 +112,7 @@ async fn a_client_that_always_has_the_next_request_ready_does_not_hold_a_thread_
     let mut client = connect(&name).await;
     client.call("hello").await.unwrap();
     client.send("first").await.unwrap();
-    // The thread of the pool waits in the handler until all requests are there.
+    // The handler holds its thread until all requests are there.
     begins.recv_timeout(DEADLINE).unwrap();
     for _ in 1..REQUESTS {
         client.send("more").await.unwrap();
