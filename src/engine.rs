@@ -64,7 +64,7 @@ pub enum Engine {
     /// `tokio::net::windows::named_pipe`, with messages of at most 4,095 bytes: for hosts that want Tokio's
     /// own I/O.
     Tokio,
-    /// Overlapped I/O, completed by the system's thread pool, with messages of any length.
+    /// Overlapped I/O, completed through a port, with messages of any length.
     Overlapped,
 }
 

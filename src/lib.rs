@@ -65,14 +65,16 @@
 //! | file | what is in it |
 //! |---|---|
 //! | `json.rs`, `postcard.rs` | `Json` and `Postcard`: typed requests and replies, on both sides |
+//! | `os.rs` | what only one system has: extensions of the types below |
 //! | `serve.rs` | [`serve`]; below it [`serve_connections`] with the accept loop, and one client's conversation |
 //! | `handler.rs` | [`Handler`]; what it takes and returns is in `from_request.rs`, `request.rs`, `session.rs`, `into_reply.rs` |
 //! | `shared_client.rs` | [`SharedClient`]: below it, which connection a call uses, and what a connection does |
-//! | `client.rs`, `listener.rs` | [`Client`], [`PipeListener`] and their options; `os.rs` and `memory_pipe.rs` add to them |
+//! | `client.rs`, `listener.rs` | [`Client`], [`PipeListener`] and their options; `memory_pipe.rs` adds to them |
 //! | `trust.rs` | [`Trust`]: whose server a client talks to |
 //! | `connection.rs`, `instances.rs` | [`Connection`] and its halves; how an instance is kept waiting |
 //! | `engine.rs` | the internal interface of an engine; the engines are below it, and `engine/native.rs` chooses one |
 //! | `windows/` | the only unsafe code |
+//! | `inline.rs` | on Windows, tasks that run on the thread that completes their I/O |
 //! | `stats.rs`, `reason.rs` | [`Stats`] (what a server has done), [`Reason`] (what went wrong); `log_limit.rs` bounds how often it is logged |
 //! | `access.rs`, `peer.rs`, `name.rs`, `error.rs` | [`Access`] (who may connect), [`Peer`] (who did), [`PipeName`] |
 //!
@@ -99,6 +101,8 @@ mod error;
 mod from_request;
 mod handler;
 mod identity;
+#[cfg(any(windows, test))]
+mod inline;
 mod instances;
 mod into_reply;
 mod json;

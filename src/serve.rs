@@ -54,6 +54,8 @@ mod timeout;
 /// an idle client's requests then waited for at most 47 other requests instead of 191, at no lower rate. `pipe-server`
 /// sets it. On Linux the workers themselves wake the tasks.
 ///
+/// On Windows, `os::windows::ServeExt::inline_completions` saves a switch of threads for each request.
+///
 /// # Examples
 ///
 /// ```
@@ -81,6 +83,8 @@ pub fn serve<H: Handler<T>, T>(listener: PipeListener, handler: H) -> Serve<H, T
             cancel_on_disconnect: false,
             max_buffered_bytes: Some(defaults::MAX_BUFFERED_BYTES),
             max_connections_per_user: UserLimit::default(),
+            #[cfg(windows)]
+            inline_completions: false,
         },
         authorize: None,
         on_connect: None,
@@ -95,7 +99,8 @@ pub fn serve<H: Handler<T>, T>(listener: PipeListener, handler: H) -> Serve<H, T
 pub struct Serve<H, T, S = Pending<()>> {
     listener: PipeListener,
     handler: H,
-    options: Options,
+    /// `os` has options for one system.
+    pub(crate) options: Options,
     authorize: Option<Authorize>,
     on_connect: Option<OnConnect>,
     drain_timeout: Option<Duration>,
@@ -241,7 +246,7 @@ impl<H, T, S> Serve<H, T, S> {
     ///
     /// At the limit, clients are read one at a time, in the order in which they sent: a request is answered, and
     /// its reply sent, before the next client is read. No client is refused or lost, and the limit is exceeded
-    /// by at most one message per worker of the runtime. Clients that wait for their turn are not subject to
+    /// by at most one message per thread that runs handlers. Clients that wait for their turn are not subject to
     /// [`idle_timeout`](Self::idle_timeout); set
     /// [`handler_timeout`](Self::handler_timeout) as well, to limit how long they wait for a stuck handler.
     ///
@@ -425,6 +430,12 @@ where
                 conversation.run().await;
             }
         });
+        #[cfg(windows)]
+        let serving = {
+            let mut serving = serving;
+            serving.inline_completions = self.options.inline_completions;
+            serving
+        };
         let mut summary = serving
             .drain_timeout(self.drain_timeout)
             .with_graceful_shutdown(self.signal)

@@ -135,7 +135,7 @@ async fn whatever_clients_do_replies_are_correct_and_nothing_leaks() {
     assert_eq!(summary.cut_off, 0);
     assert_eq!(after.handles, before.handles);
     assert_eq!(after.instances, before.instances);
-    // The thread pool may have had one more before.
+    // There may have been one more before.
     assert!(after.threads <= before.threads);
     assert!(after.heap <= before.heap + HEAP_ALLOWANCE);
     // Wine leaks memory for every connection (docs/wine.md). Our own allocations are in the heap, checked above.

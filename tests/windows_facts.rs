@@ -10,7 +10,7 @@
 #![cfg(windows)]
 #![allow(unsafe_code, reason = "tests the system calls directly")]
 
-use std::{ffi::c_void, ptr, sync::mpsc};
+use std::{ffi::c_void, ptr, sync::mpsc, thread};
 
 use windows_sys::Win32::{
     Foundation::{
@@ -456,6 +456,16 @@ mod completions {
     }
 
     #[test]
+    fn a_pending_read_outlives_the_thread_that_started_it() {
+        let _model = on_the_model();
+        let (server, client) = pair();
+        let read = on_a_thread_that_ends(|| server.start_read(64));
+        assert_eq!(read.returned, ERROR_IO_PENDING);
+        assert_eq!(client.write(b"hello"), ERROR_SUCCESS);
+        assert_eq!(server.end(read), ended(ERROR_SUCCESS, b"hello"));
+    }
+
+    #[test]
     fn a_pending_write_calls_back_once_when_it_is_read() {
         let _model = on_the_model();
         let (server, client) = pair();
@@ -851,7 +861,8 @@ mod beyond_the_model {
         },
         Win32::{
             Foundation::{
-                ERROR_CANNOT_IMPERSONATE, ERROR_CANT_OPEN_ANONYMOUS, HANDLE, STATUS_SUCCESS,
+                CloseHandle, ERROR_CANNOT_IMPERSONATE, ERROR_CANT_OPEN_ANONYMOUS, HANDLE,
+                INVALID_HANDLE_VALUE, STATUS_SUCCESS,
             },
             Security::{
                 Authorization::{ConvertSidToStringSidW, GetSecurityInfo, SE_KERNEL_OBJECT},
@@ -861,9 +872,11 @@ mod beyond_the_model {
             },
             Storage::FileSystem::{
                 READ_CONTROL, SECURITY_ANONYMOUS, SECURITY_IDENTIFICATION, SECURITY_SQOS_PRESENT,
+                SetFileCompletionNotificationModes,
             },
             System::{
                 IO::IO_STATUS_BLOCK,
+                IO::{CreateIoCompletionPort, GetQueuedCompletionStatus},
                 Pipes::{
                     GetNamedPipeClientProcessId, GetNamedPipeClientSessionId,
                     GetNamedPipeServerProcessId, GetNamedPipeServerSessionId,
@@ -872,6 +885,7 @@ mod beyond_the_model {
                 Threading::{
                     GetCurrentProcess, GetCurrentThread, OpenProcessToken, OpenThreadToken,
                 },
+                WindowsProgramming::FILE_SKIP_COMPLETION_PORT_ON_SUCCESS,
             },
         },
         core::BOOL,
@@ -928,6 +942,48 @@ mod beyond_the_model {
         drop(client);
         assert_eq!(state(&server), FILE_PIPE_CLOSING_STATE);
         assert_eq!(server.end_all(operations), [ERROR_BROKEN_PIPE; 2]);
+    }
+
+    /// The other facts are those of the thread pool's objects, which are bound to a port as well.
+    #[test]
+    fn a_port_in_skip_mode_gets_a_packet_only_for_what_pends() {
+        const KEY: usize = 17;
+        let name = Name::new();
+        let (server, client) = (name.create(), name.open());
+        // SAFETY: the handle is open.
+        let port = unsafe {
+            let port = CreateIoCompletionPort(INVALID_HANDLE_VALUE, ptr::null_mut(), 0, 0);
+            assert_eq!(CreateIoCompletionPort(server.handle, port, KEY, 0), port);
+            let skip = FILE_SKIP_COMPLETION_PORT_ON_SUCCESS as u8;
+            assert_ne!(SetFileCompletionNotificationModes(server.handle, skip), 0);
+            port
+        };
+
+        assert_eq!(client.write(b"at once"), ERROR_SUCCESS);
+        let read = server.start_read(64);
+        assert_eq!(read.returned, ERROR_SUCCESS);
+        assert_eq!(server.end(read), ended(ERROR_SUCCESS, b"at once"));
+        assert_eq!(take_packet(port, 0), None);
+
+        let read = server.start_read(64);
+        assert_eq!(read.returned, ERROR_IO_PENDING);
+        assert_eq!(client.write(b"later"), ERROR_SUCCESS);
+        let packet = take_packet(port, DEADLINE.as_millis() as u32);
+        assert_eq!(packet, Some((KEY, 5)));
+        assert_eq!(server.end(read), ended(ERROR_SUCCESS, b"later"));
+        assert_eq!(take_packet(port, 0), None);
+        // SAFETY: the handle is open, and nothing uses it afterwards.
+        unsafe { CloseHandle(port) };
+    }
+
+    /// The key and the length of a packet that arrives in so many milliseconds.
+    fn take_packet(port: HANDLE, wait: u32) -> Option<(usize, u32)> {
+        let (mut length, mut key, mut overlapped) = (0, 0, ptr::null_mut());
+        // SAFETY: the port is open, and the variables outlive the call.
+        let taken = unsafe {
+            GetQueuedCompletionStatus(port, &mut length, &mut key, &mut overlapped, wait)
+        };
+        (taken != 0).then_some((key, length))
     }
 
     /// The library's client requests one more right to read the owner.
@@ -1154,4 +1210,19 @@ fn every_fact_has_its_row_in_the_table() {
     let rows = table.lines().filter_map(|line| line.strip_prefix("| `"));
     let written: Vec<&str> = rows.map(|row| row.split('`').next().unwrap()).collect();
     assert_eq!(tested, written, "docs/wine.md and this file differ");
+}
+
+/// Calls `start` on a thread that has ended when this returns.
+fn on_a_thread_that_ends<T>(start: impl FnOnce() -> T) -> T {
+    struct AnyThread<T>(T);
+    impl<F: FnOnce() -> T, T> AnyThread<F> {
+        fn call(self) -> AnyThread<T> {
+            AnyThread((self.0)())
+        }
+    }
+    // SAFETY: one thread at a time uses what is in it, which belongs to the process.
+    unsafe impl<T> Send for AnyThread<T> {}
+
+    let start = AnyThread(start);
+    thread::scope(|scope| scope.spawn(|| start.call()).join().unwrap().0)
 }

@@ -8,7 +8,7 @@ use crate::exit::Failure;
 
 /// Runs `program` to completion, with Tokio's I/O driver only if it is needed.
 ///
-/// The overlapped engine does not need it: the system's thread pool completes its operations. Without the
+/// The overlapped engine does not need it: it has a completion port of its own. Without the
 /// driver an idle worker waits only for its wake-up and not for I/O that never comes, which saves system
 /// calls on every message (docs/performance.md).
 pub fn run<F: Future>(

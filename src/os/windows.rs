@@ -1,7 +1,12 @@
 //! Windows-specific extensions.
 
 use super::sealed::Sealed;
-use crate::{client::ClientOptions, listener::ListenerOptions, peer::Peer};
+use crate::{
+    client::ClientOptions,
+    listener::ListenerOptions,
+    peer::Peer,
+    serve::{Serve, ServeConnections},
+};
 
 pub use crate::engine::Engine;
 
@@ -54,5 +59,63 @@ pub trait PeerExt: Sealed {
 impl PeerExt for Peer {
     fn session_id(&self) -> u32 {
         self.session_id
+    }
+}
+
+/// Windows-specific extensions to [`Serve`] and [`ServeConnections`].
+pub trait ServeExt: Sealed {
+    /// Whether the thread that completes a connection's I/O also runs the connection's code: for
+    /// [`serve`](crate::serve) the handler, `authorize` and `on_connect`. Default: no. The `tokio` engine ignores
+    /// this.
+    ///
+    /// Usually such a thread wakes the connection's task, and a worker of the runtime polls the task. With this option
+    /// the thread polls it, so that a message does not wake a second thread. Other wake-ups, such as a timer's or
+    /// another task's, still go through the runtime, and so does a client that has sent many requests ahead, so
+    /// that it does not hold a thread.
+    ///
+    /// This is safe for code that never blocks and does not compute for long. All pipes of the process, clients and
+    /// servers, share one of these threads for each processor, and at least two. While code holds all of them, no pipe
+    /// of the process receives anything. Code that blocks belongs into
+    /// [`spawn_blocking`](tokio::task::spawn_blocking), or this option has to stay off.
+    ///
+    /// On such a thread:
+    ///
+    /// - the runtime's context is there: `tokio::spawn`, timers and Tokio's I/O work as usual;
+    /// - [`tokio::task::try_id`] returns `None`, and `block_in_place` blocks the thread without a replacement;
+    /// - dropping the runtime does not wait for code that is being polled. A graceful shutdown does.
+    ///
+    /// Kestrel has the same option as `UnsafePreferInlineScheduling`, and .NET's sockets as
+    /// `DOTNET_SYSTEM_NET_SOCKETS_INLINE_COMPLETIONS`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::future::IntoFuture;
+    /// use pipe_server::{Bytes, Client, PipeListener, os::windows::ServeExt, serve};
+    ///
+    /// let name = format!("inline-example-{}", std::process::id());
+    /// let listener = PipeListener::bind(&name)?;
+    /// let serving = serve(listener, |request: Bytes| async move { request }).inline_completions(true);
+    /// tokio::spawn(serving.into_future());
+    ///
+    /// let mut client = Client::connect(&name).await?;
+    /// assert_eq!(client.call("hello").await?, "hello");
+    /// # Ok(()) }
+    /// ```
+    fn inline_completions(self, inline: bool) -> Self;
+}
+
+impl<H, T, S> ServeExt for Serve<H, T, S> {
+    fn inline_completions(mut self, inline: bool) -> Self {
+        self.options.inline_completions = inline;
+        self
+    }
+}
+
+impl<F, S> ServeExt for ServeConnections<F, S> {
+    fn inline_completions(mut self, inline: bool) -> Self {
+        self.inline_completions = inline;
+        self
     }
 }

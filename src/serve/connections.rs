@@ -21,6 +21,8 @@ use super::{
     panics::{call_caught, poll_caught},
     shutdown::Shutdown,
 };
+#[cfg(windows)]
+use crate::inline::InlineTasks;
 use crate::{
     connection::Connection,
     defaults,
@@ -69,6 +71,8 @@ where
         listener,
         code,
         drain_timeout: Some(defaults::DRAIN_TIMEOUT),
+        #[cfg(windows)]
+        inline_completions: false,
         signal: pending(),
     }
 }
@@ -101,6 +105,8 @@ pub struct ServeConnections<F, S = Pending<()>> {
     listener: PipeListener,
     code: F,
     drain_timeout: Option<Duration>,
+    #[cfg(windows)]
+    pub(crate) inline_completions: bool,
     signal: S,
 }
 
@@ -144,12 +150,16 @@ impl<F, S> ServeConnections<F, S> {
             listener,
             code,
             drain_timeout,
+            #[cfg(windows)]
+            inline_completions,
             ..
         } = self;
         ServeConnections {
             listener,
             code,
             drain_timeout,
+            #[cfg(windows)]
+            inline_completions,
             signal,
         }
     }
@@ -224,12 +234,16 @@ where
             mut listener,
             code,
             drain_timeout,
+            #[cfg(windows)]
+            inline_completions,
             signal,
         } = self;
         let code = Arc::new(code);
         let (begin_shutdown, begun) = watch::channel(());
         let shutdown = Shutdown::new(begun);
         let mut tasks = JoinSet::new();
+        #[cfg(windows)]
+        let inline_tasks = inline_completions.then(InlineTasks::new);
         let mut summary = Summary::default();
         let mut pause = FIRST_ACCEPT_PAUSE;
         let mut signal = pin!(signal);
@@ -275,7 +289,13 @@ where
                 shutdown.clone(),
                 stats.clone(),
             );
-            tasks.spawn(running.instrument(span));
+            let running = running.instrument(span);
+            #[cfg(windows)]
+            if let Some(inline_tasks) = &inline_tasks {
+                tasks.spawn(inline_tasks.task(running));
+                continue;
+            }
+            tasks.spawn(running);
         }
 
         debug!(connections = tasks.len(), ?drain_timeout, "shutting down");
@@ -303,6 +323,10 @@ where
                 Ok(()) => summary.served += 1,
                 Err(_) => summary.cut_off += 1,
             }
+        }
+        #[cfg(windows)]
+        if let Some(inline_tasks) = inline_tasks {
+            inline_tasks.ended().await;
         }
         stats.log_limit().flush();
         summary.stats = stats.snapshot();

@@ -74,7 +74,7 @@ impl<H> Server<H> {
 
 /// The options of [`Serve`](crate::Serve) that a conversation needs.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Options {
+pub(crate) struct Options {
     pub(super) idle_timeout: Option<Duration>,
     pub(super) handler_timeout: Option<Duration>,
     pub(super) write_timeout: Option<Duration>,
@@ -82,6 +82,8 @@ pub(super) struct Options {
     pub(super) cancel_on_disconnect: bool,
     pub(super) max_buffered_bytes: Option<usize>,
     pub(super) max_connections_per_user: UserLimit,
+    #[cfg(windows)]
+    pub(crate) inline_completions: bool,
 }
 
 /// Creates a client's session, or refuses the client.

@@ -1,4 +1,4 @@
-//! A pipe's handle and its overlapped operations, completed by the system's thread pool.
+//! A pipe's handle and its overlapped operations, completed through a port of this process.
 //!
 //! Every unsafe block here and in `operations` relies on these invariants:
 //!
@@ -8,9 +8,11 @@
 //! - **Each operation completes exactly once.** With `FILE_SKIP_COMPLETION_PORT_ON_SUCCESS`, an operation
 //!   that is over when the call returns queues no completion and belongs to the caller again. A pending
 //!   one queues exactly one, even if it is cancelled or its handle is closed.
-//! - **At most one of each kind is in flight.** [`Operation::start`] panics on a second one, so nothing
+//! - **At most one of each kind is in flight.** [`start`](operations::Operation::start) panics on a second one, so nothing
 //!   touches an `OVERLAPPED` or a buffer that the system is using.
 //! - **Nothing is started on a closed handle.** Only [`Pipe`] starts operations, and it owns the handle.
+//! - **A handle's key at the port is the address of its [`Operations`].** It is used for a completion only, which
+//!   comes with the operation's reference.
 //!
 //! This file assumes the following about Windows ("WT" is a conformance test of Wine, which also runs on
 //! Windows; `tests/windows_facts.rs` tests the system itself):
@@ -21,9 +23,9 @@
 //!   message (*Named Pipe Type, Read, and Wait Modes*).
 //! - An operation that fails at once queues no completion (WT ntdll `test_completion`; mio and .NET rely
 //!   on it).
-//! - The notification mode is set after the thread pool has bound the handle (WT ntdll).
-//! - `CancelThreadpoolIo` must follow a call that queues no completion (its page).
-//! - `CloseThreadpoolIo` may be called inside the object's last callback (.NET does).
+//! - The notification mode is set after the handle is bound to the port (WT ntdll).
+//! - A pending operation outlives the thread that started it, since its handle is bound to a port. With inline
+//!   completions it may be any thread that polls a connection (`tests/windows_facts.rs`; .NET relies on it).
 //!
 //! No call here can block on a client. `PeekNamedPipe` could: since Windows 8 its request returns
 //! `STATUS_PENDING` (WT ntdll `test_completion`), and the function then waits for the handle's own event.
@@ -33,11 +35,10 @@
 //! same way.
 
 use std::{
-    ffi::c_void,
     io, mem,
     os::windows::io::{AsRawHandle, RawHandle},
     ptr,
-    sync::{Arc, Weak},
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -57,18 +58,26 @@ use windows_sys::Win32::{
     },
 };
 
-use self::operations::{Done, Operation, Operations, Progress, completed};
+#[cfg(any(miri, pipe_model))]
+pub(super) use self::operations::completed;
+use self::operations::{Done, Operations, Progress};
+#[cfg(not(any(miri, pipe_model)))]
+use self::port::bind_to_port;
+#[cfg(any(miri, pipe_model))]
+use super::model::functions::bind_to_port;
 use super::{
     rights,
     security::SecurityDescriptor,
     system::{
-        ConnectNamedPipe, CreateFileW, CreateNamedPipeW, CreateThreadpoolIo, Handle, ReadFile,
+        ConnectNamedPipe, CreateFileW, CreateNamedPipeW, Handle, ReadFile,
         SetFileCompletionNotificationModes, SetNamedPipeHandleState, WriteFile, cancel, check,
-        last_error, wide,
+        wide,
     },
 };
 
 mod operations;
+#[cfg(not(any(miri, pipe_model)))]
+mod port;
 #[cfg(test)]
 mod tests;
 
@@ -151,25 +160,11 @@ impl Pipe {
 
     fn new(handle: Handle) -> io::Result<Self> {
         let raw = handle.as_raw_handle();
-        let operations = Arc::new_cyclic(|this: &Weak<Operations>| Operations {
-            // SAFETY: the handle is open and overlapped. The callback's context is the address of the
-            // value under construction; no operation is started, and the callback not called, until the
-            // value exists.
-            io: unsafe {
-                CreateThreadpoolIo(
-                    raw,
-                    Some(completed),
-                    this.as_ptr() as *mut c_void,
-                    ptr::null(),
-                )
-            },
-            connect: Operation::default(),
-            read: Operation::default(),
-            write: Operation::default(),
-        });
-        if operations.io == 0 {
-            return Err(last_error());
-        }
+        let operations = Arc::<Operations>::default();
+        let key = Arc::as_ptr(&operations).cast();
+        // SAFETY: the handle is open and overlapped. The key is the address of the operations, and each one that
+        // queues a packet has a reference to them.
+        unsafe { bind_to_port(raw, key)? };
         let modes = FILE_SKIP_COMPLETION_PORT_ON_SUCCESS;
         // SAFETY: the handle is open.
         check(unsafe { SetFileCompletionNotificationModes(raw, modes as u8) })?;

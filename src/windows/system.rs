@@ -26,16 +26,13 @@ pub(crate) use windows_sys::{
             CreateFileW, ReadFile, SetFileCompletionNotificationModes, WriteFile,
         },
         System::{
-            IO::CancelIoEx,
+            IO::{CancelIoEx, CreateIoCompletionPort, GetQueuedCompletionStatus},
             Pipes::{
                 ConnectNamedPipe, CreateNamedPipeW, GetNamedPipeClientProcessId,
                 GetNamedPipeClientSessionId, GetNamedPipeServerProcessId,
                 GetNamedPipeServerSessionId, ImpersonateNamedPipeClient, SetNamedPipeHandleState,
             },
-            Threading::{
-                CancelThreadpoolIo, CloseThreadpoolIo, CreateThreadpoolIo, GetCurrentProcess,
-                GetCurrentThread, OpenProcessToken, OpenThreadToken, StartThreadpoolIo,
-            },
+            Threading::{GetCurrentProcess, GetCurrentThread, OpenProcessToken, OpenThreadToken},
         },
     },
 };

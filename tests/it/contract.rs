@@ -18,9 +18,10 @@ use pipe_server::{
 };
 use tokio::{sync::oneshot, task::JoinHandle};
 
-use support::{Kind, Pipe, message, on_every_engine};
+use support::{Kind, Pipe, message, on_every_engine, tuned};
 
 on_every_engine! {
+    serving:
     messages_of_every_size_come_whole,
     pipelined_neighbours_stay_apart,
     a_message_over_the_limit_ends_its_connection_and_nothing_else,
@@ -77,7 +78,7 @@ impl Server {
 macro_rules! start {
     ($listener:expr, $handler:expr $(, $option:ident($value:expr))*) => {{
         let (stop, stopped) = oneshot::channel::<()>();
-        let serving = serve($listener, $handler)
+        let serving = tuned(serve($listener, $handler))
             $(.$option($value))*
             .with_graceful_shutdown(async { _ = stopped.await; });
         Server { stop: Some(stop), task: tokio::spawn(serving.into_future()) }

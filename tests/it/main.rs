@@ -12,6 +12,8 @@ mod features;
 mod hostile;
 #[cfg(target_os = "linux")]
 mod inherited;
+#[cfg(all(windows, not(any(miri, pipe_model))))]
+mod inline;
 #[cfg(target_os = "linux")]
 mod linux_only;
 #[cfg(feature = "metrics")]

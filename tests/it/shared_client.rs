@@ -241,7 +241,7 @@ async fn nothing_is_sent_to_a_server_that_is_not_trusted(kind: Kind) {
         return;
     }
     let (mut listener, pipe) = kind.bind(ListenerOptions::new());
-    #[cfg(target_os = "linux")]
+    #[cfg(not(windows))]
     let stranger = "12345".parse().unwrap();
     #[cfg(windows)]
     let stranger = "S-1-5-21-1-2-3-1001".parse().unwrap();

@@ -9,7 +9,10 @@
     reason = "as in Windows"
 )]
 
-use std::{cell::Cell, ffi::c_void, process, ptr, sync::PoisonError, time::Duration};
+use std::{
+    cell::Cell, ffi::c_void, io, os::windows::io::RawHandle, process, ptr, sync::PoisonError,
+    time::Duration,
+};
 
 use windows_sys::{
     Wdk::Storage::FileSystem::{
@@ -462,6 +465,17 @@ pub unsafe fn CreateThreadpoolIo(
         return 0;
     }
     state.bind_pool(file.addr(), callback, context)
+}
+
+/// Takes the place of `port::bind_to_port`, whose port is one for all systems.
+pub(crate) unsafe fn bind_to_port(file: RawHandle, key: *const c_void) -> io::Result<()> {
+    let world = world_of(file.addr());
+    let mut state = world.lock();
+    if let Some(code) = state.fault(RESOURCES) {
+        return Err(io::Error::from_raw_os_error(code as i32));
+    }
+    state.bind_port(file.addr(), key);
+    Ok(())
 }
 
 pub unsafe fn StartThreadpoolIo(pool: PTP_IO) {

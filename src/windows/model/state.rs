@@ -28,6 +28,7 @@ use super::{
     Form, Options, WORLD_BITS,
     security::{Blocks, Descriptor, Token},
 };
+use crate::windows::overlapped::completed;
 
 /// `OVERLAPPED::Internal` while an operation is pending.
 pub(super) const STATUS_PENDING: usize = 0x103;
@@ -44,7 +45,8 @@ pub(super) struct State {
     next: usize,
     pipes: BTreeMap<String, Pipe>,
     instances: BTreeMap<usize, Instance>,
-    pools: BTreeMap<PTP_IO, PoolObject>,
+    /// The thread pool objects, with the calls that were announced and have queued no completion so far.
+    pools: BTreeMap<PTP_IO, usize>,
     completions: Vec<Completion>,
 }
 
@@ -68,7 +70,16 @@ pub(super) struct File {
     pub(super) reads_messages: bool,
     pub(super) modes: u32,
     pub(super) signaled: bool,
-    pool: Option<PTP_IO>,
+    bound: Option<Bound>,
+}
+
+/// Where the completions of a handle go.
+#[derive(Clone, Copy, Debug)]
+enum Bound {
+    /// To a thread pool object.
+    Pool(PoolObject),
+    /// To the engine's port, with this key.
+    Port(*const c_void),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,7 +148,7 @@ pub(super) struct Operation {
     overlapped: *mut OVERLAPPED,
     buffer: *mut u8,
     length: usize,
-    pool: Option<PTP_IO>,
+    bound: Option<Bound>,
 }
 
 /// The state of an operation when its call returns.
@@ -147,20 +158,17 @@ pub(super) enum Outcome {
     Pending,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct PoolObject {
+    number: PTP_IO,
     callback: PTP_WIN32_IO_CALLBACK,
     context: *mut c_void,
-    /// Calls that were announced and have queued no completion so far.
-    announced: usize,
 }
 
 /// A callback to be made.
 #[derive(Debug)]
 pub(super) struct Completion {
-    pool: PTP_IO,
-    callback: PTP_WIN32_IO_CALLBACK,
-    context: *mut c_void,
+    bound: Bound,
     overlapped: *mut OVERLAPPED,
     code: u32,
     length: usize,
@@ -171,18 +179,23 @@ unsafe impl Send for Completion {}
 
 impl Completion {
     pub(super) fn call(self) {
-        let callback = self.callback.expect("a callback");
-        // SAFETY: the caller of CreateThreadpoolIo guarantees that the callback and its context are valid,
-        // and the caller that started the operation guarantees the OVERLAPPED.
+        let Self {
+            bound,
+            overlapped,
+            code,
+            length,
+        } = self;
+        // SAFETY: the caller of CreateThreadpoolIo guarantees that the callback and its context are valid, and
+        // the caller of bind_to_port the key; the caller that started the operation guarantees the OVERLAPPED.
         unsafe {
-            callback(
-                0,
-                self.context,
-                self.overlapped.cast(),
-                self.code,
-                self.length,
-                self.pool,
-            );
+            match bound {
+                Bound::Port(key) => completed(key, overlapped, code, length),
+                Bound::Pool(object) => {
+                    let callback = object.callback.expect("a callback");
+                    let overlapped = overlapped.cast();
+                    callback(0, object.context, overlapped, code, length, object.number);
+                }
+            }
         }
     }
 }
@@ -314,7 +327,7 @@ impl State {
             reads_messages: pipe.reads_messages,
             modes: 0,
             signaled: false,
-            pool: None,
+            bound: None,
         }));
         let queue = |quota| Queue {
             quota,
@@ -371,7 +384,7 @@ impl State {
             reads_messages: false,
             modes: 0,
             signaled: false,
-            pool: None,
+            bound: None,
         }));
         let token = self.token.clone();
         let instance = self.instances.get_mut(&number).expect("it listens");
@@ -414,7 +427,7 @@ impl State {
             overlapped,
             buffer,
             length,
-            pool: file.pool,
+            bound: file.bound,
         };
         // SAFETY: the OVERLAPPED is borrowed until the operation completes.
         let event = unsafe {
@@ -433,7 +446,7 @@ impl State {
         };
         let modes = self.file(operation.file).modes;
         let skips = modes & FILE_SKIP_COMPLETION_PORT_ON_SUCCESS != 0;
-        let bound = operation.pool.is_some();
+        let bound = operation.bound.is_some();
         match code {
             ERROR_SUCCESS if bound && (!skips || self.may(4)) => {
                 self.end(operation, code, length);
@@ -786,19 +799,19 @@ impl State {
     /// Ends a pending operation.
     fn end(&mut self, operation: Operation, code: u32, length: usize) {
         self.report(&operation, code, length);
-        if let Some(pool) = operation.pool {
-            let object = self.pools.get(&pool);
-            let object =
-                object.expect("the thread pool object was closed before its operation ended");
-            self.completions.push(Completion {
-                pool,
-                callback: object.callback,
-                context: object.context,
-                overlapped: operation.overlapped,
-                code,
-                length,
-            });
+        let Some(bound) = operation.bound else { return };
+        if let Bound::Pool(object) = bound {
+            assert!(
+                self.pools.contains_key(&object.number),
+                "the thread pool object was closed before its operation ended"
+            );
         }
+        self.completions.push(Completion {
+            bound,
+            overlapped: operation.overlapped,
+            code,
+            length,
+        });
     }
 
     /// Records an operation's result in its OVERLAPPED, and signals its event and its file.
@@ -828,26 +841,33 @@ impl State {
         callback: PTP_WIN32_IO_CALLBACK,
         context: *mut c_void,
     ) -> PTP_IO {
-        let pool = self.number() as PTP_IO;
-        self.pools.insert(
-            pool,
-            PoolObject {
-                callback,
-                context,
-                announced: 0,
-            },
-        );
-        let before = self.file(handle).pool.replace(pool);
-        assert_eq!(before, None, "the handle is already bound");
-        pool
+        let number = self.number() as PTP_IO;
+        self.pools.insert(number, 0);
+        let object = PoolObject {
+            number,
+            callback,
+            context,
+        };
+        self.bind(handle, Bound::Pool(object));
+        number
+    }
+
+    /// `CreateIoCompletionPort`, with the engine's port.
+    pub(super) fn bind_port(&mut self, handle: usize, key: *const c_void) {
+        self.bind(handle, Bound::Port(key));
+    }
+
+    fn bind(&mut self, handle: usize, bound: Bound) {
+        let before = self.file(handle).bound.replace(bound);
+        assert!(before.is_none(), "the handle is already bound");
     }
 
     pub(super) fn announce(&mut self, pool: PTP_IO) {
-        self.pool(pool).announced += 1;
+        *self.announced(pool) += 1;
     }
 
     pub(super) fn take_back(&mut self, pool: PTP_IO) {
-        let announced = &mut self.pool(pool).announced;
+        let announced = self.announced(pool);
         assert!(
             *announced > 0,
             "CancelThreadpoolIo without StartThreadpoolIo"
@@ -856,12 +876,12 @@ impl State {
     }
 
     pub(super) fn close_pool(&mut self, pool: PTP_IO) {
-        let announced = self.pool(pool).announced;
+        let announced = *self.announced(pool);
         assert_eq!(announced, 0, "CloseThreadpoolIo with operations in flight");
         self.pools.remove(&pool);
     }
 
-    fn pool(&mut self, pool: PTP_IO) -> &mut PoolObject {
+    fn announced(&mut self, pool: PTP_IO) -> &mut usize {
         self.pools
             .get_mut(&pool)
             .expect("the thread pool object is closed")
@@ -877,9 +897,11 @@ impl State {
             false => self.rng.usize(..self.completions.len()),
         };
         let completion = self.completions.remove(index);
-        let announced = &mut self.pool(completion.pool).announced;
-        assert!(*announced > 0, "an operation without StartThreadpoolIo");
-        *announced -= 1;
+        if let Bound::Pool(object) = completion.bound {
+            let announced = self.announced(object.number);
+            assert!(*announced > 0, "an operation without StartThreadpoolIo");
+            *announced -= 1;
+        }
         Some(completion)
     }
 }

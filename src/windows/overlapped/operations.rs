@@ -12,22 +12,16 @@ use bytes::{Bytes, BytesMut};
 use windows_sys::{
     Win32::{
         Foundation::{ERROR_IO_PENDING, ERROR_SUCCESS},
-        System::{
-            IO::OVERLAPPED,
-            Threading::{PTP_CALLBACK_INSTANCE, PTP_IO},
-        },
+        System::IO::OVERLAPPED,
     },
     core::BOOL,
 };
 
-use crate::windows::system::{
-    CancelThreadpoolIo, CloseThreadpoolIo, GetLastError, StartThreadpoolIo,
-};
+use crate::{inline, windows::system::GetLastError};
 
 /// The operations of one handle.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Operations {
-    pub(super) io: PTP_IO,
     pub(super) connect: Operation<()>,
     pub(super) read: Operation<BytesMut>,
     pub(super) write: Operation<Bytes>,
@@ -39,34 +33,24 @@ impl Operations {
     }
 }
 
-impl Drop for Operations {
-    fn drop(&mut self) {
-        if self.io != 0 {
-            // SAFETY: the object belongs to this value, and no operation is in flight, since each holds a
-            // reference. Inside the last callback, the system defers the close until that returns.
-            unsafe { CloseThreadpoolIo(self.io) };
-        }
-    }
-}
-
-/// Called on a thread of the pool when a pending operation completes.
-pub(super) unsafe extern "system" fn completed(
-    _instance: PTP_CALLBACK_INSTANCE,
-    operations: *mut c_void,
-    overlapped: *mut c_void,
+/// Called on a thread of the port when a pending operation completes, with the address of its [`Operations`].
+pub(in crate::windows) unsafe fn completed(
+    operations: *const c_void,
+    overlapped: *mut OVERLAPPED,
     code: u32,
     length: usize,
-    _io: PTP_IO,
 ) {
     // SAFETY: the reference that `Operation::start` leaked, reclaimed exactly once.
-    let operations = unsafe { Arc::from_raw(operations.cast_const().cast::<Operations>()) };
-    if operations.connect.is_at(overlapped) {
-        operations.connect.complete(code, length);
-    } else if operations.read.is_at(overlapped) {
-        operations.read.complete(code, length);
-    } else {
-        operations.write.complete(code, length);
-    }
+    let operations = unsafe { Arc::from_raw(operations.cast::<Operations>()) };
+    inline::complete(|| {
+        if operations.connect.is_at(overlapped) {
+            operations.connect.complete(code, length);
+        } else if operations.read.is_at(overlapped) {
+            operations.read.complete(code, length);
+        } else {
+            operations.write.complete(code, length);
+        }
+    });
 }
 
 /// One kind of operation; at most one is in flight. `B` is the buffer that it owns.
@@ -137,8 +121,6 @@ impl<B> Operation<B> {
         // SAFETY: no operation is in flight and the lock is held, so nothing else accesses it.
         unsafe { *overlapped = OVERLAPPED::default() };
         let reference = Arc::into_raw(Arc::clone(operations));
-        // SAFETY: `io` is the object of this handle, and the overlapped call follows.
-        unsafe { StartThreadpoolIo(operations.io) };
         let succeeded = call(&mut buffer, overlapped) != 0;
         let code = if succeeded {
             ERROR_SUCCESS
@@ -157,10 +139,7 @@ impl<B> Operation<B> {
             return None;
         }
         // SAFETY: the operation is over and queues no completion, so the reference is still ours.
-        unsafe {
-            CancelThreadpoolIo(operations.io);
-            drop(Arc::from_raw(reference));
-        }
+        unsafe { drop(Arc::from_raw(reference)) };
         // SAFETY: the system no longer uses it.
         let length = unsafe { (*overlapped).InternalHigh };
         Some(Done {
@@ -218,8 +197,8 @@ impl<B> Operation<B> {
         matches!(*self.lock(), State::Pending { .. })
     }
 
-    fn is_at(&self, overlapped: *const c_void) -> bool {
-        ptr::eq(self.overlapped.get().cast(), overlapped)
+    fn is_at(&self, overlapped: *const OVERLAPPED) -> bool {
+        ptr::eq(self.overlapped.get(), overlapped)
     }
 
     fn lock(&self) -> MutexGuard<'_, State<B>> {

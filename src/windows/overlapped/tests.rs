@@ -11,6 +11,8 @@ use std::{
 
 use windows_sys::Win32::Foundation::ERROR_BROKEN_PIPE;
 
+use std::sync::Weak;
+
 use super::*;
 use crate::access::Access;
 #[cfg(any(miri, pipe_model))]

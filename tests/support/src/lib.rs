@@ -1,5 +1,7 @@
 //! Shared by the tests: pipes on every engine, unique names, and plain Windows calls.
 
+#[cfg(windows)]
+use std::cell::Cell;
 #[cfg(target_os = "linux")]
 use std::os::fd::OwnedFd;
 use std::{
@@ -11,7 +13,7 @@ use std::{
 };
 
 use pipe_server::{
-    Client, ClientOptions, ListenerOptions, MemoryPipe, PipeListener, SharedClient,
+    Client, ClientOptions, ListenerOptions, MemoryPipe, PipeListener, Serve, SharedClient,
     SharedClientOptions,
 };
 
@@ -28,6 +30,8 @@ pub mod win32;
 /// The clock of the memory engine's tests is paused, and jumps to the next timer when nothing else is left to do, unless the
 /// names follow `threads:`: the clock would not wait for a thread.
 ///
+/// After `serving:`, each test also runs with inline completions, where a system has them.
+///
 /// On the model of Windows there is one engine, and each test runs with many seeds. Time is paused there too, and the seed
 /// determines the schedule, unless the names follow `threads:`.
 #[cfg(not(all(windows, any(miri, pipe_model))))]
@@ -36,6 +40,11 @@ macro_rules! on_every_engine {
     (threads: $($test:ident),* $(,)?) => {
         $crate::on_every_engine!(@engine memory, Memory, false, $($test),*);
         $crate::on_every_engine!(@system $($test),*);
+    };
+    (serving: $($test:ident),* $(,)?) => {
+        $crate::on_every_engine!($($test),*);
+        #[cfg(windows)]
+        $crate::on_every_engine!(@engine overlapped_inline, OverlappedInline, false, $($test),*);
     };
     ($($test:ident),* $(,)?) => {
         $crate::on_every_engine!(@engine memory, Memory, true, $($test),*);
@@ -67,20 +76,24 @@ macro_rules! on_every_engine {
 #[macro_export]
 macro_rules! on_every_engine {
     (threads: $($test:ident),* $(,)?) => {
-        $crate::on_every_engine!(@run run_on_threads, $($test),*);
+        $crate::on_every_engine!(@run overlapped, Overlapped, run_on_threads, $($test),*);
+    };
+    (serving: $($test:ident),* $(,)?) => {
+        $crate::on_every_engine!($($test),*);
+        $crate::on_every_engine!(@run overlapped_inline, OverlappedInline, run, $($test),*);
     };
     ($($test:ident),* $(,)?) => {
-        $crate::on_every_engine!(@run run, $($test),*);
+        $crate::on_every_engine!(@run overlapped, Overlapped, run, $($test),*);
     };
-    (@run $run:ident, $($test:ident),*) => {
-        mod overlapped {
+    (@run $module:ident, $kind:ident, $run:ident, $($test:ident),*) => {
+        mod $module {
             $(
                 #[test]
                 fn $test() {
                     use pipe_server::model::{$run, Options, seeds};
                     for seed in seeds(30) {
                         $run(Options::seeded(seed), || {
-                            $crate::in_time(super::$test($crate::Kind::Overlapped))
+                            $crate::in_time(super::$test($crate::Kind::$kind))
                         });
                     }
                 }
@@ -145,6 +158,9 @@ pub enum Kind {
     Inherited,
     #[cfg(windows)]
     Overlapped,
+    /// With inline completions.
+    #[cfg(windows)]
+    OverlappedInline,
     #[cfg(windows)]
     Tokio,
 }
@@ -160,13 +176,16 @@ impl Kind {
             #[cfg(target_os = "linux")]
             Self::Seqpacket | Self::Inherited => 200_000,
             #[cfg(windows)]
-            Self::Overlapped => 16 << 20,
+            Self::Overlapped | Self::OverlappedInline => 16 << 20,
             #[cfg(windows)]
             Self::Tokio => 4095,
         }
     }
 
+    /// Binds a pipe. On this thread, [`tuned`] servers are of this kind from now on.
     pub fn bind(self, options: ListenerOptions) -> (PipeListener, Pipe) {
+        #[cfg(windows)]
+        INLINE.set(self == Self::OverlappedInline);
         if self == Self::Memory {
             let (listener, pipe) = options.bind_memory().unwrap();
             return (listener, Pipe::Memory(pipe));
@@ -219,6 +238,19 @@ pub fn listening_socket(name: &UniqueName) -> OwnedFd {
     bind(&socket, &SocketAddrUnix::new(name.text.as_str()).unwrap()).unwrap();
     listen(&socket, 100).unwrap();
     socket
+}
+
+#[cfg(windows)]
+thread_local! {
+    static INLINE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Sets the options of a server that the kind of this thread's last pipe asks for.
+pub fn tuned<H, T, S>(serving: Serve<H, T, S>) -> Serve<H, T, S> {
+    #[cfg(windows)]
+    return pipe_server::os::windows::ServeExt::inline_completions(serving, INLINE.get());
+    #[cfg(not(windows))]
+    serving
 }
 
 /// A pipe to connect to.

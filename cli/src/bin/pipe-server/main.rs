@@ -16,6 +16,8 @@ use tokio::runtime::Builder;
 use tracing::info;
 
 use crate::{answer::Answer, capacity::Capacity, options::Options, place::Place, signals::Signals};
+#[cfg(windows)]
+use pipe_server::os::windows::ServeExt as _;
 
 mod answer;
 mod capacity;
@@ -90,6 +92,9 @@ async fn serve_until_signal(options: Options, place: Place) -> Result<Option<Sum
         // A command's result is useless once its client has disconnected.
         .cancel_on_disconnect(options.answer.exec.is_some())
         .with_graceful_shutdown(signals.first());
+    // The other answers never block.
+    #[cfg(windows)]
+    let serving = serving.inline_completions(options.answer.exec.is_none());
     let allowed = options.pipe.allow_user;
     let serving = match allowed.is_empty() {
         true => serving,

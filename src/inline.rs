@@ -1,0 +1,288 @@
+//! Tasks that are polled on the thread that completes their I/O.
+//!
+//! Usually a completion wakes a task, which a worker of the runtime then polls: a message wakes two threads. An
+//! [`InlineTask`] that is woken inside [`complete`] is polled right there instead. Every other wake-up goes
+//! through the runtime.
+//!
+//! - **One thread polls at a time.** [`State::stage`] says which. Whoever finds the future taken leaves a note
+//!   for the one that has it, so no wake-up is lost.
+//! - **No thread is held for long.** A completion polls one task once, within Tokio's coop budget. A task that
+//!   wakes itself, as it does when it yields, continues on a worker.
+//! - **Nothing is polled inside a waker**, whose caller may hold a lock, and no poll is nested in another one.
+
+use std::{
+    cell::RefCell,
+    convert::Infallible,
+    future::{Future, poll_fn},
+    mem,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Wake, Waker},
+    thread,
+};
+
+use tokio::{runtime::Handle, sync::mpsc};
+
+/// The inline tasks of one server.
+pub(crate) struct InlineTasks {
+    runtime: Handle,
+    /// Held by each future until it is dropped.
+    alive: mpsc::Sender<Infallible>,
+    ended: mpsc::Receiver<Infallible>,
+}
+
+impl InlineTasks {
+    /// Called in the runtime that runs the tasks.
+    pub(crate) fn new() -> Self {
+        let (alive, ended) = mpsc::channel(1);
+        Self {
+            runtime: Handle::current(),
+            alive,
+            ended,
+        }
+    }
+
+    /// A task to spawn, which runs `future`.
+    pub(crate) fn task<F: Future>(&self, future: F) -> InlineTask<F> {
+        let running = Running {
+            future: Box::pin(future),
+            _alive: self.alive.clone(),
+        };
+        InlineTask {
+            shared: Arc::new(Shared {
+                runtime: self.runtime.clone(),
+                state: Mutex::new(State {
+                    stage: Stage::Idle(running),
+                    task: Waker::noop().clone(),
+                }),
+            }),
+        }
+    }
+
+    /// Waits until all futures are dropped. The runtime has dropped an aborted task by the time it says so, but
+    /// not a future that is being polled elsewhere.
+    pub(crate) async fn ended(self) {
+        let Self {
+            alive, mut ended, ..
+        } = self;
+        drop(alive);
+        ended.recv().await;
+    }
+}
+
+/// Runs a future: on a worker of the runtime, and on threads that complete its I/O.
+pub(crate) struct InlineTask<F: Future> {
+    shared: Arc<Shared<F>>,
+}
+
+struct Shared<F: Future> {
+    runtime: Handle,
+    state: Mutex<State<F>>,
+}
+
+struct State<F: Future> {
+    stage: Stage<F>,
+    /// Wakes the task of the runtime.
+    task: Waker,
+}
+
+enum Stage<F: Future> {
+    /// Nobody polls it.
+    Idle(Running<F>),
+    /// The task has it, or had it when it ended.
+    InTask,
+    /// A thread that completed its I/O has it. `woken`: it has to be polled again.
+    Inline { woken: bool },
+    /// It ended inline, and the task has yet to return its output or panic.
+    Ended(thread::Result<F::Output>),
+    /// The task was dropped.
+    Aborted,
+}
+
+/// A future, and the sign that it exists. The future is dropped first.
+struct Running<F> {
+    future: Pin<Box<F>>,
+    _alive: mpsc::Sender<Infallible>,
+}
+
+impl<F> Future for InlineTask<F>
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let mut state = self.shared.lock();
+        state.task.clone_from(cx.waker());
+        let mut running = match mem::replace(&mut state.stage, Stage::InTask) {
+            Stage::Idle(running) => running,
+            Stage::Ended(Ok(output)) => return Poll::Ready(output),
+            Stage::Ended(Err(panic)) => {
+                drop(state);
+                resume_unwind(panic);
+            }
+            // The thread that has it wakes this task.
+            Stage::Inline { .. } => {
+                state.stage = Stage::Inline { woken: true };
+                return Poll::Pending;
+            }
+            Stage::InTask | Stage::Aborted => panic!("polled after it has ended"),
+        };
+        drop(state);
+        let polled = self.shared.poll(&mut running);
+        if polled.is_pending() {
+            self.shared.lock().stage = Stage::Idle(running);
+        }
+        polled
+    }
+}
+
+impl<F: Future> Drop for InlineTask<F> {
+    fn drop(&mut self) {
+        let stage = mem::replace(&mut self.shared.lock().stage, Stage::Aborted);
+        // Outside the lock. A future that is being polled is dropped by the thread that has it.
+        drop(stage);
+    }
+}
+
+impl<F: Future> Shared<F> {
+    fn lock(&self) -> MutexGuard<'_, State<F>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<F> Shared<F>
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn poll(self: &Arc<Self>, running: &mut Running<F>) -> Poll<F::Output> {
+        let waker = Waker::from(Arc::clone(self));
+        running
+            .future
+            .as_mut()
+            .poll(&mut Context::from_waker(&waker))
+    }
+
+    /// Wakes the task of the runtime, unless it is woken later anyway.
+    fn wake_task(&self) {
+        let mut state = self.lock();
+        match &mut state.stage {
+            Stage::Idle(_) | Stage::InTask => {
+                let task = state.task.clone();
+                drop(state);
+                task.wake();
+            }
+            Stage::Inline { woken } => *woken = true,
+            Stage::Ended(_) | Stage::Aborted => {}
+        }
+    }
+}
+
+impl<F> Wake for Shared<F>
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn wake(self: Arc<Self>) {
+        let refused = WOKEN.with_borrow_mut(|woken| match woken {
+            Some(slot @ None) => {
+                *slot = Some(self);
+                None
+            }
+            _ => Some(self),
+        });
+        if let Some(this) = refused {
+            this.wake_task();
+        }
+    }
+}
+
+trait Inline: Send + Sync {
+    /// Polls the future on this thread if nobody else does.
+    fn poll_inline(self: Arc<Self>);
+}
+
+impl<F> Inline for Shared<F>
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn poll_inline(self: Arc<Self>) {
+        let mut state = self.lock();
+        let inline = Stage::Inline { woken: false };
+        let mut running = match mem::replace(&mut state.stage, inline) {
+            Stage::Idle(running) => running,
+            stage => {
+                state.stage = stage;
+                drop(state);
+                return self.wake_task();
+            }
+        };
+        drop(state);
+        within(&self.runtime, || {
+            let polled = catch_unwind(AssertUnwindSafe(|| self.poll(&mut running)));
+            let ended = match polled {
+                Ok(Poll::Pending) => {
+                    let mut state = self.lock();
+                    if let Stage::Inline { woken } = state.stage {
+                        state.stage = Stage::Idle(running);
+                        drop(state);
+                        if woken {
+                            self.wake_task();
+                        }
+                        return;
+                    }
+                    // Aborted.
+                    drop(state);
+                    None
+                }
+                Ok(Poll::Ready(output)) => Some(Ok(output)),
+                Err(panic) => Some(Err(panic)),
+            };
+            let dropped = catch_unwind(AssertUnwindSafe(|| drop(running)));
+            let Some(ended) = ended else { return };
+            let mut state = self.lock();
+            if let Stage::Inline { .. } = state.stage {
+                state.stage = Stage::Ended(dropped.and(ended));
+                let task = state.task.clone();
+                drop(state);
+                task.wake();
+            }
+        });
+    }
+}
+
+/// Calls `run` in the context of `runtime`, with a coop budget, which `Handle::enter` would not set.
+fn within(runtime: &Handle, run: impl FnOnce()) {
+    // The model of Windows may complete an operation on a thread of the runtime.
+    #[cfg(any(miri, pipe_model))]
+    if Handle::try_current().is_ok() {
+        return run();
+    }
+    let mut run = Some(run);
+    runtime.block_on(poll_fn(|_| {
+        if let Some(run) = run.take() {
+            run();
+        }
+        Poll::Ready(())
+    }));
+}
+
+thread_local! {
+    /// Inside [`complete`], the task that was woken.
+    static WOKEN: RefCell<Option<Option<Arc<dyn Inline>>>> = const { RefCell::new(None) };
+}
+
+/// Calls `wake`, which wakes those that wait for an operation that has completed. An [`InlineTask`] among them
+/// is polled before this returns.
+///
+/// Called on a thread that is in no runtime, and outside all locks.
+pub(crate) fn complete(wake: impl FnOnce()) {
+    WOKEN.set(Some(None));
+    wake();
+    if let Some(Some(task)) = WOKEN.take() {
+        task.poll_inline();
+    }
+}
+
+#[cfg(test)]
+mod tests;
