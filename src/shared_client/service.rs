@@ -49,13 +49,16 @@ impl Future for SharedCall {
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+/// use std::time::Duration;
 /// use pipe_server::{Bytes, SharedClient};
-/// use tower::{Service, ServiceBuilder, ServiceExt};
+/// use tower::{ServiceBuilder, ServiceExt};
 ///
 /// let client = SharedClient::connect("mynamedpipe").await?;
-/// let mut service = ServiceBuilder::new().load_shed().service(client);
-/// // Fails at once if too many calls are in flight.
-/// let reply = service.ready().await?.call(Bytes::from("hello")).await?;
+/// let service = ServiceBuilder::new()
+///     .timeout(Duration::from_secs(1))
+///     .map_request(|text: &'static str| Bytes::from(text))
+///     .service(client);
+/// let reply = service.oneshot("hello").await?;
 /// # Ok(()) }
 /// ```
 impl Service<Bytes> for SharedClient {
