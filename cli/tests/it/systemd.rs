@@ -136,7 +136,7 @@ fn the_manager_is_told_that_the_server_is_ready_alive_and_stopping() {
         command
             .env("NOTIFY_SOCKET", variable)
             .env("WATCHDOG_USEC", "200000");
-        let server = Server::spawn(&mut command);
+        let mut server = Server::spawn(&mut command);
         let report = manager.wait_for("READY=1");
         let status = format!("STATUS=listening on {}", name.text);
         assert!(report.lines().any(|line| line == status), "{report}");
@@ -146,7 +146,7 @@ fn the_manager_is_told_that_the_server_is_ready_alive_and_stopping() {
         server.signal(Signal::TERM);
         let report = manager.wait_for("STOPPING=1");
         assert!(report.contains("STATUS=stopping"), "{report}");
-        assert_eq!(server.end(Signal::TERM).0, Some(0));
+        assert_eq!(server.ended().0, Some(0));
     }
 }
 
