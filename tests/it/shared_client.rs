@@ -26,7 +26,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use support::{DEADLINE, Kind, message, on_every_engine, unique_name, with_seeds};
+use support::{Kind, message, on_every_engine, with_seeds};
 
 on_every_engine! {
     many_tasks_get_their_own_replies,
@@ -327,6 +327,8 @@ mod threads {
 // Named pipes of the system that runs the tests.
 #[cfg(not(any(miri, pipe_model)))]
 mod restarts {
+    use support::{DEADLINE, unique_name};
+
     use super::*;
 
     /// Calls until the server is back.
