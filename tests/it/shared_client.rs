@@ -244,7 +244,7 @@ async fn nothing_is_sent_to_a_server_that_is_not_trusted(kind: Kind) {
     #[cfg(not(windows))]
     let stranger = "12345".parse().unwrap();
     #[cfg(windows)]
-    let stranger = "S-1-5-21-1-2-3-1001".parse().unwrap();
+    let stranger = "S-1-5-21-1-2-3-9999".parse().unwrap();
     let options = ClientOptions::new().trust(Trust::User(stranger));
     let client = pipe.shared(&options.shared());
     for _ in 0..3 {
