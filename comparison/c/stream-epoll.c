@@ -5,12 +5,7 @@
 
    Receives what has arrived, up to one message of LONGEST bytes, and sends the messages that it completes in one call. A
    client that does not read its replies is not read from until it does, and one that sends a longer message is closed. */
-#include "socket.h"
-
-#include <pthread.h>
-#include <sys/epoll.h>
-
-#define EVENTS 256
+#include "epoll.h"
 
 struct client {
     int socket;
@@ -19,13 +14,6 @@ struct client {
     char *held;
     size_t begin, length, replies;
 };
-
-static void watch(int epoll, int operation, struct client *client, unsigned events)
-{
-    struct epoll_event event = {.events = events, .data.ptr = client};
-    if (epoll_ctl(epoll, operation, client->socket, &event) < 0)
-        fail("epoll_ctl");
-}
 
 static void drop(int epoll, struct client *client)
 {
@@ -117,50 +105,24 @@ static void echo(int epoll, struct client *client, char *buffer)
         watch(epoll, EPOLL_CTL_MOD, client, EPOLLOUT);
 }
 
-static void *serve(void *argument)
+static void handle(int epoll, struct client *client, char *buffer)
 {
-    int epoll = (int)(long)argument;
-    char *buffer = malloc(PREFIX + longest);
-    struct epoll_event events[EVENTS];
-    if (!buffer)
-        fail("malloc");
-    for (;;) {
-        int count = epoll_wait(epoll, events, EVENTS, -1);
-        for (int index = 0; index < count; index++) {
-            struct client *client = events[index].data.ptr;
-            if (client->replies > 0)
-                flush(epoll, client);
-            else
-                echo(epoll, client, buffer);
-        }
-    }
-    return NULL;
+    if (client->replies > 0)
+        flush(epoll, client);
+    else
+        echo(epoll, client, buffer);
+}
+
+static struct client *new_client(int socket)
+{
+    struct client *client = calloc(1, sizeof *client);
+    if (!client)
+        fail("calloc");
+    client->socket = socket;
+    return client;
 }
 
 int main(int count, char **arguments)
 {
-    if (count != 4) {
-        fprintf(stderr, "usage: %s PATH LONGEST THREADS\n", arguments[0]);
-        return 2;
-    }
-    longest = strtoul(arguments[2], NULL, 10);
-    int threads = atoi(arguments[3]);
-    int epolls[threads];
-    for (int index = 0; index < threads; index++) {
-        pthread_t thread;
-        epolls[index] = epoll_create1(EPOLL_CLOEXEC);
-        if (epolls[index] < 0 || pthread_create(&thread, NULL, serve, (void *)(long)epolls[index]))
-            fail("starting a thread");
-    }
-    int listener = listen_at(arguments[1], SOCK_STREAM);
-    for (unsigned next = 0;; next++) {
-        int socket = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-        if (socket < 0)
-            continue;
-        struct client *client = calloc(1, sizeof *client);
-        if (!client)
-            fail("calloc");
-        client->socket = socket;
-        watch(epolls[next % (unsigned)threads], EPOLL_CTL_ADD, client, EPOLLIN);
-    }
+    return run(SOCK_STREAM, count, arguments);
 }

@@ -25,6 +25,8 @@ use tracing::Level;
 
 use support::{Kind, Pipe, log::Log, message, on_every_engine};
 
+use crate::contract::{AtWork, eight_clients_pipeline};
+
 on_every_engine! {
     the_replies_come_in_the_order_of_the_requests,
     requests_begin_in_order_and_no_more_than_allowed_are_in_flight,
@@ -447,48 +449,17 @@ async fn few_replies_wait_for_a_client_that_does_not_read(kind: Kind) {
 
 async fn beyond_the_buffered_bytes_each_client_is_served_in_turn(kind: Kind) {
     let (listener, pipe) = kind.bind(ListenerOptions::new());
-    let at_work = Arc::new(AtomicUsize::new(0));
-    let most = Arc::new(AtomicUsize::new(0));
-    let (working, seen) = (Arc::clone(&at_work), Arc::clone(&most));
+    let at_work = AtWork::default();
+    let working = at_work.clone();
     let _server = start!(
         listener,
-        move |request: Bytes| {
-            let (working, seen) = (Arc::clone(&working), Arc::clone(&seen));
-            async move {
-                let count = working.fetch_add(1, Ordering::SeqCst) + 1;
-                seen.fetch_max(count, Ordering::SeqCst);
-                // Long enough for all the others to be read.
-                for _ in 0..20 {
-                    yield_now().await;
-                }
-                working.fetch_sub(1, Ordering::SeqCst);
-                request
-            }
-        },
+        move |request: Bytes| working.clone().answer(request),
         concurrency(4),
         max_buffered_bytes(1)
     );
-    let pipe = Arc::new(pipe);
-    let clients: Vec<_> = (0..8)
-        .map(|client| {
-            let pipe = Arc::clone(&pipe);
-            tokio::spawn(async move {
-                let (mut receiver, mut sender) = pipe.connect().await.into_split();
-                for number in 0..4 {
-                    sender.send(message(client + number, 4000)).await.unwrap();
-                }
-                for number in 0..4 {
-                    let reply = receiver.recv().await.unwrap().unwrap();
-                    assert!(reply == message(client + number, 4000), "{number}");
-                }
-            })
-        })
-        .collect();
-    for client in clients {
-        client.await.unwrap();
-    }
+    eight_clients_pipeline(pipe).await;
     // The one that reached the limit, and the one whose turn it is.
-    assert_eq!(most.load(Ordering::SeqCst), 2);
+    assert_eq!(at_work.most(), 2);
 }
 
 /// Answers with as many bytes as the request asks for, 0 for never, and says when a handler is done.

@@ -859,30 +859,32 @@ async fn few_replies_wait_for_a_client_that_does_not_read(kind: Kind) {
     assert!(unsent <= most as u64, "{unsent} replies of {size} bytes");
 }
 
-async fn beyond_the_buffered_bytes_clients_are_read_one_at_a_time_and_none_is_lost(kind: Kind) {
-    let (listener, pipe) = kind.bind(ListenerOptions::new());
-    let at_work = Arc::new(AtomicUsize::new(0));
-    let most = Arc::new(AtomicUsize::new(0));
-    let (working, seen) = (Arc::clone(&at_work), Arc::clone(&most));
-    let _server = start!(
-        listener,
-        move |request: Bytes| {
-            let (working, seen) = (Arc::clone(&working), Arc::clone(&seen));
-            async move {
-                let count = working.fetch_add(1, Ordering::SeqCst) + 1;
-                seen.fetch_max(count, Ordering::SeqCst);
-                // Long enough for all the others to be read.
-                for _ in 0..20 {
-                    tokio::task::yield_now().await;
-                }
-                working.fetch_sub(1, Ordering::SeqCst);
-                request
-            }
-        },
-        max_buffered_bytes(1)
-    );
-    // These have sent nothing, and keep nobody from being read.
-    let silent = [pipe.connect().await, pipe.connect().await];
+/// A handler, and how many requests it had at once.
+#[derive(Clone, Default)]
+pub(crate) struct AtWork {
+    now: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+}
+
+impl AtWork {
+    pub(crate) async fn answer(self, request: Bytes) -> Bytes {
+        let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(now, Ordering::SeqCst);
+        // Long enough for all the others to be read.
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+        self.now.fetch_sub(1, Ordering::SeqCst);
+        request
+    }
+
+    pub(crate) fn most(&self) -> usize {
+        self.most.load(Ordering::SeqCst)
+    }
+}
+
+/// Each client sends all of its requests before it reads a reply.
+pub(crate) async fn eight_clients_pipeline(pipe: Pipe) {
     let pipe = Arc::new(pipe);
     let clients: Vec<_> = (0..8)
         .map(|client| {
@@ -902,8 +904,22 @@ async fn beyond_the_buffered_bytes_clients_are_read_one_at_a_time_and_none_is_lo
     for client in clients {
         client.await.unwrap();
     }
+}
+
+async fn beyond_the_buffered_bytes_clients_are_read_one_at_a_time_and_none_is_lost(kind: Kind) {
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let at_work = AtWork::default();
+    let working = at_work.clone();
+    let _server = start!(
+        listener,
+        move |request: Bytes| working.clone().answer(request),
+        max_buffered_bytes(1)
+    );
+    // These have sent nothing, and keep nobody from being read.
+    let silent = [pipe.connect().await, pipe.connect().await];
+    eight_clients_pipeline(pipe).await;
     // The one that reached the limit, and the one whose turn it is.
-    assert_eq!(most.load(Ordering::SeqCst), 2);
+    assert_eq!(at_work.most(), 2);
     for mut client in silent {
         assert_eq!(client.call("at last").await.unwrap(), "at last");
     }

@@ -20,36 +20,15 @@ use pipe_server::{
     Faults, ListenerOptions, MemoryPipe, PipeListener, Shutdown, Summary, serve, serve_connections,
 };
 use tokio::{
-    runtime::Builder,
-    sync::{Notify, oneshot},
-    task::{JoinHandle, yield_now},
-    time::{Instant, sleep, timeout},
+    sync::Notify,
+    task::yield_now,
+    time::{Instant, sleep},
 };
 
-use support::with_seeds;
-
-/// Of the paused clock: nothing takes as long.
-const HOUR: Duration = Duration::from_secs(3600);
-
-struct Server {
-    stop: oneshot::Sender<()>,
-    task: JoinHandle<Summary>,
-}
-
-impl Server {
-    fn echo(listener: PipeListener) -> Self {
-        let (stop, stopped) = oneshot::channel::<()>();
-        let serving = serve(listener, |request: Bytes| async move { request })
-            .with_graceful_shutdown(async { _ = stopped.await });
-        let task = tokio::spawn(serving.into_future());
-        Self { stop, task }
-    }
-
-    async fn stop(self) -> Summary {
-        self.stop.send(()).unwrap();
-        self.task.await.unwrap()
-    }
-}
+use support::{
+    server::{Server, play},
+    with_seeds,
+};
 
 /// The pauses between the last failure, which was just now, and those that are injected from now on.
 async fn pauses_until(faults: &Faults, end: Duration) -> Vec<Duration> {
@@ -251,15 +230,17 @@ async fn an_instance_that_cannot_be_created_is_an_error_of_bind() {
 fn whatever_fails_what_arrives_is_a_prefix_and_nobody_else_loses_anything() {
     // The engine is the same on every system, and Wine slow.
     let count = if cfg!(windows) { 1000 } else { 10_000 };
-    with_seeds("whatever_fails", count, |seed| drop(play(seed)));
+    with_seeds("whatever_fails", count, |seed| {
+        drop(play(seed, scene(seed)))
+    });
 }
 
 #[test]
 fn a_seed_decides_everything() {
     with_seeds("a_seed_decides", 100, |seed| {
-        assert_eq!(play(seed), play(seed));
+        assert_eq!(play(seed, scene(seed)), play(seed, scene(seed)));
     });
-    assert_ne!(play(1), play(2));
+    assert_ne!(play(1, scene(1)), play(2, scene(2)));
 }
 
 /// What can be seen of one seed's run.
@@ -271,16 +252,6 @@ struct Outcome {
     requests: BTreeMap<u32, Vec<Bytes>>,
     replies: BTreeMap<u32, usize>,
     took: Duration,
-}
-
-fn play(seed: u64) -> Outcome {
-    // What the library itself draws.
-    fastrand::seed(seed);
-    let mut builder = Builder::new_current_thread();
-    let runtime = builder.enable_time().start_paused(true).build().unwrap();
-    let outcome = runtime.block_on(async { timeout(HOUR, scene(seed)).await });
-    assert_eq!(runtime.metrics().num_alive_tasks(), 0, "tasks are left");
-    outcome.expect("it hangs")
 }
 
 /// One server, clients that faults hit, and well-behaved ones beside them that none hits.
@@ -436,23 +407,17 @@ fn serve_requests(
         }
         async move { peer }
     });
-    let (stop, stopped) = oneshot::channel::<()>();
-    let serving = serving.with_graceful_shutdown(async { _ = stopped.await });
-    let task = tokio::spawn(serving.into_future());
-    Server { stop, task }
+    Server::run(|signal| serving.with_graceful_shutdown(signal).into_future())
 }
 
 fn serve_whole_connections(listener: PipeListener, seen: &Arc<Seen>) -> Server {
     let seen = Arc::clone(seen);
-    let (stop, stopped) = oneshot::channel::<()>();
     let serving = serve_connections(listener, move |connection, shutdown| {
         let seen = Arc::clone(&seen);
         seen.connections.fetch_add(1, Ordering::Relaxed);
         echo(connection, shutdown, seen)
-    })
-    .with_graceful_shutdown(async { _ = stopped.await });
-    let task = tokio::spawn(serving.into_future());
-    Server { stop, task }
+    });
+    Server::run(|signal| serving.with_graceful_shutdown(signal).into_future())
 }
 
 async fn echo(

@@ -16,8 +16,8 @@ use std::{
 use fastrand::Rng;
 use pipe_server::{
     BoxError, Bytes, CallFailure, ClientOptions, ConnectError, Connection, Faults, ListenerOptions,
-    MemoryPipe, PipeListener, RecvError, SendError, SharedCallError, SharedClient, Shutdown,
-    Summary, Trust, serve, serve_connections,
+    MemoryPipe, PipeListener, RecvError, SendError, SharedCallError, SharedClient, Shutdown, Trust,
+    serve, serve_connections,
 };
 use tokio::{
     runtime::Builder,
@@ -26,7 +26,11 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use support::{Kind, message, on_every_engine, with_seeds};
+use support::{
+    Kind, message, on_every_engine,
+    server::{Server, play},
+    with_seeds,
+};
 
 on_every_engine! {
     many_tasks_get_their_own_replies,
@@ -34,30 +38,6 @@ on_every_engine! {
     a_connection_that_the_server_closed_is_opened_again,
     a_client_that_is_shut_down_completes_its_calls,
     nothing_is_sent_to_a_server_that_is_not_trusted,
-}
-
-/// Of the paused clock: nothing takes as long.
-const HOUR: Duration = Duration::from_secs(3600);
-
-/// A server that ends when it is told to, or with the test.
-struct Server {
-    stop: oneshot::Sender<()>,
-    task: JoinHandle<Summary>,
-}
-
-impl Server {
-    fn echo(listener: PipeListener) -> Self {
-        let (stop, stopped) = oneshot::channel::<()>();
-        let serving = serve(listener, |request: Bytes| async move { request })
-            .with_graceful_shutdown(async { _ = stopped.await });
-        let task = tokio::spawn(serving.into_future());
-        Self { stop, task }
-    }
-
-    async fn stop(self) -> Summary {
-        self.stop.send(()).unwrap();
-        self.task.await.unwrap()
-    }
 }
 
 /// Serves each connection with `code`.
@@ -903,13 +883,7 @@ fn whatever_fails_or_is_dropped_every_reply_belongs_to_its_request() {
     // The engine is the same on every system, and Wine slow.
     let count = if cfg!(windows) { 300 } else { 3000 };
     with_seeds("every_reply_belongs", count, |seed| {
-        fastrand::seed(seed);
-        let mut builder = Builder::new_current_thread();
-        let runtime = builder.enable_time().start_paused(true).build().unwrap();
-        runtime
-            .block_on(async { timeout(HOUR, scene(seed)).await })
-            .expect("it hangs");
-        assert_eq!(runtime.metrics().num_alive_tasks(), 0, "tasks are left");
+        play(seed, scene(seed));
     });
 }
 

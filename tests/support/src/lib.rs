@@ -22,6 +22,7 @@ pub mod log;
 pub mod process;
 #[cfg(windows)]
 pub mod raw_pipe;
+pub mod server;
 #[cfg(windows)]
 pub mod win32;
 
