@@ -131,8 +131,7 @@ impl ClientOptions {
             let owner = native::owner_of_directory(&path);
             check_owner(&address, owner, &self.trust)?;
         }
-        let identify = self.trust != Trust::Anyone;
-        let open = || native::connect(&name, &path, sizes, identify);
+        let open = || native::connect(&name, &path, sizes, self.trust != Trust::Anyone);
         let channel = self.retry(&address, open).await?;
         self.client(&address, channel, sizes)
     }

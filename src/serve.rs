@@ -251,8 +251,8 @@ impl<H, T, S> Serve<H, T, S> {
     /// [`handler_timeout`](Self::handler_timeout) as well, to limit how long they wait for a stuck handler.
     ///
     /// The bytes buffered for one client are limited too: the request being answered (with
-    /// [`concurrency`](Self::concurrency), as many, or their replies), 256 KiB of replies and one more reply, and with [`cancel_on_disconnect`](Self::cancel_on_disconnect) 64 KiB of requests and one more
-    /// request. Not counted are the engine's buffers (on Linux, 16 messages of up to 64 KiB), differences of less
+    /// [`concurrency`](Self::concurrency), that many requests or their replies), 256 KiB of replies and one more reply,
+    /// and with [`cancel_on_disconnect`](Self::cancel_on_disconnect) 64 KiB of requests and one more request. Not counted are the engine's buffers (on Linux, 16 messages of up to 64 KiB), differences of less
     /// than 1 KiB per request, and what a handler keeps.
     pub fn max_buffered_bytes(mut self, bytes: impl Into<Option<usize>>) -> Self {
         self.options.max_buffered_bytes = bytes.into();

@@ -375,7 +375,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
                     let request = Request::received(message, Arc::clone(&self.identity));
                     in_flight.push(Handling::begin(bytes), bytes, handle(request));
                 }
-                // The requests in flight are answered all the same.
+                // The requests in flight are still answered.
                 Ok(Poll::Ready(None)) => ended = Some(Ok(())),
                 Ok(Poll::Pending) => {}
                 Err(failure) if watching => return Err(failure),

@@ -162,7 +162,7 @@ impl Requests {
         watching: bool,
     ) -> Poll<Result<Option<Bytes>, Failure>> {
         let polled = if reading && self.poll_may_read(cx).is_ready() {
-            // This detects a disconnect, too.
+            // Reading also detects a disconnect.
             self.poll_next(cx).map_err(Failure::from)
         } else if watching {
             self.poll_gone(cx).map(Err)

@@ -49,7 +49,7 @@ pub(super) enum End {
         error: Arc<ConnectError>,
         waited: bool,
     },
-    /// The connection broke, or was closed because it is of no use any more.
+    /// The connection broke, or was closed because it can no longer be used.
     Broken {
         failure: CallFailure,
         /// Whether the first request would break the next connection as well.

@@ -29,8 +29,8 @@ async function main() {
   const pipe = net.connect(address);
   await new Promise((resolve, reject) => pipe.once("connect", resolve).once("error", reject));
   for (const message of messages) {
-    // A read returns bytes, not messages: with one request at a time, what arrives belongs to its reply. A reply of
-    // up to 64 KiB arrives in one piece; a longer one has to say where it ends.
+    // A read returns bytes, not messages: with one request at a time, what arrives belongs to its reply. libuv
+    // (src/win/pipe.c) reads what is there, up to 64 KiB at a time, so a longer reply has to say where it ends.
     process.stdout.write(Buffer.concat([await call(pipe, message), Buffer.from("\n")]));
   }
   pipe.end();

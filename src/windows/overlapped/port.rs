@@ -103,7 +103,7 @@ fn take_packets(port: usize) {
         if was_last && THREADS.load(Ordering::Relaxed) < most_threads() {
             _ = start_thread(port);
         }
-        // A panic of somebody's waker has been reported, and must not end this thread.
+        // A waker may be user code. Its panic was reported, and must not end this thread.
         let key = ptr::with_exposed_provenance(key);
         _ = catch_unwind(AssertUnwindSafe(|| {
             // SAFETY: as `bind_to_port` requires; a packet arrives once for each operation.
@@ -112,8 +112,8 @@ fn take_packets(port: usize) {
     }
 }
 
-/// One for each processor, since that is how many the system lets run at once, and two at least, so that one that
-/// is held does not stop the others.
+/// One for each processor, since that is how many the system lets run at once (*CreateIoCompletionPort function*,
+/// `NumberOfConcurrentThreads` 0), and two at least, so that one that is held does not stop the others.
 fn most_threads() -> usize {
     thread::available_parallelism().map_or(2, |processors| processors.get().max(2))
 }

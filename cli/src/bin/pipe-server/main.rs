@@ -6,6 +6,8 @@ use std::{
     process::ExitCode,
 };
 
+#[cfg(windows)]
+use pipe_server::os::windows::ServeExt as _;
 use pipe_server::{BindError, Peer, Summary, serve};
 use pipe_server_cli::{
     command_line,
@@ -16,9 +18,6 @@ use tokio::runtime::Builder;
 use tracing::info;
 
 use crate::{answer::Answer, capacity::Capacity, options::Options, place::Place, signals::Signals};
-#[cfg(windows)]
-use pipe_server::os::windows::ServeExt as _;
-
 mod answer;
 mod capacity;
 mod exec;
