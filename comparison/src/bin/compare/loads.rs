@@ -20,8 +20,10 @@ pub(crate) enum Kind {
     },
     /// Echoed requests of 64 bytes, from clients in C that are one blocking thread each.
     Threads { clients: u32, depth: u32 },
-    /// Clients that connect, have one request answered and close.
-    Connect { clients: u32 },
+    /// Echoed requests of 64 bytes, of which the 99th percentile of the latency counts.
+    Latency { clients: u32 },
+    /// Clients that connect, have one request answered and close, beside connections that are idle.
+    Connect { clients: u32, idle: u32 },
     /// One client that pauses after each reply, beside many at full speed.
     Paced { others: u32, depth: u32 },
     /// Connections that are held open without traffic.
@@ -74,6 +76,19 @@ fn scaled(figure: f64, units: &[(&str, f64)], base: &str) -> String {
 }
 
 impl Load {
+    /// The number of connections that grows, in a series of loads.
+    pub(crate) fn connections(&self) -> u32 {
+        match self.kind {
+            Kind::Echo { clients, .. }
+            | Kind::Threads { clients, .. }
+            | Kind::Latency { clients } => clients,
+            Kind::Connect { idle, .. } => idle,
+            Kind::Idle { connections } => connections,
+            Kind::Paced { others, .. } => others,
+            Kind::Cost { .. } => 0,
+        }
+    }
+
     /// The length of the longest message, in bytes.
     pub(crate) fn size(&self) -> usize {
         match self.kind {
@@ -84,6 +99,41 @@ impl Load {
 }
 
 pub(crate) const SMALL: usize = 64;
+
+/// How a server takes more clients. Each table row of a series has the number of connections at its end.
+pub(crate) fn growth(system: System) -> Vec<Load> {
+    let load = |name, kind, unit| Load { name, kind, unit };
+    let rate = |name, clients| {
+        let kind = Kind::Echo {
+            clients,
+            depth: 1,
+            size: SMALL,
+        };
+        load(name, kind, Unit::PerSecond)
+    };
+    let latency = |name, clients| load(name, Kind::Latency { clients }, Unit::Microseconds);
+    let connect = |name, idle| load(name, Kind::Connect { clients: 8, idle }, Unit::PerSecond);
+    let mut loads = vec![
+        rate("requests, clients: 1", 1),
+        rate("requests, clients: 8", 8),
+        rate("requests, clients: 64", 64),
+        rate("requests, clients: 512", 512),
+        rate("requests, clients: 4,096", 4096),
+        latency("p99, clients: 1", 1),
+        latency("p99, clients: 8", 8),
+        latency("p99, clients: 64", 64),
+        latency("p99, clients: 512", 512),
+        latency("p99, clients: 4,096", 4096),
+        connect("connections, idle ones beside them: 0", 0),
+        connect("connections, idle ones beside them: 1,000", 1000),
+        connect("connections, idle ones beside them: 10,000", 10_000),
+    ];
+    if system == System::Windows && !cfg!(windows) {
+        // Wine limits a process to fewer open files.
+        loads.retain(|load| load.connections() <= 1000);
+    }
+    loads
+}
 
 pub(crate) fn of(system: System) -> Vec<Load> {
     let echo = |name, clients, depth, size| Load {
@@ -110,7 +160,10 @@ pub(crate) fn of(system: System) -> Vec<Load> {
         echo("1 MiB, 4 clients", 4, 1, 1 << 20),
         Load {
             name: "connections, 8 clients",
-            kind: Kind::Connect { clients: 8 },
+            kind: Kind::Connect {
+                clients: 8,
+                idle: 0,
+            },
             unit: Unit::PerSecond,
         },
         Load {

@@ -10,6 +10,7 @@ use crate::{contenders::Contender, loads::Load, programs::Programs, results::Res
 
 mod client;
 mod contenders;
+mod growth;
 mod loads;
 mod measure;
 mod page;
@@ -53,6 +54,10 @@ struct Options {
     /// Duration of each measurement
     #[arg(long, value_name = "TIME", default_value = "600ms", value_parser = humantime::parse_duration)]
     duration: Duration,
+
+    /// How the contenders take more clients, instead of what one load does to them
+    #[arg(long)]
+    growth: bool,
 
     /// One short round, to check that everything works; does not change the docs
     #[arg(long)]
@@ -99,7 +104,11 @@ fn compare(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
         .into_iter()
         .filter(|contender| contender.is_ours() || wanted(contender.name, &options.contender))
         .collect();
-    let loads: Vec<Load> = loads::of(options.system)
+    let loads = match options.growth {
+        true => loads::growth(options.system),
+        false => loads::of(options.system),
+    };
+    let loads: Vec<Load> = loads
         .into_iter()
         .filter(|load| wanted(load.name, &options.load))
         .collect();
@@ -119,13 +128,27 @@ fn compare(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     if options.quick || options.load.is_some() || options.contender.is_some() {
         return Ok(());
     }
-    let picture = picture::picture(&results, options);
+    let picture = match options.growth {
+        true => growth::picture(&results, options),
+        false => picture::picture(&results, options),
+    };
     page::write(options, &table, &picture)?;
     Ok(())
 }
 
+impl Options {
+    /// The part of the page that it writes.
+    fn part(&self) -> String {
+        let system = self.system.name();
+        match self.growth {
+            true => format!("{system}-growth"),
+            false => system.to_owned(),
+        }
+    }
+}
+
 impl System {
-    /// For file names and the markers in the page.
+    /// For names of files and parts of the page.
     fn name(self) -> &'static str {
         match self {
             Self::Linux => "linux",

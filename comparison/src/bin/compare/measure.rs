@@ -134,7 +134,20 @@ fn one(
                 .args([WARM_UP, options.duration].map(|time| time.as_millis().to_string()));
             client::figure(&mut threads, "messages_per_second")
         }
-        Kind::Connect { clients } => {
+        Kind::Latency { clients } => {
+            client.args(["--clients", &clients.to_string()]).args([
+                "--duration",
+                &duration(options.duration),
+                "--warm-up",
+                "100ms",
+            ]);
+            client::figure(&mut client, "p99_us")
+        }
+        Kind::Connect { clients, idle } => {
+            let _idle = match idle {
+                0 => None,
+                _ => Some(hold(idle, programs.client(contender))?),
+            };
             client
                 .args(["--connect-rate", "--clients", &clients.to_string()])
                 .args([
@@ -172,9 +185,7 @@ fn one(
             first.args(["--clients", "1", "--requests", "10", "--warm-up", "0"]);
             client::figure(&mut first, "messages")?;
             let before = server.memory()?;
-            client.args(["--idle", &connections.to_string(), "--duration", "1min"]);
-            let mut holding = Client::start(&mut client)?;
-            holding.measured()?;
+            let _holding = hold(connections, client)?;
             let with = server.memory()?;
             Ok((with as f64 - before as f64) / f64::from(connections))
         }
@@ -187,6 +198,14 @@ fn one(
             Ok(count(event, server, &client, programs)? / f64::from(requests))
         }
     }
+}
+
+/// Connects as many clients, which stay until the returned value is dropped.
+fn hold(connections: u32, mut client: Command) -> Result<Client, String> {
+    client.args(["--idle", &connections.to_string(), "--duration", "1min"]);
+    let mut holding = Client::start(&mut client)?;
+    holding.measured()?;
+    Ok(holding)
 }
 
 /// What the server spends while the client runs, counted by `perf` without slowing it down.

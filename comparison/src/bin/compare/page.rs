@@ -1,4 +1,4 @@
-//! The page in the docs: written by hand, except for one part per system, which each comparison replaces.
+//! The page in the docs: written by hand, except for the parts that comparisons replace.
 
 use std::{fs, io};
 
@@ -6,12 +6,12 @@ use crate::Options;
 
 /// Writes the table into its part of the page, and the picture beside the page.
 pub(crate) fn write(options: &Options, table: &str, picture: &str) -> io::Result<()> {
-    let system = options.system.name();
+    let part = options.part();
     let path = options.docs.join("performance.md");
     let page = fs::read_to_string(&path)?;
     let (begin, end) = (
-        format!("<!-- {system}: begin -->\n"),
-        format!("<!-- {system}: end -->"),
+        format!("<!-- {part}: begin -->\n"),
+        format!("<!-- {part}: end -->"),
     );
     let parts = page.split_once(&begin).and_then(|(before, rest)| {
         let (_, after) = rest.split_once(&end)?;
@@ -24,8 +24,9 @@ pub(crate) fn write(options: &Options, table: &str, picture: &str) -> io::Result
             begin.trim_end()
         )));
     };
-    let drawing = format!("performance-{system}.svg");
-    let page = format!("{before}{begin}\n{table}\n![The table as bars]({drawing})\n\n{end}{after}");
+    let drawing = format!("performance-{part}.svg");
+    let page =
+        format!("{before}{begin}\n{table}\n![The table as a picture]({drawing})\n\n{end}{after}");
     fs::write(options.docs.join(drawing), picture)?;
     fs::write(path, page)
 }

@@ -92,7 +92,7 @@ fn panel(svg: &mut String, results: &Results, row: &Row, x: usize, y: usize) {
     }
 }
 
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")
