@@ -490,6 +490,38 @@ async fn a_token_is_sent() {
     .await;
 }
 
+/// The certificate is one of its own for localhost, until 2126: openssl req -x509 -newkey ec -pkeyopt
+/// ec_paramgen_curve:P-256 -nodes -days 36500 -subj /CN=localhost -addext subjectAltName=DNS:localhost -addext
+/// basicConstraints=critical,CA:FALSE -keyout localhost.key -out localhost.pem
+#[tokio::test]
+async fn with_tls_the_server_has_to_be_the_one_of_the_url() {
+    in_time(async {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/tls");
+        let certificate = directory.join("localhost.pem");
+        let certificate = certificate.to_str().unwrap();
+        let key = directory.join("localhost.key");
+        let key = key.to_str().unwrap();
+        let tls = ["--tls", "--tlscert", certificate, "--tlskey", key];
+        let (with_tls, without) = (Nats::start(&tls), Nats::start(&[]));
+        let empty = unique_name();
+        std::fs::write(&empty.text, "").unwrap();
+        let log = |scheme: &str, host: &str, nats: &Nats, trusted: &str, said: &str| {
+            let name = unique_name();
+            let url = format!("{scheme}://{host}:{}/{SUBJECT}", nats.port);
+            let mut server = server(&name, &["--forward", &url]);
+            server.env("SSL_CERT_FILE", trusted).stderr(Stdio::piped());
+            Server::spawn(&mut server).log().wait_for(said);
+        };
+        log("tls", "localhost", &with_tls, certificate, "connected to");
+        // The NATS server asks for TLS.
+        log("nats", "localhost", &with_tls, certificate, "connected to");
+        log("tls", "localhost", &with_tls, &empty.text, "can't connect");
+        log("tls", "127.0.0.1", &with_tls, certificate, "can't connect");
+        log("tls", "localhost", &without, certificate, "can't connect");
+    })
+    .await;
+}
+
 #[test]
 fn a_wrong_url_is_bad_usage_and_its_password_is_not_printed() {
     for (url, said) in [
