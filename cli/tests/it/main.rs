@@ -8,7 +8,7 @@ mod console;
 #[cfg(target_os = "linux")]
 mod descriptors;
 mod exec_mode;
-#[cfg(all(target_os = "linux", feature = "nats"))]
+#[cfg(feature = "nats")]
 mod forward;
 #[cfg(all(target_os = "linux", feature = "interactive"))]
 mod interactive;

@@ -248,14 +248,7 @@ impl Forward {
     pub(crate) fn start(target: Target, most: usize, limit: usize) -> Self {
         let most = most.min(Semaphore::MAX_PERMITS);
         let subject = Subject::from(target.subject.as_str());
-        let link = Arc::new(Link {
-            address: target.server.to_string(),
-            most,
-            state: watch::Sender::new(LinkState::default()),
-            waiting: Mutex::default(),
-            next: AtomicU64::new(0),
-            complaint: Mutex::default(),
-        });
+        let link = Arc::new(Link::new(target.server.to_string(), most));
         tokio::spawn(Arc::clone(&link).keep(target));
         Self {
             link,
@@ -371,6 +364,17 @@ struct Complaint {
 }
 
 impl Link {
+    fn new(address: String, most: usize) -> Self {
+        Self {
+            address,
+            most,
+            state: watch::Sender::new(LinkState::default()),
+            waiting: Mutex::default(),
+            next: AtomicU64::new(0),
+            complaint: Mutex::default(),
+        }
+    }
+
     /// Connects and passes replies on, for ever.
     async fn keep(self: Arc<Self>, target: Target) {
         let mut pause = FIRST_PAUSE;
@@ -521,6 +525,34 @@ impl Drop for Waiting {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_that_is_given_up_is_forgotten() {
+        let link = Arc::new(Link::new(String::new(), 1));
+        let waiting = Waiting::new(&link);
+        assert_eq!(link.waiting().len(), 1);
+        drop(waiting);
+        assert!(link.waiting().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_complaint_is_not_repeated_at_once() {
+        let link = Link::new(String::new(), 1);
+        let logged = || link.complaint().as_ref().map(|last| last.logged);
+        link.complain("a");
+        let first = logged();
+        sleep(LOGGED_EVERY).await;
+        link.complain("a");
+        assert_eq!(logged(), first);
+        link.complain("b");
+        let second = logged();
+        assert_ne!(second, first);
+        link.complain("a");
+        assert_eq!(logged(), second);
+        sleep(REPEATED_EVERY).await;
+        link.complain("b");
+        assert_ne!(logged(), second);
+    }
 
     fn problem(url: &str) -> String {
         Target::parse(url).unwrap_err()
