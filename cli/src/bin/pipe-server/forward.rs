@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     fmt,
     future::{poll_fn, ready},
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -30,9 +30,13 @@ use url::Url;
 /// NATS's own.
 const DEFAULT_PORT: u16 = 4222;
 
-/// How long one attempt to connect may take, including the server's greeting, for which `async-nats` waits without
-/// a limit.
+/// How long one attempt to connect may take, for each address of the host, and in all. `async-nats` limits only the
+/// first part, and would wait for ever for the greeting of a server that says nothing.
+const ADDRESS_TIMEOUT: Duration = Duration::from_secs(3);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long `async-nats` may take to reconnect before this program starts again: an attempt of it can hang, too.
+const RECONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The backoff after a failed attempt to connect, doubled after each further one. Once connected, `async-nats`
 /// reconnects, with a backoff of up to 4 s as well.
@@ -44,6 +48,10 @@ const PING_INTERVAL: Duration = Duration::from_secs(15);
 
 /// How many requests `async-nats` may hold before it writes them. Further ones wait in their own tasks.
 const REQUESTS_QUEUED: usize = 64;
+
+/// How many replies may wait to be passed on, at least; further ones are dropped. More than one per request, because
+/// workers may reply too late or twice.
+const REPLIES_QUEUED: usize = 4096;
 
 /// The shortest time between two log lines about the connection, and between two equal ones. Clients can cause
 /// some of them.
@@ -156,18 +164,17 @@ impl Target {
                 ConnectOptions::with_user_and_password(user.clone(), password.clone())
             }
         };
-        let events = Arc::clone(link);
+        let (events, attempt) = (Arc::clone(link), link.next_attempt());
         let connecting = options
             .name("pipe-server")
             // For the servers that this one names, too.
             .require_tls(self.tls)
-            .connection_timeout(CONNECT_TIMEOUT)
+            .connection_timeout(ADDRESS_TIMEOUT)
             .ping_interval(PING_INTERVAL)
             .client_capacity(REQUESTS_QUEUED)
-            // Each request gets one reply, so more than these are not waited for.
-            .subscription_capacity(link.most)
+            .subscription_capacity(link.most.max(REPLIES_QUEUED))
             .event_callback(move |event| {
-                events.happened(event);
+                events.happened(event, attempt);
                 ready(())
             })
             .connect(self.server.as_str());
@@ -247,8 +254,14 @@ impl Forward {
     /// Up to `most` requests are in flight at the same time.
     pub(crate) fn start(target: Target, most: usize, limit: usize) -> Self {
         let most = most.min(Semaphore::MAX_PERMITS);
+        let link = Link::new(target.server.to_string(), most);
+        Self::over(link, target, limit)
+    }
+
+    fn over(link: Link, target: Target, limit: usize) -> Self {
         let subject = Subject::from(target.subject.as_str());
-        let link = Arc::new(Link::new(target.server.to_string(), most));
+        let most = link.most;
+        let link = Arc::new(link);
         tokio::spawn(Arc::clone(&link).keep(target));
         Self {
             link,
@@ -326,6 +339,9 @@ struct Link {
     /// Without credentials.
     address: String,
     most: usize,
+    reconnect_timeout: Duration,
+    /// How many attempts to connect this program has made. The events of earlier ones are ignored.
+    attempts: AtomicU64,
     state: watch::Sender<LinkState>,
     waiting: Mutex<HashMap<u64, oneshot::Sender<Message>>>,
     /// The token of the next request.
@@ -368,6 +384,8 @@ impl Link {
         Self {
             address,
             most,
+            reconnect_timeout: RECONNECT_TIMEOUT,
+            attempts: AtomicU64::new(0),
             state: watch::Sender::new(LinkState::default()),
             waiting: Mutex::default(),
             next: AtomicU64::new(0),
@@ -408,9 +426,17 @@ impl Link {
         Ok(replies)
     }
 
-    /// Passes replies on until the connection is closed for good, which a lost one is not.
+    /// Passes replies on until the connection is closed, or lost for too long.
     async fn deliver(&self, mut replies: Subscriber) {
-        while let Some(reply) = poll_fn(|cx| Pin::new(&mut replies).poll_next(cx)).await {
+        let mut lost = pin!(self.lost());
+        loop {
+            let reply = tokio::select! {
+                reply = next(&mut replies) => reply,
+                () = &mut lost => None,
+            };
+            let Some(reply) = reply else {
+                return;
+            };
             let token = reply.subject.rsplit('.').next();
             let Some(token) = token.and_then(|token| token.parse().ok()) else {
                 continue;
@@ -418,6 +444,19 @@ impl Link {
             match self.waiting().remove(&token) {
                 Some(waiting) => _ = waiting.send(reply),
                 None => debug!("a reply arrived too late, or a second time"),
+            }
+        }
+    }
+
+    /// Waits until the connection is lost and `async-nats` does not restore it in time.
+    async fn lost(&self) {
+        const KEPT: &str = "the sender is in this link";
+        let mut state = self.state.subscribe();
+        loop {
+            state.wait_for(|state| !state.up).await.expect(KEPT);
+            let restored = state.wait_for(|state| state.up);
+            if timeout(self.reconnect_timeout, restored).await.is_err() {
+                return;
             }
         }
     }
@@ -430,8 +469,16 @@ impl Link {
         Arc::clone(state.connection.as_ref().expect("it is up"))
     }
 
-    fn happened(&self, event: Event) {
+    fn next_attempt(&self) -> u64 {
+        self.attempts.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    fn happened(&self, event: Event, attempt: u64) {
         let address = &self.address;
+        // A client that was given up may still try to reconnect, until it can.
+        if attempt != self.attempts.load(Ordering::Relaxed) {
+            return;
+        }
         match event {
             Event::Connected => {
                 self.state.send_modify(|state| state.up = true);
@@ -495,6 +542,11 @@ impl Link {
     }
 }
 
+/// The next reply; `None` once the connection is closed. Cancel safe.
+async fn next(replies: &mut Subscriber) -> Option<Message> {
+    poll_fn(|cx| Pin::new(&mut *replies).poll_next(cx)).await
+}
+
 /// A request that waits for its reply. Dropping it forgets the request.
 #[derive(Debug)]
 struct Waiting {
@@ -524,7 +576,59 @@ impl Drop for Waiting {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{BufRead as _, BufReader, Write as _},
+        net::{TcpListener, TcpStream},
+        thread,
+    };
+
+    use pipe_server::Peer;
+
     use super::*;
+
+    /// Plays a server that echoes requests until `connection` has sent a line that starts with `last`.
+    fn play(mut connection: TcpStream, last: &str) {
+        let mut input = BufReader::new(connection.try_clone().unwrap());
+        let (mut id, mut line) = (String::new(), String::new());
+        connection
+            .write_all(b"INFO {\"headers\":true,\"max_payload\":1000}\r\n")
+            .unwrap();
+        while input.read_line(&mut line).unwrap_or(0) > 0 && !line.starts_with(last) {
+            match line.split_whitespace().collect::<Vec<_>>()[..] {
+                ["PING"] => connection.write_all(b"PONG\r\n").unwrap(),
+                ["SUB", _, number] => number.clone_into(&mut id),
+                ["PUB", _, inbox, length] => {
+                    let mut payload = String::new();
+                    input.read_line(&mut payload).unwrap();
+                    write!(connection, "MSG {inbox} {id} {length}\r\n{payload}").unwrap();
+                }
+                _ => {}
+            }
+            line.clear();
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_server_that_says_nothing_does_not_keep_the_next_attempt_from_being_made() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("nats://{}/a", listener.local_addr().unwrap());
+        let (sender, silent) = oneshot::channel();
+        thread::spawn(move || {
+            let next = || listener.accept().unwrap().0;
+            play(next(), "SUB");
+            let held = next();
+            sender.send(()).unwrap();
+            play(next(), "nothing");
+            drop(held);
+        });
+        let mut link = Link::new(String::new(), 1);
+        link.reconnect_timeout = Duration::from_millis(50);
+        let forward = Forward::over(link, Target::parse(&url).unwrap(), 1000);
+        silent.await.unwrap();
+        let request = Request::new("hello", Peer::current().unwrap());
+        let reply = timeout(Duration::from_secs(60), forward.run(request)).await;
+        assert_eq!(reply.expect("it hangs").unwrap(), "hello");
+    }
 
     #[test]
     fn a_request_that_is_given_up_is_forgotten() {
