@@ -8,6 +8,8 @@ mod console;
 #[cfg(target_os = "linux")]
 mod descriptors;
 mod exec_mode;
+#[cfg(feature = "nats")]
+mod forward;
 #[cfg(all(target_os = "linux", feature = "interactive"))]
 mod interactive;
 mod list;

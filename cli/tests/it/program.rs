@@ -130,12 +130,19 @@ impl Log {
 
     /// Waits for a line with `part` in it, after those that were waited for before.
     pub(crate) fn wait_for(&self, part: &str) -> String {
-        let mut other = Vec::new();
+        self.up_to(part).pop().unwrap()
+    }
+
+    /// The same with the lines before it.
+    pub(crate) fn up_to(&self, part: &str) -> Vec<String> {
+        let mut lines = Vec::new();
         loop {
             match self.lines.recv_timeout(DEADLINE) {
-                Ok(line) if line.contains(part) => return line,
-                Ok(line) => other.push(line),
-                Err(error) => panic!("no line with {part:?} ({error}), but {other:#?}"),
+                Ok(line) => lines.push(line),
+                Err(error) => panic!("no line with {part:?} ({error}), but {lines:#?}"),
+            }
+            if lines.last().is_some_and(|line| line.contains(part)) {
+                return lines;
             }
         }
     }

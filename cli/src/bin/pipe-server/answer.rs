@@ -5,9 +5,11 @@ use std::sync::Arc;
 use pipe_server::{BoxError, Handler, Reply, Request};
 use pipe_server_cli::text::{Encoding, Form};
 
+#[cfg(feature = "nats")]
+use crate::forward::Forward;
 use crate::{
     capacity::Capacity,
-    exec::{Exec, ExecError},
+    exec::Exec,
     options::{ExecMode, Options},
     worker::{ClientCommand, Framing},
 };
@@ -26,6 +28,9 @@ pub(crate) enum Answer {
     Exec(Exec),
     /// What a command prints that is started for the client.
     ExecForClient(ClientCommand),
+    /// What a worker replies through NATS.
+    #[cfg(feature = "nats")]
+    Forward(Forward),
 }
 
 impl Answer {
@@ -61,22 +66,24 @@ impl Answer {
     }
 
     /// The reply to one request.
-    pub(crate) async fn to(&self, request: Request) -> Result<Reply, ExecError> {
+    pub(crate) async fn to(&self, request: Request) -> Result<Reply, BoxError> {
         match self {
             Self::Text { text, encoding } => {
                 Ok(Form::of(request.bytes(), *encoding).encode(text).into())
             }
             Self::Echo => Ok(request.into_bytes().into()),
             // Boxed: every connection has room for the largest of these futures.
-            Self::Exec(exec) => Box::pin(exec.run(&request)).await.map(Into::into),
-            Self::ExecForClient(command) => Box::pin(command.run(&request)).await.map(Into::into),
+            Self::Exec(exec) => Ok(Box::pin(exec.run(&request)).await?.into()),
+            Self::ExecForClient(command) => Ok(Box::pin(command.run(&request)).await?.into()),
+            #[cfg(feature = "nats")]
+            Self::Forward(forward) => Ok(Box::pin(forward.run(request)).await?.into()),
         }
     }
 }
 
 impl Handler for Answer {
     async fn call(&self, request: Request) -> Result<Reply, BoxError> {
-        Ok(self.to(request).await?)
+        self.to(request).await
     }
 
     fn connected(self: &Arc<Self>) -> Arc<Self> {

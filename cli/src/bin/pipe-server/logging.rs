@@ -142,11 +142,12 @@ fn panic_text(payload: &(dyn Any + Send)) -> &str {
 
 fn filter(options: &LoggingOptions) -> Result<EnvFilter, Failure> {
     if env::var_os("RUST_LOG").is_some_and(|directives| !directives.is_empty()) {
-        return EnvFilter::try_from_default_env().map_err(|error| {
+        let filter = EnvFilter::try_from_default_env().map_err(|error| {
             Failure::new(format!(
                 "RUST_LOG can't be understood: {error}; give a level, as in debug, or unset it"
             ))
         });
+        return filter.map(without_secrets);
     }
     let level = match (options.quiet, options.verbose) {
         (true, _) => LevelFilter::ERROR,
@@ -156,7 +157,22 @@ fn filter(options: &LoggingOptions) -> Result<EnvFilter, Failure> {
     };
     // The level is for this server; what lies below it is logged only if it fails.
     let below = level.min(LevelFilter::WARN);
-    Ok(EnvFilter::new(format!("{below},pipe_server={level}")))
+    let filter = format!("{below},pipe_server={level}");
+    // What async-nats reports is logged by `forward.rs`, with the address.
+    #[cfg(feature = "nats")]
+    let filter = format!("{filter},async_nats=off");
+    Ok(EnvFilter::new(filter))
+}
+
+/// Keeps the password of `--forward` out of the log: at trace, async-nats logs what it sends.
+fn without_secrets(filter: EnvFilter) -> EnvFilter {
+    #[cfg(feature = "nats")]
+    let filter = filter.add_directive(
+        "async_nats::connection=off"
+            .parse()
+            .expect("it is a directive"),
+    );
+    filter
 }
 
 /// Prints on stdout that clients can connect, for users and for programs that wait for it. Nothing else is

@@ -17,11 +17,15 @@ use pipe_server_cli::{
 use tokio::runtime::Builder;
 use tracing::info;
 
+#[cfg(feature = "nats")]
+use crate::forward::{Forward, ForwardUrl};
 use crate::{answer::Answer, capacity::Capacity, options::Options, place::Place, signals::Signals};
 mod answer;
 mod capacity;
 mod exec;
 mod figures;
+#[cfg(feature = "nats")]
+mod forward;
 mod logging;
 mod options;
 mod place;
@@ -44,7 +48,7 @@ fn run(options: Options) -> Result<ExitCode, Failure> {
     let _log = logging::start(&options.logging)?;
     let io_driver = options.need_io_driver();
     let mut builder = Builder::new_multi_thread();
-    if !io_driver {
+    if !options.engine_needs_io_driver() {
         // The overlapped engine wakes tasks from other threads, through the queue that all workers share. A busy
         // worker would look there only once in tens of polls, and clients that were idle would wait for the others.
         builder.global_queue_interval(1);
@@ -67,6 +71,10 @@ fn run(options: Options) -> Result<ExitCode, Failure> {
 
 /// Serves until a signal; `None` if a second one cut the drain short.
 async fn serve_until_signal(options: Options, place: Place) -> Result<Option<Summary>, Failure> {
+    #[cfg(feature = "nats")]
+    let target = options.answer.forward.as_ref();
+    #[cfg(feature = "nats")]
+    let target = target.map(ForwardUrl::target).transpose()?;
     let capacity = Capacity::new(&options)?;
     #[cfg(target_os = "linux")]
     let obstacle = place.obstacle(&options);
@@ -78,6 +86,14 @@ async fn serve_until_signal(options: Options, place: Place) -> Result<Option<Sum
         tracing::warn!(address, "{obstacle}");
     }
     let answer = Answer::new(&options, &capacity, listener.max_message_size());
+    #[cfg(feature = "nats")]
+    let answer = match target {
+        Some(target) => {
+            let limit = options.answer.forward_limit;
+            Answer::Forward(Forward::start(target, limit, listener.max_message_size()))
+        }
+        None => answer,
+    };
 
     // Before the address is printed: whoever reads it may send a signal.
     let signals = Signals::install()
@@ -86,14 +102,14 @@ async fn serve_until_signal(options: Options, place: Place) -> Result<Option<Sum
         .concurrency(options.answer.concurrency)
         .drain_timeout(options.limits.drain_timeout.0)
         .idle_timeout(options.limits.idle_timeout.0)
-        .handler_timeout(options.limits.handler_timeout.0)
+        .handler_timeout(options.handler_timeout())
         .write_timeout(options.limits.write_timeout.0)
-        // A command's result is useless once its client has disconnected.
-        .cancel_on_disconnect(options.answer.exec.is_some())
+        // The result is useless once the client has disconnected.
+        .cancel_on_disconnect(options.answer.waits())
         .with_graceful_shutdown(signals.first());
     // The other answers never block.
     #[cfg(windows)]
-    let serving = serving.inline_completions(options.answer.exec.is_none());
+    let serving = serving.inline_completions(!options.answer.waits());
     let allowed = options.pipe.allow_user;
     let serving = match allowed.is_empty() {
         true => serving,

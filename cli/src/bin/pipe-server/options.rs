@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::str::FromStr;
+use std::{str::FromStr, time::Duration};
 
 use clap::{ArgAction, Args, Parser, ValueEnum, builder::NonEmptyStringValueParser};
 use pipe_server::{Access, ListenerOptions, PipeName, UserId, defaults};
@@ -8,6 +8,17 @@ use pipe_server_cli::{
     text::Encoding,
     values::{self, TimeLimit, Wait},
 };
+
+#[cfg(feature = "nats")]
+use crate::forward::ForwardUrl;
+
+/// The default of `--handler-timeout` with `--forward`: a request or its reply can be lost on the way, so that
+/// waiting has to end.
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The default of `--forward-limit`: with the longest message by default, 64 MiB of requests.
+#[cfg(feature = "nats")]
+const FORWARD_LIMIT: usize = 1024;
 
 /// Serves a message pipe: a named pipe on Windows, a SEQPACKET socket on Linux.
 ///
@@ -111,12 +122,25 @@ impl Options {
         }
     }
 
+    /// How long the answer to a request may take.
+    pub(crate) fn handler_timeout(&self) -> Option<Duration> {
+        match self.limits.handler_timeout {
+            Some(TimeLimit(time)) => time,
+            None => self.answer.forwards().then_some(FORWARD_TIMEOUT),
+        }
+    }
+
     /// Whether the engine is on Tokio's own I/O.
-    pub(crate) fn need_io_driver(&self) -> bool {
+    pub(crate) fn engine_needs_io_driver(&self) -> bool {
         #[cfg(windows)]
         return matches!(self.pipe.engine, Engine::Tokio);
         #[cfg(not(windows))]
         true
+    }
+
+    /// Whether the engine or the answer is on Tokio's own I/O.
+    pub(crate) fn need_io_driver(&self) -> bool {
+        self.engine_needs_io_driver() || self.answer.forwards()
     }
 }
 
@@ -176,6 +200,26 @@ pub(crate) struct AnswerOptions {
     #[arg(long, value_name = "N", requires = "exec", value_parser = at_least_one)]
     pub(crate) exec_limit: Option<usize>,
 
+    /// Answer with the reply of a worker that subscribes to SUBJECT on a NATS server
+    ///
+    /// URL is nats://HOST:PORT/SUBJECT, or tls://HOST:PORT/SUBJECT; the port is 4222 by default. If the server wants
+    /// a user and a password or a token, put USER:PASSWORD@ or TOKEN@ in front of HOST, and give the URL by its
+    /// environment variable or in the file of --config: other users can see the command line.
+    ///
+    /// A request is published once and never repeated. If nobody subscribes to SUBJECT, the reply is empty or too
+    /// long, or none arrives within --handler-timeout, the connection is closed. The NATS server may start later than
+    /// this one, and a lost connection is restored: until then requests wait. docs/forward.md has more.
+    #[cfg(feature = "nats")]
+    #[arg(long, value_name = "URL", group = "answer")]
+    pub(crate) forward: Option<ForwardUrl>,
+
+    /// How many forwarded requests wait for their replies at the same time, 1 or more
+    ///
+    /// Further requests wait in FIFO order, and --handler-timeout includes the time they wait.
+    #[cfg(feature = "nats")]
+    #[arg(long, value_name = "N", requires = "forward", default_value_t = FORWARD_LIMIT, value_parser = at_least_one)]
+    pub(crate) forward_limit: usize,
+
     /// How many requests of one client are answered at the same time, 1 or more
     ///
     /// For clients that send further requests before the first reply. Replies are sent in the order of the requests.
@@ -187,6 +231,21 @@ pub(crate) struct AnswerOptions {
     /// Encoding of --reply; auto takes the request's, and its terminating NUL if it has one
     #[arg(long, value_name = "ENCODING", value_enum, default_value_t)]
     pub(crate) encoding: Encoding,
+}
+
+impl AnswerOptions {
+    /// Whether requests are forwarded.
+    pub(crate) fn forwards(&self) -> bool {
+        #[cfg(feature = "nats")]
+        return self.forward.is_some();
+        #[cfg(not(feature = "nats"))]
+        false
+    }
+
+    /// Whether an answer waits for others: a command or a worker.
+    pub(crate) fn waits(&self) -> bool {
+        self.exec.is_some() || self.forwards()
+    }
 }
 
 /// How a command gets requests.
@@ -268,8 +327,10 @@ pub(crate) struct LimitOptions {
     pub(crate) idle_timeout: TimeLimit,
 
     /// How long the answer to a request may take, with the time it waits for --exec-limit, or none
-    #[arg(long, value_name = "TIME", default_value = "none")]
-    pub(crate) handler_timeout: TimeLimit,
+    #[cfg_attr(not(feature = "nats"), doc = "[default: none]")]
+    #[cfg_attr(feature = "nats", doc = "[default: none, or 10s with --forward]")]
+    #[arg(long, value_name = "TIME")]
+    handler_timeout: Option<TimeLimit>,
 
     /// How long a client may leave a reply unread, or none
     #[arg(long, value_name = "TIME", default_value = values::text(defaults::WRITE_TIMEOUT))]
