@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::str::FromStr;
+use std::{path::PathBuf, str::FromStr};
 
 use clap::{ArgAction, Args, Parser, ValueEnum, builder::NonEmptyStringValueParser};
 use pipe_server::{Access, ListenerOptions, PipeName, UserId, defaults};
@@ -12,7 +12,7 @@ use pipe_server_cli::{
 /// Serves a message pipe: a named pipe on Windows, a SEQPACKET socket on Linux.
 ///
 /// Without options it behaves as Microsoft's sample server: every request gets the same reply. When
-/// clients can connect, "listening on ADDRESS" is printed to stdout; the log goes to stderr. Ctrl-C,
+/// clients can connect, "listening on ADDRESS" is printed to stdout; the log goes to stderr or to --log-file. Ctrl-C,
 /// SIGTERM and SIGHUP let running requests finish; a second Ctrl-C or SIGTERM ends the server at once. Under
 /// nohup, SIGHUP is ignored. On Linux it serves the socket that systemd passes, if there is one.
 #[derive(Debug, Parser)]
@@ -280,13 +280,20 @@ pub(crate) struct LimitOptions {
     pub(crate) drain_timeout: Wait,
 }
 
-/// The log on stderr.
+/// The log.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Log")]
 pub(crate) struct LoggingOptions {
     /// Form of the log
     #[arg(long, value_name = "FORMAT", value_enum, default_value = "text")]
     pub(crate) log_format: LogFormat,
+
+    /// Append the log to FILE instead of writing it to stderr
+    ///
+    /// The file is opened when the server starts, created if it does not exist, and never rotated. What it can't
+    /// take in time is dropped and counted.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) log_file: Option<PathBuf>,
 
     /// Log more: connections with -v, messages with -vv
     #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
