@@ -54,6 +54,10 @@ pub(crate) struct Options {
 
     #[command(flatten)]
     pub(crate) logging: LoggingOptions,
+
+    #[cfg(windows)]
+    #[command(flatten)]
+    pub(crate) service: ServiceOptions,
 }
 
 #[cfg(windows)]
@@ -71,7 +75,7 @@ impl Options {
     /// The listener's options except `max_instances`. Options that were not given keep the library's default.
     pub(crate) fn listener(&self) -> ListenerOptions {
         let mut options = ListenerOptions::new()
-            .access(self.pipe.access.clone())
+            .access(self.pipe.access.clone().unwrap_or_default())
             .max_message_size(self.pipe.max_message_size);
         if let Some(bytes) = self.pipe.buffer_size {
             options = options.buffer_size(bytes);
@@ -105,8 +109,8 @@ impl Options {
     #[cfg(target_os = "linux")]
     pub(crate) fn admits_others(&self) -> bool {
         match self.pipe.access {
-            Access::Everyone => true,
-            Access::Mode(mode) => mode & 0o077 != 0,
+            Some(Access::Everyone) => true,
+            Some(Access::Mode(mode)) => mode & 0o077 != 0,
             _ => self.pipe.socket_group.is_some(),
         }
     }
@@ -224,13 +228,8 @@ pub(crate) struct PipeOptions {
     /// which is part of the GENERIC_WRITE that most programs ask for. Whether Windows therefore refuses them is
     /// not known; pipe-client does not ask for it. On Linux, give a path with everyone: other users can't
     /// reach the directory of a short name.
-    #[arg(
-        long,
-        value_name = "WHO",
-        default_value = "current-user",
-        hide_default_value = true
-    )]
-    access: Access,
+    #[arg(long, value_name = "WHO")]
+    pub(crate) access: Option<Access>,
 
     /// Group of the socket, by name or number: its members may connect
     ///
@@ -317,6 +316,54 @@ pub(crate) enum LogFormat {
     Text,
     /// One JSON object a line
     Json,
+}
+
+/// This server as a service.
+#[cfg(windows)]
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Windows service")]
+pub(crate) struct ServiceOptions {
+    /// Install a service that runs this program with the other options, or remove it
+    ///
+    /// The service starts with the system, and a minute at most after a failure. It needs --access, because by default
+    /// only its own account may connect. What to give, what its clients need and where it logs:
+    /// docs/windows-service.md.
+    #[arg(long = "service", value_name = "ACTION", value_enum)]
+    pub(crate) action: Option<ServiceAction>,
+
+    /// Name of the service: letters, digits, and . _ -
+    #[arg(long = "service-name", value_name = "NAME", default_value = "pipe-server", requires = "action",
+        value_parser = service_name)]
+    pub(crate) name: String,
+
+    /// Account without a password that the service runs as [default: NT SERVICE\NAME, which is its own]
+    ///
+    /// Others are NT AUTHORITY\LocalService, NT AUTHORITY\NetworkService, LocalSystem, and a managed account,
+    /// DOMAIN\NAME$. It must be able to read this program.
+    #[arg(long = "service-account", value_name = "ACCOUNT", requires = "action",
+        value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) account: Option<String>,
+}
+
+#[cfg(windows)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ServiceAction {
+    /// Register the service, with the other options; it is not started yet
+    Install,
+    /// Stop the service and delete it
+    Remove,
+    /// Be the service: only the service manager can start that
+    Run,
+}
+
+/// These characters need no quotes and have one uppercase form, which the SID of the service depends on.
+#[cfg(windows)]
+fn service_name(text: &str) -> Result<String, &'static str> {
+    let fits = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
+    match (1..=80).contains(&text.len()) && text.chars().all(fits) {
+        true => Ok(text.to_owned()),
+        false => Err("give 1 to 80 letters, digits, and . _ -"),
+    }
 }
 
 #[cfg(windows)]
