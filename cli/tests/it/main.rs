@@ -17,5 +17,7 @@ mod program;
 mod programs;
 #[cfg(windows)]
 mod sample;
+#[cfg(windows)]
+mod service;
 #[cfg(target_os = "linux")]
 mod systemd;
