@@ -23,7 +23,7 @@ use windows_service::{
 const SERVER: &str = env!("CARGO_BIN_EXE_pipe-server");
 
 /// Held by each test that starts a service or tries to be one. Under Wine, a process that connects to the service manager
-/// becomes the service that was started last, whoever started the process (`HKLM\System\CurrentControlSet\Control\
+/// while a service is starting becomes that service, whoever started the process (`HKLM\System\CurrentControlSet\Control\
 /// ServiceCurrent` names the pipe that both meet at).
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 

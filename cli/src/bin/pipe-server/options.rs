@@ -325,9 +325,10 @@ pub(crate) enum LogFormat {
 pub(crate) struct ServiceOptions {
     /// Install a service that runs this program with the other options, or remove it
     ///
-    /// The service starts with the system, and a minute at most after a failure. It needs --access, because by default
-    /// only its own account may connect. What to give, what its clients need and where it logs:
-    /// docs/windows-service.md.
+    /// The service starts with the system, and again within a minute after a failure. It needs --access, because by default
+    /// only its own account may connect. Its log goes to %ProgramData%\pipe-server\NAME.log, unless --log-file is given.
+    /// A stop lets running requests finish, up to --drain-timeout. What its clients need, and how to install it with
+    /// sc.exe: docs/windows-service.md.
     #[arg(long = "service", value_name = "ACTION", value_enum)]
     pub(crate) action: Option<ServiceAction>,
 

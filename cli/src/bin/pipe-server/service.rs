@@ -195,8 +195,8 @@ impl Service {
 }
 
 fn send(status: &ServiceStatusHandle, state: ServiceState, code: u8, wait_hint: Duration) {
-    // Preshutdown instead of shutdown, which leaves all services 5 s together. Windows itself refuses a second stop while
-    // the first one is pending.
+    // Preshutdown instead of shutdown: the system waits for it as long as the installation has asked for, and only 5 s for a
+    // shutdown (`WaitToKillServiceTimeout`). While a stop is pending, it refuses another one.
     let controls_accepted = match state {
         ServiceState::Running => ServiceControlAccept::STOP | ServiceControlAccept::PRESHUTDOWN,
         _ => ServiceControlAccept::empty(),
