@@ -35,6 +35,8 @@ fn run(action: &str, name: &UniqueName, arguments: &[&str]) -> Output {
         .args(["--service", action, "--service-name", &name.text])
         .args(arguments)
         .env_remove("RUST_LOG")
+        // Becomes part of the service.
+        .env("PIPE_SERVER_MAX_INSTANCES", "7")
         .stdin(Stdio::null())
         .output()
         .unwrap()
@@ -64,13 +66,13 @@ impl Installed {
     fn new(arguments: &[&str]) -> Option<Self> {
         let name = unique_name();
         let log = env::temp_dir().join(format!("{}.log", name.text));
-        let options = [
-            "--pipe-name",
-            &name.text,
-            "--log-file",
-            log.to_str().unwrap(),
-        ];
-        let output = run("install", &name, &[&options, arguments].concat());
+        let path = log.to_str().unwrap().to_owned();
+        Self::install(name, log, &[&["--log-file", &path], arguments].concat())
+    }
+
+    fn install(name: UniqueName, log: PathBuf, arguments: &[&str]) -> Option<Self> {
+        let pipe = ["--pipe-name", &name.text];
+        let output = run("install", &name, &[&pipe, arguments].concat());
         let service = Self {
             printed: stdout(&output),
             name,
@@ -265,13 +267,29 @@ fn a_service_is_installed_once_to_run_as_itself() {
     let command = config.executable_path.to_str().unwrap().to_owned();
     let server = path::absolute(SERVER).unwrap();
     let expected = format!(
-        "{} --service run --service-name {} --log-file {} --pipe-name {} --access everyone --echo",
+        "{} --service run --service-name {} --log-file {} --max-instances=7 --pipe-name {} --access everyone --echo",
         server.display(),
         installed.name.text,
         installed.log.display(),
         installed.name.text,
     );
     assert_eq!(command.replace('"', ""), expected);
+}
+
+#[test]
+fn without_a_log_file_the_service_logs_among_the_data_of_programs() {
+    let name = unique_name();
+    let data = PathBuf::from(env::var_os("ProgramData").unwrap());
+    let log = data.join("pipe-server").join(format!("{}.log", name.text));
+    let Some(installed) = Installed::install(name, log, &["--access", "everyone"]) else {
+        return;
+    };
+    let printed = &installed.printed;
+    assert!(
+        printed.contains(installed.log.to_str().unwrap()),
+        "{printed}"
+    );
+    assert_eq!(installed.log(), "");
 }
 
 #[test]

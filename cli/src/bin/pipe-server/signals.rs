@@ -11,6 +11,9 @@ use tracing::info;
 /// The terminal was closed.
 const HANGUP: &str = "SIGHUP";
 
+/// The service manager asks for it, and not for a second time.
+const SERVICE_STOP: &str = "the service is stopped";
+
 /// Counts the signals from [`install`](Self::install) on.
 #[derive(Debug)]
 pub(crate) struct Signals {
@@ -28,6 +31,9 @@ impl Signals {
                 match *sender.borrow() {
                     // A terminal that is closed may send it twice: the system and the shell each do.
                     1.. if signal == HANGUP => continue,
+                    0 if signal == SERVICE_STOP => {
+                        info!(signal, "stopping; running requests may finish");
+                    }
                     0 => info!(
                         signal,
                         "stopping; running requests may finish, a second signal cuts them off"
@@ -148,7 +154,7 @@ impl Source {
             },
             Self::Service(service) => {
                 service.stop().await;
-                "the service is stopped"
+                SERVICE_STOP
             }
         }
     }

@@ -83,6 +83,7 @@ pub(super) fn install(options: &Options, arguments: Vec<OsString>) -> Result<(),
         .map_err(|error| failure("install", name, error))?;
     let configured = configure(&service, options)
         .map_err(|error| failure("configure", name, error))
+        .and_then(|()| create(&log_file))
         .and_then(|()| let_write(&sid, &log_file));
     if let Err(failure) = configured {
         // It exists as a whole or not at all.
@@ -173,28 +174,29 @@ fn check(options: &Options) -> Result<(), Failure> {
     bound?.map_err(bind_failure)
 }
 
-/// The file of the log, which exists when this returns.
+/// The file of the log.
 fn log_file(options: &Options) -> Result<PathBuf, Failure> {
-    let path = match &options.logging.log_file {
-        Some(path) => absolute(path)?,
-        None => {
-            let data = env::var_os("ProgramData").ok_or_else(|| {
-                Failure::new(
-                    "ProgramData is not set: give a place for the log with --log-file".to_owned(),
-                )
-            })?;
-            let directory = Path::new(&data).join("pipe-server");
-            fs::create_dir_all(&directory).map_err(|error| {
-                Failure::new(format!(
-                    "can't create {} for the log: {error}; run this as administrator, or give another place with \
-                     --log-file",
-                    directory.display()
-                ))
-            })?;
-            directory.join(format!("{}.log", options.service.name))
-        }
-    };
-    logging::open(&path).map(|_| path)
+    if let Some(path) = &options.logging.log_file {
+        return absolute(path);
+    }
+    let data = env::var_os("ProgramData").ok_or_else(|| {
+        Failure::new("ProgramData is not set: give a place for the log with --log-file".to_owned())
+    })?;
+    let file = format!("{}.log", options.service.name);
+    Ok(Path::new(&data).join("pipe-server").join(file))
+}
+
+/// Creates the file of the log, in a directory that may have to be created too.
+fn create(log_file: &Path) -> Result<(), Failure> {
+    if let Some(directory) = log_file.parent() {
+        fs::create_dir_all(directory).map_err(|error| {
+            Failure::new(format!(
+                "can't create {} for the log: {error}; give another place with --log-file",
+                directory.display()
+            ))
+        })?;
+    }
+    logging::open(log_file).map(drop)
 }
 
 /// What the service manager starts this program with: what the user gave, except that paths do not depend on the directory
