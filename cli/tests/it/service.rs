@@ -293,6 +293,22 @@ fn without_a_log_file_the_service_logs_among_the_data_of_programs() {
 }
 
 #[test]
+fn nothing_is_installed_without_a_log() {
+    let name = unique_name();
+    let directory = env::temp_dir();
+    let directory = directory.to_str().unwrap();
+    let arguments = ["--access", "everyone", "--log-file", directory];
+    let line = error(&run("install", &name, &arguments), 1);
+    if line.contains("run this as administrator") {
+        println!("skipped: this user is no administrator");
+        return;
+    }
+    assert!(line.contains("--log-file: can't open"), "{line}");
+    let line = error(&run("remove", &name, &[]), 1);
+    assert!(line.contains("os error 1060"), "{line}");
+}
+
+#[test]
 fn nothing_is_installed_with_options_that_are_wrong() {
     let name = unique_name();
     for (arguments, said) in [

@@ -52,12 +52,12 @@ pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) limits: LimitOptions,
 
-    #[command(flatten)]
-    pub(crate) logging: LoggingOptions,
-
     #[cfg(windows)]
     #[command(flatten)]
     pub(crate) service: ServiceOptions,
+
+    #[command(flatten)]
+    pub(crate) logging: LoggingOptions,
 }
 
 #[cfg(windows)]

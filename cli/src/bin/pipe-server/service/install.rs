@@ -77,6 +77,7 @@ pub(super) fn install(options: &Options, arguments: Vec<OsString>) -> Result<(),
         account_name: Some(account.into()),
         account_password: None,
     };
+    // The right to start it is needed for restarts (*ChangeServiceConfig2W function*).
     let access = ServiceAccess::CHANGE_CONFIG | ServiceAccess::START | ServiceAccess::DELETE;
     let service = manager
         .create_service(&info, access)
