@@ -17,7 +17,7 @@ use std::{fmt, str::FromStr};
 /// | the same user, also when client or server is elevated or logged on through SSH | yes | yes | the list names the user's SID; objects without a label have medium integrity (*Mandatory Integrity Control*) |
 /// | another user | no | yes, see [`Everyone`](Self::Everyone) | *Named Pipe Security and Access Rights* |
 /// | LocalSystem | yes | yes | the list names SYSTEM |
-/// | LocalService, NetworkService | no | yes | users of their own (*LocalService Account*) |
+/// | LocalService, NetworkService, a service as `NT SERVICE\NAME` | no | yes | users of their own (*LocalService Account*, *Service Accounts*) |
 /// | a process of low integrity | no | no | it may not write to an object without a label (*Mandatory Integrity Control*); an `Sddl` with `S:(ML;;NW;;;LW)` allows it |
 /// | an AppContainer | no | no | it needs an entry for its package or for all packages (*AppContainer Isolation*), and so an `Sddl` |
 /// | an anonymous logon | no | no | by default, Everyone does not include it (*Security identifiers*) |

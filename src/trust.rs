@@ -27,7 +27,10 @@ use crate::{
 /// | plain | the user | plain or elevated | connects | connects |
 /// | elevated | Administrators | elevated | connects | connects |
 /// | elevated | Administrators | plain | connects | is refused: another administrator may serve it |
-/// | LocalService, NetworkService | that account | any | is refused | is refused |
+/// | LocalService, NetworkService, `NT SERVICE\NAME` | that account | any | is refused | is refused |
+///
+/// Clients of a service with such an account name its SID: `S-1-5-19`, `S-1-5-20`, or what `sc.exe showsid NAME` prints
+/// (`docs/windows-service.md`).
 ///
 /// .NET's `PipeOptions.CurrentUserOnly` compares the owner only with the owner in its own token
 /// (`NamedPipeClientStream.Windows.cs`), so there an elevated client refuses a plain server as well.

@@ -21,7 +21,15 @@ use toml::de::{DeTable, DeValue};
 use crate::{escape::escape, exit::Failure, generate::Generate};
 
 /// Options that only the command line can give.
-const ONLY_HERE: [&str; 4] = ["file", GENERATE, "help", "version"];
+const ONLY_HERE: [&str; 7] = [
+    "file",
+    GENERATE,
+    "help",
+    "service",
+    "service-account",
+    "service-name",
+    "version",
+];
 const CONFIG: &str = "config";
 const GENERATE: &str = "generate";
 
@@ -30,14 +38,24 @@ Each option can be given by its environment variable as well: true or false for 
 a value, a number for -v, and values with commas between them for an option that can be repeated. An
 empty variable is ignored. The command line takes precedence over the environment";
 
+/// What the command line, the environment and the file say.
+#[derive(Debug)]
+pub struct Parsed<O> {
+    pub options: O,
+    /// The arguments that have the same effect in another environment: what the environment gives, followed by the
+    /// command line's own, without the program.
+    pub arguments: Vec<OsString>,
+}
+
 /// Parses the command line and the environment. If help, the version or a generated file is asked for, prints
 /// it and exits, as it does after bad usage.
 pub fn parse<O: Parser>() -> Result<O, Failure> {
-    parse_command(O::command().after_help(after_help::<O>(".")))
+    let parsed = parse_command(O::command().after_help(after_help::<O>(".")))?;
+    Ok(parsed.options)
 }
 
 /// Parses the command line, the environment and the file that `--config` names, which this adds.
-pub fn parse_with_file<O: Parser>() -> Result<O, Failure> {
+pub fn parse_with_file<O: Parser>() -> Result<Parsed<O>, Failure> {
     let file = Arg::new(CONFIG)
         .long(CONFIG)
         .value_name("FILE")
@@ -61,7 +79,7 @@ fn after_help<O: Parser>(precedence: &str) -> String {
     )
 }
 
-fn parse_command<O: Parser>(command: Command) -> Result<O, Failure> {
+fn parse_command<O: Parser>(command: Command) -> Result<Parsed<O>, Failure> {
     let arguments: Vec<OsString> = env::args_os().collect();
     // Not for generated files: the completions of bash have hidden options too.
     let described = with_variables(command.clone());
@@ -101,7 +119,8 @@ fn parse_command<O: Parser>(command: Command) -> Result<O, Failure> {
         None => Vec::new(),
     };
     let mut used = Vec::new();
-    for layer in [environment, file] {
+    let mut portable = Vec::new();
+    for (layer, is_environment) in [(environment, true), (file, false)] {
         let layer: Vec<_> = layer
             .into_iter()
             .filter(|setting| {
@@ -113,16 +132,25 @@ fn parse_command<O: Parser>(command: Command) -> Result<O, Failure> {
             })
             .collect();
         settled.extend(layer.iter().map(|setting| (setting.arg, setting.is_on())));
+        if is_environment {
+            let arguments = layer.iter().flat_map(|setting| &setting.arguments);
+            portable.extend(arguments.cloned());
+        }
         used.extend(layer);
     }
 
     let (program, own) = arguments.split_at(arguments.len().min(1));
     let added = used.iter().flat_map(|setting| &setting.arguments);
     let all = program.iter().chain(added).chain(own);
+    portable.extend_from_slice(own);
     let parsed = command
         .clone()
         .try_get_matches_from(all)
         .and_then(|mut matches| O::from_arg_matches_mut(&mut matches));
+    let parsed = parsed.map(|options| Parsed {
+        options,
+        arguments: portable,
+    });
     parsed.map_err(|error| {
         _ = error.print();
         if is_combination(&error) && !used.is_empty() {

@@ -45,6 +45,16 @@ impl Failure {
         Self { code, ..self }
     }
 
+    /// The exit code.
+    pub fn code(&self) -> u8 {
+        self.code
+    }
+
+    /// What failed, on what, and what to do.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Prints the line. Failing to print it is no reason to panic: the exit code still reports the failure.
     pub fn report(self, program: &str) -> ExitCode {
         let line = escape(&self.message);

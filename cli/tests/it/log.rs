@@ -1,11 +1,11 @@
-//! The log of `pipe-server` on stderr.
+//! The log of `pipe-server` on stderr and in a file.
 
-use std::process::Stdio;
+use std::{env, fs, process::Stdio};
 
 use pipe_server::Client;
 use support::{in_time, unique_name};
 
-use crate::program::{Server, server};
+use crate::program::{Server, ended, server};
 
 /// With `-vv` they log more than a pipe and the log's queue hold.
 pub(crate) const MANY_REQUESTS: usize = 6_000;
@@ -60,8 +60,6 @@ async fn a_stdout_that_nobody_reads_blocks_neither_clients_nor_the_end() {
     use rustix::process::{Pid, Signal};
     use support::DEADLINE;
 
-    use crate::program::ended;
-
     let (unread, full) = rustix::pipe::pipe().unwrap();
     let size = rustix::pipe::fcntl_getpipe_size(&full).unwrap();
     let full = File::from(full);
@@ -85,6 +83,51 @@ async fn a_stdout_that_nobody_reads_blocks_neither_clients_nor_the_end() {
     let mut log = server.stderr.take().unwrap();
     assert_eq!(ended(&mut server, &mut log).0, Some(0));
     drop(unread);
+}
+
+#[tokio::test]
+async fn a_log_file_is_appended_to_and_stderr_stays_empty() {
+    let name = unique_name();
+    let file = format!("{}.log", name.text.replace(['/', '\\'], "-"));
+    let path = env::temp_dir().join(file);
+    let path_text = path.to_str().unwrap();
+    fs::write(&path, "from before\n").unwrap();
+    let mut command = server(&name, &["--echo", "-v", "--log-file", path_text]);
+    let mut server = Server::spawn(command.stderr(Stdio::piped()));
+    in_time(async {
+        let mut client = Client::connect(&name.text).await.unwrap();
+        echo(&mut client, 1).await;
+        drop(client);
+        while !fs::read_to_string(&path).unwrap().contains("listening") {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    server.child.kill().unwrap();
+    let mut stderr = server.stderr();
+    let (_, printed) = ended(&mut server.child, &mut stderr);
+    assert_eq!(printed, "");
+    let log = fs::read_to_string(&path).unwrap();
+    assert!(log.starts_with("from before\n"), "{log}");
+    fs::remove_file(&path).unwrap();
+}
+
+#[test]
+fn a_log_file_that_can_not_be_opened_is_named() {
+    let name = unique_name();
+    let directory = env::temp_dir();
+    let directory = directory.to_str().unwrap();
+    let output = server(&name, &["--log-file", directory])
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let line = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        line.contains(&format!("--log-file: can't open {directory}")),
+        "{line}"
+    );
+    assert_eq!(line.lines().count(), 1, "{line}");
 }
 
 /// The line of the log about a command of `--exec` that complains and fails.

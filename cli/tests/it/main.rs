@@ -19,5 +19,7 @@ mod program;
 mod programs;
 #[cfg(windows)]
 mod sample;
+#[cfg(windows)]
+mod service;
 #[cfg(target_os = "linux")]
 mod systemd;

@@ -52,10 +52,12 @@ impl Server {
 
     /// What it logs, read from the first call on. Its stderr has to be a pipe.
     pub(crate) fn log(&self) -> &Log {
-        self.log.get_or_init(|| {
-            let stderr = self.stderr.take();
-            Log::read(stderr.expect("its stderr is not a pipe"))
-        })
+        self.log.get_or_init(|| Log::read(self.stderr()))
+    }
+
+    /// Its stderr, which has to be a pipe.
+    pub(crate) fn stderr(&self) -> ChildStderr {
+        self.stderr.take().expect("its stderr is not a pipe")
     }
 
     /// Kills it and gives the lines that were not waited for.

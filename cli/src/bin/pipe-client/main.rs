@@ -22,7 +22,7 @@ mod replies;
 
 fn main() -> ExitCode {
     let ended = command_line::parse_with_file()
-        .and_then(Options::with_system_name)
+        .and_then(|parsed| Options::with_system_name(parsed.options))
         .and_then(|options| {
             let client = run(options);
             runtime::run(Builder::new_current_thread(), cfg!(unix), client)?

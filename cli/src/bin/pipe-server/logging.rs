@@ -1,11 +1,14 @@
-//! Output: one line on stdout, and the log on stderr.
+//! Output: one line on stdout, and the log on stderr or in a file.
 
 use std::{
     any::Any,
     backtrace::{Backtrace, BacktraceStatus},
     env, fmt,
-    io::{self, IsTerminal as _, Write as _},
+    fs::{File, OpenOptions},
+    io::{self, IsTerminal as _, Write},
     panic::{self, PanicHookInfo},
+    path::Path,
+    sync::Arc,
     thread,
     time::Duration,
 };
@@ -37,7 +40,7 @@ mod queue;
 /// How long the program waits at exit for the rest of the log to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The running log. Dropping it writes what is left, unless stderr takes too long.
+/// The running log. Dropping it writes what is left, unless that takes too long.
 #[derive(Debug)]
 #[must_use = "dropping it ends the log"]
 pub(crate) struct Log {
@@ -52,33 +55,67 @@ impl Drop for Log {
 
 /// Starts the log. Logging never blocks.
 pub(crate) fn start(options: &LoggingOptions) -> Result<Log, Failure> {
+    match &options.log_file {
+        None => {
+            let color = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none();
+            start_on(options, color, io::stderr(), io::stderr)
+        }
+        Some(path) => {
+            let file = Arc::new(open(path)?);
+            start_on(options, false, Arc::clone(&file), file)
+        }
+    }
+}
+
+/// Opens the file of the log for appending, and creates it if it does not exist.
+pub(crate) fn open(path: &Path) -> Result<File, Failure> {
+    let file = OpenOptions::new().append(true).create(true).open(path);
+    file.map_err(|error| {
+        Failure::new(format!(
+            "--log-file: can't open {} for appending: {error}; give a file that this user may write to, in a \
+             directory that exists",
+            path.display()
+        ))
+    })
+}
+
+/// Starts the log on `output`. `direct` writes to the same place.
+fn start_on<W>(
+    options: &LoggingOptions,
+    color: bool,
+    output: impl Write + Send + 'static,
+    direct: W,
+) -> Result<Log, Failure>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
     let filter = filter(options)?;
     // For the log thread's own lines.
-    let direct = dispatch(options.log_format, EnvFilter::new("warn"), io::stderr);
+    let direct = dispatch(options.log_format, color, EnvFilter::new("warn"), direct);
     let report = move |lines: u64| {
         dispatcher::with_default(&direct, || {
             warn!(
                 lines,
-                "log lines were dropped: stderr did not take them in time"
+                "log lines were dropped: they could not be written in time"
             );
         });
     };
-    let queue = Queue::start(io::stderr(), report)
+    let queue = Queue::start(output, report)
         .map_err(|error| Failure::new(format!("can't start the thread of the log: {error}")))?;
-    dispatch(options.log_format, filter, queue.clone()).init();
+    dispatch(options.log_format, color, filter, queue.clone()).init();
     // The default hook writes to stderr, which may block.
     panic::set_hook(Box::new(log_panic));
     Ok(Log { queue })
 }
 
-fn dispatch<W>(format: LogFormat, filter: EnvFilter, writer: W) -> Dispatch
+fn dispatch<W>(format: LogFormat, color: bool, filter: EnvFilter, writer: W) -> Dispatch
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(writer)
-        .with_ansi(io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none())
+        .with_ansi(color)
         // The default prints with `eprintln!`, which can block, and panics if stderr is closed.
         .log_internal_errors(false);
     match format {

@@ -10,7 +10,7 @@ use std::{
 use pipe_server::os::windows::ServeExt as _;
 use pipe_server::{BindError, Peer, Summary, serve};
 use pipe_server_cli::{
-    command_line,
+    command_line::{self, Parsed},
     exit::{Failure, chain},
     runtime,
 };
@@ -29,6 +29,8 @@ mod forward;
 mod logging;
 mod options;
 mod place;
+#[cfg(windows)]
+mod service;
 mod signals;
 #[cfg(target_os = "linux")]
 mod systemd;
@@ -38,14 +40,23 @@ mod worker;
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
-    let ended = command_line::parse_with_file().and_then(run);
+    let ended = command_line::parse_with_file().and_then(start);
     ended.unwrap_or_else(|failure| failure.report("pipe-server"))
 }
 
-fn run(options: Options) -> Result<ExitCode, Failure> {
+fn start(parsed: Parsed<Options>) -> Result<ExitCode, Failure> {
+    #[cfg(windows)]
+    if let Some(action) = parsed.options.service.action {
+        return service::perform(action, parsed);
+    }
+    let options = parsed.options;
     let place = Place::find(&options)?;
     // Dropped after the last line, and before a failure is reported.
     let _log = logging::start(&options.logging)?;
+    run(options, place)
+}
+
+fn run(options: Options, place: Place) -> Result<ExitCode, Failure> {
     let io_driver = options.need_io_driver();
     let mut builder = Builder::new_multi_thread();
     if !options.engine_needs_io_driver() {
@@ -128,6 +139,8 @@ async fn serve_until_signal(options: Options, place: Place) -> Result<Option<Sum
     capacity.log();
     #[cfg(target_os = "linux")]
     systemd::Manager::from_environment().ready(&address, serving.stats(), signals.first());
+    #[cfg(windows)]
+    service::ready();
     logging::announce(address);
     // Spawned, so that a worker accepts and serves without waking another thread.
     let serving = tokio::spawn(serving.into_future());

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::{str::FromStr, time::Duration};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{ArgAction, Args, Parser, ValueEnum, builder::NonEmptyStringValueParser};
 use pipe_server::{Access, ListenerOptions, PipeName, UserId, defaults};
@@ -23,7 +23,7 @@ const FORWARD_LIMIT: usize = 1024;
 /// Serves a message pipe: a named pipe on Windows, a SEQPACKET socket on Linux.
 ///
 /// Without options it behaves as Microsoft's sample server: every request gets the same reply. When
-/// clients can connect, "listening on ADDRESS" is printed to stdout; the log goes to stderr. Ctrl-C,
+/// clients can connect, "listening on ADDRESS" is printed to stdout; the log goes to stderr or to --log-file. Ctrl-C,
 /// SIGTERM and SIGHUP let running requests finish; a second Ctrl-C or SIGTERM ends the server at once. Under
 /// nohup, SIGHUP is ignored. On Linux it serves the socket that systemd passes, if there is one.
 #[derive(Debug, Parser)]
@@ -63,6 +63,10 @@ pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) limits: LimitOptions,
 
+    #[cfg(windows)]
+    #[command(flatten)]
+    pub(crate) service: ServiceOptions,
+
     #[command(flatten)]
     pub(crate) logging: LoggingOptions,
 }
@@ -82,7 +86,7 @@ impl Options {
     /// The listener's options except `max_instances`. Options that were not given keep the library's default.
     pub(crate) fn listener(&self) -> ListenerOptions {
         let mut options = ListenerOptions::new()
-            .access(self.pipe.access.clone())
+            .access(self.pipe.access.clone().unwrap_or_default())
             .max_message_size(self.pipe.max_message_size);
         if let Some(bytes) = self.pipe.buffer_size {
             options = options.buffer_size(bytes);
@@ -116,8 +120,8 @@ impl Options {
     #[cfg(target_os = "linux")]
     pub(crate) fn admits_others(&self) -> bool {
         match self.pipe.access {
-            Access::Everyone => true,
-            Access::Mode(mode) => mode & 0o077 != 0,
+            Some(Access::Everyone) => true,
+            Some(Access::Mode(mode)) => mode & 0o077 != 0,
             _ => self.pipe.socket_group.is_some(),
         }
     }
@@ -283,13 +287,8 @@ pub(crate) struct PipeOptions {
     /// which is part of the GENERIC_WRITE that most programs ask for. Whether Windows therefore refuses them is
     /// not known; pipe-client does not ask for it. On Linux, give a path with everyone: other users can't
     /// reach the directory of a short name.
-    #[arg(
-        long,
-        value_name = "WHO",
-        default_value = "current-user",
-        hide_default_value = true
-    )]
-    access: Access,
+    #[arg(long, value_name = "WHO")]
+    pub(crate) access: Option<Access>,
 
     /// Group of the socket, by name or number: its members may connect
     ///
@@ -341,13 +340,20 @@ pub(crate) struct LimitOptions {
     pub(crate) drain_timeout: Wait,
 }
 
-/// The log on stderr.
+/// The log.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Log")]
 pub(crate) struct LoggingOptions {
     /// Form of the log
     #[arg(long, value_name = "FORMAT", value_enum, default_value = "text")]
     pub(crate) log_format: LogFormat,
+
+    /// Append the log to FILE instead of writing it to stderr
+    ///
+    /// The file is opened when the server starts, created if it does not exist, and never rotated. What it can't
+    /// take in time is dropped and counted.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) log_file: Option<PathBuf>,
 
     /// Log more: connections with -v, messages with -vv
     #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
@@ -371,6 +377,55 @@ pub(crate) enum LogFormat {
     Text,
     /// One JSON object a line
     Json,
+}
+
+/// This server as a service.
+#[cfg(windows)]
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Windows service")]
+pub(crate) struct ServiceOptions {
+    /// Install a service that runs this program with the other options, or remove it
+    ///
+    /// The service starts with the system, and again within a minute after a failure. It needs --access, because by default
+    /// only its own account may connect. Its log goes to %ProgramData%\pipe-server\NAME.log, unless --log-file is given.
+    /// A stop lets running requests finish, up to --drain-timeout. What its clients need, and how to install it with
+    /// sc.exe: docs/windows-service.md.
+    #[arg(long = "service", value_name = "ACTION", value_enum)]
+    pub(crate) action: Option<ServiceAction>,
+
+    /// Name of the service: letters, digits, and . _ -
+    #[arg(long = "service-name", value_name = "NAME", default_value = "pipe-server", requires = "action",
+        value_parser = service_name)]
+    pub(crate) name: String,
+
+    /// Account without a password that the service runs as [default: NT SERVICE\NAME, which is its own]
+    ///
+    /// Others are NT AUTHORITY\LocalService, NT AUTHORITY\NetworkService, LocalSystem, and a managed account,
+    /// DOMAIN\NAME$. It must be able to read this program.
+    #[arg(long = "service-account", value_name = "ACCOUNT", requires = "action",
+        value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) account: Option<String>,
+}
+
+#[cfg(windows)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ServiceAction {
+    /// Register the service, with the other options; it is not started yet
+    Install,
+    /// Stop the service and delete it
+    Remove,
+    /// Be the service: only the service manager can start that
+    Run,
+}
+
+/// These characters need no quotes and have one uppercase form, which the SID of the service depends on.
+#[cfg(windows)]
+fn service_name(text: &str) -> Result<String, &'static str> {
+    let fits = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
+    match (1..=80).contains(&text.len()) && text.chars().all(fits) {
+        true => Ok(text.to_owned()),
+        false => Err("give 1 to 80 letters, digits, and . _ -"),
+    }
 }
 
 #[cfg(windows)]

@@ -11,6 +11,9 @@ use tracing::info;
 /// The terminal was closed.
 const HANGUP: &str = "SIGHUP";
 
+/// The service manager asks for it, and not for a second time.
+const SERVICE_STOP: &str = "the service is stopped";
+
 /// Counts the signals from [`install`](Self::install) on.
 #[derive(Debug)]
 pub(crate) struct Signals {
@@ -28,6 +31,9 @@ impl Signals {
                 match *sender.borrow() {
                     // A terminal that is closed may send it twice: the system and the shell each do.
                     1.. if signal == HANGUP => continue,
+                    0 if signal == SERVICE_STOP => {
+                        info!(signal, "stopping; running requests may finish");
+                    }
                     0 => info!(
                         signal,
                         "stopping; running requests may finish, a second signal cuts them off"
@@ -109,10 +115,15 @@ fn is_hangup_ignored() -> bool {
 }
 
 #[cfg(windows)]
-struct Source {
-    ctrl_c: tokio::signal::windows::CtrlC,
-    ctrl_close: tokio::signal::windows::CtrlClose,
-    ctrl_shutdown: tokio::signal::windows::CtrlShutdown,
+enum Source {
+    Console {
+        ctrl_c: tokio::signal::windows::CtrlC,
+        ctrl_close: tokio::signal::windows::CtrlClose,
+        ctrl_shutdown: tokio::signal::windows::CtrlShutdown,
+    },
+    /// Nothing else: the events of a console reach a service too, when the system shuts down (*HandlerRoutine callback
+    /// function*), and would be a second signal.
+    Service(&'static crate::service::Service),
 }
 
 #[cfg(windows)]
@@ -120,7 +131,10 @@ impl Source {
     fn new() -> io::Result<Self> {
         use tokio::signal::windows;
 
-        Ok(Self {
+        if let Some(service) = crate::service::current() {
+            return Ok(Self::Service(service));
+        }
+        Ok(Self::Console {
             ctrl_c: windows::ctrl_c()?,
             ctrl_close: windows::ctrl_close()?,
             ctrl_shutdown: windows::ctrl_shutdown()?,
@@ -128,10 +142,20 @@ impl Source {
     }
 
     async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.ctrl_c.recv() => "Ctrl-C",
-            _ = self.ctrl_close.recv() => "the console was closed",
-            _ = self.ctrl_shutdown.recv() => "the system shuts down",
+        match self {
+            Self::Console {
+                ctrl_c,
+                ctrl_close,
+                ctrl_shutdown,
+            } => tokio::select! {
+                _ = ctrl_c.recv() => "Ctrl-C",
+                _ = ctrl_close.recv() => "the console was closed",
+                _ = ctrl_shutdown.recv() => "the system shuts down",
+            },
+            Self::Service(service) => {
+                service.stop().await;
+                SERVICE_STOP
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The log on its way to stderr.
+//! The log on its way to stderr or to a file.
 
 use std::{
     io::{self, Write},
