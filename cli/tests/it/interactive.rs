@@ -135,6 +135,8 @@ fn a_line_that_can_not_be_sent_is_no_end() {
         // The line before it is discarded.
         terminal.press("zz");
         terminal.press(CTRL_C);
+        // The prompt before it may be drawn again.
+        terminal.wait_for("\r\n");
         terminal.wait_for("> ");
         terminal.press(line);
         terminal.press("\r");
