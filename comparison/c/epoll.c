@@ -4,7 +4,7 @@
    usage: epoll PATH LONGEST THREADS
 
    A client that does not read its reply is not read from until it does. */
-#include "epoll.h"
+#include "socket.h"
 
 struct client {
     int socket;
@@ -12,6 +12,8 @@ struct client {
     char *pending;
     size_t pending_length;
 };
+
+#include "epoll.h"
 
 static void drop(int epoll, struct client *client)
 {
@@ -67,16 +69,6 @@ static void handle(int epoll, struct client *client, char *buffer)
         flush(epoll, client);
     else
         echo(epoll, client, buffer);
-}
-
-static struct client *new_client(int socket)
-{
-    struct client *client = calloc(1, sizeof *client);
-    if (!client)
-        fail("calloc");
-    client->socket = socket;
-    grow_send_buffer(socket);
-    return client;
 }
 
 int main(int count, char **arguments)

@@ -1,17 +1,9 @@
 /* What the epoll servers share: their threads, each with an epoll of its own, and the clients, which are assigned to the
-   threads round robin. What a client holds and how it is answered is the server's. */
-#include "socket.h"
-
+   threads round robin. A server includes socket.h, defines struct client with its `socket`, and includes this. */
 #include <pthread.h>
 #include <sys/epoll.h>
 
 #define EVENTS 256
-
-/* Starts with the client's socket. */
-struct client;
-
-/* A client that was accepted, with what the server keeps of it. */
-static struct client *new_client(int socket);
 
 /* Answers a client whose socket is ready. `buffer` has room for the longest message and its prefix. */
 static void handle(int epoll, struct client *client, char *buffer);
@@ -19,7 +11,7 @@ static void handle(int epoll, struct client *client, char *buffer);
 static void watch(int epoll, int operation, struct client *client, unsigned events)
 {
     struct epoll_event event = {.events = events, .data.ptr = client};
-    if (epoll_ctl(epoll, operation, *(int *)client, &event) < 0)
+    if (epoll_ctl(epoll, operation, client->socket, &event) < 0)
         fail("epoll_ctl");
 }
 
@@ -57,7 +49,14 @@ static int run(int type, int count, char **arguments)
     int listener = listen_at(arguments[1], type);
     for (unsigned next = 0;; next++) {
         int socket = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-        if (socket >= 0)
-            watch(epolls[next % (unsigned)threads], EPOLL_CTL_ADD, new_client(socket), EPOLLIN);
+        if (socket < 0)
+            continue;
+        if (type == SOCK_SEQPACKET)
+            grow_send_buffer(socket);
+        struct client *client = calloc(1, sizeof *client);
+        if (!client)
+            fail("calloc");
+        client->socket = socket;
+        watch(epolls[next % (unsigned)threads], EPOLL_CTL_ADD, client, EPOLLIN);
     }
 }

@@ -5,7 +5,7 @@
 
    Receives what has arrived, up to one message of LONGEST bytes, and sends the messages that it completes in one call. A
    client that does not read its replies is not read from until it does, and one that sends a longer message is closed. */
-#include "epoll.h"
+#include "socket.h"
 
 struct client {
     int socket;
@@ -14,6 +14,8 @@ struct client {
     char *held;
     size_t begin, length, replies;
 };
+
+#include "epoll.h"
 
 static void drop(int epoll, struct client *client)
 {
@@ -111,15 +113,6 @@ static void handle(int epoll, struct client *client, char *buffer)
         flush(epoll, client);
     else
         echo(epoll, client, buffer);
-}
-
-static struct client *new_client(int socket)
-{
-    struct client *client = calloc(1, sizeof *client);
-    if (!client)
-        fail("calloc");
-    client->socket = socket;
-    return client;
 }
 
 int main(int count, char **arguments)

@@ -22,8 +22,8 @@ use crate::{
 
 /// How many available requests of one client are answered before it yields to other clients.
 ///
-/// On Linux as many as one call receives or sends. On Windows a call moves one message, so a longer turn would save
-/// nothing and make others wait: a thread that takes completions has one client's turn to finish before the next.
+/// On Linux, as many as one call receives or sends. On Windows a call moves one message, so a longer turn would save
+/// nothing. It would make others wait: a thread that takes completions finishes one client's turn before the next.
 const TURN: u32 = if cfg!(windows) { 4 } else { 16 };
 
 /// How many requests are read ahead to detect a disconnect: more than most clients pipeline.

@@ -196,7 +196,8 @@ impl Service {
 
 fn send(status: &ServiceStatusHandle, state: ServiceState, code: u8, wait_hint: Duration) {
     // Preshutdown instead of shutdown: the system waits for it as long as the installation has asked for, and only 5 s for a
-    // shutdown (`WaitToKillServiceTimeout`). While a stop is pending, it refuses another one.
+    // shutdown (`WaitToKillServiceTimeout`). While a stop is pending, it refuses another one
+    // (*ControlService function*, `ERROR_SERVICE_CANNOT_ACCEPT_CTRL`).
     let controls_accepted = match state {
         ServiceState::Running => ServiceControlAccept::STOP | ServiceControlAccept::PRESHUTDOWN,
         _ => ServiceControlAccept::empty(),

@@ -4,16 +4,12 @@ use std::fmt::Write as _;
 
 use crate::{
     Options,
-    contenders::Role,
-    picture::escaped,
+    picture::{self, HEADING, MARGIN, TITLE, escaped},
     results::{Results, Row},
 };
 
 const PANEL_WIDTH: usize = 420;
 const PANEL_HEIGHT: usize = 260;
-const MARGIN: usize = 20;
-const HEADING: usize = 60;
-const TITLE: usize = 26;
 /// Beside and below the lines, for the figures.
 const AXIS: usize = 50;
 const LEGEND_LINE: usize = 18;
@@ -22,14 +18,11 @@ pub(crate) fn picture(results: &Results, options: &Options) -> String {
     let series = series(&results.rows);
     let width = MARGIN + series.len() * (PANEL_WIDTH + MARGIN);
     let height = HEADING + PANEL_HEIGHT + results.contenders.len() * LEGEND_LINE + MARGIN;
-    let mut svg = format!(
-        r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" font-family="system-ui, sans-serif" font-size="12" fill="#222">
-<rect width="{width}" height="{height}" fill="#fff"/>
-<text x="{MARGIN}" y="28" font-size="16" font-weight="bold">pipe-server and others on {}, by the number of connections</text>
-<text x="{MARGIN}" y="46" fill="#666">{}. Both axes are logarithmic.</text>
-"##,
-        options.system.title(),
-        escaped(&options.heading),
+    let mut svg = picture::heading(
+        options,
+        (width, height),
+        ", by the number of connections",
+        "Both axes are logarithmic",
     );
     for (index, rows) in series.iter().enumerate() {
         panel(
@@ -56,20 +49,19 @@ pub(crate) fn picture(results: &Results, options: &Options) -> String {
     svg
 }
 
-/// The rows whose names begin alike.
+/// The rows of each series, which follow one another.
 fn series(rows: &[Row]) -> Vec<&[Row]> {
-    rows.chunk_by(|one, other| title(one) == title(other))
+    rows.chunk_by(|one, other| series_name(one) == series_name(other))
         .collect()
 }
 
-fn title(row: &Row) -> &str {
+fn series_name(row: &Row) -> &str {
     row.load.name.split(':').next().unwrap_or_default()
 }
 
 fn panel(svg: &mut String, results: &Results, rows: &[Row], left: usize) {
-    let Some(unit) = rows.first().map(|row| row.load.unit) else {
-        return;
-    };
+    let Some(first) = rows.first() else { return };
+    let unit = first.load.unit;
     let figures = rows.iter().flat_map(|row| row.cells.iter().flatten());
     let (least, most) = figures.fold((f64::MAX, f64::MIN_POSITIVE), |(least, most), &figure| {
         (least.min(figure), most.max(figure))
@@ -84,16 +76,7 @@ fn panel(svg: &mut String, results: &Results, rows: &[Row], left: usize) {
         let share = (figure / least).ln() / (most / least).ln().max(f64::MIN_POSITIVE);
         bottom as f64 - share * (bottom - top) as f64
     };
-    let better = match unit.more_is_better() {
-        true => "per second; more is better",
-        false => "less is better",
-    };
-    _ = writeln!(
-        svg,
-        r##"<text x="{left}" y="{}"><tspan font-weight="bold">{}</tspan> <tspan fill="#666">{better}</tspan></text>"##,
-        HEADING + 10,
-        escaped(rows.first().map(title).unwrap_or_default()),
-    );
+    picture::title(svg, series_name(first), unit, left, HEADING + 10);
     for figure in [least, most] {
         _ = writeln!(
             svg,
@@ -134,18 +117,11 @@ fn panel(svg: &mut String, results: &Results, rows: &[Row], left: usize) {
 /// The colour says whose it is, the dashes which one of them.
 fn style(results: &Results, index: usize) -> (&'static str, String) {
     let role = results.contenders[index].role;
-    let colour = match role {
-        Role::Ours => "#d1495b",
-        Role::AlsoOurs => "#e9a3ab",
-        Role::Limit => "#8d99ae",
-        Role::StreamLimit => "#c5ccd6",
-        Role::Other => "#30638e",
-    };
     let earlier = &results.contenders[..index];
     let number = earlier.iter().filter(|other| other.role == role).count();
     let dashes = match number {
         0 => String::new(),
         _ => format!(r#"stroke-dasharray="{} 3""#, 12 / number),
     };
-    (colour, dashes)
+    (picture::colour(role), dashes)
 }

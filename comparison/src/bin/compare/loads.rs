@@ -12,7 +12,7 @@ pub(crate) struct Load {
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Kind {
-    /// Echoed requests.
+    /// Echoed requests: their rate, or the 99th percentile of their latency where the unit is that of a time.
     Echo {
         clients: u32,
         depth: u32,
@@ -20,8 +20,6 @@ pub(crate) enum Kind {
     },
     /// Echoed requests of 64 bytes, from clients in C that are one blocking thread each.
     Threads { clients: u32, depth: u32 },
-    /// Echoed requests of 64 bytes, of which the 99th percentile of the latency counts.
-    Latency { clients: u32 },
     /// Clients that connect, have one request answered and close, beside connections that are idle.
     Connect { clients: u32, idle: u32 },
     /// One client that pauses after each reply, beside many at full speed.
@@ -79,9 +77,7 @@ impl Load {
     /// The number of connections that grows, in a series of loads.
     pub(crate) fn connections(&self) -> u32 {
         match self.kind {
-            Kind::Echo { clients, .. }
-            | Kind::Threads { clients, .. }
-            | Kind::Latency { clients } => clients,
+            Kind::Echo { clients, .. } | Kind::Threads { clients, .. } => clients,
             Kind::Connect { idle, .. } => idle,
             Kind::Idle { connections } => connections,
             Kind::Paced { others, .. } => others,
@@ -100,20 +96,25 @@ impl Load {
 
 pub(crate) const SMALL: usize = 64;
 
-/// How a server takes more clients. Each table row of a series has the number of connections at its end.
-pub(crate) fn growth(system: System) -> Vec<Load> {
-    let load = |name, kind, unit| Load { name, kind, unit };
-    let rate = |name, clients| {
-        let kind = Kind::Echo {
+/// Series of loads in which only the number of connections grows. A name is that of its series, a colon and the number.
+pub(crate) fn growth() -> Vec<Load> {
+    let echo = |name, clients, unit| Load {
+        name,
+        kind: Kind::Echo {
             clients,
             depth: 1,
             size: SMALL,
-        };
-        load(name, kind, Unit::PerSecond)
+        },
+        unit,
     };
-    let latency = |name, clients| load(name, Kind::Latency { clients }, Unit::Microseconds);
-    let connect = |name, idle| load(name, Kind::Connect { clients: 8, idle }, Unit::PerSecond);
-    let mut loads = vec![
+    let rate = |name, clients| echo(name, clients, Unit::PerSecond);
+    let latency = |name, clients| echo(name, clients, Unit::Microseconds);
+    let connect = |name, idle| Load {
+        name,
+        kind: Kind::Connect { clients: 8, idle },
+        unit: Unit::PerSecond,
+    };
+    vec![
         rate("requests, clients: 1", 1),
         rate("requests, clients: 8", 8),
         rate("requests, clients: 64", 64),
@@ -127,12 +128,7 @@ pub(crate) fn growth(system: System) -> Vec<Load> {
         connect("connections, idle ones beside them: 0", 0),
         connect("connections, idle ones beside them: 1,000", 1000),
         connect("connections, idle ones beside them: 10,000", 10_000),
-    ];
-    if system == System::Windows && !cfg!(windows) {
-        // Wine limits a process to fewer open files.
-        loads.retain(|load| load.connections() <= 1000);
-    }
-    loads
+    ]
 }
 
 pub(crate) fn of(system: System) -> Vec<Load> {

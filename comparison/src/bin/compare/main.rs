@@ -55,7 +55,7 @@ struct Options {
     #[arg(long, value_name = "TIME", default_value = "600ms", value_parser = humantime::parse_duration)]
     duration: Duration,
 
-    /// How the contenders take more clients, instead of what one load does to them
+    /// Measure growing numbers of clients instead of the usual loads; Linux only
     #[arg(long)]
     growth: bool,
 
@@ -94,6 +94,9 @@ fn main() -> ExitCode {
 }
 
 fn compare(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
+    if options.growth && options.system != System::Linux {
+        return Err("--growth is for Linux: leave it out".into());
+    }
     raise_open_files();
     warn_if_busy();
     let wanted = |name: &str, pattern: &Option<String>| match pattern {
@@ -105,7 +108,7 @@ fn compare(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
         .filter(|contender| contender.is_ours() || wanted(contender.name, &options.contender))
         .collect();
     let loads = match options.growth {
-        true => loads::growth(options.system),
+        true => loads::growth(),
         false => loads::of(options.system),
     };
     let loads: Vec<Load> = loads

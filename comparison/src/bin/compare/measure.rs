@@ -11,7 +11,7 @@ use crate::{
     Options, System,
     client::{self, Client},
     contenders::Contender,
-    loads::{Event, Kind, Load, SMALL},
+    loads::{Event, Kind, Load, SMALL, Unit},
     programs::Programs,
     server::Server,
 };
@@ -124,7 +124,11 @@ fn one(
                     "--warm-up",
                     "100ms",
                 ]);
-            client::figure(&mut client, "messages_per_second")
+            let name = match load.unit {
+                Unit::Microseconds => "p99_us",
+                _ => "messages_per_second",
+            };
+            client::figure(&mut client, name)
         }
         Kind::Threads { clients, depth } => {
             let mut threads = programs.threads(contender)?;
@@ -133,15 +137,6 @@ fn one(
                 .arg(SMALL.to_string())
                 .args([WARM_UP, options.duration].map(|time| time.as_millis().to_string()));
             client::figure(&mut threads, "messages_per_second")
-        }
-        Kind::Latency { clients } => {
-            client.args(["--clients", &clients.to_string()]).args([
-                "--duration",
-                &duration(options.duration),
-                "--warm-up",
-                "100ms",
-            ]);
-            client::figure(&mut client, "p99_us")
         }
         Kind::Connect { clients, idle } => {
             let _idle = match idle {
