@@ -1,11 +1,6 @@
 //! `pipe-server --forward`.
 
-use std::{
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::TcpListener,
-    process::Stdio,
-    thread,
-};
+use std::{net::TcpListener, process::Stdio, thread};
 
 use pipe_server::Client;
 use support::{in_time, unique_name};
@@ -15,31 +10,13 @@ use crate::program::{Server, server};
 #[cfg(target_os = "linux")]
 mod nats;
 
-/// As much of a NATS server and its worker as one client needs, for where there is no real one. It answers each request
-/// with the request.
+/// The port of a server that echoes the requests of one client.
 fn echo() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
-        let (mut output, _) = listener.accept().unwrap();
-        let mut input = BufReader::new(output.try_clone().unwrap());
-        let info = r#"{"server_id":"A","version":"2.10.0","headers":true,"max_payload":1048576}"#;
-        write!(output, "INFO {info}\r\n").unwrap();
-        let (mut id, mut line) = (String::new(), String::new());
-        while input.read_line(&mut line).unwrap_or(0) > 0 {
-            match line.split_whitespace().collect::<Vec<_>>()[..] {
-                ["PING"] => output.write_all(b"PONG\r\n").unwrap(),
-                ["SUB", _, number] => number.clone_into(&mut id),
-                ["PUB", "a.subject", inbox, length] => {
-                    let mut payload = vec![0; length.parse::<usize>().unwrap() + 2];
-                    input.read_exact(&mut payload).unwrap();
-                    write!(output, "MSG {inbox} {id} {length}\r\n").unwrap();
-                    output.write_all(&payload).unwrap();
-                }
-                _ => assert!(line.starts_with("CONNECT"), "{line}"),
-            }
-            line.clear();
-        }
+        let (connection, _) = listener.accept().unwrap();
+        support::nats::echo(connection, "a.subject", "nothing");
     });
     port
 }

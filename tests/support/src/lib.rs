@@ -18,6 +18,7 @@ use pipe_server::{
 };
 
 pub mod log;
+pub mod nats;
 #[cfg(any(windows, target_os = "linux"))]
 pub mod process;
 #[cfg(windows)]

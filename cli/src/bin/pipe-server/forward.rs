@@ -576,37 +576,12 @@ impl Drop for Waiting {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io::{BufRead as _, BufReader, Write as _},
-        net::{TcpListener, TcpStream},
-        thread,
-    };
+    use std::{net::TcpListener, thread};
 
     use pipe_server::Peer;
+    use support::nats;
 
     use super::*;
-
-    /// Plays a server that echoes requests until `connection` has sent a line that starts with `last`.
-    fn play(mut connection: TcpStream, last: &str) {
-        let mut input = BufReader::new(connection.try_clone().unwrap());
-        let (mut id, mut line) = (String::new(), String::new());
-        connection
-            .write_all(b"INFO {\"headers\":true,\"max_payload\":1000}\r\n")
-            .unwrap();
-        while input.read_line(&mut line).unwrap_or(0) > 0 && !line.starts_with(last) {
-            match line.split_whitespace().collect::<Vec<_>>()[..] {
-                ["PING"] => connection.write_all(b"PONG\r\n").unwrap(),
-                ["SUB", _, number] => number.clone_into(&mut id),
-                ["PUB", _, inbox, length] => {
-                    let mut payload = String::new();
-                    input.read_line(&mut payload).unwrap();
-                    write!(connection, "MSG {inbox} {id} {length}\r\n{payload}").unwrap();
-                }
-                _ => {}
-            }
-            line.clear();
-        }
-    }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_server_that_says_nothing_does_not_keep_the_next_attempt_from_being_made() {
@@ -615,10 +590,10 @@ mod tests {
         let (sender, silent) = oneshot::channel();
         thread::spawn(move || {
             let next = || listener.accept().unwrap().0;
-            play(next(), "SUB");
+            nats::echo(next(), "a", "SUB");
             let held = next();
             sender.send(()).unwrap();
-            play(next(), "nothing");
+            nats::echo(next(), "a", "nothing");
             drop(held);
         });
         let mut link = Link::new(String::new(), 1);
