@@ -26,6 +26,10 @@ use crate::{
 /// nothing. It would make others wait: a thread that takes completions finishes one client's turn before the next.
 const TURN: u32 = if cfg!(windows) { 4 } else { 16 };
 
+/// Whether asking for a request that is not there costs a system call of its own. On Windows the question starts the
+/// read that is needed anyway.
+const ASKING_COSTS: bool = cfg!(not(windows));
+
 /// How many requests are read ahead to detect a disconnect: more than most clients pipeline.
 const READ_AHEAD: usize = 16;
 
@@ -52,8 +56,10 @@ pub(super) struct Requests {
     freed: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     /// When to ask whether the client has disconnected.
     next_check: Option<Pin<Box<Sleep>>>,
-    /// How many were taken since the last wait for this client.
+    /// How many were taken since this client was last waited for.
     turn: u32,
+    /// Whether the client seems to wait for each reply: nothing followed its last request.
+    in_lockstep: bool,
 }
 
 impl Requests {
@@ -69,6 +75,7 @@ impl Requests {
             freed: None,
             next_check: None,
             turn: 0,
+            in_lockstep: false,
         }
     }
 
@@ -90,8 +97,12 @@ impl Requests {
     }
 
     /// The next request if it is available and this client's turn is not over. Ready with `None` at the end.
+    ///
+    /// A client in lockstep has no next request yet, so its reply is sent first.
     pub(super) async fn at_hand(&mut self) -> Result<Poll<Option<Bytes>>, Failure> {
-        if self.turn == TURN || (self.ahead.is_empty() && !self.share.is_free()) {
+        if self.turn == TURN
+            || (self.ahead.is_empty() && (self.in_lockstep || !self.share.is_free()))
+        {
             return Ok(Poll::Pending);
         }
         match poll_fn(|cx| Poll::Ready(self.poll_next(cx))).await {
@@ -99,7 +110,10 @@ impl Requests {
                 self.turn += 1;
                 Ok(Poll::Ready(received?))
             }
-            Poll::Pending => Ok(Poll::Pending),
+            Poll::Pending => {
+                self.in_lockstep = ASKING_COSTS && self.turn == 0;
+                Ok(Poll::Pending)
+            }
         }
     }
 
@@ -112,7 +126,7 @@ impl Requests {
         self.set_answering(0);
         self.share.end_turn();
         self.end_turn().await;
-        self.turn = 0;
+        let mut has_waited = false;
         let idle_timeout = self.idle_timeout;
         loop {
             // Time spent in the queue does not count as idle time.
@@ -136,11 +150,20 @@ impl Requests {
                 if let Poll::Ready(received) = self.poll_next(cx) {
                     return Poll::Ready(Some(received));
                 }
+                has_waited = true;
                 self.share.end_turn();
                 shutdown.as_mut().poll(cx).map(|()| Some(Ok(None)))
             });
             match within(idle_timeout, &mut received).await {
-                Ok(Some(received)) => return Ok(received?),
+                Ok(Some(received)) => {
+                    if has_waited {
+                        self.turn = 0;
+                    } else {
+                        self.turn += 1;
+                        self.in_lockstep = false;
+                    }
+                    return Ok(received?);
+                }
                 // A message has arrived but can't be read yet.
                 Ok(None) => {}
                 Err(time) => return Err(Failure::IdleTimeout(time)),
@@ -173,7 +196,10 @@ impl Requests {
             Poll::Pending
         };
         match polled {
-            Poll::Ready(_) => self.turn += 1,
+            Poll::Ready(_) => {
+                self.turn += 1;
+                self.in_lockstep = false;
+            }
             Poll::Pending => self.turn = 0,
         }
         polled
