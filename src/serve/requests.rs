@@ -30,6 +30,10 @@ const TURN: u32 = if cfg!(windows) { 4 } else { 16 };
 /// read that is needed anyway.
 const ASKING_COSTS: bool = cfg!(not(windows));
 
+/// A client in lockstep may be so fast that its next request follows at once. After so many such requests it is asked
+/// again whether it sends ahead.
+const PRESUMED: u32 = 4;
+
 /// How many requests are read ahead to detect a disconnect: more than most clients pipeline.
 const READ_AHEAD: usize = 16;
 
@@ -58,7 +62,9 @@ pub(super) struct Requests {
     next_check: Option<Pin<Box<Sleep>>>,
     /// How many were taken since this client was last waited for.
     turn: u32,
-    /// Whether the client seems to wait for each reply: nothing followed its last request.
+    /// Whether the last request was at hand before the reply to the one before it was sent.
+    was_at_hand: bool,
+    /// Whether the client seems to wait for each reply.
     in_lockstep: bool,
 }
 
@@ -75,6 +81,7 @@ impl Requests {
             freed: None,
             next_check: None,
             turn: 0,
+            was_at_hand: false,
             in_lockstep: false,
         }
     }
@@ -108,10 +115,11 @@ impl Requests {
         match poll_fn(|cx| Poll::Ready(self.poll_next(cx))).await {
             Poll::Ready(received) => {
                 self.turn += 1;
+                self.was_at_hand = true;
                 Ok(Poll::Ready(received?))
             }
             Poll::Pending => {
-                self.in_lockstep = ASKING_COSTS && self.turn == 0;
+                self.in_lockstep = ASKING_COSTS && !self.was_at_hand;
                 Ok(Poll::Pending)
             }
         }
@@ -156,12 +164,9 @@ impl Requests {
             });
             match within(idle_timeout, &mut received).await {
                 Ok(Some(received)) => {
-                    if has_waited {
-                        self.turn = 0;
-                    } else {
-                        self.turn += 1;
-                        self.in_lockstep = false;
-                    }
+                    self.turn = if has_waited { 0 } else { self.turn + 1 };
+                    self.was_at_hand = false;
+                    self.in_lockstep &= has_waited || self.turn % PRESUMED != 0;
                     return Ok(received?);
                 }
                 // A message has arrived but can't be read yet.

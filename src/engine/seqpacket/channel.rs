@@ -7,7 +7,10 @@ use std::{
     io::{self, IoSlice, IoSliceMut},
     os::fd::AsRawFd as _,
     pin::pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Waker, ready},
 };
 
@@ -75,6 +78,7 @@ struct Blocks {
 pub(super) fn channel(socket: Socket, max_message_size: usize) -> io::Result<Channel> {
     let link = Arc::new(SeqpacketLink {
         socket: socket.register(Interest::READABLE | Interest::WRITABLE)?,
+        has_sent: AtomicBool::new(false),
     });
     Ok(Channel {
         receiver: Box::new(SeqpacketReceiver {
@@ -96,6 +100,8 @@ pub(super) fn channel(socket: Socket, max_message_size: usize) -> io::Result<Cha
 /// A connected socket.
 struct SeqpacketLink {
     socket: AsyncFd<Socket>,
+    /// Whether something was sent since the last read.
+    has_sent: AtomicBool,
 }
 
 impl SeqpacketLink {
@@ -151,8 +157,8 @@ struct SeqpacketReceiver {
 struct Inbox {
     max_message_size: usize,
     packets: VecDeque<Packet>,
-    /// How many messages were received one at a time since the socket was last empty; 2 or more as long as
-    /// batches find several.
+    /// How many messages were received one at a time since the socket was last empty, with nothing sent in
+    /// between; 2 or more as long as batches find several.
     in_a_row: u32,
 }
 
@@ -194,6 +200,11 @@ impl Receive for SeqpacketReceiver {
                 });
             }
             let mut guard = ready!(link.socket.poll_read_ready(cx)).map_err(RecvError::Io)?;
+            // Loaded first, because a swap would cost more, and nothing depends on an exact answer.
+            if link.has_sent.load(Ordering::Relaxed) {
+                link.has_sent.store(false, Ordering::Relaxed);
+                inbox.has_sent();
+            }
             match inbox.receive(link.socket.get_ref()) {
                 Ok(Left::Unknown) | Err(Errno::INTR) => {}
                 Ok(Left::Nothing) | Err(Errno::AGAIN) => guard.clear_ready(),
@@ -207,6 +218,13 @@ impl Receive for SeqpacketReceiver {
 }
 
 impl Inbox {
+    /// What is received next may answer what was sent: another message, but not one that was sent ahead.
+    fn has_sent(&mut self) {
+        if self.in_a_row < 2 {
+            self.in_a_row = 0;
+        }
+    }
+
     /// Receives messages from the socket.
     fn receive(&mut self, socket: &Socket) -> Result<Left, Errno> {
         // Every packet must be peeked first, which also gives its length.
@@ -367,7 +385,10 @@ impl Transmit for SeqpacketSender {
         while !self.pending.is_empty() {
             let mut guard = ready!(socket.poll_write_ready(cx)).map_err(SendError::Io)?;
             match guard.try_io(|socket| Ok(send_batch(socket.get_ref(), &self.pending)?)) {
-                Ok(Ok(sent)) => drop(self.pending.drain(..sent)),
+                Ok(Ok(sent)) => {
+                    self.pending.drain(..sent);
+                    self.link.has_sent.store(true, Ordering::Relaxed);
+                }
                 Ok(Err(error)) => return Poll::Ready(Err(self.failed(error))),
                 Err(_would_block) => {}
             }
