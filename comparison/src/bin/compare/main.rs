@@ -31,9 +31,13 @@ struct Options {
     #[arg(long, value_name = "DIR")]
     programs: PathBuf,
 
-    /// Directory of the programs built by the C compiler
+    /// Directory of the programs built by other compilers
     #[arg(long, value_name = "DIR")]
-    c_programs: PathBuf,
+    other_programs: PathBuf,
+
+    /// Node.js, if there is one
+    #[arg(long, value_name = "PROGRAM")]
+    node: Option<PathBuf>,
 
     /// Program that runs the others, for Windows programs on Linux
     #[arg(long, value_name = "PROGRAM")]
