@@ -11,11 +11,25 @@ import (
 const bufferSize = 64 << 10
 
 func listen(name string) (net.Listener, error) {
-	return winio.ListenPipe(`\\.\pipe\`+name, &winio.PipeConfig{
+	path := `\\.\pipe\` + name
+	listener, err := winio.ListenPipe(path, &winio.PipeConfig{
 		MessageMode:      true,
 		InputBufferSize:  bufferSize,
 		OutputBufferSize: bufferSize,
 	})
+	if err == nil {
+		occupyFirstInstance(path)
+	}
+	return listener, err
+}
+
+// occupyFirstInstance connects to the instance that go-winio creates to keep the name and never serves. On Windows this
+// fails, because nobody can connect to that instance. Under Wine the first client can, and would wait forever.
+func occupyFirstInstance(path string) {
+	if name, err := windows.UTF16PtrFromString(path); err == nil {
+		// The handle stays open.
+		windows.CreateFile(name, windows.GENERIC_READ, 0, nil, windows.OPEN_EXISTING, 0, 0)
+	}
 }
 
 // setUp makes each read return one message. go-winio's message mode is about writes only: it reads all pipes as bytes,
