@@ -30,11 +30,15 @@ pub(crate) enum Kind {
     Cost { event: Event, depth: u32 },
 }
 
-/// What `perf` counts.
+/// What is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
+    /// By `perf`.
     SystemCalls,
+    /// By `perf`.
     ProcessorTime,
+    /// By a library that is preloaded into the server.
+    Allocations,
 }
 
 /// The unit of a figure. Lower is better, except for rates.
@@ -82,6 +86,14 @@ impl Load {
             Kind::Idle { connections } => connections,
             Kind::Paced { others, .. } => others,
             Kind::Cost { .. } => 0,
+        }
+    }
+
+    /// Whether its servers count their allocations.
+    pub(crate) fn counts_allocations(&self) -> bool {
+        match self.kind {
+            Kind::Cost { event, .. } => event == Event::Allocations,
+            _ => false,
         }
     }
 
@@ -192,42 +204,28 @@ pub(crate) fn of(system: System) -> Vec<Load> {
     if cfg!(windows) {
         return loads;
     }
-    let depths: &[_] = match system {
+    use Event::{Allocations, ProcessorTime, SystemCalls};
+    let costs: &[_] = match system {
         System::Linux => &[
-            (
-                1,
-                "system calls per request, 8 clients",
-                "processor time per request, 8 clients",
-            ),
-            (
-                16,
-                "system calls per request, depth 16",
-                "processor time per request, depth 16",
-            ),
+            ("system calls per request, 8 clients", SystemCalls, 1),
+            ("processor time per request, 8 clients", ProcessorTime, 1),
+            ("allocations per request, 8 clients", Allocations, 1),
+            ("system calls per request, depth 16", SystemCalls, 16),
+            ("processor time per request, depth 16", ProcessorTime, 16),
+            ("allocations per request, depth 16", Allocations, 16),
         ],
-        System::Windows => &[(
-            1,
-            "Linux system calls per request, 8 clients",
-            "processor time per request, 8 clients",
-        )],
+        System::Windows => &[
+            ("Linux system calls per request, 8 clients", SystemCalls, 1),
+            ("processor time per request, 8 clients", ProcessorTime, 1),
+        ],
     };
-    for &(depth, calls, time) in depths {
-        loads.push(Load {
-            name: calls,
-            kind: Kind::Cost {
-                event: Event::SystemCalls,
-                depth,
-            },
-            unit: Unit::Calls,
-        });
-        loads.push(Load {
-            name: time,
-            kind: Kind::Cost {
-                event: Event::ProcessorTime,
-                depth,
-            },
-            unit: Unit::Microseconds,
-        });
-    }
+    loads.extend(costs.iter().map(|&(name, event, depth)| Load {
+        name,
+        kind: Kind::Cost { event, depth },
+        unit: match event {
+            SystemCalls | Allocations => Unit::Calls,
+            ProcessorTime => Unit::Microseconds,
+        },
+    }));
     loads
 }

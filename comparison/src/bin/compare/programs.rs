@@ -94,7 +94,27 @@ impl Programs {
                 other => other.to_owned(),
             });
         }
+        if load.counts_allocations() {
+            command
+                .env("LD_PRELOAD", self.others.join("count-allocations.so"))
+                .env("COUNT_ALLOCATIONS", self.allocations_file(contender));
+        }
         Ok(command)
+    }
+
+    /// How often a contender's server has allocated memory, if it was started for a load that counts this.
+    pub(crate) fn allocations(&self, contender: &Contender) -> Result<u64, String> {
+        if let Program::Go(_) = contender.program {
+            return Err("it has an allocator of its own".to_owned());
+        }
+        let count = fs::read(self.allocations_file(contender)).unwrap_or_default();
+        let count = count.try_into().map(u64::from_ne_bytes);
+        count.map_err(|_| "its allocations can't be counted".to_owned())
+    }
+
+    fn allocations_file(&self, contender: &Contender) -> PathBuf {
+        let name = format!("{}.allocations", short_name(contender));
+        self.directory.path().join(name)
     }
 
     /// The command of a client that speaks the contender's protocol.
