@@ -32,6 +32,9 @@ pub(crate) enum Role {
 pub(crate) enum Program {
     Cargo(&'static str),
     C(&'static str),
+    Go(&'static str),
+    /// A script. Its path is that in the repository, where the comparison runs.
+    Node(&'static str),
 }
 
 /// Which client speaks its protocol. Clients differ only in the transport.
@@ -66,7 +69,7 @@ pub(crate) fn of(system: System) -> Vec<Contender> {
     }
 }
 
-const LINUX: [Contender; 8] = [
+const LINUX: [Contender; 9] = [
     Contender {
         name: "pipe-server",
         role: Role::Ours,
@@ -110,6 +113,13 @@ const LINUX: [Contender; 8] = [
         client: Client::Pipe,
     },
     Contender {
+        name: "Go",
+        role: Role::Other,
+        program: Program::Go("go-echo"),
+        arguments: &["{address}", "{longest}"],
+        client: Client::Pipe,
+    },
+    Contender {
         name: "Tokio UnixStream",
         role: Role::Other,
         program: Program::Cargo("contender-echo"),
@@ -132,7 +142,7 @@ const LINUX: [Contender; 8] = [
     },
 ];
 
-const WINDOWS: [Contender; 7] = [
+const WINDOWS: [Contender; 9] = [
     Contender {
         name: "pipe-server",
         role: Role::Ours,
@@ -186,6 +196,13 @@ const WINDOWS: [Contender; 7] = [
         client: Client::Pipe,
     },
     Contender {
+        name: "Go, go-winio",
+        role: Role::Other,
+        program: Program::Go("go-echo"),
+        arguments: &["{name}", "{longest}"],
+        client: Client::Pipe,
+    },
+    Contender {
         name: "interprocess, Tokio",
         role: Role::Other,
         program: Program::Cargo("contender-echo"),
@@ -197,6 +214,13 @@ const WINDOWS: [Contender; 7] = [
         role: Role::Other,
         program: Program::Cargo("contender-echo"),
         arguments: &["interprocess-threads", "{name}"],
+        client: Client::Other("framed"),
+    },
+    Contender {
+        name: "Node.js",
+        role: Role::Other,
+        program: Program::Node("comparison/node/echo.js"),
+        arguments: &["{name}"],
         client: Client::Other("framed"),
     },
 ];

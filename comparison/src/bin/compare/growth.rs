@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use crate::{
     Options,
+    contenders::Role,
     picture::{self, HEADING, MARGIN, TITLE, escaped},
     results::{Results, Row},
 };
@@ -13,6 +14,9 @@ const PANEL_HEIGHT: usize = 260;
 /// Beside and below the lines, for the figures.
 const AXIS: usize = 50;
 const LEGEND_LINE: usize = 18;
+const OTHERS: [&str; 6] = [
+    "#30638e", "#3f9c5f", "#7b4b94", "#c98a1b", "#2aa6b3", "#7a5230",
+];
 
 pub(crate) fn picture(results: &Results, options: &Options) -> String {
     let series = series(&results.rows);
@@ -114,11 +118,14 @@ fn panel(svg: &mut String, results: &Results, rows: &[Row], left: usize) {
     }
 }
 
-/// The colour says whose it is, the dashes which one of them.
+/// The colour says whose it is, the dashes which one of them. There are too many others for that: each has a colour.
 fn style(results: &Results, index: usize) -> (&'static str, String) {
     let role = results.contenders[index].role;
     let earlier = &results.contenders[..index];
     let number = earlier.iter().filter(|other| other.role == role).count();
+    if role == Role::Other {
+        return (OTHERS[number % OTHERS.len()], String::new());
+    }
     let dashes = match number {
         0 => String::new(),
         _ => format!(r#"stroke-dasharray="{} 3""#, 12 / number),

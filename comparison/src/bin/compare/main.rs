@@ -31,9 +31,13 @@ struct Options {
     #[arg(long, value_name = "DIR")]
     programs: PathBuf,
 
-    /// Directory of the programs built by the C compiler
+    /// Directory of the programs built by other compilers
     #[arg(long, value_name = "DIR")]
-    c_programs: PathBuf,
+    other_programs: PathBuf,
+
+    /// Node.js, if there is one
+    #[arg(long, value_name = "PROGRAM")]
+    node: Option<PathBuf>,
 
     /// Program that runs the others, for Windows programs on Linux
     #[arg(long, value_name = "PROGRAM")]
@@ -55,7 +59,7 @@ struct Options {
     #[arg(long, value_name = "TIME", default_value = "600ms", value_parser = humantime::parse_duration)]
     duration: Duration,
 
-    /// Measure growing numbers of clients instead of the usual loads; Linux only
+    /// Measure growing numbers of clients instead of the usual loads
     #[arg(long)]
     growth: bool,
 
@@ -94,9 +98,6 @@ fn main() -> ExitCode {
 }
 
 fn compare(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
-    if options.growth && options.system != System::Linux {
-        return Err("--growth is for Linux: leave it out".into());
-    }
     raise_open_files();
     warn_if_busy();
     let wanted = |name: &str, pattern: &Option<String>| match pattern {
@@ -108,7 +109,7 @@ fn compare(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
         .filter(|contender| contender.is_ours() || wanted(contender.name, &options.contender))
         .collect();
     let loads = match options.growth {
-        true => loads::growth(),
+        true => loads::growth(options.system),
         false => loads::of(options.system),
     };
     let loads: Vec<Load> = loads

@@ -186,11 +186,29 @@ fn one(
         }
         Kind::Cost { event, depth } => {
             let requests = counted(options.system);
-            client
-                .args(["--clients", "8", "--warm-up", "0"])
-                .args(["--depth", &depth.to_string()])
-                .args(["--requests", &requests.to_string()]);
-            Ok(count(event, server, &client, programs)? / f64::from(requests))
+            let client = |requests: u32| {
+                let mut client = programs.client(contender);
+                client
+                    .args(["--clients", "8", "--warm-up", "0"])
+                    .args(["--depth", &depth.to_string()])
+                    .args(["--requests", &requests.to_string()]);
+                client
+            };
+            let perf = |name| perf(name, server, &client(requests), programs);
+            let cost = match event {
+                Event::SystemCalls => perf("raw_syscalls:sys_enter")?,
+                // In milliseconds.
+                Event::ProcessorTime => perf("task-clock")? * 1e3,
+                Event::Allocations => {
+                    // What connections cost is the same in both, so that it is not counted.
+                    let less = allocations(contender, client(requests), programs)?;
+                    let more = allocations(contender, client(2 * requests), programs)?;
+                    // Nearly the same: what the table would show as 0.00 is none.
+                    let none = f64::from(requests) * 0.005;
+                    if more - less < none { 0.0 } else { more - less }
+                }
+            };
+            Ok(cost / f64::from(requests))
         }
     }
 }
@@ -203,18 +221,20 @@ fn hold(connections: u32, mut client: Command) -> Result<Client, String> {
     Ok(holding)
 }
 
-/// What the server spends while the client runs, counted by `perf` without slowing it down.
-fn count(
-    event: Event,
-    server: &Server,
-    client: &Command,
+/// The server's allocations while the client runs.
+fn allocations(
+    contender: &Contender,
+    mut client: Command,
     programs: &Programs,
 ) -> Result<f64, String> {
-    // `task-clock` is in milliseconds.
-    let (name, unit) = match event {
-        Event::SystemCalls => ("raw_syscalls:sys_enter", 1.0),
-        Event::ProcessorTime => ("task-clock", 1e3),
-    };
+    let before = programs.allocations(contender)?;
+    client::figure(&mut client, "messages")?;
+    let after = programs.allocations(contender)?;
+    Ok((after - before) as f64)
+}
+
+/// What the server spends while the client runs, counted by `perf` without slowing it down.
+fn perf(name: &str, server: &Server, client: &Command, programs: &Programs) -> Result<f64, String> {
     let cannot = || format!("perf can't count {name} on this machine");
     let status = Command::new("perf")
         .args(["stat", "-x,", "-e", name, "-o"])
@@ -237,5 +257,5 @@ fn count(
         .split(',')
         .next()
         .and_then(|number| number.parse::<f64>().ok());
-    Ok(number.ok_or_else(cannot)? * unit)
+    number.ok_or_else(cannot)
 }

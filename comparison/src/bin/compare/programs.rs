@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
 };
@@ -22,7 +22,8 @@ const USUAL_LONGEST: usize = 64 << 10;
 pub(crate) struct Programs {
     system: System,
     cargo: PathBuf,
-    c: PathBuf,
+    others: PathBuf,
+    node: Option<PathBuf>,
     runner: Option<PathBuf>,
     directory: TempDir,
 }
@@ -32,7 +33,8 @@ impl Programs {
         Ok(Self {
             system: options.system,
             cargo: options.programs.clone(),
-            c: options.c_programs.clone(),
+            others: options.other_programs.clone(),
+            node: options.node.clone(),
             runner: options.runner.clone(),
             directory: tempfile::tempdir()?,
         })
@@ -65,12 +67,24 @@ impl Programs {
     }
 
     /// The command that starts a contender's server for one load.
-    pub(crate) fn server(&self, contender: &Contender, load: &Load) -> Command {
-        let program = match contender.program {
-            Program::Cargo(name) => self.cargo.join(name),
-            Program::C(name) => self.c.join(name),
+    pub(crate) fn server(&self, contender: &Contender, load: &Load) -> Result<Command, String> {
+        let mut command = match contender.program {
+            Program::Cargo(name) => self.command(&self.cargo.join(name)),
+            Program::C(name) => self.command(&self.others.join(name)),
+            Program::Go(name) => {
+                let program = self.others.join(name);
+                if !self.file(&program).exists() {
+                    return Err("it could not be built on this machine".to_owned());
+                }
+                self.command(&program)
+            }
+            Program::Node(script) => {
+                let node = self.node.as_ref();
+                let mut command = self.command(node.ok_or("this machine has no Node.js")?);
+                command.arg(script);
+                command
+            }
         };
-        let mut command = self.command(program);
         let cores = thread::available_parallelism().map_or(1, usize::from);
         for argument in contender.arguments {
             command.arg(match *argument {
@@ -80,15 +94,35 @@ impl Programs {
                 other => other.to_owned(),
             });
         }
-        command
+        if load.counts_allocations() {
+            command
+                .env("LD_PRELOAD", self.others.join("count-allocations.so"))
+                .env("COUNT_ALLOCATIONS", self.allocations_file(contender));
+        }
+        Ok(command)
+    }
+
+    /// How often a contender's server has allocated memory, if it was started for a load that counts this.
+    pub(crate) fn allocations(&self, contender: &Contender) -> Result<u64, String> {
+        if let Program::Go(_) = contender.program {
+            return Err("it has an allocator of its own".to_owned());
+        }
+        let count = fs::read(self.allocations_file(contender)).unwrap_or_default();
+        let count = count.try_into().map(u64::from_ne_bytes);
+        count.map_err(|_| "its allocations can't be counted".to_owned())
+    }
+
+    fn allocations_file(&self, contender: &Contender) -> PathBuf {
+        let name = format!("{}.allocations", short_name(contender));
+        self.directory.path().join(name)
     }
 
     /// The command of a client that speaks the contender's protocol.
     pub(crate) fn client(&self, contender: &Contender) -> Command {
         let mut command = match contender.client {
-            Client::Pipe => self.command(self.cargo.join("pipe-bench")),
+            Client::Pipe => self.command(&self.cargo.join("pipe-bench")),
             Client::Other(wire) => {
-                let mut command = self.command(self.cargo.join("contender-load"));
+                let mut command = self.command(&self.cargo.join("contender-load"));
                 command.arg(wire);
                 command
             }
@@ -103,15 +137,21 @@ impl Programs {
     pub(crate) fn threads(&self, contender: &Contender) -> Result<Command, String> {
         let socket_type = contender.socket_type();
         let socket_type = socket_type.ok_or("no client in C speaks its protocol")?;
-        let mut command = self.command(self.c.join("socket-load"));
+        let mut command = self.command(&self.others.join("socket-load"));
         command.args([socket_type, &self.pipe_name(contender)]);
         Ok(command)
     }
 
-    fn command(&self, mut program: PathBuf) -> Command {
-        if self.system == System::Windows {
-            program.set_extension("exe");
+    /// The file that contains a program.
+    fn file(&self, program: &Path) -> PathBuf {
+        match self.system {
+            System::Linux => program.to_owned(),
+            System::Windows => program.with_extension("exe"),
         }
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        let program = self.file(program);
         let mut command = match &self.runner {
             Some(runner) => {
                 let mut command = Command::new(runner);
@@ -131,16 +171,18 @@ impl Programs {
 
     /// A name that is unique to this run and contender.
     fn pipe_name(&self, contender: &Contender) -> String {
-        let short: String = contender
-            .name
-            .chars()
-            .filter(char::is_ascii_alphanumeric)
-            .collect();
+        let short = short_name(contender);
         match self.system {
             System::Linux => self.directory.path().join(short).display().to_string(),
             System::Windows => format!("compare-{}-{short}", std::process::id()),
         }
     }
+}
+
+/// A contender's name, for files and pipes.
+fn short_name(contender: &Contender) -> String {
+    let characters = contender.name.chars();
+    characters.filter(char::is_ascii_alphanumeric).collect()
 }
 
 /// The line in which a program says why it failed.

@@ -38,14 +38,20 @@ impl Results {
         self.rows.push(Row { load: *load, cells });
     }
 
-    /// How many times better ours is than the best contender of this role; below 1 it is worse.
+    /// How many times better ours is than the best contender of this role; below 1 it is worse. Nothing can be said
+    /// if either figure is 0.
     pub(crate) fn ratio(&self, row: &Row, role: Role) -> Option<f64> {
         let ours = row.cells.first()?.as_ref().ok()?;
         let others = self.contenders.iter().zip(&row.cells);
-        others
+        let figures = others
             .filter(|(contender, _)| contender.role == role)
-            .filter_map(|(_, cell)| row.load.ratio(*ours, *cell.as_ref().ok()?))
-            .min_by(f64::total_cmp)
+            .filter_map(|(_, cell)| cell.as_ref().ok());
+        let best = if row.load.unit.more_is_better() {
+            figures.max_by(|one, other| one.total_cmp(other))
+        } else {
+            figures.min_by(|one, other| one.total_cmp(other))
+        };
+        row.load.ratio(*ours, *best?)
     }
 }
 
@@ -74,6 +80,30 @@ fn median(mut figures: Vec<f64>) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{System, contenders, loads};
+
+    /// How ours compares with two others, where less is better.
+    fn ratio(ours: f64, others: [f64; 2]) -> Option<f64> {
+        let of_role = |contender: &Contender| contender.is_ours() || contender.role == Role::Other;
+        let contenders = contenders::of(System::Linux).into_iter().filter(of_role);
+        let mut loads = loads::of(System::Linux).into_iter();
+        let row = Row {
+            load: loads.find(|load| !load.unit.more_is_better())?,
+            cells: [ours, others[0], others[1]].map(Ok).into(),
+        };
+        Results::new(&contenders.take(3).collect::<Vec<_>>()).ratio(&row, Role::Other)
+    }
+
+    #[test]
+    fn ours_is_compared_with_the_best_of_the_others() {
+        assert_eq!(ratio(4.0, [2.0, 8.0]), Some(0.5));
+    }
+
+    #[test]
+    fn there_is_no_ratio_to_nothing() {
+        assert_eq!(ratio(4.0, [0.0, 8.0]), None);
+        assert_eq!(ratio(0.0, [2.0, 8.0]), None);
+    }
 
     #[test]
     fn the_median_is_in_the_middle() {

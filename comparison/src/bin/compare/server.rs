@@ -40,7 +40,7 @@ impl Server {
     ) -> Result<Self, String> {
         programs.clear(contender);
         let log = fs::File::create(programs.log()).map_err(|error| error.to_string())?;
-        let mut command = programs.server(contender, load);
+        let mut command = programs.server(contender, load)?;
         let mut child = command
             .stderr(log)
             .spawn()

@@ -1,6 +1,6 @@
 //! A byte stream with length-prefixed messages.
 
-use std::io;
+use std::{io, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -8,6 +8,7 @@ use pipe_server_cli::{
     exit::Failure,
     load::{Options, Receiver, Sender, Transport},
 };
+use tokio::time::sleep;
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
 /// Connections to one address.
@@ -26,24 +27,30 @@ impl Stream {
 
 #[cfg(unix)]
 mod halves {
+    use std::io;
+
     use tokio::net::{UnixStream, unix};
 
     pub(super) type Read = unix::OwnedReadHalf;
     pub(super) type Write = unix::OwnedWriteHalf;
 
-    pub(super) async fn connect(address: &str) -> std::io::Result<(Read, Write)> {
+    pub(super) async fn try_connect(address: &str) -> io::Result<(Read, Write)> {
         Ok(UnixStream::connect(address).await?.into_split())
+    }
+
+    /// The listening queue is full.
+    pub(super) fn is_busy(error: &io::Error) -> bool {
+        error.kind() == io::ErrorKind::WouldBlock
     }
 }
 
 #[cfg(windows)]
 mod halves {
-    use std::time::Duration;
+    use std::io;
 
     use tokio::{
         io::{ReadHalf, WriteHalf},
         net::windows::named_pipe::{ClientOptions, NamedPipeClient},
-        time::sleep,
     };
 
     pub(super) type Read = ReadHalf<NamedPipeClient>;
@@ -51,15 +58,21 @@ mod halves {
 
     const ERROR_PIPE_BUSY: i32 = 231;
 
-    pub(super) async fn connect(address: &str) -> std::io::Result<(Read, Write)> {
-        loop {
-            match ClientOptions::new().open(address) {
-                Ok(client) => return Ok(tokio::io::split(client)),
-                Err(error) if error.raw_os_error() == Some(ERROR_PIPE_BUSY) => {
-                    sleep(Duration::from_millis(1)).await;
-                }
-                Err(error) => return Err(error),
-            }
+    pub(super) async fn try_connect(address: &str) -> io::Result<(Read, Write)> {
+        Ok(tokio::io::split(ClientOptions::new().open(address)?))
+    }
+
+    pub(super) fn is_busy(error: &io::Error) -> bool {
+        error.raw_os_error() == Some(ERROR_PIPE_BUSY)
+    }
+}
+
+/// Waits while the server is busy, as pipe-bench does.
+async fn connect(address: &str) -> io::Result<(halves::Read, halves::Write)> {
+    loop {
+        match halves::try_connect(address).await {
+            Err(error) if halves::is_busy(&error) => sleep(Duration::from_millis(1)).await,
+            connected => return connected,
         }
     }
 }
@@ -75,7 +88,7 @@ impl Transport for Stream {
     const IO_DRIVER: bool = true;
 
     async fn connect(&self) -> Result<(Self::Sender, Self::Receiver), Failure> {
-        let (reader, writer) = halves::connect(&self.address)
+        let (reader, writer) = connect(&self.address)
             .await
             .map_err(|error| Failure::new(format!("can't connect to {}: {error}", self.address)))?;
         let codec = LengthDelimitedCodec::new();
