@@ -13,10 +13,10 @@ use tracing::warn;
 /// A file that is appended to. Before a line would make it longer than its limit, it is renamed to FILE.1, which replaces
 /// the one before, and begun anew. Lines are never split.
 ///
-/// Other processes may write to it too, and rename or empty it, as logrotate does: it is looked at before each write. If
-/// two processes find it full at the same moment, they may rename it twice, and the older lines are lost.
+/// Other processes may write to it too, or empty it, as logrotate's copytruncate does: its size is asked before each write.
+/// If two processes find it full at the same moment, they may rename it twice, and the older lines are lost.
 ///
-/// Not `file-rotate`, which splits lines at its limit of bytes, and depends on a calendar and a compressor.
+/// Not `file-rotate`, which cuts lines at a limit of bytes or exceeds it, and depends on a calendar and a compressor.
 #[derive(Clone, Debug)]
 pub(crate) struct LogFile(Arc<Mutex<State>>);
 
