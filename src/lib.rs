@@ -23,7 +23,7 @@
 //!
 //! | to | use |
 //! |---|---|
-//! | answer requests | [`serve`], with a [`Handler`] that takes [`FromRequest`] types and returns an [`IntoReply`] type |
+//! | answer requests | [`serve`](serve()), with a [`Handler`] that takes [`FromRequest`] types and returns an [`IntoReply`] type |
 //! | exchange values in JSON or postcard | `Json` and `Postcard` (features `json` and `postcard`) |
 //! | choose who is served | [`Access`], [`Serve::authorize`] |
 //! | keep state for each client | [`Serve::on_connect`] and [`Session`] |
@@ -32,7 +32,7 @@
 //! | accept clients yourself | [`PipeListener`] |
 //! | serve a socket of systemd, or talk on a socketpair | `listen_on` and `connect_on`, in `os::linux` |
 //! | call a server | [`Client`], or [`SharedClient`] from many tasks |
-//! | see what a server does | [`Serve::stats`], and the log: [`serve`] lists its spans, [`Reason`] its warnings and errors |
+//! | see what a server does | [`Serve::stats`], and the log: [`serve`](serve()) lists its spans, [`Reason`] its warnings and errors |
 //! | test a handler | [`Handler::call`] with [`Request::new`]; pipes in memory (feature `test-util`) |
 //!
 //! # Guarantees
@@ -66,7 +66,7 @@
 //! |---|---|
 //! | `json.rs`, `postcard.rs` | `Json` and `Postcard`: typed requests and replies, on both sides |
 //! | `os.rs` | what only one system has: extensions of the types below |
-//! | `serve.rs` | [`serve`]; below it [`serve_connections`] with the accept loop, and one client's conversation |
+//! | `serve.rs` | [`serve`](serve()); below it [`serve_connections`] with the accept loop, and one client's conversation |
 //! | `handler.rs` | [`Handler`]; what it takes and returns is in `from_request.rs`, `request.rs`, `session.rs`, `into_reply.rs` |
 //! | `shared_client.rs` | [`SharedClient`]: below it, which connection a call uses, and what a connection does |
 //! | `client.rs`, `listener.rs` | [`Client`], [`PipeListener`] and their options; `memory_pipe.rs` adds to them |

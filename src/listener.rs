@@ -244,7 +244,7 @@ impl PipeListener {
     /// # Errors
     ///
     /// Returns the system's error if an instance can't be created or waited for. The listener remains usable:
-    /// retry after a delay, as [`serve`](crate::serve) does.
+    /// retry after a delay, as [`serve`](crate::serve()) does.
     ///
     /// # Cancel safety
     ///

@@ -83,7 +83,7 @@ impl SharedClientOptions {
     /// How many connections to use at most, from 1 to 1,024. Default: 1.
     ///
     /// More than one is for servers that execute the requests of one connection one after the other, as
-    /// [`serve`](crate::serve) does by default. The second one is opened when a call finds the first one in
+    /// [`serve`](crate::serve()) does by default. The second one is opened when a call finds the first one in
     /// use, and so on; each call goes to the connection with the fewest in flight. If the server has no
     /// instance waiting at that moment, calls share the connections that there are, and a later one tries
     /// again.
@@ -187,7 +187,7 @@ impl SharedClientOptions {
 /// A client that many tasks use at once. Clones share its connections, and are cheap.
 ///
 /// Requests are pipelined: each is sent without waiting for the replies to earlier ones. It is for servers that
-/// send one reply to each request of a connection, in order, and nothing else, as [`serve`](crate::serve) does.
+/// send one reply to each request of a connection, in order, and nothing else, as [`serve`](crate::serve()) does.
 /// A message that arrives while no request is in flight closes the connection
 /// ([`CallFailure::OutOfStep`](crate::CallFailure::OutOfStep)); one that arrives earlier can't be told from a
 /// reply. For other protocols, use a [`Client`].

@@ -38,8 +38,8 @@ mod metrics;
 /// | `pipe_server_connections_accepted_total` | counter | connections accepted |
 /// | `pipe_server_instances_connected` | gauge | instances that serve a client |
 /// | `pipe_server_instances_waiting` | gauge | instances that wait for a client |
-/// | `pipe_server_requests_total` | counter | requests received by [`serve`](crate::serve) |
-/// | `pipe_server_replies_total` | counter | replies sent by [`serve`](crate::serve) |
+/// | `pipe_server_requests_total` | counter | requests received by [`serve`](crate::serve()) |
+/// | `pipe_server_replies_total` | counter | replies sent by [`serve`](crate::serve()) |
 /// | `pipe_server_received_bytes_total` | counter | the bytes of the requests |
 /// | `pipe_server_sent_bytes_total` | counter | the bytes of the replies |
 /// | `pipe_server_errors_total` | counter | errors by `reason`, a word of [`Reason`] |
@@ -146,9 +146,9 @@ pub struct StatsSnapshot {
     /// Instances that wait for a client now. 0 at `max_instances`, where further clients find the pipe busy.
     /// On Linux 1 at most, since the kernel queues clients.
     pub waiting: usize,
-    /// Requests received by [`serve`](crate::serve).
+    /// Requests received by [`serve`](crate::serve()).
     pub requests: u64,
-    /// Replies sent by [`serve`](crate::serve).
+    /// Replies sent by [`serve`](crate::serve()).
     pub replies: u64,
     /// The bytes of the requests.
     pub bytes_received: u64,

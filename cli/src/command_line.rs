@@ -13,7 +13,7 @@ use std::{
 };
 
 use clap::{
-    Arg, ArgAction, Command, Parser, builder::EnumValueParser, error::ErrorKind,
+    Arg, ArgAction, ArgMatches, Command, Parser, builder::EnumValueParser, error::ErrorKind,
     parser::ValueSource, value_parser,
 };
 use toml::de::{DeTable, DeValue};
@@ -50,12 +50,28 @@ pub struct Parsed<O> {
 /// Parses the command line and the environment. If help, the version or a generated file is asked for, prints
 /// it and exits, as it does after bad usage.
 pub fn parse<O: Parser>() -> Result<O, Failure> {
-    let parsed = parse_command(O::command().after_help(after_help::<O>(".")))?;
-    Ok(parsed.options)
+    let parsed = parse_command(O::command().after_help(after_help::<O>(".")));
+    Ok(parsed.map_err(Refused::print)?.options)
 }
 
 /// Parses the command line, the environment and the file that `--config` names, which this adds.
 pub fn parse_with_file<O: Parser>() -> Result<Parsed<O>, Failure> {
+    parse_command(command_with_file::<O>()).map_err(Refused::print)
+}
+
+/// The same for a program whose stderr nobody reads: bad usage is a failure as well.
+pub fn parse_unattended<O: Parser>() -> Result<Parsed<O>, Failure> {
+    parse_command(command_with_file::<O>()).map_err(Refused::into_failure)
+}
+
+/// What the command line alone gives, up to what is wrong in it, and the defaults of other options. `None` if it asks for
+/// help or the version.
+pub fn given<O: Parser>() -> Option<ArgMatches> {
+    let command = command_with_file::<O>().ignore_errors(true);
+    command.try_get_matches().ok()
+}
+
+fn command_with_file<O: Parser>() -> Command {
     let file = Arg::new(CONFIG)
         .long(CONFIG)
         .value_name("FILE")
@@ -68,7 +84,7 @@ pub fn parse_with_file<O: Parser>() -> Result<Parsed<O>, Failure> {
         );
     let precedence = ",\nand the environment over the file of --config.";
     let command = O::command().after_help(after_help::<O>(precedence));
-    parse_command(command.arg(file))
+    command.arg(file)
 }
 
 fn after_help<O: Parser>(precedence: &str) -> String {
@@ -79,7 +95,7 @@ fn after_help<O: Parser>(precedence: &str) -> String {
     )
 }
 
-fn parse_command<O: Parser>(command: Command) -> Result<Parsed<O>, Failure> {
+fn parse_command<O: Parser>(command: Command) -> Result<Parsed<O>, Refused> {
     let arguments: Vec<OsString> = env::args_os().collect();
     // Not for generated files: the completions of bash have hidden options too.
     let described = with_variables(command.clone());
@@ -152,14 +168,63 @@ fn parse_command<O: Parser>(command: Command) -> Result<Parsed<O>, Failure> {
         arguments: portable,
     });
     parsed.map_err(|error| {
+        let origins: Vec<_> = used.iter().map(|setting| &*setting.origin).collect();
+        let note = is_combination(&error) && !used.is_empty();
+        let note = note.then(|| format!("options are also set by {}", origins.join(", ")));
+        Refused::Usage { error, note }
+    })
+}
+
+/// Why there are no options.
+enum Refused {
+    /// What clap says of the command line as a whole.
+    Usage {
+        error: clap::Error,
+        note: Option<String>,
+    },
+    Failure(Failure),
+}
+
+impl From<Failure> for Refused {
+    fn from(failure: Failure) -> Self {
+        Self::Failure(failure)
+    }
+}
+
+impl Refused {
+    /// Prints what clap says, with the usage and hints, and exits.
+    fn print(self) -> Failure {
+        let (error, note) = match self {
+            Self::Usage { error, note } => (error, note),
+            Self::Failure(failure) => return failure,
+        };
         _ = error.print();
-        if is_combination(&error) && !used.is_empty() {
-            let origins: Vec<_> = used.iter().map(|setting| &*setting.origin).collect();
-            let origins = escape(&origins.join(", "));
-            _ = writeln!(io::stderr(), "\nnote: options are also set by {origins}");
+        if let Some(note) = note {
+            _ = writeln!(io::stderr(), "\nnote: {}", escape(&note));
         }
         process::exit(error.exit_code())
-    })
+    }
+
+    /// In one line, without the usage and hints.
+    fn into_failure(self) -> Failure {
+        match self {
+            Self::Usage { error, note } => {
+                let note = note.map(|note| format!("; {note}")).unwrap_or_default();
+                Failure::usage(format!("{}{note}", problem(&error)))
+            }
+            Self::Failure(failure) => failure,
+        }
+    }
+}
+
+/// What is wrong, in one line.
+fn problem(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    // What follows are the usage and hints.
+    let problem = text.split("\n\n").next().unwrap_or(text);
+    let words: Vec<_> = problem.split_whitespace().collect();
+    words.join(" ")
 }
 
 /// Whether an error is about the combination of options and not about one of them.
@@ -196,12 +261,7 @@ impl<'a> Setting<'a> {
         let alone = command.clone();
         if let Err(error) = alone.try_get_matches_from([&program].into_iter().chain(&arguments)) {
             if !is_combination(&error) {
-                let text = error.to_string();
-                let text = text.strip_prefix("error: ").unwrap_or(&text);
-                // What follows are the usage and hints.
-                let problem = text.split("\n\n").next().unwrap_or(text);
-                let words: Vec<_> = problem.split_whitespace().collect();
-                return Err(wrong(&words.join(" ")));
+                return Err(wrong(&problem(&error)));
             }
         }
         Ok(Self {

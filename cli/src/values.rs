@@ -32,6 +32,23 @@ pub fn size(text: &str) -> Result<usize, String> {
     }
 }
 
+/// A size of at least 1 byte, or `none`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SizeLimit(pub Option<usize>);
+
+impl FromStr for SizeLimit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self(None)),
+            text => size(text)
+                .map(|bytes| Self(Some(bytes)))
+                .map_err(|error| format!("{error}, or none")),
+        }
+    }
+}
+
 /// A duration, such as `500ms`, `10s`, `1h 30min` or `0s`.
 pub fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
@@ -92,6 +109,16 @@ mod tests {
         assert_eq!(size("1MB"), Ok(1_000_000));
         assert!(size("0").is_err());
         assert!(size("many").is_err());
+    }
+
+    #[test]
+    fn a_size_limit_can_be_none_but_not_0() {
+        assert_eq!("none".parse(), Ok(SizeLimit(None)));
+        assert_eq!("10MiB".parse(), Ok(SizeLimit(Some(10_485_760))));
+        for wrong in ["0", "many", ""] {
+            let error = wrong.parse::<SizeLimit>().unwrap_err();
+            assert!(error.ends_with(", or none"), "{error}");
+        }
     }
 
     #[test]

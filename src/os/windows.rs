@@ -65,7 +65,7 @@ impl PeerExt for Peer {
 /// Windows-specific extensions to [`Serve`] and [`ServeConnections`].
 pub trait ServeExt: Sealed {
     /// Whether the thread that completes a connection's I/O also runs the connection's code: for
-    /// [`serve`](crate::serve) the handler, `authorize` and `on_connect`. Default: no. The `tokio` engine ignores
+    /// [`serve`](crate::serve()) the handler, `authorize` and `on_connect`. Default: no. The `tokio` engine ignores
     /// this.
     ///
     /// Usually such a thread wakes the connection's task, and a worker of the runtime polls the task. With this option

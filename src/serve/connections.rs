@@ -38,11 +38,11 @@ const LONGEST_ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs `code` for every connection of `listener`, each in a task of its own.
 ///
-/// [`serve`](crate::serve) is built on this. It is for code that needs the whole connection: to push messages,
+/// [`serve`](crate::serve()) is built on this. It is for code that needs the whole connection: to push messages,
 /// to receive without replying, or to speak another protocol. The connection is closed when the code drops
 /// it. Errors and panics are logged with the connection's id. A panic closes its own connection only.
 ///
-/// Await the result, as with [`serve`](crate::serve).
+/// Await the result, as with [`serve`](crate::serve()).
 ///
 /// # Examples
 ///
@@ -122,9 +122,9 @@ pub struct Summary {
     /// [`max_connections_per_user`](crate::Serve::max_connections_per_user) or
     /// [`on_connect`](crate::Serve::on_connect).
     pub refused: u64,
-    /// Requests received by [`serve`](crate::serve); 0 for [`serve_connections`].
+    /// Requests received by [`serve`](crate::serve()); 0 for [`serve_connections`].
     pub requests: u64,
-    /// Replies sent by [`serve`](crate::serve); 0 for [`serve_connections`].
+    /// Replies sent by [`serve`](crate::serve()); 0 for [`serve_connections`].
     pub replies: u64,
     /// All figures at the end: see [`Stats`].
     pub stats: StatsSnapshot,
@@ -132,7 +132,7 @@ pub struct Summary {
 
 impl<F, S> ServeConnections<F, S> {
     /// A handle to the server's live figures. Those of requests, replies and handlers stay 0, because they
-    /// are counted only by [`serve`](crate::serve).
+    /// are counted only by [`serve`](crate::serve()).
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.listener.stats()

@@ -1,5 +1,5 @@
 //! Every Windows function that the library calls. Under `--cfg pipe_model`, and always under Miri, the
-//! functions of [`super::model`] replace them; nothing else changes.
+//! functions of `super::model` replace them; nothing else changes.
 //!
 //! Errors are read with [`last_error`] right after the call.
 

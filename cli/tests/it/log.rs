@@ -112,6 +112,34 @@ async fn a_log_file_is_appended_to_and_stderr_stays_empty() {
     fs::remove_file(&path).unwrap();
 }
 
+#[tokio::test]
+async fn a_log_file_that_is_full_is_begun_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("log");
+    let old = directory.path().join("log.1");
+    let name = unique_name();
+    let file = ["--log-file", path.to_str().unwrap()];
+    let arguments = [&file[..], &["--log-file-size", "4KiB", "--echo", "-vv"]].concat();
+    let mut server = Server::spawn(&mut server(&name, &arguments));
+    in_time(async {
+        let mut client = Client::connect(&name.text).await.unwrap();
+        while !old.exists() {
+            echo(&mut client, 1).await;
+        }
+    })
+    .await;
+    server.child.kill().unwrap();
+    server.child.wait().unwrap();
+    for path in [path, old] {
+        // The server may have been killed after it renamed one and before it began the other.
+        let log = fs::read_to_string(&path).unwrap_or_default();
+        assert!(log.len() <= 4096, "{}", log.len());
+        // Each line begins with its time.
+        assert!(log.lines().all(|line| line.starts_with("20")), "{log}");
+        assert!(log.is_empty() || log.ends_with('\n'), "{log}");
+    }
+}
+
 #[test]
 fn a_log_file_that_can_not_be_opened_is_named() {
     let name = unique_name();

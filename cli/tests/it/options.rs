@@ -50,19 +50,19 @@ fn reply(name: &UniqueName, variables: &[(&str, &str)], arguments: &[&str]) -> S
 }
 
 /// A file with options that exists until it is dropped.
-struct OptionsFile {
-    path: PathBuf,
+pub(crate) struct OptionsFile {
+    pub(crate) path: PathBuf,
 }
 
 impl OptionsFile {
-    fn new(name: &UniqueName, text: &str) -> Self {
+    pub(crate) fn new(name: &UniqueName, text: &str) -> Self {
         let file = format!("{}.toml", name.text.replace(['/', '\\'], "-"));
         let path = std::env::temp_dir().join(file);
         fs::write(&path, text).unwrap();
         Self { path }
     }
 
-    fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.path.to_str().unwrap()
     }
 }

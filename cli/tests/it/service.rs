@@ -16,9 +16,11 @@ use pipe_server::{Access, Client, ClientOptions, ListenerOptions, Trust};
 use support::{DEADLINE, UniqueName, in_time, unique_name, win32::is_wine};
 use tokio::sync::Mutex;
 use windows_service::{
-    service::{Service, ServiceAccess, ServiceExitCode, ServiceState, ServiceStatus},
+    service::{Service, ServiceAccess, ServiceExitCode, ServiceInfo, ServiceState, ServiceStatus},
     service_manager::{ServiceManager, ServiceManagerAccess},
 };
+
+use crate::options::OptionsFile;
 
 const SERVER: &str = env!("CARGO_BIN_EXE_pipe-server");
 
@@ -86,11 +88,33 @@ impl Installed {
         Some(service)
     }
 
+    /// Lets the service start with these arguments, as `sc.exe config` does.
+    fn change_command_line(&self, arguments: &[&str]) {
+        let log = self.log.to_str().unwrap();
+        let own = ["--service", "run", "--log-file", log];
+        let arguments = [&own, arguments].concat();
+        let config = self.open().query_config().unwrap();
+        let info = ServiceInfo {
+            name: self.name.text.clone().into(),
+            display_name: config.display_name,
+            service_type: config.service_type,
+            start_type: config.start_type,
+            error_control: config.error_control,
+            executable_path: path::absolute(SERVER).unwrap(),
+            launch_arguments: arguments.iter().map(Into::into).collect(),
+            dependencies: Vec::new(),
+            account_name: config.account_name,
+            account_password: None,
+        };
+        self.open().change_config(&info).unwrap();
+    }
+
     fn open(&self) -> Service {
         let manager =
             ServiceManager::local_computer(None::<&OsStr>, ServiceManagerAccess::CONNECT).unwrap();
         let access = ServiceAccess::START
             | ServiceAccess::STOP
+            | ServiceAccess::CHANGE_CONFIG
             | ServiceAccess::QUERY_CONFIG
             | ServiceAccess::QUERY_STATUS;
         manager.open_service(&self.name.text, access).unwrap()
@@ -240,6 +264,71 @@ async fn a_service_whose_log_can_not_be_opened_says_so_with_its_exit_code() {
         let status = wait_for(&service, ServiceState::Stopped).await;
         fs::remove_dir(&installed.log).unwrap();
         assert_eq!(status.exit_code, ServiceExitCode::ServiceSpecific(3));
+    })
+    .await;
+}
+
+/// Starts a service that can't read its options, and expects `said` in its log.
+async fn fails_to_read(installed: &Installed, said: &str) {
+    let service = installed.open();
+    service.start::<&OsStr>(&[]).unwrap();
+    let status = wait_for(&service, ServiceState::Stopped).await;
+    assert_eq!(status.exit_code, ServiceExitCode::ServiceSpecific(2));
+    let log = installed.log();
+    let last = log.lines().last().unwrap_or_default();
+    assert!(last.contains("ERROR") && last.ends_with(said), "{log}");
+}
+
+#[tokio::test]
+async fn a_service_with_a_file_of_options_that_is_wrong_or_missing_reports_and_logs_that() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    in_time(async {
+        let file = OptionsFile::new(&unique_name(), "echo = true\n");
+        let config = ["--config", file.name()];
+        let installed = Installed::new(&[&config[..], &["--access", "everyone"]].concat());
+        let Some(installed) = installed else {
+            return;
+        };
+        let at_a_console = || {
+            let output = Command::new(SERVER).args(config).output().unwrap();
+            let line = error(&output, 2);
+            line.strip_prefix("pipe-server: ").unwrap().to_owned()
+        };
+
+        fs::write(&file.path, "echo = true\nidle_timeout = 1\n").unwrap();
+        let said = at_a_console();
+        assert!(said.contains(".toml:2: idle_timeout: "), "{said}");
+        fails_to_read(&installed, &said).await;
+
+        fs::remove_file(&file.path).unwrap();
+        let said = at_a_console();
+        assert!(said.starts_with("--config: can't read "), "{said}");
+        fails_to_read(&installed, &said).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_service_with_a_command_line_that_is_wrong_reports_and_logs_that() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    in_time(async {
+        let Some(installed) = Installed::new(&["--access", "everyone"]) else {
+            return;
+        };
+        for (more, said) in [
+            (&["--colour"][..], "unexpected argument '--colour' found"),
+            (
+                &["--log-format", "xml"],
+                "invalid value 'xml' for '--log-format <FORMAT>' [possible values: text, json]",
+            ),
+            (
+                &["--echo", "--reply", "x"],
+                "the argument '--echo' cannot be used with '--reply <TEXT>'",
+            ),
+        ] {
+            installed.change_command_line(more);
+            fails_to_read(&installed, said).await;
+        }
     })
     .await;
 }

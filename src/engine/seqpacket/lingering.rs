@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    io,
+    io::{self, IoSliceMut},
     mem::MaybeUninit,
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
@@ -142,7 +142,9 @@ fn close_next(socket: &Socket) {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-    _ = recvmsg(socket, &mut [], &mut control, flags);
+    // One buffer, as in `Socket::peek`.
+    let mut nothing = [IoSliceMut::new(&mut [])];
+    _ = recvmsg(socket, &mut nothing, &mut control, flags);
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(descriptors) = message {
             for descriptor in descriptors {

@@ -155,7 +155,8 @@ impl Socket {
         let room = control.capacity();
         control.resize(room, 0);
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT;
-        let mut nothing: [IoSliceMut<'_>; 0] = [];
+        // One buffer without room, because with none QEMU's user mode returns 0 without a system call.
+        let mut nothing = [IoSliceMut::new(&mut [])];
         let packet = recvmsg::<()>(self.as_raw_fd(), &mut nothing, Some(&mut control), flags)
             .map_err(|error| Errno::from_raw_os_error(error as i32))?;
         // Has room for the sender's credentials, which every packet has and the end does not, and for nothing

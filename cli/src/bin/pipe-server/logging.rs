@@ -4,11 +4,9 @@ use std::{
     any::Any,
     backtrace::{Backtrace, BacktraceStatus},
     env, fmt,
-    fs::{File, OpenOptions},
     io::{self, IsTerminal as _, Write},
     panic::{self, PanicHookInfo},
     path::Path,
-    sync::Arc,
     thread,
     time::Duration,
 };
@@ -16,6 +14,7 @@ use std::{
 use pipe_server_cli::{
     escape::{Escaping, Notation},
     exit::Failure,
+    values::SizeLimit,
 };
 use tracing::{
     Dispatch, Event, Subscriber, dispatcher, error, field::display, info,
@@ -32,9 +31,10 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use self::queue::Queue;
+use self::{file::LogFile, queue::Queue};
 use crate::options::{LogFormat, LoggingOptions};
 
+mod file;
 mod queue;
 
 /// How long the program waits at exit for the rest of the log to be written.
@@ -61,16 +61,16 @@ pub(crate) fn start(options: &LoggingOptions) -> Result<Log, Failure> {
             start_on(options, color, io::stderr(), io::stderr)
         }
         Some(path) => {
-            let file = Arc::new(open(path)?);
-            start_on(options, false, Arc::clone(&file), file)
+            let file = open(path, options.log_file_size)?;
+            start_on(options, false, file.clone(), move || file.clone())
         }
     }
 }
 
 /// Opens the file of the log for appending, and creates it if it does not exist.
-pub(crate) fn open(path: &Path) -> Result<File, Failure> {
-    let file = OpenOptions::new().append(true).create(true).open(path);
-    file.map_err(|error| {
+pub(crate) fn open(path: &Path, size: SizeLimit) -> Result<LogFile, Failure> {
+    let limit = size.0.map(|bytes| bytes as u64);
+    LogFile::open(path, limit).map_err(|error| {
         Failure::new(format!(
             "--log-file: can't open {} for appending: {error}; give a file that this user may write to, in a \
              directory that exists",

@@ -40,6 +40,14 @@ mod worker;
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
+    #[cfg(windows)]
+    if let Some(service) = service::given() {
+        let ended = service::run(service);
+        return ended.map_or_else(
+            |failure| failure.report("pipe-server"),
+            |()| ExitCode::SUCCESS,
+        );
+    }
     let ended = command_line::parse_with_file().and_then(start);
     ended.unwrap_or_else(|failure| failure.report("pipe-server"))
 }

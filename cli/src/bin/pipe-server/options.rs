@@ -6,7 +6,7 @@ use clap::{ArgAction, Args, Parser, ValueEnum, builder::NonEmptyStringValueParse
 use pipe_server::{Access, ListenerOptions, PipeName, UserId, defaults};
 use pipe_server_cli::{
     text::Encoding,
-    values::{self, TimeLimit, Wait},
+    values::{self, SizeLimit, TimeLimit, Wait},
 };
 
 #[cfg(feature = "nats")]
@@ -350,10 +350,18 @@ pub(crate) struct LoggingOptions {
 
     /// Append the log to FILE instead of writing it to stderr
     ///
-    /// The file is opened when the server starts, created if it does not exist, and never rotated. What it can't
-    /// take in time is dropped and counted.
+    /// The file is opened when the server starts, and created if it does not exist. What it can't take in time is
+    /// dropped and counted.
     #[arg(long, value_name = "FILE")]
     pub(crate) log_file: Option<PathBuf>,
+
+    /// How long the file of --log-file may get, or none
+    ///
+    /// Before a line that does not fit, FILE is renamed to FILE.1, which replaces the one before, and begun anew: twice
+    /// as much is kept at most. If the server may not rename it or begin a new one, it says so in FILE, goes on there,
+    /// and tries again later.
+    #[arg(long, value_name = "SIZE", default_value = "10MiB")]
+    pub(crate) log_file_size: SizeLimit,
 
     /// Log more: connections with -v, messages with -vv
     #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]

@@ -7,8 +7,9 @@ use std::{
     time::Duration,
 };
 
+use clap::{FromArgMatches as _, Parser as _};
 use pipe_server_cli::{
-    command_line::Parsed,
+    command_line::{self, Parsed},
     exit::{Failure, chain},
 };
 use tokio::sync::Notify;
@@ -27,7 +28,7 @@ use windows_sys::Win32::Foundation::ERROR_FAILED_SERVICE_CONTROLLER_CONNECT;
 use self::install::{install, remove};
 use crate::{
     logging,
-    options::{Options, ServiceAction},
+    options::{LoggingOptions, Options, ServiceAction},
     place::Place,
 };
 
@@ -46,20 +47,45 @@ const LONGEST_STOP: Duration = Duration::from_secs(60 * 60);
 /// the exit code that the program would have had.
 const NO_LOG: u8 = 3;
 
-/// What [`service_main`] takes, which the system calls without a context.
-static OPTIONS: Mutex<Option<Options>> = Mutex::new(None);
+/// Where [`service_main`], which the system calls without a context, logs that it has no options.
+static LOGGING: Mutex<Option<LoggingOptions>> = Mutex::new(None);
 
 /// This process as a service, if it is one. The service manager starts one process per service.
 static SERVICE: OnceLock<Service> = OnceLock::new();
 
 define_windows_service!(entry, service_main);
 
+/// What the command line says of the service that this process is to be.
+#[derive(Debug)]
+pub(crate) struct Given {
+    name: String,
+    logging: LoggingOptions,
+}
+
+/// Whether this process is to be a service (`--service run`). Nothing else is read yet: only a process that has connected
+/// to the service manager can tell it what is wrong.
+pub(crate) fn given() -> Option<Given> {
+    let matches = command_line::given::<Options>()?;
+    if matches.get_one("action") != Some(&ServiceAction::Run) {
+        return None;
+    }
+    let logging = LoggingOptions::from_arg_matches(&matches);
+    Some(Given {
+        name: matches.get_one("name").cloned().unwrap_or_default(),
+        // If one of them is wrong, the place of the log is enough.
+        logging: logging.unwrap_or_else(|_| LoggingOptions {
+            log_file: matches.get_one("log_file").cloned(),
+            ..Options::parse_from(["pipe-server"]).logging
+        }),
+    })
+}
+
 /// Does what `--service` asks for.
 pub(crate) fn perform(action: ServiceAction, parsed: Parsed<Options>) -> Result<ExitCode, Failure> {
     match action {
         ServiceAction::Install => install(&parsed.options, parsed.arguments)?,
         ServiceAction::Remove => remove(&parsed.options.service.name)?,
-        ServiceAction::Run => run(parsed.options)?,
+        ServiceAction::Run => unreachable!("it is given by the command line alone"),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -83,9 +109,9 @@ fn stop_time(options: &Options) -> Duration {
 }
 
 /// Runs the service in this process, which the service manager has started, until it has stopped.
-fn run(options: Options) -> Result<(), Failure> {
-    let name = options.service.name.clone();
-    *lock(&OPTIONS) = Some(options);
+pub(crate) fn run(given: Given) -> Result<(), Failure> {
+    let name = given.name;
+    *lock(&LOGGING) = Some(given.logging);
     // The system ignores the name in a process of one service.
     service_dispatcher::start(&name, entry).map_err(|error| match error {
         Error::Winapi(error)
@@ -106,30 +132,36 @@ fn run(options: Options) -> Result<(), Failure> {
 
 /// The service, on a thread of its own. The first argument is its name.
 fn service_main(arguments: Vec<OsString>) {
-    let Some(options) = lock(&OPTIONS).take() else {
-        return;
-    };
     let name = arguments.into_iter().next().unwrap_or_default();
     // Without it nothing can be reported. The service manager sees that, and gives up.
     let Ok(status) = service_control_handler::register(name, control) else {
         return;
     };
+    send(&status, ServiceState::StartPending, 0, START_TIME);
+    let options = command_line::parse_unattended().map(|parsed| parsed.options);
     let service = SERVICE.get_or_init(|| Service {
         status: Mutex::new(Some(status)),
         stop: Notify::new(),
-        stop_time: stop_time(&options),
+        stop_time: options.as_ref().map_or(STOP_MARGIN, stop_time),
     });
-    service.report(ServiceState::StartPending);
     let code = serve(options);
     service.report_end(code);
 }
 
 /// Serves until the service is stopped. The exit code.
-fn serve(options: Options) -> u8 {
-    let Ok(_log) = logging::start(&options.logging) else {
+fn serve(options: Result<Options, Failure>) -> u8 {
+    let given = lock(&LOGGING).take();
+    let logging = match &options {
+        Ok(options) => Some(&options.logging),
+        Err(_) => given.as_ref(),
+    };
+    let Some(Ok(_log)) = logging.map(logging::start) else {
         return NO_LOG;
     };
-    let ended = Place::find(&options).and_then(|place| crate::run(options, place));
+    let ended = options.and_then(|options| {
+        let place = Place::find(&options)?;
+        crate::run(options, place)
+    });
     match ended {
         Ok(_) => 0,
         Err(failure) => {
@@ -178,7 +210,6 @@ impl Service {
 
     fn report(&self, state: ServiceState) {
         let wait_hint = match state {
-            ServiceState::StartPending => START_TIME,
             ServiceState::StopPending => self.stop_time,
             _ => Duration::ZERO,
         };

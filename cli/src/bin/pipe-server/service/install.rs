@@ -84,8 +84,7 @@ pub(super) fn install(options: &Options, arguments: Vec<OsString>) -> Result<(),
         .map_err(|error| failure("install", name, error))?;
     let configured = configure(&service, options)
         .map_err(|error| failure("configure", name, error))
-        .and_then(|()| create(&log_file))
-        .and_then(|()| let_write(&sid, &log_file));
+        .and_then(|()| create(&log_file, options, &sid));
     if let Err(failure) = configured {
         // It exists as a whole or not at all.
         _ = service.delete();
@@ -187,8 +186,8 @@ fn log_file(options: &Options) -> Result<PathBuf, Failure> {
     Ok(Path::new(&data).join("pipe-server").join(file))
 }
 
-/// Creates the file of the log, in a directory that may have to be created too.
-fn create(log_file: &Path) -> Result<(), Failure> {
+/// Creates the file of the log, in a directory that may have to be created too, and lets the service write to it.
+fn create(log_file: &Path, options: &Options, sid: &str) -> Result<(), Failure> {
     if let Some(directory) = log_file.parent() {
         fs::create_dir_all(directory).map_err(|error| {
             Failure::new(format!(
@@ -196,8 +195,24 @@ fn create(log_file: &Path) -> Result<(), Failure> {
                 directory.display()
             ))
         })?;
+        if options.logging.log_file.is_none() {
+            // Every user may create files among the data of programs, also one that takes the place of a log while it is
+            // begun anew. Here only administrators, the system and the services may; the latter own what they create.
+            let create_files = format!("*{sid}:(WD)");
+            let rights = [
+                "/inheritance:r",
+                "/grant:r",
+                "*S-1-5-32-544:(OI)(CI)F",
+                "*S-1-5-18:(OI)(CI)F",
+                "*S-1-5-32-545:(OI)(CI)RX",
+                "*S-1-3-0:(OI)(CI)(IO)F",
+                &create_files,
+            ];
+            icacls(directory, &rights)?;
+        }
     }
-    logging::open(log_file).map(drop)
+    logging::open(log_file, options.logging.log_file_size)?;
+    icacls(log_file, &["/grant", &format!("*{sid}:M")])
 }
 
 /// What the service manager starts this program with: what the user gave, except that paths do not depend on the directory
@@ -310,20 +325,19 @@ fn configure(service: &Service, options: &Options) -> windows_service::Result<()
     Ok(())
 }
 
-/// Lets the service append to its log, which this user has created.
-fn let_write(sid: &str, log_file: &Path) -> Result<(), Failure> {
+/// Changes who may do what with the log or its directory.
+fn icacls(path: &Path, rights: &[&str]) -> Result<(), Failure> {
     let wrong = |problem: &str| {
         Failure::new(format!(
             "can't let the service write to {}: {problem}; give another file with --log-file",
-            log_file.display()
+            path.display()
         ))
     };
     // With its path: Windows would look beside this program first.
     let system = env::var_os("SystemRoot").unwrap_or_else(|| r"C:\Windows".into());
     let output = Command::new(Path::new(&system).join(r"System32\icacls.exe"))
-        .arg(log_file)
-        .arg("/grant")
-        .arg(format!("*{sid}:M"))
+        .arg(path)
+        .args(rights)
         .stdin(Stdio::null())
         .output()
         .map_err(|error| wrong(&format!("icacls.exe: {error}")))?;
