@@ -30,8 +30,8 @@ const TURN: u32 = if cfg!(windows) { 4 } else { 16 };
 /// read that is needed anyway.
 const ASKING_COSTS: bool = cfg!(not(windows));
 
-/// A client in lockstep may be so fast that its next request follows at once. After so many such requests it is asked
-/// again whether it sends ahead.
+/// A client in lockstep may be so fast that its next request is there as soon as its reply is sent. After so many such
+/// requests in a row, the next one is looked for before the reply again: by now the client may send ahead.
 const PRESUMED: u32 = 4;
 
 /// How many requests are read ahead to detect a disconnect: more than most clients pipeline.

@@ -218,7 +218,7 @@ impl Receive for SeqpacketReceiver {
 }
 
 impl Inbox {
-    /// What is received next may answer what was sent: another message, but not one that was sent ahead.
+    /// The next message may answer what was sent, so it does not show that the peer sends ahead.
     fn has_sent(&mut self) {
         if self.in_a_row < 2 {
             self.in_a_row = 0;
