@@ -31,6 +31,7 @@ mod conversation;
 mod failure;
 mod handling;
 mod in_flight;
+mod pace;
 mod panics;
 mod replies;
 mod requests;

@@ -417,3 +417,6 @@ async fn beside<F: Future<Output = Result<Reply, Failure>>>(
     });
     sent.await
 }
+
+#[cfg(all(test, not(windows)))]
+mod tests;

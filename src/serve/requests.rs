@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     future::{Future, poll_fn},
+    mem,
     pin::{Pin, pin},
     task::{Context, Poll, ready},
     time::Duration,
@@ -14,7 +15,7 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use super::{budget::Share, failure::Failure, timeout::within};
+use super::{budget::Share, failure::Failure, pace::Pace, timeout::within};
 use crate::{
     connection::{End, RecvHalf},
     error::RecvError,
@@ -25,14 +26,6 @@ use crate::{
 /// On Linux, as many as one call receives or sends. On Windows a call moves one message, so a longer turn would save
 /// nothing. It would make others wait: a thread that takes completions finishes one client's turn before the next.
 const TURN: u32 = if cfg!(windows) { 4 } else { 16 };
-
-/// Whether asking for a request that is not there costs a system call of its own. On Windows the question starts the
-/// read that is needed anyway.
-const ASKING_COSTS: bool = cfg!(not(windows));
-
-/// A client in lockstep may be so fast that its next request is there as soon as its reply is sent. After so many such
-/// requests in a row, the next one is looked for before the reply again: by now the client may send ahead.
-const PRESUMED: u32 = 4;
 
 /// How many requests are read ahead to detect a disconnect: more than most clients pipeline.
 const READ_AHEAD: usize = 16;
@@ -62,10 +55,7 @@ pub(super) struct Requests {
     next_check: Option<Pin<Box<Sleep>>>,
     /// How many were taken since this client was last waited for.
     turn: u32,
-    /// Whether the last request was at hand before the reply to the one before it was sent.
-    was_at_hand: bool,
-    /// Whether the client seems to wait for each reply.
-    in_lockstep: bool,
+    pace: Pace,
 }
 
 impl Requests {
@@ -81,8 +71,7 @@ impl Requests {
             freed: None,
             next_check: None,
             turn: 0,
-            was_at_hand: false,
-            in_lockstep: false,
+            pace: Pace::default(),
         }
     }
 
@@ -108,21 +97,19 @@ impl Requests {
     /// A client in lockstep has no next request yet, so its reply is sent first.
     pub(super) async fn at_hand(&mut self) -> Result<Poll<Option<Bytes>>, Failure> {
         if self.turn == TURN
-            || (self.ahead.is_empty() && (self.in_lockstep || !self.share.is_free()))
+            || (self.ahead.is_empty() && !(self.pace.may_send_ahead() && self.share.is_free()))
         {
             return Ok(Poll::Pending);
         }
-        match poll_fn(|cx| Poll::Ready(self.poll_next(cx))).await {
+        let received = poll_fn(|cx| Poll::Ready(self.poll_next(cx))).await;
+        self.pace.looked_ahead(received.is_ready());
+        Ok(match received {
             Poll::Ready(received) => {
                 self.turn += 1;
-                self.was_at_hand = true;
-                Ok(Poll::Ready(received?))
+                Poll::Ready(received?)
             }
-            Poll::Pending => {
-                self.in_lockstep = ASKING_COSTS && !self.was_at_hand;
-                Ok(Poll::Pending)
-            }
-        }
+            Poll::Pending => Poll::Pending,
+        })
     }
 
     /// Waits for the next request, yielding to other clients if the turn is over. `None` at the end, or when the
@@ -134,6 +121,10 @@ impl Requests {
         self.set_answering(0);
         self.share.end_turn();
         self.end_turn().await;
+        let gave_way = self.pace.gives_way();
+        if gave_way {
+            give_way().await;
+        }
         let mut has_waited = false;
         let idle_timeout = self.idle_timeout;
         loop {
@@ -164,9 +155,12 @@ impl Requests {
             });
             match within(idle_timeout, &mut received).await {
                 Ok(Some(received)) => {
-                    self.turn = if has_waited { 0 } else { self.turn + 1 };
-                    self.was_at_hand = false;
-                    self.in_lockstep &= has_waited || self.turn % PRESUMED != 0;
+                    self.pace.asked(gave_way, !has_waited);
+                    self.turn = if gave_way || has_waited {
+                        0
+                    } else {
+                        self.turn + 1
+                    };
                     return Ok(received?);
                 }
                 // A message has arrived but can't be read yet.
@@ -203,7 +197,7 @@ impl Requests {
         match polled {
             Poll::Ready(_) => {
                 self.turn += 1;
-                self.in_lockstep = false;
+                self.pace.sent_ahead();
             }
             Poll::Pending => self.turn = 0,
         }
@@ -269,4 +263,17 @@ impl Requests {
         }
         Poll::Pending
     }
+}
+
+/// Lets other tasks run. Unlike `yield_now`, it does not make the system be asked for events first.
+async fn give_way() {
+    let mut has_yielded = false;
+    poll_fn(|cx| {
+        if mem::replace(&mut has_yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
