@@ -418,5 +418,5 @@ async fn beside<F: Future<Output = Result<Reply, Failure>>>(
     sent.await
 }
 
-#[cfg(all(test, not(windows)))]
+#[cfg(test)]
 mod tests;

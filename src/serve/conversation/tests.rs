@@ -96,6 +96,8 @@ async fn a_client_in_lockstep_gets_its_reply_before_the_next_request_is_looked_f
         cancel_on_disconnect: false,
         max_buffered_bytes: None,
         max_connections_per_user: UserLimit::Nobody,
+        #[cfg(windows)]
+        inline_completions: false,
     };
     let server = Arc::new(Server {
         handler: Arc::new(|request: Bytes| async move { request }),
