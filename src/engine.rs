@@ -66,7 +66,7 @@ pub enum Engine {
     Tokio,
     /// Overlapped I/O, completed through a port, with messages of any length.
     ///
-    /// The port and its threads, up to one per processor and at least two, are shared by all pipes of the
+    /// The port and its threads, up to two for each processor and at least four, are shared by all pipes of the
     /// process and last as long as it does. A DLL that uses this engine must not be unloaded.
     Overlapped,
 }

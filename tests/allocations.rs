@@ -44,6 +44,9 @@ static ALLOCATOR: Counting = Counting;
 
 const CALLS: usize = 1000;
 
+/// How often `CALLS` calls are made until they allocate nothing: the first ones always do.
+const ATTEMPTS: usize = 10;
+
 /// The default engine.
 #[cfg(target_os = "linux")]
 const KIND: Kind = Kind::Seqpacket;
@@ -76,11 +79,15 @@ async fn a_request_on_a_warm_connection_allocates_nothing() {
         let mut client = pipe.connect().await;
         for size in [64, 1024, 4096, 65_536] {
             let request = Bytes::from(message(1, size));
-            count(&mut client, &request).await;
-            let allocations = count(&mut client, &request).await;
+            // On Windows a thread that takes completions may be started at any time, up to the maximum.
+            let mut allocations = vec![count(&mut client, &request).await];
+            while allocations.len() < ATTEMPTS && *allocations.last().unwrap() > 0 {
+                allocations.push(count(&mut client, &request).await);
+            }
             assert_eq!(
-                allocations, 0,
-                "{CALLS} calls of {size} bytes, concurrency {concurrency}"
+                *allocations.last().unwrap(),
+                0,
+                "{CALLS} calls of {size} bytes, concurrency {concurrency}: {allocations:?}"
             );
         }
     }

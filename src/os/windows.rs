@@ -74,7 +74,7 @@ pub trait ServeExt: Sealed {
     /// that it does not hold a thread.
     ///
     /// This is safe for code that never blocks and does not compute for long. All pipes of the process, clients and
-    /// servers, share one of these threads for each processor, and at least two. While code holds all of them, no pipe
+    /// servers, share two of these threads for each processor, and at least four. While code holds all of them, no pipe
     /// of the process receives anything. Code that blocks belongs into
     /// [`spawn_blocking`](tokio::task::spawn_blocking), or this option has to stay off.
     ///

@@ -227,10 +227,12 @@ impl<H: Handler<T>, T> Conversation<H, T> {
     async fn answer_requests(&mut self) -> Result<(), Failure> {
         let mut shutdown = pin!(self.shutdown.wait());
         while !self.shutdown.is_shutdown() {
-            let message = match self.requests.at_hand().await? {
+            let message = match self.requests.at_hand_before_reply().await? {
                 Poll::Ready(message) => message,
                 Poll::Pending => {
-                    self.replies.flush().await?;
+                    let requests = &mut self.requests;
+                    let flushing = self.replies.flush_and(|cx| requests.read_one_ahead(cx));
+                    flushing.await?;
                     self.requests.wait(shutdown.as_mut()).await?
                 }
             };

@@ -111,8 +111,22 @@ impl Replies {
 
     /// Flushes all of them.
     pub(super) async fn flush(&mut self) -> Result<(), Failure> {
+        self.flush_and(|_| Ok(())).await
+    }
+
+    /// Flushes all of them. While they can't be sent, it does something else.
+    pub(super) async fn flush_and(
+        &mut self,
+        mut meanwhile: impl FnMut(&mut Context<'_>) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         let write_timeout = self.write_timeout;
-        let mut flushed = poll_fn(|cx| self.poll_flush(cx));
+        let mut flushed = poll_fn(|cx| {
+            let flushed = self.poll_flush(cx);
+            if flushed.is_pending() {
+                meanwhile(cx)?;
+            }
+            flushed
+        });
         match within(write_timeout, &mut flushed).await {
             Ok(flushed) => flushed,
             Err(time) => Err(Failure::WriteTimeout(time)),

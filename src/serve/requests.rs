@@ -53,7 +53,7 @@ pub(super) struct Requests {
     freed: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     /// When to ask whether the client has disconnected.
     next_check: Option<Pin<Box<Sleep>>>,
-    /// How many were taken since this client was last waited for.
+    /// How many were taken since others last had their turn.
     turn: u32,
     pace: Pace,
 }
@@ -92,13 +92,17 @@ impl Requests {
             .set(self.ahead_bytes + self.answering + self.in_flight);
     }
 
+    /// Same as `at_hand`, but a client that waits for its reply is not asked.
+    pub(super) async fn at_hand_before_reply(&mut self) -> Result<Poll<Option<Bytes>>, Failure> {
+        if self.ahead.is_empty() && !self.pace.may_send_ahead() {
+            return Ok(Poll::Pending);
+        }
+        self.at_hand().await
+    }
+
     /// The next request if it is available and this client's turn is not over. Ready with `None` at the end.
-    ///
-    /// A client in lockstep has no next request yet, so its reply is sent first.
     pub(super) async fn at_hand(&mut self) -> Result<Poll<Option<Bytes>>, Failure> {
-        if self.turn == TURN
-            || (self.ahead.is_empty() && !(self.pace.may_send_ahead() && self.share.is_free()))
-        {
+        if self.turn == TURN || (self.ahead.is_empty() && !self.share.is_free()) {
             return Ok(Poll::Pending);
         }
         let received = poll_fn(|cx| Poll::Ready(self.poll_next(cx))).await;
@@ -138,6 +142,7 @@ impl Requests {
                 if shuts_down.await {
                     return Ok(None);
                 }
+                has_waited = true;
             }
             let mut woken = false;
             let mut received = poll_fn(|cx| {
@@ -168,6 +173,20 @@ impl Requests {
                 Err(time) => return Err(Failure::IdleTimeout(time)),
             }
         }
+    }
+
+    /// Receives one request while replies can't be sent: the client may be sending it, and read them only then.
+    pub(super) fn read_one_ahead(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
+        if self.ahead.is_empty() && self.receiver.end().is_none() && self.share.is_free() {
+            if let Poll::Ready(received) = self.receiver.poll_recv(cx) {
+                if let Some(message) = received? {
+                    self.ahead_bytes += message.len();
+                    self.ahead.push_back(message);
+                    self.count();
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Yields to other clients if this client's turn is over.
@@ -265,7 +284,7 @@ impl Requests {
     }
 }
 
-/// Lets other tasks run. Unlike `yield_now`, it does not make the system be asked for events first.
+/// Lets other tasks run. Unlike with `yield_now`, the runtime does not poll for I/O first. It may wake an idle worker.
 async fn give_way() {
     let mut has_yielded = false;
     poll_fn(|cx| {

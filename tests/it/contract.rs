@@ -29,6 +29,7 @@ on_every_engine! {
     an_empty_message_ends_the_conversation_and_the_replies_come,
     requests_of_one_client_are_answered_in_order_one_at_a_time,
     a_reply_does_not_wait_for_a_later_request,
+    a_client_that_waited_for_replies_may_send_two_requests_before_it_reads,
     what_was_answered_before_a_failure_is_sent,
     sixty_four_clients_are_served_at_once,
     a_client_that_left_at_once_costs_nothing_and_its_message_is_read,
@@ -296,6 +297,22 @@ async fn a_reply_does_not_wait_for_a_later_request(kind: Kind) {
         assert_eq!(client.recv().await.unwrap().unwrap(), reply);
     }
     assert_eq!(server.stop().await.replies, 4);
+}
+
+/// The first reply does not fit into the pipe, so it can't be sent before the client reads.
+async fn a_client_that_waited_for_replies_may_send_two_requests_before_it_reads(kind: Kind) {
+    let (_server, pipe) = echo_server(kind, ListenerOptions::new().buffer_size(4096));
+    let mut client = pipe.connect().await;
+    for _ in 0..3 {
+        client.call("short").await.unwrap();
+    }
+    let size = default_size(kind);
+    for number in 0..2 {
+        client.send(message(number, size)).await.unwrap();
+    }
+    for number in 0..2 {
+        assert!(client.recv().await.unwrap().unwrap() == message(number, size));
+    }
 }
 
 async fn what_was_answered_before_a_failure_is_sent(kind: Kind) {

@@ -1,4 +1,4 @@
-//! In which order the server receives and sends.
+//! The order in which the server receives and sends.
 
 use std::{io, sync::Mutex, task::Context};
 
@@ -112,7 +112,7 @@ async fn a_client_in_lockstep_gets_its_reply_before_the_next_request_is_looked_f
     let connection = Connection::new(channel, None, 1, 64);
     let mut conversation = Conversation::new(connection, Shutdown::new(shutdown), server);
     conversation.run().await;
-    // The first request was there before any reply, and the second tells that the client waits.
+    // The first request comes before any reply. Only the second shows that the client waits for replies.
     let known_from_here = [Sends, Receives, Sends, Receives, Sends];
     let calls = client.calls.lock().unwrap();
     assert_eq!(calls[calls.len() - 5..], known_from_here, "{calls:?}");

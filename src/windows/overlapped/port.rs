@@ -10,7 +10,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     ptr,
     sync::{
-        Mutex, PoisonError,
+        LazyLock, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
@@ -28,6 +28,11 @@ use crate::windows::system::{
 
 /// The port, once it exists. It is never closed.
 static PORT: Mutex<Option<usize>> = Mutex::new(None);
+
+/// The most threads that take packets: two for each processor, and at least four. *I/O Completion Ports* recommends at
+/// least two for each. The system lets as many run as there are processors, and one more whenever one of them blocks.
+static MOST_THREADS: LazyLock<usize> =
+    LazyLock::new(|| 2 * thread::available_parallelism().map_or(2, |count| count.get().max(2)));
 
 /// How many threads were started. They never end.
 static THREADS: AtomicUsize = AtomicUsize::new(0);
@@ -70,10 +75,18 @@ fn port() -> io::Result<usize> {
     Ok(*port.insert(new as usize))
 }
 
+/// Starts one more thread, up to the maximum.
 fn start_thread(port: usize) -> io::Result<()> {
+    let one_more = |started| (started < *MOST_THREADS).then_some(started + 1);
+    let counted = THREADS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+    if counted.is_err() {
+        return Ok(());
+    }
     let builder = thread::Builder::new().name("pipe-completions".to_owned());
-    builder.spawn(move || take_packets(port))?;
-    THREADS.fetch_add(1, Ordering::Relaxed);
+    if let Err(error) = builder.spawn(move || take_packets(port)) {
+        THREADS.fetch_sub(1, Ordering::Relaxed);
+        return Err(error);
+    }
     Ok(())
 }
 
@@ -96,11 +109,12 @@ fn take_packets(port: usize) {
             0 => unsafe { GetLastError() },
             _ => ERROR_SUCCESS,
         };
-        let was_last = WAITING.fetch_sub(1, Ordering::Relaxed) == 1;
+        let left = WAITING.fetch_sub(1, Ordering::Relaxed) - 1;
         assert!(!overlapped.is_null(), "the port fails: {code}");
-        // Another thread is needed only if this one is busy when the next packet arrives. A thread that can't be
-        // started is tried again with the next packet.
-        if was_last && THREADS.load(Ordering::Relaxed) < most_threads() {
+        // Two are kept waiting: this one may be busy when the next packet arrives, and so may one of those, since Wine
+        // interrupts the thread that started a read before it queues the packet. If a thread can't be started, the next
+        // packet tries again.
+        if left < 2 {
             _ = start_thread(port);
         }
         // A waker may be user code. Its panic was reported, and must not end this thread.
@@ -110,10 +124,4 @@ fn take_packets(port: usize) {
             unsafe { completed(key, overlapped, code, length as usize) };
         }));
     }
-}
-
-/// One for each processor, since that is how many the system lets run at once (*CreateIoCompletionPort function*,
-/// `NumberOfConcurrentThreads` 0), and two at least, so that one that is held does not stop the others.
-fn most_threads() -> usize {
-    thread::available_parallelism().map_or(2, |processors| processors.get().max(2))
 }

@@ -9,7 +9,7 @@ pub(crate) struct Contender {
     pub(crate) name: &'static str,
     pub(crate) role: Role,
     pub(crate) program: Program,
-    /// `{name}`, `{address}`, `{longest}` and `{threads}` are replaced.
+    /// `{name}`, `{address}`, `{longest}`, `{threads}` and `{port_threads}` are replaced.
     pub(crate) arguments: &'static [&'static str],
     pub(crate) client: Client,
 }
@@ -178,7 +178,7 @@ const WINDOWS: [Contender; 9] = [
         name: "C completion port",
         role: Role::Limit,
         program: Program::C("completion-port"),
-        arguments: &["{name}", "{longest}", "{threads}"],
+        arguments: &["{name}", "{longest}", "{port_threads}"],
         client: Client::Pipe,
     },
     Contender {

@@ -91,6 +91,8 @@ impl Programs {
                 "{name}" | "{address}" => self.pipe_name(contender),
                 "{longest}" => load.size().max(USUAL_LONGEST).to_string(),
                 "{threads}" => cores.to_string(),
+                // As many as our engine starts.
+                "{port_threads}" => (2 * cores.max(2)).to_string(),
                 other => other.to_owned(),
             });
         }
