@@ -44,8 +44,9 @@ static ALLOCATOR: Counting = Counting;
 
 const CALLS: usize = 1000;
 
-/// How often `CALLS` calls are made until they allocate nothing: the first ones always do.
-const ATTEMPTS: usize = 10;
+/// How often a warm connection is tried until `CALLS` calls allocate nothing. On Windows a thread that takes completions
+/// may be started at any time, up to their maximum.
+const ATTEMPTS: usize = if cfg!(windows) { 9 } else { 1 };
 
 /// The default engine.
 #[cfg(target_os = "linux")]
@@ -79,7 +80,7 @@ async fn a_request_on_a_warm_connection_allocates_nothing() {
         let mut client = pipe.connect().await;
         for size in [64, 1024, 4096, 65_536] {
             let request = Bytes::from(message(1, size));
-            // On Windows a thread that takes completions may be started at any time, up to the maximum.
+            count(&mut client, &request).await;
             let mut allocations = vec![count(&mut client, &request).await];
             while allocations.len() < ATTEMPTS && *allocations.last().unwrap() > 0 {
                 allocations.push(count(&mut client, &request).await);

@@ -54,7 +54,7 @@ static void *converse(void *argument)
                 if (length < 0 && errno == EAGAIN)
                     break;
                 if (length <= 0 || send(socket, buffer, (size_t)length, MSG_NOSIGNAL) != length)
-                    fail("a message");
+                    fail("receiving or sending");
                 side->messages++;
             } while (reads_again);
         }

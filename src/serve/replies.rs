@@ -114,7 +114,7 @@ impl Replies {
         self.flush_and(|_| Ok(())).await
     }
 
-    /// Flushes all of them. While they can't be sent, it does something else.
+    /// Flushes all of them, and calls `meanwhile` whenever they can't be sent yet.
     pub(super) async fn flush_and(
         &mut self,
         mut meanwhile: impl FnMut(&mut Context<'_>) -> Result<(), Failure>,

@@ -107,13 +107,10 @@ impl Requests {
         }
         let received = poll_fn(|cx| Poll::Ready(self.poll_next(cx))).await;
         self.pace.looked_ahead(received.is_ready());
-        Ok(match received {
-            Poll::Ready(received) => {
-                self.turn += 1;
-                Poll::Ready(received?)
-            }
-            Poll::Pending => Poll::Pending,
-        })
+        if received.is_ready() {
+            self.turn += 1;
+        }
+        Ok(received?)
     }
 
     /// Waits for the next request, yielding to other clients if the turn is over. `None` at the end, or when the
@@ -180,13 +177,18 @@ impl Requests {
         if self.ahead.is_empty() && self.receiver.end().is_none() && self.share.is_free() {
             if let Poll::Ready(received) = self.receiver.poll_recv(cx) {
                 if let Some(message) = received? {
-                    self.ahead_bytes += message.len();
-                    self.ahead.push_back(message);
-                    self.count();
+                    self.keep(message);
                 }
             }
         }
         Ok(())
+    }
+
+    /// Keeps a request that was received ahead.
+    fn keep(&mut self, message: Bytes) {
+        self.ahead_bytes += message.len();
+        self.ahead.push_back(message);
+        self.count();
     }
 
     /// Yields to other clients if this client's turn is over.
@@ -253,11 +255,7 @@ impl Requests {
             && self.share.is_free()
         {
             match self.receiver.poll_recv(cx) {
-                Poll::Ready(Ok(Some(message))) => {
-                    self.ahead_bytes += message.len();
-                    self.ahead.push_back(message);
-                    self.count();
-                }
+                Poll::Ready(Ok(Some(message))) => self.keep(message),
                 Poll::Ready(Ok(None)) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(error.into()),
                 Poll::Pending => return Poll::Pending,

@@ -30,7 +30,8 @@ use crate::windows::system::{
 static PORT: Mutex<Option<usize>> = Mutex::new(None);
 
 /// The most threads that take packets: two for each processor, and at least four. *I/O Completion Ports* recommends at
-/// least two for each. The system lets as many run as there are processors, and one more whenever one of them blocks.
+/// least two for each. The system lets as many run as there are processors (*CreateIoCompletionPort function*,
+/// `NumberOfConcurrentThreads` 0), and one more whenever one of them blocks (*I/O Completion Ports*).
 static MOST_THREADS: LazyLock<usize> =
     LazyLock::new(|| 2 * thread::available_parallelism().map_or(2, |count| count.get().max(2)));
 
@@ -112,8 +113,8 @@ fn take_packets(port: usize) {
         let left = WAITING.fetch_sub(1, Ordering::Relaxed) - 1;
         assert!(!overlapped.is_null(), "the port fails: {code}");
         // Two are kept waiting: this one may be busy when the next packet arrives, and so may one of those, since Wine
-        // interrupts the thread that started a read before it queues the packet. If a thread can't be started, the next
-        // packet tries again.
+        // interrupts the thread that started a read before it queues the packet (docs/wine.md). If a thread can't be
+        // started, the next packet tries again.
         if left < 2 {
             _ = start_thread(port);
         }
