@@ -11,6 +11,7 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
+    backoff::Backoff,
     connection::{Connection, RecvHalf, SendHalf},
     defaults,
     engine::{Channel, Sizes, native},
@@ -20,11 +21,9 @@ use crate::{
     trust::Trust,
 };
 
-/// The delay between two attempts doubles from the shortest to the longest. Each is shortened by random
-/// jitter, so that waiting clients do not retry at the same time. Polling, not `WaitNamedPipe`: that blocks a
-/// thread, and returns at once if there is no instance.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
-const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+/// The delay between two attempts to open a pipe. Polling, not `WaitNamedPipe`: that blocks a thread, and returns at once
+/// if there is no instance.
+const OPEN_BACKOFF: Backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(50));
 
 /// Options for connecting a client. [`os`](crate::os) adds options specific to one system.
 #[derive(Clone, Debug)]
@@ -161,7 +160,7 @@ impl ClientOptions {
         mut open: impl FnMut() -> io::Result<Channel>,
     ) -> Result<Channel, ConnectError> {
         let begun = Instant::now();
-        let mut pause = SHORTEST_PAUSE;
+        let mut backoff = OPEN_BACKOFF;
         loop {
             let error = match open() {
                 Ok(channel) => return Ok(channel),
@@ -185,8 +184,7 @@ impl ClientOptions {
                 io::ErrorKind::NotFound | io::ErrorKind::ResourceBusy => {}
                 _ => return Err(ConnectError::open(address, error)),
             }
-            sleep(pause.mul_f64(1.0 - fastrand::f64() / 2.0).min(left)).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            sleep(backoff.next_jittered_delay().min(left)).await;
         }
     }
 }

@@ -223,6 +223,16 @@ impl RecvHalf {
         self.ended
     }
 
+    /// Whether another message can be received without a system call.
+    pub(crate) fn has_received(&self) -> bool {
+        self.ended.is_none() && self.receiver.has_received()
+    }
+
+    /// How many messages in a row a task should receive before others run.
+    pub(crate) fn turn(&self) -> u32 {
+        self.receiver.turn()
+    }
+
     /// Whether the other side is gone. Messages that it sent before may still be received.
     pub(crate) fn is_hung_up(&self) -> bool {
         self.shared.link.is_hung_up()

@@ -143,6 +143,15 @@ pub(crate) enum Received {
 pub(crate) trait Receive: Send {
     /// Receives the next message. Not polled again after anything but a message.
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>>;
+
+    /// Whether another message can be received without a system call. An engine that receives several in one call
+    /// has them in hand. No on an engine that can't tell.
+    fn has_received(&self) -> bool {
+        false
+    }
+
+    /// How many messages in a row a task should receive before others run.
+    fn turn(&self) -> u32;
 }
 
 /// The sending half of a channel.

@@ -2,23 +2,20 @@
 
 use std::{
     io, mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
-use tracing::warn;
-
 use crate::{
     engine::{Channel, Endpoint, Instance, Link},
-    error::Chain,
-    reason::Reason,
-    stats::{InstancesChange, Stats},
+    mutex::Mutex,
+    telemetry::{Details, InstancesChange, Reason, Stats, Telemetry},
 };
 
 /// The instances of one pipe, shared by its listener and its connections.
 pub(crate) struct Instances {
     state: Mutex<State>,
-    stats: Stats,
+    telemetry: Telemetry,
 }
 
 /// What failed when the number of connected clients changed.
@@ -47,7 +44,7 @@ struct State {
 impl Instances {
     /// Creates the first instances.
     pub(crate) fn new(
-        stats: Stats,
+        telemetry: Telemetry,
         endpoint: Box<dyn Endpoint>,
         backlog: usize,
         max: usize,
@@ -62,23 +59,24 @@ impl Instances {
             acceptor: None,
         };
         state.top_up()?;
+        let stats = telemetry.stats();
         stats.publish_instances(stats.set_instances(state.connected, state.waiting.len()));
         Ok(Arc::new(Self {
             state: Mutex::new(state),
-            stats,
+            telemetry,
         }))
     }
 
     /// Returns a connected channel, for which [`release`](Self::release) must be called, and what to
     /// [`log`](Self::log).
     pub(crate) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Channel, Outcome)>> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let accepted = state.poll_accept(cx);
         let change = self.count(&state);
         drop(state);
-        self.stats.publish_instances(change);
+        self.stats().publish_instances(change);
         if let Poll::Ready(Ok(_)) = accepted {
-            self.stats.count_accepted();
+            self.stats().count_accepted();
         }
         accepted
     }
@@ -86,7 +84,7 @@ impl Instances {
     /// Releases a connection, and creates the next instance if the limit left none waiting. Called while the
     /// connection's own instance, which `link` holds, is still open.
     pub(crate) fn release(&self, link: &Arc<dyn Link>) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let connected = state.connected - 1;
         let limit = state.set_connected(connected);
         let instance = state.top_up();
@@ -98,7 +96,7 @@ impl Instances {
         // Outside the lock: a waker, a log subscriber and a recorder of metrics are user code, which may drop
         // a connection or the listener, or block.
         drop(state);
-        self.stats.publish_instances(change);
+        self.stats().publish_instances(change);
         self.log(&Outcome { limit, instance });
         if let Some(acceptor) = acceptor {
             acceptor.wake();
@@ -107,13 +105,13 @@ impl Instances {
 
     /// Gives up the name. Connections stay open.
     pub(crate) fn close(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let endpoint = state.endpoint.take();
         let waiting = mem::take(&mut state.waiting);
         let finished = mem::take(&mut state.finished);
         let change = self.count(&state);
         drop(state);
-        self.stats.publish_instances(change);
+        self.stats().publish_instances(change);
         drop((waiting, finished, endpoint));
     }
 
@@ -121,40 +119,27 @@ impl Instances {
     pub(crate) fn log(&self, outcome: &Outcome) {
         let Outcome { limit, instance } = outcome;
         if let Err(error) = limit {
-            let problem = "the length of the client queue can't be changed";
-            self.warn(Reason::Queue, error, problem);
+            self.telemetry
+                .report(Reason::Queue, error, Details::default());
         }
         if let Err(error) = instance {
-            let problem = "the next instance can't be created; trying again";
-            self.warn(Reason::Instance, error, problem);
+            self.telemetry
+                .report(Reason::Instance, error, Details::default());
         }
     }
 
-    fn warn(&self, reason: Reason, error: &io::Error, problem: &str) {
-        if let Some(pass) = self.stats.count_error(reason) {
-            warn!(
-                pipe.name = %self.stats.log_limit().pipe(),
-                reason = reason.as_str(),
-                suppressed = pass.suppressed,
-                error = %Chain(error),
-                "{problem}"
-            );
-        }
+    pub(crate) fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
     }
 
-    /// The figures of the pipe and its connections.
-    pub(crate) fn stats(&self) -> &Stats {
-        &self.stats
+    fn stats(&self) -> &Stats {
+        self.telemetry.stats()
     }
 
     /// Called under the lock, so that an older count does not replace a newer one.
     fn count(&self, state: &State) -> InstancesChange {
-        self.stats
+        self.stats()
             .set_instances(state.connected, state.waiting.len())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -255,12 +240,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_queue_that_cannot_be_changed_is_counted_and_logged_five_times_a_second() {
         let log = Log::start();
-        let stats = Stats::new("stubborn".parse().unwrap());
-        let instances = Instances::new(stats, Box::new(Stubborn), 1, 1).unwrap();
+        let telemetry = Telemetry::new("stubborn".parse().unwrap());
+        let instances = Instances::new(telemetry, Box::new(Stubborn), 1, 1).unwrap();
         let link: Arc<dyn Link> = Arc::new(Stubborn);
         for _ in 0..100 {
             // As `poll_accept` leaves it.
-            instances.lock().connected = 1;
+            instances.state.lock().connected = 1;
             instances.release(&link);
         }
         let errors = instances.stats().snapshot().errors;

@@ -93,6 +93,7 @@
 compile_error!("pipe-server runs on Windows and Linux, and its memory pipes on other Unix systems");
 
 mod access;
+mod backoff;
 mod client;
 mod connection;
 pub mod defaults;
@@ -101,24 +102,22 @@ mod error;
 mod from_request;
 mod handler;
 mod identity;
-#[cfg(any(windows, test))]
-mod inline;
 mod instances;
 mod into_reply;
 mod json;
 mod listener;
-mod log_limit;
 mod memory_pipe;
+mod mutex;
 mod name;
 pub mod os;
 mod peer;
 mod postcard;
-mod reason;
 mod request;
 mod serve;
 mod session;
 mod shared_client;
-mod stats;
+mod tasks;
+mod telemetry;
 mod tower;
 mod trust;
 #[cfg(windows)]
@@ -148,15 +147,14 @@ pub use crate::{
     listener::{ListenerOptions, PipeListener},
     name::{NameError, PipeName},
     peer::{Peer, UserId, UserIdError},
-    reason::Reason,
     request::Request,
     serve::{
-        AuthorizeResult, ConnectionResult, Serve, ServeConnections, ServeFuture, Shutdown, Summary,
-        serve, serve_connections,
+        IntoResult, Serve, ServeConnections, ServeFuture, Shutdown, Summary, serve,
+        serve_connections,
     },
     session::{ConnectionInfo, NoSession, Session},
     shared_client::{SharedClient, SharedClientOptions},
-    stats::{Errors, Stats, StatsSnapshot},
+    telemetry::{Errors, Reason, Stats, StatsSnapshot},
     trust::{Trust, TrustError},
 };
 #[cfg(feature = "test-util")]

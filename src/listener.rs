@@ -21,7 +21,7 @@ use crate::{
     error::{BindError, OutOfRange},
     instances::Instances,
     name::{NameError, PipeName},
-    stats::Stats,
+    telemetry::{Stats, Telemetry},
 };
 
 /// Options for serving a pipe. [`os`](crate::os) adds options specific to one system.
@@ -148,13 +148,13 @@ impl ListenerOptions {
             let address = path.display().to_string();
             return Err(BindError::Remote { address });
         }
-        let stats = Stats::new(name.clone());
+        let telemetry = Telemetry::new(name.clone());
         let endpoint = native::bind(&ToBind {
             name: &name,
             #[cfg(target_os = "linux")]
             path: &path,
             #[cfg(target_os = "linux")]
-            stats: &stats,
+            telemetry: &telemetry,
             access: &self.access,
             #[cfg(target_os = "linux")]
             socket_group: self.socket_group,
@@ -167,7 +167,7 @@ impl ListenerOptions {
         });
         let endpoint =
             endpoint.map_err(|error| BindError::create(path.display().to_string(), error))?;
-        self.listen(name, path, endpoint, self.admits_others(), stats)
+        self.listen(name, path, endpoint, self.admits_others(), telemetry)
     }
 
     pub(crate) fn check(&self) -> Result<(), OutOfRange> {
@@ -196,11 +196,11 @@ impl ListenerOptions {
         path: PathBuf,
         endpoint: Box<dyn Endpoint>,
         admits_others: bool,
-        stats: Stats,
+        telemetry: Telemetry,
     ) -> Result<PipeListener, BindError> {
         let max_message_size = endpoint.max_message_size();
         let max_instances = self.max_instances.unwrap_or(usize::MAX);
-        let instances = Instances::new(stats, endpoint, self.backlog, max_instances)
+        let instances = Instances::new(telemetry, endpoint, self.backlog, max_instances)
             .map_err(|error| BindError::create(path.display().to_string(), error))?;
         Ok(PipeListener {
             name,
@@ -281,10 +281,14 @@ impl PipeListener {
         self.admits_others
     }
 
+    pub(crate) fn telemetry(&self) -> &Telemetry {
+        self.instances.telemetry()
+    }
+
     /// A handle to its live figures.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.instances.stats().clone()
+        self.telemetry().stats().clone()
     }
 }
 
@@ -300,7 +304,6 @@ impl fmt::Debug for PipeListener {
 impl Drop for PipeListener {
     fn drop(&mut self) {
         self.instances.close();
-        // The figures, and the limit with them, may outlive the listener.
-        self.instances.stats().log_limit().flush();
+        self.telemetry().flush_log();
     }
 }

@@ -1,10 +1,7 @@
 //! A pipe inside this process, for tests.
 #![cfg(feature = "test-util")]
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, PoisonError},
-};
+use std::{path::PathBuf, sync::Arc};
 
 use crate::{
     client::{Client, ClientOptions},
@@ -17,7 +14,7 @@ use crate::{
     error::{BindError, ConnectError, OutOfRange},
     listener::{ListenerOptions, PipeListener},
     name::PipeName,
-    stats::Stats,
+    telemetry::Telemetry,
 };
 
 /// A pipe inside this process, from [`ListenerOptions::bind_memory`].
@@ -57,7 +54,7 @@ impl MemoryPipe {
     /// Lets a test check that a connection has released its instance.
     #[must_use]
     pub fn instances(&self) -> usize {
-        let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        let board = self.board.lock();
         board.instances()
     }
 }
@@ -97,8 +94,8 @@ impl ListenerOptions {
         }
         let name: PipeName = "memory".parse()?;
         let path = PathBuf::from("memory");
-        let stats = Stats::new(name.clone());
-        let listener = self.listen(name, path, endpoint, self.admits_others(), stats)?;
+        let telemetry = Telemetry::new(name.clone());
+        let listener = self.listen(name, path, endpoint, self.admits_others(), telemetry)?;
         if let Some(faults) = &faults {
             faults.start();
         }

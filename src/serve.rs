@@ -9,34 +9,32 @@ use std::{
 };
 
 use self::{
-    admission::{Authorize, UserLimit, Users},
+    admission::{Admission, Authorize, OnConnect, UserLimit, Users},
     budget::Budget,
-    conversation::{Conversation, OnConnect, Options, Server},
+    conversation::{Conversation, Options, Server},
 };
 use crate::{
     defaults, error::BoxError, handler::Handler, identity::AnySession, listener::PipeListener,
-    peer::Peer, session::ConnectionInfo, stats::Stats,
+    peer::Peer, session::ConnectionInfo, telemetry::Stats,
 };
 
 pub use self::{
-    admission::AuthorizeResult,
-    connections::{ConnectionResult, ServeConnections, ServeFuture, Summary, serve_connections},
+    accept::{ServeConnections, ServeFuture, Summary, serve_connections},
+    into_result::IntoResult,
     shutdown::Shutdown,
 };
 
+mod accept;
 mod admission;
 mod budget;
-mod connections;
+mod concurrent;
 mod conversation;
 mod failure;
-mod handling;
-mod in_flight;
-mod pace;
-mod panics;
-mod replies;
-mod requests;
+mod guard;
+mod inbound;
+mod into_result;
+mod outbound;
 mod shutdown;
-mod timeout;
 
 /// Serves every client of `listener` with `handler`, each in a task of its own.
 ///
@@ -84,7 +82,6 @@ pub fn serve<H: Handler<T>, T>(listener: PipeListener, handler: H) -> Serve<H, T
             cancel_on_disconnect: false,
             max_buffered_bytes: Some(defaults::MAX_BUFFERED_BYTES),
             max_connections_per_user: UserLimit::default(),
-            #[cfg(windows)]
             inline_completions: false,
         },
         authorize: None,
@@ -316,8 +313,14 @@ impl<H, T, S> Serve<H, T, S> {
     pub fn authorize<A, Deciding>(mut self, authorize: A) -> Self
     where
         A: Fn(Peer) -> Deciding + Send + Sync + 'static,
-        Deciding: Future<Output: AuthorizeResult> + Send + 'static,
+        Deciding: Future<Output: IntoResult> + Send + 'static,
     {
+        const {
+            assert!(
+                Deciding::Output::DECIDES,
+                "authorize has to return a bool or a Result: with () it would admit everyone"
+            );
+        }
         self.authorize = Some(Box::new(move |peer| {
             let deciding = authorize(peer);
             Box::pin(async move { deciding.await.into_result() })
@@ -415,28 +418,26 @@ where
         let server = Arc::new(Server {
             handler: Arc::new(self.handler),
             options: self.options,
-            authorize: self.authorize,
-            on_connect: self.on_connect,
-            users: Arc::new(Users::new(
-                self.options.max_connections_per_user,
-                self.listener.admits_others(),
-            )),
+            admission: Admission {
+                authorize: self.authorize,
+                on_connect: self.on_connect,
+                users: Arc::new(Users::new(
+                    self.options.max_connections_per_user,
+                    self.listener.admits_others(),
+                )),
+                time_limit: self.options.handler_timeout,
+            },
             budget: Arc::new(Budget::new(self.options.max_buffered_bytes)),
-            stats: self.listener.stats(),
+            telemetry: self.listener.telemetry().clone(),
         });
-        let serving = serve_connections(self.listener, move |connection, shutdown| {
+        let mut serving = serve_connections(self.listener, move |connection, shutdown| {
             let server = Arc::clone(&server);
             async move {
                 let mut conversation = Conversation::<H, T>::new(connection, shutdown, server);
                 conversation.run().await;
             }
         });
-        #[cfg(windows)]
-        let serving = {
-            let mut serving = serving;
-            serving.inline_completions = self.options.inline_completions;
-            serving
-        };
+        serving.inline_completions = self.options.inline_completions;
         let mut summary = serving
             .drain_timeout(self.drain_timeout)
             .with_graceful_shutdown(self.signal)

@@ -4,7 +4,7 @@
 use std::{
     fmt,
     future::poll_fn,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Poll, ready},
 };
 
@@ -14,6 +14,7 @@ use crate::{
     error::BoxError,
     handler::Handler,
     into_reply::{IntoReply, Reply},
+    mutex::Mutex,
     request::Request,
 };
 
@@ -61,7 +62,7 @@ impl<S> TowerHandler<S> {
 
 impl<S: Clone> TowerHandler<S> {
     fn clone_service(&self) -> Mutex<S> {
-        Mutex::new(lock(&self.service).clone())
+        Mutex::new(self.service.lock().clone())
     }
 }
 
@@ -85,7 +86,7 @@ where
         let mut request = Some(request);
         // Under one lock, so that nobody else takes the capacity that `poll_ready` reserved.
         let answer = poll_fn(|cx| {
-            let mut service = lock(service);
+            let mut service = service.lock();
             if let Err(error) = ready!(service.poll_ready(cx)) {
                 return Poll::Ready(Err(error));
             }
@@ -114,8 +115,4 @@ impl<S> fmt::Debug for TowerHandler<S> {
             .debug_struct("TowerHandler")
             .finish_non_exhaustive()
     }
-}
-
-fn lock<S>(service: &Mutex<S>) -> MutexGuard<'_, S> {
-    service.lock().unwrap_or_else(PoisonError::into_inner)
 }

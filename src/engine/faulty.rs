@@ -8,7 +8,7 @@ use std::{
     collections::VecDeque,
     fmt, io,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -20,6 +20,7 @@ use tokio::time::{Sleep, sleep};
 use super::{Channel, Endpoint, Instance, Link, Receive, Received, Transmit, memory::MemoryLink};
 use crate::{
     error::{RecvError, SendError},
+    mutex::Mutex,
     peer::Peer,
 };
 
@@ -240,7 +241,7 @@ impl Faults {
     }
 
     fn lock(&self) -> MutexGuard<'_, Schedule> {
-        lock(&self.schedule)
+        self.schedule.lock()
     }
 }
 
@@ -473,6 +474,14 @@ struct FaultyReceiver {
 }
 
 impl Receive for FaultyReceiver {
+    fn has_received(&self) -> bool {
+        self.received.is_some() || self.receiver.has_received()
+    }
+
+    fn turn(&self) -> u32 {
+        self.receiver.turn()
+    }
+
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
         let (fault, pause) = self.step.begin(&mut self.plan);
         match fault {
@@ -564,7 +573,7 @@ struct FaultyLink {
 
 impl Link for FaultyLink {
     fn peer(&self) -> io::Result<Peer> {
-        let mut plan = lock(&self.plan);
+        let mut plan = self.plan.lock();
         match plan.next().0 {
             Some(_) => Err(plan.faults.error("asking for the peer")),
             None => self.link.peer(),
@@ -574,8 +583,4 @@ impl Link for FaultyLink {
     fn is_hung_up(&self) -> bool {
         self.link.is_hung_up()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -9,7 +9,7 @@
 use std::{
     collections::VecDeque,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
@@ -20,8 +20,12 @@ use super::{
 };
 use crate::{
     error::{RecvError, SendError},
+    mutex::Mutex,
     peer::{Peer, UserId},
 };
+
+/// As long as that of a socket on Linux.
+const TURN: u32 = 16;
 
 /// The name that a memory pipe's clients connect to.
 pub(crate) type Switchboard = Arc<Mutex<Board>>;
@@ -77,7 +81,7 @@ pub(crate) fn connect(
     faults: Option<&Faults>,
 ) -> io::Result<Channel> {
     let (socket, instance, sizes) = {
-        let mut board = lock(board);
+        let mut board = board.lock();
         if !board.served || board.instances() == 0 {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -108,7 +112,7 @@ pub(crate) fn connect(
         ),
     };
     let waker = {
-        let mut socket = lock(&socket);
+        let mut socket = socket.lock();
         socket.channel = Some(server);
         socket.waker.take()
     };
@@ -138,7 +142,7 @@ struct MemoryEndpoint {
 impl Endpoint for MemoryEndpoint {
     fn create(&self) -> io::Result<Box<dyn Instance>> {
         let socket = Arc::default();
-        let mut board = lock(&self.board);
+        let mut board = self.board.lock();
         board.waiting.push_back(Arc::clone(&socket));
         Ok(Box::new(MemoryInstance {
             board: Arc::clone(&self.board),
@@ -154,7 +158,7 @@ impl Endpoint for MemoryEndpoint {
 
 impl Drop for MemoryEndpoint {
     fn drop(&mut self) {
-        lock(&self.board).served = false;
+        self.board.lock().served = false;
     }
 }
 
@@ -166,7 +170,7 @@ struct MemoryInstance {
 
 impl Instance for MemoryInstance {
     fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>> {
-        let mut socket = lock(&self.socket);
+        let mut socket = self.socket.lock();
         if let Some(channel) = socket.channel.take() {
             return Poll::Ready(Ok(channel));
         }
@@ -177,7 +181,8 @@ impl Instance for MemoryInstance {
 
 impl Drop for MemoryInstance {
     fn drop(&mut self) {
-        lock(&self.board)
+        self.board
+            .lock()
             .waiting
             .retain(|socket| !Arc::ptr_eq(socket, &self.socket));
     }
@@ -218,7 +223,7 @@ impl Queue {
 
     fn finish(&self, last: Last) {
         let reader = {
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             state.last.get_or_insert(last);
             state.reader.take()
         };
@@ -239,7 +244,7 @@ impl MemoryLink {
     pub(super) fn cut(&self) {
         for queue in [&self.inbound, &self.outbound] {
             let (reader, writer) = {
-                let mut state = lock(&queue.state);
+                let mut state = queue.state.lock();
                 state.last = Some(Last::Closed);
                 state.reader_gone = true;
                 state.messages.clear();
@@ -278,7 +283,7 @@ impl Link for MemoryLink {
     }
 
     fn is_hung_up(&self) -> bool {
-        lock(&self.outbound.state).reader_gone
+        self.outbound.state.lock().reader_gone
     }
 }
 
@@ -286,7 +291,7 @@ impl Drop for MemoryLink {
     fn drop(&mut self) {
         self.outbound.finish(Last::Closed);
         let writer = {
-            let mut inbound = lock(&self.inbound.state);
+            let mut inbound = self.inbound.state.lock();
             inbound.reader_gone = true;
             inbound.messages.clear();
             inbound.writer.take()
@@ -301,8 +306,16 @@ struct MemoryReceiver {
 }
 
 impl Receive for MemoryReceiver {
+    fn has_received(&self) -> bool {
+        !self.link.inbound.state.lock().messages.is_empty()
+    }
+
+    fn turn(&self) -> u32 {
+        TURN
+    }
+
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
-        let mut state = lock(&self.link.inbound.state);
+        let mut state = self.link.inbound.state.lock();
         if let Some(message) = state.messages.pop_front() {
             state.held -= message.len();
             let writer = state.writer.take();
@@ -347,7 +360,7 @@ impl Transmit for MemorySender {
             queue.finish(Last::End);
             return Poll::Ready(Ok(()));
         }
-        let mut state = lock(&queue.state);
+        let mut state = queue.state.lock();
         if state.reader_gone || state.last.is_some() {
             return Poll::Ready(Err(SendError::Closed));
         }
@@ -371,8 +384,4 @@ fn wake(waker: Option<Waker>) {
     if let Some(waker) = waker {
         waker.wake();
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -16,7 +16,7 @@ use super::unsupported;
 #[cfg(windows)]
 use super::{Engine, overlapped, tokio_pipe};
 #[cfg(target_os = "linux")]
-use crate::stats::Stats;
+use crate::telemetry::Telemetry;
 
 /// A pipe to serve.
 pub(crate) struct ToBind<'a> {
@@ -25,7 +25,7 @@ pub(crate) struct ToBind<'a> {
     #[cfg(target_os = "linux")]
     pub(crate) path: &'a Path,
     #[cfg(target_os = "linux")]
-    pub(crate) stats: &'a Stats,
+    pub(crate) telemetry: &'a Telemetry,
     pub(crate) access: &'a Access,
     #[cfg(target_os = "linux")]
     pub(crate) socket_group: Option<u32>,
@@ -50,12 +50,12 @@ pub(crate) fn bind(pipe: &ToBind<'_>) -> io::Result<Box<dyn Endpoint>> {
 #[cfg(target_os = "linux")]
 pub(crate) fn listen_on(
     socket: OwnedFd,
-    stats: &Stats,
+    telemetry: &Telemetry,
     max_message_size: Option<usize>,
     buffer_size: usize,
 ) -> io::Result<Box<dyn Endpoint>> {
     let sizes = Sizes::new(max_message_size, buffer_size, "this system", usize::MAX)?;
-    seqpacket::listen_on(socket, stats, sizes)
+    seqpacket::listen_on(socket, telemetry, sizes)
 }
 
 /// Serves a pipe.

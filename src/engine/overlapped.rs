@@ -42,6 +42,10 @@ const FIRST_ROOM: usize = 4096;
 /// two more reads than one that fits the pipe's default buffer.
 const GROWTH: usize = 4;
 
+/// A call moves one message, so a longer turn would save nothing. It would make others wait: with inline completions a
+/// thread finishes one client's turn before the next.
+pub(super) const TURN: u32 = 4;
+
 /// The longest message that one `WriteFile` accepts.
 pub(crate) const MAX_MESSAGE_SIZE: usize = u32::MAX as usize;
 
@@ -189,6 +193,10 @@ impl Receive for OverlappedReceiver {
         let received = ready!(self.poll_message(cx));
         budget.made_progress();
         Poll::Ready(received)
+    }
+
+    fn turn(&self) -> u32 {
+        TURN
     }
 }
 

@@ -27,12 +27,13 @@ use self::{
     socket::Socket,
 };
 use super::{Channel, Endpoint, Instance, Sizes, native::ToBind};
-use crate::{access::Access, error::OutOfRange, stats::Stats};
+use crate::{access::Access, error::OutOfRange, telemetry::Telemetry};
 
 mod channel;
 mod claim;
 mod inherited;
 mod lingering;
+mod scratch;
 mod socket;
 
 /// How many clients the kernel queues until they are accepted; by default it allows at most 4,096
@@ -70,7 +71,7 @@ pub(crate) fn bind(pipe: &ToBind<'_>, sizes: Sizes) -> io::Result<Box<dyn Endpoi
         None => mode,
     };
     let mut socket = Socket::new()?;
-    socket.stats = Some(pipe.stats.clone());
+    socket.telemetry = Some(pipe.telemetry.clone());
     let grow_send_buffers = socket.grow_send_buffer(sizes)?;
     // Linux gives the socket file the mode of the socket itself, less the umask (unix_bind in
     // net/unix/af_unix.c). Set before bind, so that nobody gets in between.
@@ -90,14 +91,14 @@ pub(crate) fn bind(pipe: &ToBind<'_>, sizes: Sizes) -> io::Result<Box<dyn Endpoi
 /// Serves a listening socket that was created elsewhere, and that [`listening`] has checked.
 pub(crate) fn listen_on(
     socket: OwnedFd,
-    stats: &Stats,
+    telemetry: &Telemetry,
     sizes: Sizes,
 ) -> io::Result<Box<dyn Endpoint>> {
     // A socket of ours has the kernel's defaults, as an accepted one will. This one need not.
     let grow_send_buffers = Socket::new()?.grow_send_buffer(sizes)?;
     let sets_queue = inherited::is_ours(&socket)?;
     let mut socket = Socket::shared(socket)?;
-    socket.stats = Some(stats.clone());
+    socket.telemetry = Some(telemetry.clone());
     if sets_queue {
         // It may be as short as a killed server has left it.
         rustix::net::listen(&socket, QUEUE_LENGTH)?;

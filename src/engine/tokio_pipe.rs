@@ -193,6 +193,10 @@ struct TokioReceiver {
 }
 
 impl Receive for TokioReceiver {
+    fn turn(&self) -> u32 {
+        TURN
+    }
+
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
         let mut buffer = [0; READ_SIZE];
         loop {

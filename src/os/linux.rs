@@ -11,7 +11,7 @@ use crate::{
     listener::{ListenerOptions, PipeListener},
     name::PipeName,
     peer::Peer,
-    stats::Stats,
+    telemetry::Telemetry,
 };
 
 /// What Linux adds to [`ListenerOptions`].
@@ -80,10 +80,11 @@ impl ListenerOptionsExt for ListenerOptions {
             problem,
         })?;
         let name = PipeName::at(&path)?;
-        let stats = Stats::new(name.clone());
-        let endpoint = native::listen_on(socket, &stats, self.max_message_size, self.buffer_size)
-            .map_err(|error| BindError::create(path.display().to_string(), error))?;
-        self.listen(name, path, endpoint, true, stats)
+        let telemetry = Telemetry::new(name.clone());
+        let endpoint =
+            native::listen_on(socket, &telemetry, self.max_message_size, self.buffer_size)
+                .map_err(|error| BindError::create(path.display().to_string(), error))?;
+        self.listen(name, path, endpoint, true, telemetry)
     }
 }
 

@@ -1,49 +1,114 @@
-//! Admission: authorization, and the limit on connections per user.
+//! Admission: who is served, and the limit on connections per user.
 
-use std::{
-    collections::HashMap,
-    future::Future,
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, future::Future, io, pin::Pin, sync::Arc, time::Duration};
 
-use super::failure::Failure;
+use super::{failure::Failure, guard::within};
 use crate::{
     defaults,
     error::BoxError,
+    identity::{AnySession, Identity},
+    mutex::Mutex,
     peer::{Peer, UserId},
+    session::ConnectionInfo,
     trust::Trust,
 };
-
-/// The answer of [`Serve::authorize`](crate::Serve::authorize): whether to serve the client, or a `Result` whose
-/// error says why not.
-pub trait AuthorizeResult {
-    /// Converts it into a result.
-    ///
-    /// # Errors
-    ///
-    /// Why the client is refused.
-    fn into_result(self) -> Result<(), BoxError>;
-}
-
-impl AuthorizeResult for bool {
-    fn into_result(self) -> Result<(), BoxError> {
-        match self {
-            true => Ok(()),
-            false => Err("it returned false".into()),
-        }
-    }
-}
-
-impl<E: Into<BoxError>> AuthorizeResult for Result<(), E> {
-    fn into_result(self) -> Result<(), BoxError> {
-        self.map_err(Into::into)
-    }
-}
 
 /// Decides whether a client is served.
 pub(super) type Authorize =
     Box<dyn Fn(Peer) -> Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>> + Send + Sync>;
+
+/// Creates a client's session, or refuses the client.
+pub(super) type OnConnect = Box<
+    dyn Fn(ConnectionInfo) -> Pin<Box<dyn Future<Output = Result<AnySession, BoxError>> + Send>>
+        + Send
+        + Sync,
+>;
+
+/// What decides on all clients of a server.
+pub(super) struct Admission {
+    pub(super) authorize: Option<Authorize>,
+    pub(super) on_connect: Option<OnConnect>,
+    pub(super) users: Arc<Users>,
+    pub(super) time_limit: Option<Duration>,
+}
+
+/// How far the admission of one client has come.
+#[derive(Debug)]
+pub(super) struct Progress {
+    is_identified: bool,
+    has_session: bool,
+    slot: Option<ConnectionSlot>,
+}
+
+impl Progress {
+    pub(super) fn is_complete(&self) -> bool {
+        self.is_identified && self.has_session
+    }
+}
+
+impl Admission {
+    /// Begins to admit a client.
+    pub(super) fn begin(&self) -> Progress {
+        Progress {
+            is_identified: self.authorize.is_none() && !self.users.is_bounded(),
+            has_session: false,
+            slot: None,
+        }
+    }
+
+    /// Decides whether the client is served, and creates its session: when it connects or, if the system can't
+    /// identify it yet, once a message was `received`.
+    pub(super) async fn admit(
+        &self,
+        progress: &mut Progress,
+        identity: &Arc<Identity>,
+        received: bool,
+    ) -> Result<(), Failure> {
+        if !progress.is_identified {
+            match identity.peer() {
+                Err(_) if !received => {
+                    if self.authorize.is_some() {
+                        return Ok(());
+                    }
+                }
+                peer => {
+                    progress.is_identified = true;
+                    progress.slot = self.users.enter(peer.as_ref().ok().map(Peer::user))?;
+                    self.authorize(peer).await?;
+                }
+            }
+        }
+        if !progress.has_session {
+            progress.has_session = true;
+            self.begin_session(identity).await?;
+        }
+        Ok(())
+    }
+
+    async fn authorize(&self, peer: io::Result<Peer>) -> Result<(), Failure> {
+        let Some(authorize) = &self.authorize else {
+            return Ok(());
+        };
+        let peer = peer.map_err(|error| Failure::NotAuthorized(error.into()))?;
+        within(self.time_limit, &mut authorize(peer))
+            .await
+            .map_err(|time| Failure::ConnectTimeout("authorize", time))?
+            .map_err(Failure::NotAuthorized)
+    }
+
+    async fn begin_session(&self, identity: &Arc<Identity>) -> Result<(), Failure> {
+        let Some(on_connect) = &self.on_connect else {
+            return Ok(());
+        };
+        let mut session = on_connect(ConnectionInfo::new(identity));
+        let session = within(self.time_limit, &mut session)
+            .await
+            .map_err(|time| Failure::ConnectTimeout("on_connect", time))?
+            .map_err(Failure::Refused)?;
+        identity.set_session(session);
+        Ok(())
+    }
+}
 
 /// Whose connections are limited, and to how many.
 #[derive(Clone, Copy, Debug)]
@@ -100,12 +165,15 @@ impl Users {
     }
 
     /// Counts a connection of `user` until the returned value is dropped.
-    pub(super) fn enter(self: &Arc<Self>, user: Option<&UserId>) -> Result<Option<Place>, Failure> {
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        user: Option<&UserId>,
+    ) -> Result<Option<ConnectionSlot>, Failure> {
         let Some(limit) = self.limit.of(user) else {
             return Ok(None);
         };
         let user = user.cloned();
-        let mut connections = self.connections();
+        let mut connections = self.connections.lock();
         let count = connections.get(&user).copied().unwrap_or(0);
         if count >= limit {
             return Err(Failure::TooManyConnections(limit));
@@ -113,26 +181,20 @@ impl Users {
         connections.insert(user.clone(), count + 1);
         drop(connections);
         let users = Arc::clone(self);
-        Ok(Some(Place { users, user }))
-    }
-
-    fn connections(&self) -> MutexGuard<'_, HashMap<Option<UserId>, usize>> {
-        self.connections
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        Ok(Some(ConnectionSlot { users, user }))
     }
 }
 
-/// A counted connection.
+/// A user's connection, which counts until this is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct ConnectionSlot {
     users: Arc<Users>,
     user: Option<UserId>,
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        let mut connections = self.users.connections();
+        let mut connections = self.users.connections.lock();
         if let Some(count) = connections.get_mut(&self.user) {
             *count -= 1;
             if *count == 0 {
@@ -192,6 +254,6 @@ mod tests {
         drop(users.enter(Some(&other)).unwrap());
         drop(first);
         assert!(users.enter(Some(&one)).is_ok());
-        assert_eq!(users.connections().len(), 2);
+        assert_eq!(users.connections.lock().len(), 2);
     }
 }

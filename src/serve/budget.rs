@@ -2,15 +2,19 @@
 
 use std::{
     future::Future,
-    pin::pin,
+    mem,
+    pin::{Pin, pin},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    task::{Context, Poll, ready},
 };
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tracing::warn;
+
+use crate::mutex::Mutex;
 
 /// A client's bytes are counted again once they have changed by this much, so that small messages do not
 /// touch memory shared by all connections.
@@ -60,7 +64,7 @@ impl Budget {
     }
 
     fn begin_turn(&self, permit: OwnedSemaphorePermit) -> u64 {
-        let mut turn = self.turn();
+        let mut turn = self.turn.lock();
         turn.number += 1;
         turn.permit = Some(permit);
         let number = turn.number;
@@ -70,7 +74,7 @@ impl Budget {
             self.end_turn(number);
             return number;
         }
-        let logged = std::mem::replace(&mut turn.logged, true);
+        let logged = mem::replace(&mut turn.logged, true);
         drop(turn);
         if !logged {
             let limit = self.limit;
@@ -83,7 +87,7 @@ impl Budget {
     }
 
     fn end_turn(&self, number: u64) {
-        let mut turn = self.turn();
+        let mut turn = self.turn.lock();
         let permit = match turn.number == number {
             true => turn.permit.take(),
             false => None,
@@ -100,96 +104,163 @@ impl Budget {
     fn subtract(&self, bytes: usize) {
         let before = self.held.fetch_sub(bytes, Ordering::SeqCst);
         if before >= self.limit && before - bytes < self.limit {
-            let number = self.turn().number;
+            let number = self.turn.lock().number;
             self.end_turn(number);
             self.freed.notify_waiters();
         }
     }
-
-    fn turn(&self) -> MutexGuard<'_, Turn> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-/// One client's share of it.
-#[derive(Debug)]
+/// One client's share of the budget.
 pub(super) struct Share {
-    budget: Arc<Budget>,
-    /// As counted in the budget.
-    held: usize,
+    count: Arc<ShareCount>,
     /// The number of this client's turn.
     turn: Option<u64>,
+    /// What it waits for.
+    admission: Option<Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>>,
+    /// Whether that is its turn.
+    is_queued: bool,
+}
+
+/// The bytes of one client. Only its task changes them.
+#[derive(Debug)]
+struct ShareCount {
+    budget: Arc<Budget>,
+    held: AtomicUsize,
+    /// How many of them the budget counts.
+    counted: AtomicUsize,
+}
+
+/// The bytes that one message occupies. They count until this is dropped.
+#[derive(Debug)]
+pub(super) struct Held {
+    count: Arc<ShareCount>,
+    bytes: usize,
 }
 
 impl Share {
     pub(super) fn new(budget: &Arc<Budget>) -> Self {
-        let budget = Arc::clone(budget);
         Self {
-            budget,
-            held: 0,
+            count: Arc::new(ShareCount {
+                budget: Arc::clone(budget),
+                held: AtomicUsize::new(0),
+                counted: AtomicUsize::new(0),
+            }),
             turn: None,
+            admission: None,
+            is_queued: false,
         }
     }
 
-    /// Sets how many bytes are buffered for this client.
-    pub(super) fn set(&mut self, bytes: usize) {
-        // Zero is always counted, or idle clients would add up.
-        if bytes != 0 && bytes.abs_diff(self.held) < GRAIN {
-            return;
-        }
-        if bytes > self.held {
-            self.budget.add(bytes - self.held);
-        } else if bytes < self.held {
-            self.budget.subtract(self.held - bytes);
-        }
-        self.held = bytes;
+    /// Counts a message of this length.
+    pub(super) fn hold(&self, bytes: usize) -> Held {
+        let mut held = Held {
+            count: Arc::clone(&self.count),
+            bytes: 0,
+        };
+        held.resize(bytes);
+        held
     }
 
     /// Whether every client may be read.
     pub(super) fn is_free(&self) -> bool {
-        !self.budget.is_spent()
+        !self.count.budget.is_spent()
     }
 
-    /// Whether this client may be read now.
-    pub(super) fn may_read(&self) -> bool {
-        self.turn.is_some() || self.is_free()
-    }
-
-    /// Waits until every client may be read, without a place in the queue.
-    pub(super) fn freed(&self) -> impl Future<Output = ()> + Send + use<> {
-        let budget = Arc::clone(&self.budget);
-        async move {
-            let mut freed = pin!(budget.freed.notified());
-            // Before the check: a notification between the two counts.
-            freed.as_mut().enable();
-            if budget.is_spent() {
-                freed.await;
+    /// Ready when this client may be read. At the limit, one that `may_queue` waits for its turn. Any other waits
+    /// until the server is below the limit: while it has requests in flight, its turn would not end before theirs.
+    pub(super) fn poll_admit(&mut self, cx: &mut Context<'_>, may_queue: bool) -> Poll<()> {
+        while !self.is_free() && (self.turn.is_none() || !may_queue) {
+            if self.is_queued != may_queue {
+                self.admission = None;
+                self.is_queued = may_queue;
+            }
+            let budget = &self.count.budget;
+            let admission = self.admission.get_or_insert_with(|| match may_queue {
+                true => Box::pin(turn(Arc::clone(&budget.queue))),
+                false => Box::pin(freed(Arc::clone(budget))),
+            });
+            let permit = ready!(admission.as_mut().poll(cx));
+            self.admission = None;
+            if let Some(permit) = permit {
+                self.turn = Some(self.count.budget.begin_turn(permit));
             }
         }
+        self.admission = None;
+        Poll::Ready(())
     }
 
-    /// Waits until this client may be read. Must complete before anything else is awaited.
-    pub(super) async fn admit(&mut self) {
-        if self.may_read() {
-            return;
-        }
-        let queue = Arc::clone(&self.budget.queue);
-        if let Ok(permit) = queue.acquire_owned().await {
-            self.turn = Some(self.budget.begin_turn(permit));
-        }
+    /// Whether this client waits until it may be read.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.admission.is_some()
     }
 
     /// Ends the turn: its message is answered, or there was none.
     pub(super) fn end_turn(&mut self) {
         if let Some(number) = self.turn.take() {
-            self.budget.end_turn(number);
+            self.count.budget.end_turn(number);
         }
     }
 }
 
+async fn turn(queue: Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    queue.acquire_owned().await.ok()
+}
+
+async fn freed(budget: Arc<Budget>) -> Option<OwnedSemaphorePermit> {
+    let mut freed = pin!(budget.freed.notified());
+    // Before the check: a notification between the two counts.
+    freed.as_mut().enable();
+    if budget.is_spent() {
+        freed.await;
+    }
+    None
+}
+
 impl Drop for Share {
     fn drop(&mut self) {
-        self.set(0);
         self.end_turn();
+    }
+}
+
+impl Held {
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Counts a message of this length instead.
+    pub(super) fn resize(&mut self, bytes: usize) {
+        let count = &self.count;
+        let held = count.held.load(Ordering::Relaxed) - self.bytes + bytes;
+        count.held.store(held, Ordering::Relaxed);
+        self.bytes = bytes;
+        count.settle(held);
+    }
+
+    /// Takes over the bytes of `other`.
+    pub(super) fn absorb(&mut self, mut other: Self) {
+        self.bytes += mem::take(&mut other.bytes);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.resize(0);
+    }
+}
+
+impl ShareCount {
+    /// Tells the budget if it is off by `GRAIN` or more. Zero is always told, or idle clients would add up.
+    fn settle(&self, held: usize) {
+        let counted = self.counted.load(Ordering::Relaxed);
+        if held.abs_diff(counted) < GRAIN && (held > 0 || counted == 0) {
+            return;
+        }
+        self.counted.store(held, Ordering::Relaxed);
+        if held > counted {
+            self.budget.add(held - counted);
+        } else {
+            self.budget.subtract(counted - held);
+        }
     }
 }

@@ -5,49 +5,43 @@ use std::{
     marker::PhantomData,
     pin::{Pin, pin},
     sync::Arc,
-    task::Poll,
+    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use tracing::{debug, trace, warn};
+use tokio::task::yield_now;
+use tracing::{debug, trace};
 
 use super::{
-    admission::{Authorize, Place, UserLimit, Users},
-    budget::{Budget, Share},
+    admission::{Admission, Progress, UserLimit},
+    budget::{Budget, Held, Share},
+    concurrent::InFlight,
     failure::Failure,
-    handling::Handling,
-    in_flight::InFlight,
-    panics::poll_caught,
-    replies::Replies,
-    requests::Requests,
+    guard,
+    inbound::{Inbound, Message, Next},
+    outbound::Outbound,
     shutdown::Shutdown,
-    timeout::within,
 };
 use crate::{
     connection::Connection,
-    error::{BoxError, Chain},
     handler::Handler,
-    identity::{AnySession, Identity},
+    identity::Identity,
     into_reply::Reply,
-    peer::Peer,
     request::Request,
-    session::ConnectionInfo,
-    stats::Stats,
+    telemetry::{Details, Telemetry},
 };
 
 /// One client being served.
 pub(super) struct Conversation<H, T> {
     identity: Arc<Identity>,
-    requests: Requests,
-    replies: Replies,
+    admission: Progress,
+    inbound: Inbound,
+    outbound: Outbound,
     /// How many requests were received.
     requested: u64,
-    /// Whether the client was identified and admitted.
-    is_identified: bool,
-    /// Whether `on_connect` has run.
-    is_connected: bool,
-    place: Option<Place>,
+    /// How receiving ended. What was received before is still answered.
+    ended: Option<Result<(), Failure>>,
     handler: Arc<H>,
     server: Arc<Server<H>>,
     shutdown: Shutdown,
@@ -58,18 +52,9 @@ pub(super) struct Conversation<H, T> {
 pub(super) struct Server<H> {
     pub(super) handler: Arc<H>,
     pub(super) options: Options,
-    pub(super) authorize: Option<Authorize>,
-    pub(super) on_connect: Option<OnConnect>,
-    pub(super) users: Arc<Users>,
+    pub(super) admission: Admission,
     pub(super) budget: Arc<Budget>,
-    pub(super) stats: Stats,
-}
-
-impl<H> Server<H> {
-    /// Whether clients have to be identified.
-    fn identifies(&self) -> bool {
-        self.authorize.is_some() || self.users.is_bounded()
-    }
+    pub(super) telemetry: Telemetry,
 }
 
 /// The options of [`Serve`](crate::Serve) that a conversation needs.
@@ -82,33 +67,33 @@ pub(crate) struct Options {
     pub(super) cancel_on_disconnect: bool,
     pub(super) max_buffered_bytes: Option<usize>,
     pub(super) max_connections_per_user: UserLimit,
-    #[cfg(windows)]
+    /// Set only by `os::windows`.
     pub(crate) inline_completions: bool,
 }
 
-/// Creates a client's session, or refuses the client.
-pub(super) type OnConnect = Box<
-    dyn Fn(ConnectionInfo) -> Pin<Box<dyn Future<Output = Result<AnySession, BoxError>> + Send>>
-        + Send
-        + Sync,
->;
+/// What a conversation does next.
+enum Step {
+    /// Give a request to the handler.
+    Answer(Message),
+    /// Feed the handler's reply to the outbound side.
+    Reply(Result<Reply, Failure>, Held),
+    /// Let other tasks run.
+    Yield,
+    End,
+}
 
 impl<H: Handler<T>, T> Conversation<H, T> {
     pub(super) fn new(connection: Connection, shutdown: Shutdown, server: Arc<Server<H>>) -> Self {
         let identity = Arc::clone(connection.identity());
         let (receiver, sender) = connection.into_split();
+        let (options, stats) = (&server.options, server.telemetry.stats().clone());
         Self {
             identity,
-            requests: Requests::new(
-                receiver,
-                server.options.idle_timeout,
-                Share::new(&server.budget),
-            ),
-            replies: Replies::new(sender, server.options.write_timeout, server.stats.clone()),
+            admission: server.admission.begin(),
+            inbound: Inbound::new(receiver, options.idle_timeout, Share::new(&server.budget)),
+            outbound: Outbound::new(sender, options.write_timeout, stats),
             requested: 0,
-            is_identified: !server.identifies(),
-            is_connected: false,
-            place: None,
+            ended: None,
             handler: server.handler.connected(),
             server,
             shutdown,
@@ -123,301 +108,166 @@ impl<H: Handler<T>, T> Conversation<H, T> {
             Ok(()) => self.converse().await,
             Err(refused) => Err(refused),
         };
-        let (requests, replies) = (self.requested, self.replies.sent());
+        let (requests, replies) = (self.requested, self.outbound.sent());
         match ended {
             Ok(()) => debug!(requests, replies, "client served"),
-            Err(failure) if failure.is_refusal() => self.refuse(&failure),
-            Err(failure) => failure.log(&self.server.stats, self.identity.id, requests, replies),
-        }
-    }
-
-    /// Decides whether the client is served, and creates its session: when it connects or, if the system can't
-    /// identify it yet, once a message was `received`.
-    async fn admit(&mut self, received: bool) -> Result<(), Failure> {
-        let server = &self.server;
-        if !self.is_identified {
-            let peer = match self.identity.peer() {
-                Err(_) if !received => None,
-                peer => Some(peer),
-            };
-            match (&server.authorize, peer) {
-                (authorize, Some(peer)) => {
-                    self.is_identified = true;
-                    self.place = server.users.enter(peer.as_ref().ok().map(Peer::user))?;
-                    if let Some(authorize) = authorize {
-                        let peer = peer.map_err(|error| Failure::NotAuthorized(error.into()))?;
-                        let decided =
-                            within(server.options.handler_timeout, &mut authorize(peer)).await;
-                        decided
-                            .map_err(|time| Failure::ConnectTimeout("authorize", time))?
-                            .map_err(Failure::NotAuthorized)?;
-                    }
+            Err(failure) => {
+                let mut details = Details {
+                    connection: Some(self.identity.id),
+                    ..Details::default()
+                };
+                if failure.is_refusal() {
+                    details.peer = Some(self.identity.peer());
+                } else {
+                    (details.requests, details.replies) = (Some(requests), Some(replies));
                 }
-                (Some(_), None) => return Ok(()),
-                (None, None) => {}
+                let reason = failure.reason();
+                self.server.telemetry.report(reason, &failure, details);
             }
         }
-        if !self.is_connected {
-            self.is_connected = true;
-            self.begin_session().await?;
-        }
-        Ok(())
     }
 
-    /// Creates the client's session if `on_connect` is set.
-    async fn begin_session(&mut self) -> Result<(), Failure> {
-        let Some(on_connect) = &self.server.on_connect else {
-            return Ok(());
-        };
-        let connection = ConnectionInfo::new(&self.identity);
-        let made = within(
-            self.server.options.handler_timeout,
-            &mut on_connect(connection),
-        )
-        .await;
-        let session = made
-            .map_err(|time| Failure::ConnectTimeout("on_connect", time))?
-            .map_err(Failure::Refused)?;
-        self.identity.set_session(session);
-        Ok(())
-    }
-
-    /// Counts and logs a refused client.
-    fn refuse(&self, refused: &Failure) {
-        let reason = refused.reason();
-        let Some(pass) = self.server.stats.count_error(reason) else {
-            return;
-        };
-        let (id, word, suppressed) = (self.identity.id, reason.as_str(), pass.suppressed);
-        let error = Chain(refused);
-        match self.identity.peer() {
-            Ok(peer) => warn!(
-                connection.id = id,
-                peer.pid = peer.process_id(),
-                peer.user = %peer.user(),
-                reason = word,
-                suppressed,
-                %error,
-                "closing the connection"
-            ),
-            Err(unknown) => warn!(
-                connection.id = id,
-                peer.unknown = %Chain(&unknown),
-                reason = word,
-                suppressed,
-                %error,
-                "closing the connection"
-            ),
-        }
+    async fn admit(&mut self, received: bool) -> Result<(), Failure> {
+        let admission = &self.server.admission;
+        admission
+            .admit(&mut self.admission, &self.identity, received)
+            .await
     }
 
     async fn converse(&mut self) -> Result<(), Failure> {
-        let ended = match self.server.options.concurrency {
-            1 => self.answer_requests().await,
-            // Boxed, so that it takes no room in the tasks of other servers.
-            most => Box::pin(self.answer_concurrently(most)).await,
-        };
-        match ended {
+        match self.answer_requests().await {
             Err(failure) if !failure.leaves_replies() => Err(failure),
             // Whatever ended the conversation, earlier replies are still sent.
-            ended => ended.and(self.replies.flush().await),
+            ended => ended.and(poll_fn(|cx| self.outbound.poll_flush(cx)).await),
         }
     }
 
     async fn answer_requests(&mut self) -> Result<(), Failure> {
+        let (handler, server) = (Arc::clone(&self.handler), Arc::clone(&self.server));
+        let mut in_flight = InFlight::new(server.options.concurrency);
         let mut shutdown = pin!(self.shutdown.wait());
-        while !self.shutdown.is_shutdown() {
-            let message = match self.requests.at_hand_before_reply().await? {
-                Poll::Ready(message) => message,
-                Poll::Pending => {
-                    let requests = &mut self.requests;
-                    let flushing = self.replies.flush_and(|cx| requests.read_one_ahead(cx));
-                    flushing.await?;
-                    self.requests.wait(shutdown.as_mut()).await?
+        loop {
+            let step = poll_fn(|cx| self.poll_step(cx, &mut in_flight, shutdown.as_mut()));
+            match step.await? {
+                Step::Answer(Message { bytes, held }) => {
+                    self.receive(&bytes).await?;
+                    let request = Request::received(bytes, Arc::clone(&self.identity));
+                    let (limit, stats) = (server.options.handler_timeout, server.telemetry.stats());
+                    in_flight.push(guard::answer(&*handler, request, limit, stats), held);
                 }
-            };
-            let Some(message) = message else { break };
-            self.requests
-                .set_answering(message.len() + self.replies.unsent_bytes());
-            self.receive(&message).await?;
-            self.replies.flush_late().await?;
-            let reply = self.answer(message).await?;
-            if let Some(message) = reply.into_message() {
-                let length = message.len();
-                self.requests
-                    .set_answering(length + self.replies.unsent_bytes());
-                self.replies.feed(message).await?;
+                Step::Reply(reply, held) => {
+                    if let Some(message) = reply?.into_message() {
+                        self.outbound.feed(message, held)?;
+                    }
+                }
+                Step::Yield => {
+                    yield_now().await;
+                    self.inbound.begin_turn();
+                }
+                Step::End => return Ok(()),
             }
-            self.requests.set_answering(self.replies.unsent_bytes());
         }
-        Ok(())
     }
 
     /// Counts a request. Decides on the client at its first one, if that is not done yet.
     async fn receive(&mut self, message: &Bytes) -> Result<(), Failure> {
         trace!(bytes = message.len(), "request");
-        if !(self.is_identified && self.is_connected) {
+        if !self.admission.is_complete() {
             self.admit(true).await?;
         }
         self.requested += 1;
-        self.server.stats.count_request(message.len());
+        self.server.telemetry.stats().count_request(message.len());
         Ok(())
     }
 
-    async fn answer(&mut self, message: Bytes) -> Result<Reply, Failure> {
-        let handling = Handling::begin(message.len());
-        let handler = &*self.handler;
-        let request = Request::received(message, Arc::clone(&self.identity));
-        // `call` is inside the future so that its panics are caught as well.
-        let mut handled = pin!(async move { handler.call(request).await });
-        let (requests, replies) = (&mut self.requests, &mut self.replies);
-        let watching = self.server.options.cancel_on_disconnect;
-        let mut flushing = true;
-        let mut answered = poll_fn(|cx| {
-            if let Poll::Ready(answered) = handling.in_scope(|| poll_caught(handled.as_mut(), cx)) {
-                let answered = answered.map_err(Failure::Panic)?;
-                return Poll::Ready(answered.map_err(Failure::handler));
-            }
-            // The handler is not ready, so earlier replies are sent meanwhile.
-            if flushing && replies.poll_flush(cx)?.is_ready() {
-                flushing = false;
-            }
-            if watching {
-                return requests.poll_gone(cx).map(Err);
-            }
-            Poll::Pending
-        });
-        let answered = match within(self.server.options.handler_timeout, &mut answered).await {
-            Ok(answered) => answered,
-            Err(time) => Err(Failure::HandlerTimeout(time)),
-        };
-        handling.end(&self.server.stats, answered.as_ref().ok());
-        answered
-    }
-
-    /// Like `answer_requests`, with up to `most` requests in the handler at once.
-    async fn answer_concurrently(&mut self, most: usize) -> Result<(), Failure> {
-        let handler = Arc::clone(&self.handler);
-        let handler_timeout = self.server.options.handler_timeout;
-        let handle = |request| handle(&*handler, request, handler_timeout);
-        let mut in_flight = InFlight::new(self.server.stats.clone());
-        let ended = self.answer_in_flight(&mut in_flight, most, handle).await;
-        in_flight.cancel();
-        ended
-    }
-
-    async fn answer_in_flight<F: Future<Output = Result<Reply, Failure>>>(
+    /// Finds what to do next, in the order of a message's way: answers first, then a request that is in hand, then
+    /// the flush, then a request that the system may have. So a reply is never held back while its client waits: it
+    /// is flushed as soon as no request is in hand, or the next one is not answered at once.
+    fn poll_step<F: Future<Output = Result<Reply, Failure>>>(
         &mut self,
+        cx: &mut Context<'_>,
         in_flight: &mut InFlight<F>,
-        most: usize,
-        handle: impl Fn(Request) -> F,
-    ) -> Result<(), Failure> {
-        let watching = self.server.options.cancel_on_disconnect;
-        let mut shutdown = pin!(self.shutdown.wait());
-        // Why no more requests are read.
-        let mut ended = None;
-        loop {
-            // In order, and also those before one that has failed.
-            poll_fn(|cx| Poll::Ready(in_flight.poll(cx))).await;
-            while let Some(answered) = in_flight.pop() {
-                if let Some(message) = answered?.into_message() {
-                    let length = message.len();
-                    self.requests
-                        .set_answering(length + self.replies.unsent_bytes());
-                    let feeding = self.replies.feed(message);
-                    beside(in_flight, &mut self.requests, feeding).await?;
-                }
+        shutdown: Pin<&mut impl Future<Output = ()>>,
+    ) -> Poll<Result<Step, Failure>> {
+        if in_flight.poll(cx) && self.outbound.poll_room(cx)?.is_ready() {
+            if let Some((reply, held)) = in_flight.pop() {
+                return Poll::Ready(Ok(Step::Reply(reply, held)));
             }
-            self.requests.set_answering(self.replies.unsent_bytes());
-            self.requests.set_in_flight(in_flight.bytes());
+        }
+        let may_take = in_flight.has_room() && !self.shutdown.is_shutdown();
+        let is_turn_over = self.inbound.is_turn_over();
+        if may_take && !is_turn_over && !self.outbound.is_full() && self.inbound.has_next() {
+            if let Some(message) = self.take_next(cx, false) {
+                return Poll::Ready(Ok(Step::Answer(message)));
+            }
+        }
+        let is_flushed = self.outbound.poll_flush(cx)?.is_ready();
+        let is_alone = is_flushed && in_flight.is_empty();
+        if !is_flushed {
+            self.read_one_early(cx);
+        } else if may_take && is_turn_over {
+            return Poll::Ready(Ok(Step::Yield));
+        } else if may_take {
+            if let Some(message) = self.take_next(cx, is_alone) {
+                return Poll::Ready(Ok(Step::Answer(message)));
+            }
+        }
+        if is_alone {
+            in_flight.shrink();
+            return self.poll_end(cx, shutdown);
+        }
+        if self.server.options.cancel_on_disconnect && !in_flight.is_empty() {
+            return self.poll_disconnected(cx).map(Err);
+        }
+        Poll::Pending
+    }
 
-            let may_read = |in_flight: &InFlight<F>, shutdown: &Shutdown| {
-                in_flight.len() < most && !in_flight.has_failed() && !shutdown.is_shutdown()
-            };
-            let mut received = Ok(Poll::Pending);
-            if ended.is_none() && may_read(in_flight, &self.shutdown) {
-                received = self.requests.at_hand().await;
-            }
-            if let Ok(Poll::Pending) = received {
-                let flushing = self.replies.flush();
-                beside(in_flight, &mut self.requests, flushing).await?;
-                self.requests.set_answering(0);
-                received = if in_flight.is_empty() {
-                    match ended.take() {
-                        Some(ended) => return ended,
-                        None if self.shutdown.is_shutdown() => return Ok(()),
-                        None => {}
-                    }
-                    in_flight.shrink();
-                    self.requests.wait(shutdown.as_mut()).await.map(Poll::Ready)
-                } else {
-                    self.requests.end_turn().await;
-                    let (requests, shutdown) = (&mut self.requests, &self.shutdown);
-                    let is_open = ended.is_none();
-                    let next = poll_fn(|cx| {
-                        let is_answered = in_flight.poll(cx);
-                        requests.set_in_flight(in_flight.bytes());
-                        if is_answered {
-                            return Poll::Ready(Ok(Poll::Pending));
-                        }
-                        let reading = is_open && may_read(in_flight, shutdown);
-                        let next = requests.poll_beside(cx, reading, watching);
-                        next.map_ok(Poll::Ready)
-                    });
-                    next.await
-                };
-            }
-            match received {
-                Ok(Poll::Ready(Some(message))) => {
-                    let bytes = message.len();
-                    self.requests.set_in_flight(in_flight.bytes() + bytes);
-                    self.receive(&message).await?;
-                    let flushing = self.replies.flush_late();
-                    beside(in_flight, &mut self.requests, flushing).await?;
-                    let request = Request::received(message, Arc::clone(&self.identity));
-                    in_flight.push(Handling::begin(bytes), bytes, handle(request));
-                }
-                // The requests in flight are still answered.
-                Ok(Poll::Ready(None)) => ended = Some(Ok(())),
-                Ok(Poll::Pending) => {}
-                Err(failure) if watching => return Err(failure),
-                Err(failure) => ended = Some(Err(failure)),
+    /// Takes the next request. How receiving ended goes to `ended`.
+    fn take_next(&mut self, cx: &mut Context<'_>, is_alone: bool) -> Option<Message> {
+        if self.ended.is_some() {
+            return None;
+        }
+        match self.inbound.poll_next(cx, is_alone) {
+            Ok(Next::Request(message)) => return Some(message),
+            Ok(Next::NotYet) => {}
+            Ok(Next::End) => self.ended = Some(Ok(())),
+            Err(failure) => self.ended = Some(Err(failure)),
+        }
+        None
+    }
+
+    /// Reads a request while replies can't be sent: the client may be sending it, and read its replies only then.
+    fn read_one_early(&mut self, cx: &mut Context<'_>) {
+        if let Poll::Ready(Err(failure)) = self.inbound.poll_read_early(cx, 1) {
+            self.ended = Some(Err(failure));
+        }
+    }
+
+    /// Ready when the conversation is over. No request is in flight, and no reply is unsent.
+    fn poll_end(
+        &mut self,
+        cx: &mut Context<'_>,
+        shutdown: Pin<&mut impl Future<Output = ()>>,
+    ) -> Poll<Result<Step, Failure>> {
+        if let Some(ended) = self.ended.take() {
+            return Poll::Ready(ended.map(|()| Step::End));
+        }
+        if shutdown.poll(cx).is_ready() {
+            return Poll::Ready(Ok(Step::End));
+        }
+        self.inbound.poll_idle(cx).map(Err)
+    }
+
+    /// Ready once the client is found to have disconnected while requests are in flight.
+    fn poll_disconnected(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
+        match self.ended.take() {
+            Some(Err(failure)) => Poll::Ready(failure),
+            ended => {
+                self.ended = ended;
+                self.inbound.poll_disconnected(cx)
             }
         }
     }
-}
-
-/// Calls the handler in a future that does not borrow the conversation.
-async fn handle<H: Handler<T>, T>(
-    handler: &H,
-    request: Request,
-    handler_timeout: Option<Duration>,
-) -> Result<Reply, Failure> {
-    // `call` is inside the future so that its panics are caught as well.
-    let mut handled = pin!(async move { handler.call(request).await });
-    let mut answered = poll_fn(|cx| poll_caught(handled.as_mut(), cx));
-    match within(handler_timeout, &mut answered).await {
-        Ok(answered) => answered.map_err(Failure::Panic)?.map_err(Failure::handler),
-        Err(time) => Err(Failure::HandlerTimeout(time)),
-    }
-}
-
-/// Completes `sending` while handlers run beside it.
-async fn beside<F: Future<Output = Result<Reply, Failure>>>(
-    in_flight: &mut InFlight<F>,
-    requests: &mut Requests,
-    sending: impl Future<Output = Result<(), Failure>>,
-) -> Result<(), Failure> {
-    let mut sending = pin!(sending);
-    let sent = poll_fn(|cx| {
-        let sent = sending.as_mut().poll(cx);
-        if sent.is_pending() {
-            in_flight.poll(cx);
-            requests.set_in_flight(in_flight.bytes());
-        }
-        sent
-    });
-    sent.await
 }
 
 #[cfg(test)]

@@ -2,13 +2,10 @@
 
 use std::time::Duration;
 
-use tracing::{debug, error, warn};
-
 use crate::{
-    error::{BoxError, Chain, RecvError, SendError},
+    error::{BoxError, RecvError, SendError},
     from_request::Rejection,
-    reason::Reason,
-    stats::Stats,
+    telemetry::Reason,
 };
 
 /// Why a connection is closed before the client ends the conversation.
@@ -41,6 +38,10 @@ pub(super) enum Failure {
     IdleTimeout(Duration),
     #[error("the client did not read its reply for {0:?} (write_timeout)")]
     WriteTimeout(Duration),
+    #[error("the connection's code failed")]
+    Code(#[source] BoxError),
+    #[error("the connection's code panicked: {0}")]
+    CodePanic(String),
     #[error("the client left before its reply was ready")]
     Disconnected,
     #[error("receiving a request failed")]
@@ -77,7 +78,7 @@ impl Failure {
     pub(super) fn reason(&self) -> Reason {
         match self {
             Self::Handler(_) => Reason::Handler,
-            Self::Panic(_) => Reason::Panic,
+            Self::Panic(_) | Self::CodePanic(_) => Reason::Panic,
             Self::EmptyReply => Reason::EmptyReply,
             Self::Reply(_) => Reason::ReplyTooLong,
             Self::Rejected(_) => Reason::Rejected,
@@ -88,32 +89,12 @@ impl Failure {
             Self::HandlerTimeout(_) => Reason::HandlerTimeout,
             Self::IdleTimeout(_) => Reason::IdleTimeout,
             Self::WriteTimeout(_) => Reason::WriteTimeout,
+            Self::Code(_) => Reason::Code,
             Self::Disconnected | Self::Send(SendError::Closed) => Reason::Disconnected,
             Self::Recv(RecvError::TooLong { .. }) => Reason::RequestTooLong,
             Self::Recv(RecvError::Incomplete) => Reason::RequestIncomplete,
             Self::Recv(RecvError::Io(_)) => Reason::Receive,
             Self::Send(_) => Reason::Send,
-        }
-    }
-
-    /// Counts it, and logs which connection is closed and why: a fault of the handler as an error, a fault of
-    /// the client or an expired limit as a warning.
-    pub(super) fn log(&self, stats: &Stats, connection: u64, requests: u64, replies: u64) {
-        let reason = self.reason();
-        let (word, error) = (reason.as_str(), Chain(self));
-        if reason == Reason::Disconnected {
-            stats.count_silent_error(reason);
-            debug!(connection.id = connection, reason = word, %error, requests, replies, "closing the connection");
-            return;
-        }
-        let Some(pass) = stats.count_error(reason) else {
-            return;
-        };
-        let suppressed = pass.suppressed;
-        if reason.is_error() {
-            error!(connection.id = connection, reason = word, suppressed, %error, requests, replies, "closing the connection");
-        } else {
-            warn!(connection.id = connection, reason = word, suppressed, %error, requests, replies, "closing the connection");
         }
     }
 }

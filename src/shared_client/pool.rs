@@ -11,7 +11,7 @@ use std::{
     fmt,
     future::Future,
     mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -27,17 +27,13 @@ use super::driver::{Driver, End};
 #[cfg(feature = "test-util")]
 use crate::memory_pipe::MemoryPipe;
 use crate::{
+    backoff::Backoff,
     client::{Client, ClientOptions},
     connection::check,
     error::{CallFailure, ConnectError, SharedCallError},
+    mutex::Mutex,
     name::PipeName,
 };
-
-/// The delay before a lane is opened again doubles with each failure from the shortest to the longest, as the
-/// listener's does. Random jitter shortens it, so that the clients of a server that restarts do not all return
-/// at the same time.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How many connections may break under one request before it fails: one that makes its server crash must not
 /// do so forever.
@@ -138,8 +134,8 @@ struct Lane {
     in_flight: usize,
     /// Wakes its driver.
     driver: Option<Waker>,
-    /// How often in a row it could not be opened, or broke before the first reply.
-    failures: u32,
+    /// Grows each time it can't be opened, or breaks before the first reply.
+    backoff: Backoff,
     not_before: Option<Instant>,
 }
 
@@ -161,10 +157,7 @@ impl Lane {
     }
 
     fn delay(&mut self) {
-        let pause = SHORTEST_PAUSE.saturating_mul(1 << self.failures.min(16));
-        let pause = pause.min(LONGEST_PAUSE);
-        self.failures += 1;
-        self.not_before = Some(Instant::now() + pause.mul_f64(1.0 - fastrand::f64() / 2.0));
+        self.not_before = Some(Instant::now() + self.backoff.next_jittered_delay());
     }
 }
 
@@ -221,7 +214,7 @@ impl Pool {
             closed: Notify::new(),
         });
         if let Some(client) = first {
-            pool.lock().lanes[0].phase = Phase::Connected;
+            pool.state.lock().lanes[0].phase = Phase::Connected;
             tokio::spawn(Driver::new(Arc::clone(&pool), 0).run(Some(client)));
         }
         pool
@@ -289,7 +282,7 @@ impl Pool {
         let (sender, receiver) = oneshot::channel();
         let mut aftermath = Aftermath::default();
         let id = {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             if state.stage != Stage::Open {
                 return Err(SharedCallError::NotSent(CallFailure::ShutDown));
             }
@@ -334,7 +327,7 @@ impl Pool {
     /// Takes a request back, if it is still in a queue.
     fn withdraw(&self, id: u64) -> Option<Request> {
         let (request, waker) = {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             state.lanes.iter_mut().find_map(|lane| {
                 let index = lane.queue.iter().position(|request| request.id == id)?;
                 // A driver that is still connecting stops if nobody waits.
@@ -357,7 +350,7 @@ impl Pool {
         loop {
             let closed = self.closed.notified();
             let is_closed = |lane: &Lane| lane.phase == Phase::Closed;
-            if self.lock().lanes.iter().all(is_closed) {
+            if self.state.lock().lanes.iter().all(is_closed) {
                 return;
             }
             closed.await;
@@ -372,7 +365,7 @@ impl Pool {
     fn leave(&self, stage: Stage) {
         let mut aftermath = Aftermath::default();
         {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             state.stage = stage;
             for lane in &mut state.lanes {
                 aftermath.wakers.extend(lane.driver.take());
@@ -380,10 +373,6 @@ impl Pool {
         }
         self.slots.close();
         aftermath.run(None);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -418,7 +407,7 @@ impl Pool {
     /// it does not if calls can use another lane.
     pub(super) async fn connect(&self, lane: usize) -> (Result<Client, ConnectError>, bool) {
         let (waits, not_before) = {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             let waits = !state.is_connected();
             state.lanes[lane].waits = waits;
             (waits, state.lanes[lane].not_before)
@@ -438,7 +427,7 @@ impl Pool {
 
     /// Ready once nobody waits for a lane that is being opened.
     pub(super) fn poll_unneeded(&self, lane: usize, cx: &mut Context<'_>) -> Poll<()> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.stage == Stage::Dropped || state.lanes[lane].queue.is_empty() {
             return Poll::Ready(());
         }
@@ -450,7 +439,7 @@ impl Pool {
     pub(super) fn opened(self: &Arc<Self>, lane: usize) {
         let mut aftermath = Aftermath::default();
         {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             let opened = &mut state.lanes[lane];
             opened.phase = Phase::Connected;
             opened.waits = false;
@@ -476,7 +465,7 @@ impl Pool {
         room: bool,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Request>> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let stage = state.stage;
         let lane = &mut state.lanes[lane];
         lane.in_flight = in_flight;
@@ -508,14 +497,14 @@ impl Pool {
         let runtime = Handle::try_current().ok();
         let mut given_up = Vec::new();
         {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             let closed = &mut state.lanes[lane];
             closed.phase = Phase::Closed;
             closed.waits = false;
             closed.in_flight = 0;
             closed.driver = None;
             if has_replied {
-                closed.failures = 0;
+                closed.backoff.reset();
                 closed.not_before = None;
             } else if end.is_failure() {
                 closed.delay();

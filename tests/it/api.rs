@@ -13,10 +13,10 @@ use std::{
 };
 
 use pipe_server::{
-    AuthorizeResult as _, BindError, BoxError, Bytes, CallError, ClientOptions, ConnectError,
-    Connection, ConnectionInfo, Handler, IntoReply, ListenerOptions, NoSession, Peer, RecvError,
-    Rejection, Reply, Request, SendError, Serve, Session, Shutdown, Summary, Trust, defaults,
-    serve, serve_connections,
+    BindError, BoxError, Bytes, CallError, ClientOptions, ConnectError, Connection, ConnectionInfo,
+    Handler, IntoReply, IntoResult as _, ListenerOptions, NoSession, Peer, RecvError, Rejection,
+    Reply, Request, SendError, Serve, Session, Shutdown, Summary, Trust, defaults, serve,
+    serve_connections,
 };
 use tokio::{
     sync::{mpsc, oneshot},

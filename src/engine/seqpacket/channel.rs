@@ -2,20 +2,15 @@
 
 use std::{
     array,
-    cell::RefCell,
     collections::VecDeque,
-    io::{self, IoSlice, IoSliceMut},
-    os::fd::AsRawFd as _,
+    io::{self, IoSlice},
     pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, Waker, ready},
 };
 
-use bytes::{Bytes, BytesMut};
-use nix::sys::socket::{MsgFlags, MultiHeaders, getsockopt, recvmmsg, sockopt::PeerCredentials};
+use bytes::Bytes;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::{
     buffer::spare_capacity,
     event::{PollFd, PollFlags, Timespec, poll},
@@ -30,55 +25,20 @@ use tokio::{
     task::coop,
 };
 
-use super::socket::{Descriptors, Next, SEND_OVERHEAD, Socket};
+use super::{
+    scratch::{self, BATCH, Packet, SCRATCH_SIZE},
+    socket::{Descriptors, Next, SEND_OVERHEAD, Socket},
+};
 use crate::{
     engine::{Channel, Link, Receive, Received, Transmit},
     error::{RecvError, SendError},
     peer::{Peer, UserId},
 };
 
-/// Messages up to this length are received into per-thread buffers and copied out, so that an idle connection
-/// holds no buffer. The length of one that may be longer is peeked first.
-const SCRATCH_SIZE: usize = 64 * 1024;
-
-/// The maximum number of messages in one call.
-const BATCH: usize = 16;
-
-/// The size of the block that a thread's short messages share. A block for each connection would add its size to
-/// what an idle one holds. Not larger, because a message that a handler keeps keeps the whole block.
-const BLOCK_SIZE: usize = 1024;
-
-thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
-        headers: MultiHeaders::preallocate(BATCH, None),
-        buffers: vec![0; BATCH * SCRATCH_SIZE],
-        blocks: Blocks::default(),
-    });
-}
-
-/// What a thread receives with.
-struct Scratch {
-    headers: MultiHeaders<()>,
-    /// The system allocates the memory of the later ones when they are first used.
-    buffers: Vec<u8>,
-    blocks: Blocks,
-}
-
-/// What messages are copied into. A block is reused once the messages in it are dropped.
-#[derive(Default)]
-struct Blocks {
-    /// Messages share it as long as they fit.
-    short: BytesMut,
-    /// Holds one message of more than `BLOCK_SIZE` bytes.
-    long: BytesMut,
-    long_size: usize,
-}
-
 /// The channel of a connected socket.
 pub(super) fn channel(socket: Socket, max_message_size: usize) -> io::Result<Channel> {
     let link = Arc::new(SeqpacketLink {
         socket: socket.register(Interest::READABLE | Interest::WRITABLE)?,
-        has_sent: AtomicBool::new(false),
     });
     Ok(Channel {
         receiver: Box::new(SeqpacketReceiver {
@@ -86,7 +46,7 @@ pub(super) fn channel(socket: Socket, max_message_size: usize) -> io::Result<Cha
             inbox: Inbox {
                 max_message_size,
                 packets: VecDeque::new(),
-                in_a_row: 0,
+                batch: BatchSize::new(),
             },
         }),
         sender: Box::new(SeqpacketSender {
@@ -100,8 +60,6 @@ pub(super) fn channel(socket: Socket, max_message_size: usize) -> io::Result<Cha
 /// A connected socket.
 struct SeqpacketLink {
     socket: AsyncFd<Socket>,
-    /// Whether something was sent since the last read.
-    has_sent: AtomicBool,
 }
 
 impl SeqpacketLink {
@@ -157,19 +115,7 @@ struct SeqpacketReceiver {
 struct Inbox {
     max_message_size: usize,
     packets: VecDeque<Packet>,
-    /// How many messages were received one at a time since the socket was last empty, with nothing sent in
-    /// between; 2 or more as long as batches find several.
-    in_a_row: u32,
-}
-
-/// The result of one read.
-enum Packet {
-    Message(Bytes),
-    /// No bytes: an empty message or the end.
-    Empty,
-    TooLong,
-    /// A packet with descriptors, still in the socket.
-    Descriptors,
+    batch: BatchSize,
 }
 
 /// What a call left in the socket.
@@ -180,12 +126,14 @@ enum Left {
 
 impl Receive for SeqpacketReceiver {
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
-        // A client that always has the next message ready must not starve the others.
-        let budget = ready!(coop::poll_proceed(cx));
         let Self { link, inbox } = self;
+        if !inbox.packets.is_empty() {
+            // A client that always has the next message ready must not starve the others. A read from the socket
+            // counts by itself.
+            ready!(coop::poll_proceed(cx)).made_progress();
+        }
         loop {
             if let Some(packet) = inbox.packets.pop_front() {
-                budget.made_progress();
                 return Poll::Ready(match packet {
                     Packet::Message(message) => Ok(Received::Message(message)),
                     Packet::Empty => Ok(link.ended()),
@@ -194,17 +142,12 @@ impl Receive for SeqpacketReceiver {
                     }),
                     Packet::Descriptors => Err(RecvError::Io(io::Error::new(
                         io::ErrorKind::InvalidData,
-                        "the other side passed file descriptors (SCM_RIGHTS), which a pipe does not \
-                         carry: send the message without them",
+                        "the other side passed file descriptors (SCM_RIGHTS), which a pipe does not carry: \
+                         send the message without them",
                     ))),
                 });
             }
             let mut guard = ready!(link.socket.poll_read_ready(cx)).map_err(RecvError::Io)?;
-            // Loaded first, because a swap would cost more, and nothing depends on an exact answer.
-            if link.has_sent.load(Ordering::Relaxed) {
-                link.has_sent.store(false, Ordering::Relaxed);
-                inbox.has_sent();
-            }
             match inbox.receive(link.socket.get_ref()) {
                 Ok(Left::Unknown) | Err(Errno::INTR) => {}
                 Ok(Left::Nothing) | Err(Errno::AGAIN) => guard.clear_ready(),
@@ -215,136 +158,112 @@ impl Receive for SeqpacketReceiver {
             }
         }
     }
+
+    fn has_received(&self) -> bool {
+        !self.inbox.packets.is_empty()
+    }
+
+    /// As many as one call receives or sends.
+    fn turn(&self) -> u32 {
+        BATCH as u32
+    }
 }
 
 impl Inbox {
-    /// The next message may answer what was sent, so it does not show that the peer sends ahead.
-    fn has_sent(&mut self) {
-        if self.in_a_row < 2 {
-            self.in_a_row = 0;
-        }
-    }
-
     /// Receives messages from the socket.
     fn receive(&mut self, socket: &Socket) -> Result<Left, Errno> {
+        let limit = self.max_message_size;
         // Every packet must be peeked first, which also gives its length.
-        let one_at_a_time =
-            self.max_message_size > SCRATCH_SIZE || socket.descriptors == Descriptors::Detected;
-        if one_at_a_time {
-            let length = match next(socket)? {
-                Next::Packet(length) => length,
-                Next::End => 0,
-                Next::Descriptors => {
-                    self.packets.push_back(Packet::Descriptors);
-                    return Ok(Left::Unknown);
-                }
-            };
-            if length > SCRATCH_SIZE && length <= self.max_message_size {
-                let mut message = Vec::with_capacity(length);
-                recv(socket, spare_capacity(&mut message), RecvFlags::empty())?;
-                self.packets.push_back(Packet::Message(message.into()));
-                return Ok(Left::Unknown);
+        if limit > SCRATCH_SIZE || socket.descriptors == Descriptors::Detected {
+            let packet = receive_peeked(socket, limit)?;
+            self.packets.push_back(packet);
+            return Ok(Left::Unknown);
+        }
+        match self.batch.size {
+            1 => {
+                let packet =
+                    scratch::receive_one(socket, limit).inspect_err(|_| self.batch.missed())?;
+                self.batch.found_one();
+                self.packets.push_back(packet);
+                Ok(Left::Unknown)
+            }
+            size => {
+                let found = scratch::receive_batch(socket, limit, size, &mut self.packets)?;
+                self.batch.found(found);
+                Ok(match found < size {
+                    true => Left::Nothing,
+                    false => Left::Unknown,
+                })
             }
         }
-        SCRATCH.with_borrow_mut(|scratch| {
-            // A client that waits for each reply has sent one message, and recv(2) is the cheapest call that
-            // finds no second one. Asking recvmmsg(2) for both at once costs more than two calls of recv.
-            if one_at_a_time || self.in_a_row < 2 {
-                self.receive_one(socket, scratch)
-            } else {
-                self.receive_batch(socket, scratch)
-            }
-        })
-    }
-
-    fn receive_one(&mut self, socket: &Socket, scratch: &mut Scratch) -> Result<Left, Errno> {
-        let buffer = &mut scratch.buffers[..SCRATCH_SIZE];
-        let received = recv(socket, &mut *buffer, RecvFlags::TRUNC);
-        self.in_a_row = match received {
-            Ok(_) => self.in_a_row.saturating_add(1),
-            Err(_) => 0,
-        };
-        let (_, length) = received?;
-        self.take(buffer.get(..length), &mut scratch.blocks);
-        Ok(Left::Unknown)
-    }
-
-    /// Receives up to `BATCH` messages in one call (recvmmsg(2)).
-    fn receive_batch(&mut self, socket: &Socket, scratch: &mut Scratch) -> Result<Left, Errno> {
-        let mut lengths = [None; BATCH];
-        let mut taken = 0;
-        {
-            let mut buffers = scratch.buffers.chunks_exact_mut(SCRATCH_SIZE);
-            let mut slices: [_; BATCH] =
-                array::from_fn(|_| [IoSliceMut::new(buffers.next().unwrap_or_default())]);
-            let messages = recvmmsg(
-                socket.as_raw_fd(),
-                &mut scratch.headers,
-                &mut slices,
-                MsgFlags::MSG_DONTWAIT,
-                None,
-            )
-            .map_err(|error| Errno::from_raw_os_error(error as i32))?;
-            for (message, length) in messages.zip(&mut lengths) {
-                let cut = message.flags.contains(MsgFlags::MSG_TRUNC);
-                *length = (!cut).then_some(message.bytes);
-                taken += 1;
-            }
-        }
-        let buffers = scratch.buffers.chunks_exact(SCRATCH_SIZE);
-        for (length, buffer) in lengths[..taken].iter().zip(buffers) {
-            let read = length.map(|length| &buffer[..length]);
-            let more = self.take(read, &mut scratch.blocks);
-            if !more {
-                // Every further read of an ended socket returns the end again.
-                break;
-            }
-        }
-        if taken == 1 {
-            self.in_a_row = 0;
-        }
-        Ok(match taken {
-            BATCH => Left::Unknown,
-            _ => Left::Nothing,
-        })
-    }
-
-    /// Records the result of one read; `None` is a message that did not fit. Returns whether it was a
-    /// message.
-    fn take(&mut self, read: Option<&[u8]>, blocks: &mut Blocks) -> bool {
-        let packet = match read {
-            Some([]) => Packet::Empty,
-            Some(message) if message.len() <= self.max_message_size => {
-                Packet::Message(blocks.copy(message))
-            }
-            _ => Packet::TooLong,
-        };
-        let is_message = matches!(packet, Packet::Message(_));
-        self.packets.push_back(packet);
-        is_message
     }
 }
 
-impl Blocks {
-    fn copy(&mut self, message: &[u8]) -> Bytes {
-        let length = message.len();
-        let block = if length <= BLOCK_SIZE {
-            if self.short.capacity() < length && !self.short.try_reclaim(BLOCK_SIZE) {
-                self.short = BytesMut::with_capacity(BLOCK_SIZE);
-            }
-            &mut self.short
-        } else {
-            // In a larger block a message would keep more than twice its length.
-            let fits = (length..=2 * length).contains(&self.long_size);
-            if !fits || !self.long.try_reclaim(self.long_size) {
-                self.long = BytesMut::with_capacity(length);
-                self.long_size = length;
-            }
-            &mut self.long
-        };
-        block.extend_from_slice(message);
-        block.split().freeze()
+/// How many messages the next call asks for.
+///
+/// recvmmsg(2) for several costs more than recv(2) for one, so it pays off only for a peer that sends ahead. That
+/// shows only when two are asked for: a peer that waits for each reply may be fast enough to always have its next
+/// message there. So two are asked for after some calls in a row have found a message, and after more of them if the
+/// last such attempt was in vain.
+struct BatchSize {
+    size: usize,
+    /// How many calls in a row have found a message.
+    found_in_a_row: u32,
+    /// After how many of them to ask for two.
+    patience: u32,
+}
+
+impl BatchSize {
+    const SHORTEST_PATIENCE: u32 = 2;
+    const LONGEST_PATIENCE: u32 = 64;
+
+    fn new() -> Self {
+        Self {
+            size: 1,
+            found_in_a_row: 0,
+            patience: Self::SHORTEST_PATIENCE,
+        }
     }
+
+    fn missed(&mut self) {
+        self.found_in_a_row = 0;
+    }
+
+    fn found_one(&mut self) {
+        self.found_in_a_row += 1;
+        if self.found_in_a_row >= self.patience {
+            self.found_in_a_row = 0;
+            self.size = 2;
+        }
+    }
+
+    /// Records how many messages a call for `size` has found.
+    fn found(&mut self, found: usize) {
+        if found == 1 {
+            self.size = 1;
+            self.patience = Self::LONGEST_PATIENCE.min(self.patience * 2);
+        } else {
+            self.patience = Self::SHORTEST_PATIENCE;
+            if found == self.size {
+                self.size = BATCH.min(self.size * 2);
+            }
+        }
+    }
+}
+
+/// Receives one packet of any length, unless it has descriptors.
+fn receive_peeked(socket: &Socket, limit: usize) -> Result<Packet, Errno> {
+    let length = match next(socket)? {
+        Next::Packet(length) => length,
+        Next::End => 0,
+        Next::Descriptors => return Ok(Packet::Descriptors),
+    };
+    if length <= SCRATCH_SIZE || length > limit {
+        return scratch::receive_one(socket, limit);
+    }
+    let mut message = Vec::with_capacity(length);
+    recv(socket, spare_capacity(&mut message), RecvFlags::empty())?;
+    Ok(Packet::Message(message.into()))
 }
 
 /// What is next in the socket.
@@ -385,10 +304,7 @@ impl Transmit for SeqpacketSender {
         while !self.pending.is_empty() {
             let mut guard = ready!(socket.poll_write_ready(cx)).map_err(SendError::Io)?;
             match guard.try_io(|socket| Ok(send_batch(socket.get_ref(), &self.pending)?)) {
-                Ok(Ok(sent)) => {
-                    self.pending.drain(..sent);
-                    self.link.has_sent.store(true, Ordering::Relaxed);
-                }
+                Ok(Ok(sent)) => drop(self.pending.drain(..sent)),
                 Ok(Err(error)) => return Poll::Ready(Err(self.failed(error))),
                 Err(_would_block) => {}
             }
@@ -440,14 +356,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_that_is_kept_keeps_no_block_that_a_longer_one_left() {
-        for (length, limit) in [(1, BLOCK_SIZE), (BLOCK_SIZE, BLOCK_SIZE), (2000, 4000)] {
-            let mut blocks = Blocks::default();
-            drop(blocks.copy(&[0; SCRATCH_SIZE]));
-            let kept = blocks.copy(&vec![0; length]);
-            drop(blocks);
-            let block = kept.try_into_mut().unwrap();
-            assert!(block.capacity() <= limit, "{length}: {}", block.capacity());
+    fn a_peer_that_sends_ahead_gets_batches() {
+        let mut batch = BatchSize::new();
+        let mut sizes = Vec::new();
+        for _ in 0..7 {
+            sizes.push(batch.size);
+            match batch.size {
+                1 => batch.found_one(),
+                size => batch.found(size),
+            }
         }
+        assert_eq!(sizes, [1, 1, 2, 4, 8, 16, 16]);
+    }
+
+    #[test]
+    fn a_peer_that_waits_for_each_reply_is_rarely_asked_for_two() {
+        let mut batch = BatchSize::new();
+        let mut asked_for_two = 0;
+        for _ in 0..1000 {
+            match batch.size {
+                1 => batch.found_one(),
+                _ => {
+                    asked_for_two += 1;
+                    batch.found(1);
+                }
+            }
+        }
+        assert!(asked_for_two < 25, "{asked_for_two}");
     }
 }

@@ -4,7 +4,6 @@ use std::{
     collections::VecDeque,
     io::{self, IoSliceMut},
     mem::MaybeUninit,
-    sync::{Mutex, MutexGuard, PoisonError},
     thread,
 };
 
@@ -15,10 +14,12 @@ use rustix::{
         RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, Shutdown, recvmsg, shutdown, sockopt,
     },
 };
-use tracing::{field, warn};
 
 use super::socket::{Next, Socket};
-use crate::{reason::Reason, stats::Stats};
+use crate::{
+    mutex::Mutex,
+    telemetry::{Details, Reason, report_alone},
+};
 
 /// How many of them are closed at the same time, in the whole process. One thread each, since a close may
 /// block as long as another process likes.
@@ -46,7 +47,7 @@ struct Closing {
 /// Whether there may be no thread left for another one. Meanwhile no client is accepted, so that hostile
 /// clients can't exhaust the process's descriptors.
 pub(super) fn is_full() -> bool {
-    let mut closing = lock();
+    let mut closing = CLOSING.lock();
     let is_full = closing.unclosed >= MAX_THREADS;
     // None could be started, and no further socket has to be closed that would start one.
     if is_full && closing.threads == 0 && start_thread().is_ok() {
@@ -69,8 +70,8 @@ fn start_thread() -> io::Result<()> {
 
 /// Closes `socket` on a thread that `start` starts, or on one that runs already if it can't.
 fn close_on(socket: Socket, start: impl FnOnce() -> io::Result<()>) {
-    let stats = socket.stats.clone();
-    let mut closing = lock();
+    let telemetry = socket.telemetry.clone();
+    let mut closing = CLOSING.lock();
     closing.unclosed += 1;
     closing.waiting.push_back(socket);
     if closing.threads == MAX_THREADS {
@@ -80,35 +81,22 @@ fn close_on(socket: Socket, start: impl FnOnce() -> io::Result<()>) {
         Ok(()) => closing.threads += 1,
         Err(error) => {
             drop(closing);
-            log(stats.as_ref(), &error);
+            match telemetry {
+                Some(telemetry) => telemetry.report(Reason::Close, &error, Details::default()),
+                None => report_alone(Reason::Close, &error),
+            }
         }
     }
 }
 
-fn log(stats: Option<&Stats>, error: &io::Error) {
-    let reason = Reason::Close;
-    // On a client, the server that it chose has caused it, once per connection.
-    let pass = stats.map(|stats| stats.count_error(reason));
-    if let Some(None) = pass {
-        return;
-    }
-    warn!(
-        pipe.name = stats.map(|stats| field::display(stats.log_limit().pipe())),
-        reason = reason.as_str(),
-        suppressed = pass.flatten().and_then(|pass| pass.suppressed),
-        %error,
-        "a connection that passed file descriptors can't be closed yet: no thread could be started"
-    );
-}
-
 /// Closes sockets until none is left.
 fn run() {
-    let mut closing = lock();
+    let mut closing = CLOSING.lock();
     while let Some(socket) = closing.waiting.pop_front() {
         drop(closing);
         discard(&socket);
         drop(socket);
-        closing = lock();
+        closing = CLOSING.lock();
         closing.unclosed -= 1;
     }
     closing.threads -= 1;
@@ -155,10 +143,6 @@ fn close_next(socket: &Socket) {
     _ = sockopt::set_socket_passcred(socket, true);
 }
 
-fn lock() -> MutexGuard<'static, Closing> {
-    CLOSING.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, Instant};
@@ -167,15 +151,18 @@ mod tests {
     use support::log::Log;
 
     use super::*;
-    use crate::engine::seqpacket::socket::{Descriptors, FLAGS};
+    use crate::{
+        engine::seqpacket::socket::{Descriptors, FLAGS},
+        telemetry::Telemetry,
+    };
 
     const DEADLINE: Duration = Duration::from_secs(60);
 
-    fn socket(stats: &Stats) -> Socket {
+    fn socket(telemetry: &Telemetry) -> Socket {
         let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None).unwrap();
         let mut socket = Socket::of(fd, Descriptors::Detected);
         socket.set_drained();
-        socket.stats = Some(stats.clone());
+        socket.telemetry = Some(telemetry.clone());
         socket
     }
 
@@ -186,19 +173,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_thread_that_cannot_be_started_is_counted_and_logged_five_times_a_second() {
         let log = Log::start();
-        let stats = Stats::new("threadless".parse().unwrap());
+        let telemetry = Telemetry::new("threadless".parse().unwrap());
         for _ in 0..20 {
-            close_on(socket(&stats), no_thread);
+            close_on(socket(&telemetry), no_thread);
         }
-        assert_eq!(stats.snapshot().errors.get(Reason::Close), 20);
+        assert_eq!(telemetry.stats().snapshot().errors.get(Reason::Close), 20);
         assert_eq!(log.lines_with(r#"reason="close""#).len(), 5);
     }
 
     #[test]
     fn clients_are_accepted_again_once_a_thread_can_be_started() {
-        let stats = Stats::new("threadless".parse().unwrap());
+        let telemetry = Telemetry::new("threadless".parse().unwrap());
         for _ in 0..MAX_THREADS {
-            close_on(socket(&stats), no_thread);
+            close_on(socket(&telemetry), no_thread);
         }
         let begun = Instant::now();
         while is_full() {

@@ -40,7 +40,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 // `lingering` also imports this module: dropping a socket may hand it to a thread that drops it.
 use super::lingering;
-use crate::{engine::Sizes, error::OutOfRange, stats::Stats};
+use crate::{engine::Sizes, error::OutOfRange, telemetry::Telemetry};
 
 /// Every socket of this engine is created with these.
 pub(super) const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
@@ -53,8 +53,8 @@ pub(super) struct Socket {
     /// Taken only by `drop`.
     fd: Option<OwnedFd>,
     pub(super) descriptors: Descriptors,
-    /// The figures of the pipe that it belongs to; `None` on a client.
-    pub(super) stats: Option<Stats>,
+    /// Counts and logs for the pipe that it belongs to; `None` on a client.
+    pub(super) telemetry: Option<Telemetry>,
     /// Whether it can be closed without draining.
     drained: AtomicBool,
     /// Whether other processes may hold it, and serve its clients after this one.
@@ -115,7 +115,7 @@ impl Socket {
         Self {
             fd: Some(fd),
             descriptors,
-            stats: None,
+            telemetry: None,
             drained: AtomicBool::new(false),
             shared: false,
         }
@@ -130,7 +130,7 @@ impl Socket {
         } else {
             Self::of(fd, self.descriptors)
         };
-        socket.stats = self.stats.clone();
+        socket.telemetry = self.telemetry.clone();
         Ok(socket)
     }
 
@@ -247,7 +247,7 @@ impl Drop for Socket {
         // Its queue is left to those who share it. If nobody does, closing it closes the queued clients.
         if let Some(fd) = self.fd.take() {
             let mut rest = Self::of(fd, self.descriptors);
-            rest.stats = self.stats.take();
+            rest.telemetry = self.telemetry.take();
             rest.shared = self.shared;
             // Dropping this socket only closes it.
             rest.set_drained();

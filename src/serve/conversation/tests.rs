@@ -1,73 +1,89 @@
-//! The order in which the server receives and sends.
+//! A reply is never held back while its client waits for it.
 
-use std::{io, sync::Mutex, task::Context};
+use std::{io, sync::atomic::AtomicUsize, sync::atomic::Ordering::Relaxed};
 
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 use super::*;
 use crate::{
     engine::{Channel, Link, Receive, Received, Transmit},
     error::{RecvError, SendError},
+    peer::Peer,
+    serve::admission::Users,
 };
 
-/// What the server does to a client's channel.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Call {
-    Receives,
-    FindsNothing,
-    Sends,
-}
-use Call::{FindsNothing, Receives, Sends};
-
-/// A client that sends each request as soon as it has the reply to the one before, and leaves after the last.
+/// A client that sends some requests at once, waits until it has all of their replies, and so on. It wakes nobody: a
+/// server that is not done with a burst when it waits will wait for ever.
 #[derive(Clone)]
-struct Client {
-    requests: usize,
-    calls: Arc<Mutex<Vec<Call>>>,
+struct Bursts {
+    size: usize,
+    left: Arc<AtomicUsize>,
+    received: Arc<AtomicUsize>,
+    started: Arc<AtomicUsize>,
+    sent: Arc<AtomicUsize>,
 }
 
-impl Client {
-    fn count(&self, call: Call) -> usize {
-        let calls = self.calls.lock().unwrap();
-        calls.iter().filter(|&&made| made == call).count()
-    }
-
-    fn record(&self, call: Call) {
-        self.calls.lock().unwrap().push(call);
-    }
-}
-
-impl Receive for Client {
-    fn poll_recv(&mut self, _: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
-        let received = self.count(Receives);
-        if received > self.count(Sends) {
-            self.record(FindsNothing);
-            Poll::Pending
-        } else if received == self.requests {
-            Poll::Ready(Ok(Received::Closed))
-        } else {
-            self.record(Receives);
-            Poll::Ready(Ok(Received::Message("request".into())))
+impl Bursts {
+    fn new(size: usize, bursts: usize) -> Self {
+        Self {
+            size,
+            left: Arc::new(AtomicUsize::new(bursts)),
+            received: Arc::default(),
+            started: Arc::default(),
+            sent: Arc::default(),
         }
     }
+
+    /// Whether the server has received a part of a burst.
+    fn is_amid(&self) -> bool {
+        self.received.load(Relaxed) % self.size > 0
+    }
 }
 
-impl Transmit for Client {
+impl Receive for Bursts {
+    fn poll_recv(&mut self, _: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
+        if !self.is_amid() {
+            if self.sent.load(Relaxed) < self.received.load(Relaxed) {
+                return Poll::Pending;
+            }
+            if self.left.load(Relaxed) == 0 {
+                return Poll::Ready(Ok(Received::Closed));
+            }
+            self.left.fetch_sub(1, Relaxed);
+        }
+        self.received.fetch_add(1, Relaxed);
+        Poll::Ready(Ok(Received::Message("request".into())))
+    }
+
+    fn has_received(&self) -> bool {
+        self.is_amid()
+    }
+
+    fn turn(&self) -> u32 {
+        4
+    }
+}
+
+impl Transmit for Bursts {
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         Poll::Ready(Ok(()))
     }
 
     fn start_send(&mut self, _: Bytes) -> Result<(), SendError> {
+        self.started.fetch_add(1, Relaxed);
         Ok(())
     }
 
     fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<Result<(), SendError>> {
-        self.record(Sends);
+        self.sent.store(self.started.load(Relaxed), Relaxed);
         Poll::Ready(Ok(()))
     }
 }
 
-impl Link for Client {
+impl Link for Bursts {
     fn peer(&self) -> io::Result<Peer> {
         Err(io::ErrorKind::Unsupported.into())
     }
@@ -77,43 +93,74 @@ impl Link for Client {
     }
 }
 
-#[tokio::test]
-async fn a_client_in_lockstep_gets_its_reply_before_the_next_request_is_looked_for() {
-    let client = Client {
-        requests: 4,
-        calls: Arc::default(),
-    };
+async fn echo(request: Bytes) -> Bytes {
+    request
+}
+
+/// Serves `client` to its end.
+async fn serve<H: Handler<T>, T>(client: &Bursts, concurrency: usize, handler: H) {
     let channel = Channel {
         receiver: Box::new(client.clone()),
         sender: Box::new(client.clone()),
         link: Arc::new(client.clone()),
     };
-    let options = Options {
-        idle_timeout: None,
-        handler_timeout: None,
-        write_timeout: None,
-        concurrency: 1,
-        cancel_on_disconnect: false,
-        max_buffered_bytes: None,
-        max_connections_per_user: UserLimit::Nobody,
-        #[cfg(windows)]
-        inline_completions: false,
-    };
     let server = Arc::new(Server {
-        handler: Arc::new(|request: Bytes| async move { request }),
-        options,
-        authorize: None,
-        on_connect: None,
-        users: Arc::new(Users::new(options.max_connections_per_user, false)),
-        budget: Arc::new(Budget::new(options.max_buffered_bytes)),
-        stats: Stats::new("lockstep".parse().unwrap()),
+        handler: Arc::new(handler),
+        options: Options {
+            idle_timeout: None,
+            handler_timeout: None,
+            write_timeout: None,
+            concurrency,
+            cancel_on_disconnect: false,
+            max_buffered_bytes: None,
+            max_connections_per_user: UserLimit::Nobody,
+            inline_completions: false,
+        },
+        admission: Admission {
+            authorize: None,
+            on_connect: None,
+            users: Arc::new(Users::new(UserLimit::Nobody, false)),
+            time_limit: None,
+        },
+        budget: Arc::new(Budget::new(None)),
+        telemetry: Telemetry::new("bursts".parse().unwrap()),
     });
     let (_running, shutdown) = watch::channel(());
     let connection = Connection::new(channel, None, 1, 64);
     let mut conversation = Conversation::new(connection, Shutdown::new(shutdown), server);
     conversation.run().await;
-    // The first request comes before any reply. Only the second shows that the client waits for replies.
-    let known_from_here = [Sends, Receives, Sends, Receives, Sends];
-    let calls = client.calls.lock().unwrap();
-    assert_eq!(calls[calls.len() - 5..], known_from_here, "{calls:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_reply_is_sent_before_the_server_waits() {
+    for concurrency in [1, 3] {
+        for size in 1..=20 {
+            let client = Bursts::new(size, 5);
+            let served = timeout(Duration::from_secs(1), serve(&client, concurrency, echo)).await;
+            assert!(served.is_ok(), "a reply of a burst of {size} was held back");
+            assert_eq!(client.sent.load(Relaxed), 5 * size);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn earlier_replies_are_sent_while_the_handler_is_busy() {
+    let client = Bursts::new(3, 1);
+    let sent = Arc::clone(&client.sent);
+    let handled = Arc::new(AtomicUsize::new(0));
+    let handler = move |request: Bytes| {
+        let (sent, number) = (Arc::clone(&sent), handled.fetch_add(1, Relaxed));
+        async move {
+            // The first two are answered at once, and the third when their replies are sent.
+            if number == 2 {
+                while sent.load(Relaxed) < 2 {
+                    sleep(Duration::from_millis(1)).await;
+                }
+            }
+            request
+        }
+    };
+    let served = timeout(Duration::from_secs(1), serve(&client, 1, handler)).await;
+    assert!(served.is_ok(), "the replies were held back");
+    assert_eq!(client.sent.load(Relaxed), 3);
 }

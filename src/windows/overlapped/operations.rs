@@ -42,7 +42,7 @@ pub(in crate::windows) unsafe fn completed(
 ) {
     // SAFETY: the reference that `Operation::start` leaked, reclaimed exactly once.
     let operations = unsafe { Arc::from_raw(operations.cast::<Operations>()) };
-    inline::complete(|| {
+    tasks::inline::complete(|| {
         if operations.connect.is_at(overlapped) {
             operations.connect.complete(code, length);
         } else if operations.read.is_at(overlapped) {

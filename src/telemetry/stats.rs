@@ -9,17 +9,13 @@ use std::{
     time::Duration,
 };
 
-use self::histogram::{Histogram, Times};
 #[cfg(feature = "metrics")]
-use self::metrics::Metrics;
-use crate::{
-    log_limit::{LogLimit, Pass},
-    name::PipeName,
+use super::metrics::Metrics;
+use super::{
+    histogram::{Histogram, Times},
     reason::Reason,
 };
-
-mod histogram;
-mod metrics;
+use crate::name::PipeName;
 
 /// A handle to the live figures of a listener and the server that runs on it, from
 /// [`PipeListener::stats`](crate::PipeListener::stats), [`Serve::stats`](crate::Serve::stats) or
@@ -80,7 +76,6 @@ pub struct Stats {
 }
 
 struct Shared {
-    log: LogLimit,
     connected: AtomicUsize,
     waiting: AtomicUsize,
     accepted: AtomicU64,
@@ -172,12 +167,15 @@ pub struct StatsSnapshot {
 pub struct Errors([u64; Reason::ALL.len()]);
 
 impl Stats {
-    pub(crate) fn new(pipe: PipeName) -> Self {
+    #[cfg_attr(
+        not(feature = "metrics"),
+        allow(unused_variables, reason = "only metrics have the name of the pipe")
+    )]
+    pub(super) fn new(pipe: &PipeName) -> Self {
         Self {
             shared: Arc::new(Shared {
                 #[cfg(feature = "metrics")]
-                metrics: Metrics::new(&pipe),
-                log: LogLimit::new(pipe),
+                metrics: Metrics::new(pipe),
                 connected: AtomicUsize::new(0),
                 waiting: AtomicUsize::new(0),
                 accepted: AtomicU64::new(0),
@@ -225,11 +223,6 @@ impl Stats {
             handler_time_longest: times.longest(),
             handler_time_p99: times.percentile(99),
         }
-    }
-
-    /// The log limit.
-    pub(crate) fn log_limit(&self) -> &LogLimit {
-        &self.shared.log
     }
 
     /// Sets the numbers of instances. Not called concurrently.
@@ -303,14 +296,7 @@ impl Stats {
         &self.shared.shards[index]
     }
 
-    /// Counts an error, and returns whether it may be logged.
-    pub(crate) fn count_error(&self, reason: Reason) -> Option<Pass> {
-        self.count_silent_error(reason);
-        self.shared.log.pass(reason)
-    }
-
-    /// Counts an error that is not logged as a warning.
-    pub(crate) fn count_silent_error(&self, reason: Reason) {
+    pub(super) fn count_error(&self, reason: Reason) {
         self.shared.errors[reason.index()].fetch_add(1, Relaxed);
         #[cfg(feature = "metrics")]
         self.shared.metrics.errors[reason.index()].increment(1);

@@ -1,12 +1,12 @@
 //! The figures as metrics of the `metrics` facade. Their names are listed in the documentation of `Stats`.
-#![cfg(feature = "metrics")]
 
 use metrics::{
     Counter, Gauge, Histogram, SharedString, Unit, counter, describe_counter, describe_gauge,
     describe_histogram, gauge, histogram,
 };
 
-use crate::{name::PipeName, reason::Reason};
+use super::reason::Reason;
+use crate::name::PipeName;
 
 /// Handles to the metrics of one pipe. They are looked up once: a lookup allocates, and may take a lock.
 pub(super) struct Metrics {

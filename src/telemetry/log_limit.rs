@@ -1,19 +1,15 @@
 //! A rate limit for the log: clients cause most of what a server logs, and must not be able to fill it.
 
-use std::{
-    convert::Infallible,
-    mem,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{convert::Infallible, mem, time::Duration};
 
 use tokio::{
     sync::Notify,
     time::{Instant, sleep_until},
 };
-use tracing::{error, warn};
+use tracing::{Level, error, warn};
 
-use crate::{name::PipeName, reason::Reason};
+use super::reason::Reason;
+use crate::{mutex::Mutex, name::PipeName};
 
 /// How many lines are logged per [`WINDOW`] and reason: enough to see what happens, and to whom.
 const LINES: u32 = 5;
@@ -21,7 +17,7 @@ const WINDOW: Duration = Duration::from_secs(1);
 
 /// The limit of one listener, separate for each [`Reason`].
 #[derive(Debug)]
-pub(crate) struct LogLimit {
+pub(super) struct LogLimit {
     pipe: PipeName,
     /// Indexed by [`Reason::index`].
     kinds: Mutex<[Kind; Reason::ALL.len()]>,
@@ -46,13 +42,14 @@ impl Kind {
 }
 
 /// Permission to log one line.
-pub(crate) struct Pass {
+#[derive(Default)]
+pub(super) struct LogPermit {
     /// How many lines were suppressed before this one, for its field `suppressed`.
-    pub(crate) suppressed: Option<u64>,
+    pub(super) suppressed: Option<u64>,
 }
 
 impl LogLimit {
-    pub(crate) fn new(pipe: PipeName) -> Self {
+    pub(super) fn new(pipe: PipeName) -> Self {
         let kind = Kind {
             window: Instant::now(),
             logged: 0,
@@ -66,14 +63,14 @@ impl LogLimit {
     }
 
     /// The pipe that the lines are about.
-    pub(crate) fn pipe(&self) -> &PipeName {
+    pub(super) fn pipe(&self) -> &PipeName {
         &self.pipe
     }
 
     /// Whether a line may be logged now. If not, it is counted.
-    pub(crate) fn pass(&self, reason: Reason) -> Option<Pass> {
+    pub(super) fn permit(&self, reason: Reason) -> Option<LogPermit> {
         let now = Instant::now();
-        let mut kinds = self.lock();
+        let mut kinds = self.kinds.lock();
         let kind = &mut kinds[reason.index()];
         if now - kind.window >= WINDOW {
             kind.window = now;
@@ -82,7 +79,7 @@ impl LogLimit {
         if kind.logged < LINES {
             kind.logged += 1;
             let suppressed = mem::take(&mut kind.suppressed);
-            return Some(Pass {
+            return Some(LogPermit {
                 suppressed: (suppressed > 0).then_some(suppressed),
             });
         }
@@ -97,9 +94,9 @@ impl LogLimit {
     }
 
     /// Logs how many lines were suppressed, for each reason once it is quiet. Never ends.
-    pub(crate) async fn run(&self) -> Infallible {
+    pub(super) async fn run(&self) -> Infallible {
         loop {
-            let next = self.lock().iter().filter_map(Kind::quiet_at).min();
+            let next = self.kinds.lock().iter().filter_map(Kind::quiet_at).min();
             match next {
                 Some(next) => {
                     sleep_until(next).await;
@@ -111,7 +108,7 @@ impl LogLimit {
     }
 
     /// Logs how many lines were suppressed.
-    pub(crate) fn flush(&self) {
+    pub(super) fn flush(&self) {
         self.flush_kinds(|_| true);
     }
 
@@ -122,7 +119,7 @@ impl LogLimit {
     fn flush_kinds(&self, chosen: impl Fn(&Kind) -> bool) {
         let pipe = &self.pipe;
         for reason in Reason::ALL {
-            let suppressed = match &mut self.lock()[reason.index()] {
+            let suppressed = match &mut self.kinds.lock()[reason.index()] {
                 kind if chosen(kind) => mem::take(&mut kind.suppressed),
                 _ => 0,
             };
@@ -130,7 +127,7 @@ impl LogLimit {
             let word = reason.as_str();
             match suppressed {
                 0 => {}
-                _ if reason.is_error() => {
+                _ if reason.level() == Level::ERROR => {
                     error!(pipe.name = %pipe, reason = word, suppressed, "more of the same was not logged");
                 }
                 _ => {
@@ -138,10 +135,6 @@ impl LogLimit {
                 }
             }
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, [Kind; Reason::ALL.len()]> {
-        self.kinds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -163,8 +156,8 @@ mod tests {
 
     /// How many of `times` lines pass, and how many they report as suppressed.
     fn pass(limit: &LogLimit, reason: Reason, times: u32) -> (usize, u64) {
-        let passed: Vec<_> = (0..times).filter_map(|_| limit.pass(reason)).collect();
-        let suppressed = passed.iter().filter_map(|pass| pass.suppressed).sum();
+        let passed: Vec<_> = (0..times).filter_map(|_| limit.permit(reason)).collect();
+        let suppressed = passed.iter().filter_map(|permit| permit.suppressed).sum();
         (passed.len(), suppressed)
     }
 

@@ -67,7 +67,7 @@ impl Operation {
     /// Waits for a completion.
     async fn done(&self) {
         poll_fn(|cx| {
-            let mut state = self.state.lock().unwrap();
+            let mut state = self.state.lock();
             if state.0 > 0 {
                 state.0 -= 1;
                 return Poll::Ready(());
@@ -80,7 +80,7 @@ impl Operation {
 
     /// Completes it without `complete`, as the runtime's own resources do.
     fn wake(&self) {
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.state.lock();
         state.0 += 1;
         let waker = state.1.take();
         drop(state);

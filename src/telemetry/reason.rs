@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use tracing::Level;
+
 /// Why a connection was closed early, or why the server could not do something for a moment. It is the field
 /// `reason` of every logged warning and error, and the key of the errors in a server's statistics.
 ///
@@ -117,16 +119,32 @@ impl Reason {
         }
     }
 
-    /// Whether the serving program is at fault, which is logged as an error.
-    pub(crate) fn is_error(self) -> bool {
-        matches!(
-            self,
-            Self::Handler | Self::Panic | Self::EmptyReply | Self::ReplyTooLong | Self::Code
-        )
+    /// The level that the table above gives.
+    pub(super) fn level(self) -> Level {
+        match self {
+            Self::Handler | Self::Panic | Self::EmptyReply | Self::ReplyTooLong | Self::Code => {
+                Level::ERROR
+            }
+            Self::Disconnected => Level::DEBUG,
+            _ => Level::WARN,
+        }
+    }
+
+    /// What follows from it, as the text of the log line.
+    pub(super) fn consequence(self) -> &'static str {
+        match self {
+            Self::Accept => "accepting a client failed; trying again",
+            Self::Instance => "the next instance can't be created; trying again",
+            Self::Queue => "the length of the client queue can't be changed",
+            Self::Close => {
+                "a connection that passed file descriptors can't be closed yet: no thread could be started"
+            }
+            _ => "closing the connection",
+        }
     }
 
     /// Its index in [`ALL`](Self::ALL).
-    pub(crate) fn index(self) -> usize {
+    pub(super) fn index(self) -> usize {
         self as usize
     }
 }

@@ -17,12 +17,14 @@ use std::{
     mem,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll, Wake, Waker},
     thread,
 };
 
 use tokio::{runtime::Handle, sync::mpsc};
+
+use crate::mutex::Mutex;
 
 /// The inline tasks of one server.
 pub(crate) struct InlineTasks {
@@ -113,7 +115,7 @@ where
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         state.task.clone_from(cx.waker());
         let mut running = match mem::replace(&mut state.stage, Stage::InTask) {
             Stage::Idle(running) => running,
@@ -132,7 +134,7 @@ where
         drop(state);
         let polled = self.shared.poll(&mut running);
         if polled.is_pending() {
-            self.shared.lock().stage = Stage::Idle(running);
+            self.shared.state.lock().stage = Stage::Idle(running);
         }
         polled
     }
@@ -140,15 +142,9 @@ where
 
 impl<F: Future> Drop for InlineTask<F> {
     fn drop(&mut self) {
-        let stage = mem::replace(&mut self.shared.lock().stage, Stage::Aborted);
+        let stage = mem::replace(&mut self.shared.state.lock().stage, Stage::Aborted);
         // Outside the lock. A future that is being polled is dropped by the thread that has it.
         drop(stage);
-    }
-}
-
-impl<F: Future> Shared<F> {
-    fn lock(&self) -> MutexGuard<'_, State<F>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -166,7 +162,7 @@ where
 
     /// Wakes the task of the runtime, unless it is woken later anyway.
     fn wake_task(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         match &mut state.stage {
             Stage::Idle(_) | Stage::InTask => {
                 let task = state.task.clone();
@@ -207,7 +203,7 @@ where
     F: Future<Output: Send> + Send + 'static,
 {
     fn poll_inline(self: Arc<Self>) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let inline = Stage::Inline { woken: false };
         let mut running = match mem::replace(&mut state.stage, inline) {
             Stage::Idle(running) => running,
@@ -222,7 +218,7 @@ where
             let polled = catch_unwind(AssertUnwindSafe(|| self.poll(&mut running)));
             let ended = match polled {
                 Ok(Poll::Pending) => {
-                    let mut state = self.lock();
+                    let mut state = self.state.lock();
                     if let Stage::Inline { woken } = state.stage {
                         state.stage = Stage::Idle(running);
                         drop(state);
@@ -240,7 +236,7 @@ where
             };
             let dropped = catch_unwind(AssertUnwindSafe(|| drop(running)));
             let Some(ended) = ended else { return };
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             if let Stage::Inline { .. } = state.stage {
                 state.stage = Stage::Ended(dropped.and(ended));
                 let task = state.task.clone();

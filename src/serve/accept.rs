@@ -3,7 +3,6 @@
 use std::{
     fmt,
     future::{Future, IntoFuture, Pending, pending, poll_fn},
-    io,
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
@@ -12,29 +11,24 @@ use std::{
 
 use tokio::{
     sync::watch,
-    task::JoinSet,
     time::{Instant, sleep, timeout_at},
 };
-use tracing::{Instrument, debug, error, field::Empty, info_span, warn};
+use tracing::{Instrument, debug, field::Empty, info_span};
 
 use super::{
-    panics::{call_caught, poll_caught},
+    failure::Failure,
+    guard::{call_caught, poll_caught},
+    into_result::IntoResult,
     shutdown::Shutdown,
 };
-#[cfg(windows)]
-use crate::inline::InlineTasks;
 use crate::{
+    backoff::Backoff,
     connection::Connection,
     defaults,
-    error::{BoxError, Chain},
     listener::PipeListener,
-    reason::Reason,
-    stats::{Stats, StatsSnapshot},
+    tasks::Tasks,
+    telemetry::{Details, Reason, Stats, StatsSnapshot, Telemetry},
 };
-
-/// The backoff after the first failed accept, doubled after each further one.
-const FIRST_ACCEPT_PAUSE: Duration = Duration::from_millis(5);
-const LONGEST_ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs `code` for every connection of `listener`, each in a task of its own.
 ///
@@ -65,37 +59,14 @@ const LONGEST_ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 pub fn serve_connections<F, Running>(listener: PipeListener, code: F) -> ServeConnections<F>
 where
     F: Fn(Connection, Shutdown) -> Running + Send + Sync + 'static,
-    Running: Future<Output: ConnectionResult> + Send + 'static,
+    Running: Future<Output: IntoResult> + Send + 'static,
 {
     ServeConnections {
         listener,
         code,
         drain_timeout: Some(defaults::DRAIN_TIMEOUT),
-        #[cfg(windows)]
         inline_completions: false,
         signal: pending(),
-    }
-}
-
-/// What the code of a connection returns: nothing, or a `Result` whose error is logged.
-pub trait ConnectionResult {
-    /// Converts it into a result.
-    ///
-    /// # Errors
-    ///
-    /// The error to be logged.
-    fn into_result(self) -> Result<(), BoxError>;
-}
-
-impl ConnectionResult for () {
-    fn into_result(self) -> Result<(), BoxError> {
-        Ok(())
-    }
-}
-
-impl<E: Into<BoxError>> ConnectionResult for Result<(), E> {
-    fn into_result(self) -> Result<(), BoxError> {
-        self.map_err(Into::into)
     }
 }
 
@@ -105,7 +76,7 @@ pub struct ServeConnections<F, S = Pending<()>> {
     listener: PipeListener,
     code: F,
     drain_timeout: Option<Duration>,
-    #[cfg(windows)]
+    /// Set only by `os::windows`.
     pub(crate) inline_completions: bool,
     signal: S,
 }
@@ -150,7 +121,6 @@ impl<F, S> ServeConnections<F, S> {
             listener,
             code,
             drain_timeout,
-            #[cfg(windows)]
             inline_completions,
             ..
         } = self;
@@ -158,7 +128,6 @@ impl<F, S> ServeConnections<F, S> {
             listener,
             code,
             drain_timeout,
-            #[cfg(windows)]
             inline_completions,
             signal,
         }
@@ -185,7 +154,7 @@ impl<F, S> fmt::Debug for ServeConnections<F, S> {
 impl<F, Running, S> IntoFuture for ServeConnections<F, S>
 where
     F: Fn(Connection, Shutdown) -> Running + Send + Sync + 'static,
-    Running: Future<Output: ConnectionResult> + Send + 'static,
+    Running: Future<Output: IntoResult> + Send + 'static,
     S: Future<Output = ()> + Send + 'static,
 {
     type Output = Summary;
@@ -226,7 +195,7 @@ impl fmt::Debug for ServeFuture {
 impl<F, Running, S> ServeConnections<F, S>
 where
     F: Fn(Connection, Shutdown) -> Running + Send + Sync + 'static,
-    Running: Future<Output: ConnectionResult> + Send + 'static,
+    Running: Future<Output: IntoResult> + Send + 'static,
     S: Future<Output = ()> + Send + 'static,
 {
     pub(super) async fn run(self) -> Summary {
@@ -234,21 +203,18 @@ where
             mut listener,
             code,
             drain_timeout,
-            #[cfg(windows)]
             inline_completions,
             signal,
         } = self;
         let code = Arc::new(code);
         let (begin_shutdown, begun) = watch::channel(());
         let shutdown = Shutdown::new(begun);
-        let mut tasks = JoinSet::new();
-        #[cfg(windows)]
-        let inline_tasks = inline_completions.then(InlineTasks::new);
+        let mut tasks = Tasks::new(inline_completions);
         let mut summary = Summary::default();
-        let mut pause = FIRST_ACCEPT_PAUSE;
+        let mut backoff = Backoff::default();
         let mut signal = pin!(signal);
-        let stats = listener.stats();
-        let mut logging = pin!(stats.log_limit().run());
+        let telemetry = listener.telemetry().clone();
+        let mut logging = pin!(telemetry.log_suppressed());
 
         loop {
             let accepted = tokio::select! {
@@ -264,17 +230,21 @@ where
             let mut connection = match accepted {
                 Ok(connection) => connection,
                 Err(error) => {
-                    log_accept(&stats, &error, pause);
+                    let delay = backoff.next_delay();
+                    let details = Details {
+                        delay: Some(delay),
+                        ..Details::default()
+                    };
+                    telemetry.report(Reason::Accept, &error, details);
                     tokio::select! {
                         () = &mut signal => break,
-                        () = sleep(pause) => {}
+                        () = sleep(delay) => {}
                         never = &mut logging => match never {},
                     }
-                    pause = (pause * 2).min(LONGEST_ACCEPT_PAUSE);
                     continue;
                 }
             };
-            pause = FIRST_ACCEPT_PAUSE;
+            backoff.reset();
             let span = info_span!(
                 "connection",
                 pipe.name = %listener.local_name(),
@@ -287,15 +257,9 @@ where
                 Arc::clone(&code),
                 connection,
                 shutdown.clone(),
-                stats.clone(),
+                telemetry.clone(),
             );
-            let running = running.instrument(span);
-            #[cfg(windows)]
-            if let Some(inline_tasks) = &inline_tasks {
-                tasks.spawn(inline_tasks.task(running));
-                continue;
-            }
-            tasks.spawn(running);
+            tasks.spawn(running.instrument(span));
         }
 
         debug!(connections = tasks.len(), ?drain_timeout, "shutting down");
@@ -324,61 +288,41 @@ where
                 Err(_) => summary.cut_off += 1,
             }
         }
-        #[cfg(windows)]
-        if let Some(inline_tasks) = inline_tasks {
-            inline_tasks.ended().await;
-        }
-        stats.log_limit().flush();
-        summary.stats = stats.snapshot();
+        tasks.ended().await;
+        telemetry.flush_log();
+        summary.stats = telemetry.stats().snapshot();
         summary
     }
 }
 
-async fn run_one<F, Running>(code: Arc<F>, connection: Connection, shutdown: Shutdown, stats: Stats)
-where
+async fn run_one<F, Running>(
+    code: Arc<F>,
+    connection: Connection,
+    shutdown: Shutdown,
+    telemetry: Telemetry,
+) where
     F: Fn(Connection, Shutdown) -> Running,
-    Running: Future<Output: ConnectionResult>,
+    Running: Future<Output: IntoResult>,
 {
     let id = connection.id();
-    let panicked = |panic: String| {
-        let error = format!("the connection's code panicked: {panic}");
-        log_code(&stats, id, Reason::Panic, &error);
+    let report = |failure: Failure| {
+        let details = Details {
+            connection: Some(id),
+            ..Details::default()
+        };
+        telemetry.report(failure.reason(), &failure, details);
     };
     // Created in place: a future in a variable would take its space twice.
     let mut running = pin!(match call_caught(|| code(connection, shutdown)) {
         Ok(running) => running,
-        Err(panic) => return panicked(panic),
+        Err(panic) => return report(Failure::CodePanic(panic)),
     });
     match poll_fn(|cx| poll_caught(running.as_mut(), cx)).await {
         Ok(result) => {
             if let Err(error) = result.into_result() {
-                let error = Chain(&*error);
-                let error = format!("the connection's code failed: {error}");
-                log_code(&stats, id, Reason::Code, &error);
+                report(Failure::Code(error));
             }
         }
-        Err(panic) => panicked(panic),
+        Err(panic) => report(Failure::CodePanic(panic)),
     }
-}
-
-fn log_accept(stats: &Stats, error: &io::Error, pause: Duration) {
-    let reason = Reason::Accept;
-    if let Some(pass) = stats.count_error(reason) {
-        warn!(
-            pipe.name = %stats.log_limit().pipe(),
-            reason = reason.as_str(),
-            suppressed = pass.suppressed,
-            error = %Chain(error),
-            ?pause,
-            "accepting a client failed; trying again"
-        );
-    }
-}
-
-fn log_code(stats: &Stats, connection: u64, reason: Reason, error: &str) {
-    let Some(pass) = stats.count_error(reason) else {
-        return;
-    };
-    let (reason, suppressed) = (reason.as_str(), pass.suppressed);
-    error!(connection.id = connection, reason, suppressed, %error, "closing the connection");
 }

@@ -1,0 +1,221 @@
+//! The requests of one client that are in the handler at once.
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+};
+
+use super::{budget::Held, failure::Failure};
+use crate::{into_reply::Reply, mutex::Mutex};
+
+/// The requests of one client that are in the handler and the answers that wait for an earlier one, in the order of
+/// the requests.
+///
+/// The connection's task polls them. `FuturesOrdered` and a task per request were refused, since both allocate for
+/// every request. Here slots are reused, and a request that fails cancels those after it at once.
+pub(super) struct InFlight<F> {
+    /// The slots in use, the oldest first, and then the spare ones.
+    slots: VecDeque<Slot<F>>,
+    used: usize,
+    max: usize,
+    has_failed: bool,
+    task: Arc<Task>,
+}
+
+struct Slot<F> {
+    /// While the request is in the handler.
+    future: Pin<Box<Option<F>>>,
+    answer: Option<Result<Reply, Failure>>,
+    /// The bytes of the request, and then those of the reply.
+    held: Option<Held>,
+    /// Created by the first poll; none where the task has only one slot.
+    signal: Option<Signal>,
+}
+
+/// Tells whether a slot was woken, where several share a task.
+struct Signal {
+    shared: Arc<SharedSignal>,
+    waker: Waker,
+}
+
+struct SharedSignal {
+    is_woken: AtomicBool,
+    task: Arc<Task>,
+}
+
+/// The connection's task.
+#[derive(Default)]
+struct Task(Mutex<Option<Waker>>);
+
+impl<F: Future<Output = Result<Reply, Failure>>> InFlight<F> {
+    /// For up to `max` requests at once.
+    pub(super) fn new(max: usize) -> Self {
+        Self {
+            slots: VecDeque::with_capacity(1),
+            used: 0,
+            max,
+            has_failed: false,
+            task: Arc::default(),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.used == 0
+    }
+
+    /// Whether another request may be added. After a failure none may.
+    pub(super) fn has_room(&self) -> bool {
+        self.used < self.max && !self.has_failed
+    }
+
+    /// Adds a request, which `future` answers.
+    pub(super) fn push(&mut self, future: F, held: Held) {
+        if self.used == self.slots.len() {
+            self.slots.push_back(Slot::new());
+        }
+        let slot = &mut self.slots[self.used];
+        slot.future.set(Some(future));
+        slot.held = Some(held);
+        if let Some(signal) = &slot.signal {
+            signal.shared.is_woken.store(true, Ordering::Relaxed);
+        }
+        self.used += 1;
+    }
+
+    /// Polls the requests that were woken. Returns whether the oldest one is answered.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.used == 0 {
+            return false;
+        }
+        if self.max == 1 {
+            // Only this one wakes the task while it is in flight, so it needs no signal.
+            self.slots[0].poll(cx);
+        } else {
+            self.poll_woken(cx);
+        }
+        self.slots[0].answer.is_some()
+    }
+
+    fn poll_woken(&mut self, cx: &mut Context<'_>) {
+        // Before the signals are read: from here on, one that is set wakes this task.
+        self.task.register(cx.waker());
+        for index in 0..self.used {
+            let slot = &mut self.slots[index];
+            slot.poll_if_woken(&self.task);
+            if slot.has_failed() {
+                self.has_failed = true;
+                self.slots.truncate(index + 1);
+                self.used = index + 1;
+                break;
+            }
+        }
+    }
+
+    /// Removes the oldest request, which is answered, and returns its answer with the bytes that it holds.
+    pub(super) fn pop(&mut self) -> Option<(Result<Reply, Failure>, Held)> {
+        let slot = self.slots.front_mut()?;
+        let (answer, held) = (slot.answer.take()?, slot.held.take()?);
+        self.used -= 1;
+        self.slots.rotate_left(1);
+        Some((answer, held))
+    }
+
+    /// Frees the memory of all slots but one.
+    pub(super) fn shrink(&mut self) {
+        if self.slots.len() > 1 {
+            self.slots.truncate(self.used.max(1));
+            self.slots.shrink_to_fit();
+        }
+    }
+}
+
+impl<F: Future<Output = Result<Reply, Failure>>> Slot<F> {
+    fn new() -> Self {
+        Self {
+            future: Box::pin(None),
+            answer: None,
+            held: None,
+            signal: None,
+        }
+    }
+
+    fn has_failed(&self) -> bool {
+        matches!(self.answer, Some(Err(_)))
+    }
+
+    fn poll_if_woken(&mut self, task: &Arc<Task>) {
+        let signal = self.signal.take().unwrap_or_else(|| Signal::new(task));
+        let is_woken = &signal.shared.is_woken;
+        // Acquire: the poll sees what happened before it was woken.
+        if is_woken.load(Ordering::Relaxed) && is_woken.swap(false, Ordering::Acquire) {
+            self.poll(&mut Context::from_waker(&signal.waker));
+        }
+        self.signal = Some(signal);
+    }
+
+    /// Polls the handler if it has not answered yet.
+    fn poll(&mut self, cx: &mut Context<'_>) {
+        let Some(future) = self.future.as_mut().as_pin_mut() else {
+            return;
+        };
+        let Poll::Ready(answer) = future.poll(cx) else {
+            return;
+        };
+        // The handler's state is dropped now, not when the reply is sent.
+        self.future.set(None);
+        if let Some(held) = &mut self.held {
+            let reply = answer.as_ref().ok().and_then(Reply::message);
+            held.resize(reply.map_or(0, |message| message.len()));
+        }
+        self.answer = Some(answer);
+    }
+}
+
+impl Signal {
+    fn new(task: &Arc<Task>) -> Self {
+        let shared = Arc::new(SharedSignal {
+            is_woken: AtomicBool::new(true),
+            task: Arc::clone(task),
+        });
+        let waker = Waker::from(Arc::clone(&shared));
+        Self { shared, waker }
+    }
+}
+
+impl Wake for SharedSignal {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.is_woken.swap(true, Ordering::Release) {
+            self.task.wake();
+        }
+    }
+}
+
+impl Task {
+    fn register(&self, waker: &Waker) {
+        let mut registered = self.0.lock();
+        match &mut *registered {
+            Some(registered) => registered.clone_from(waker),
+            None => *registered = Some(waker.clone()),
+        }
+    }
+
+    fn wake(&self) {
+        let registered = self.0.lock();
+        let waker = registered.clone();
+        // Outside the lock: a waker is user code.
+        drop(registered);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! How the user's code is run: within its time limit, in its span, timed, and with its panics caught.
+
+use std::{
+    any::Any,
+    future::{Future, poll_fn},
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::{Pin, pin},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{
+    task::coop::unconstrained,
+    time::{Instant, Sleep, sleep},
+};
+use tracing::{Span, debug_span, field::Empty};
+
+use super::failure::Failure;
+use crate::{handler::Handler, into_reply::Reply, request::Request, telemetry::Stats};
+
+/// Answers `request` with `handler`.
+pub(super) async fn answer<H: Handler<T>, T>(
+    handler: &H,
+    request: Request,
+    limit: Option<Duration>,
+    stats: &Stats,
+) -> Result<Reply, Failure> {
+    let timer = RequestTimer::start(request.bytes().len(), stats);
+    // `call` is inside the future so that its panics are caught as well.
+    let mut handled = pin!(async move { handler.call(request).await });
+    let mut caught = poll_fn(|cx| timer.in_scope(|| poll_caught(handled.as_mut(), cx)));
+    let reply = within(limit, &mut caught)
+        .await
+        .map_err(Failure::HandlerTimeout)?
+        .map_err(Failure::Panic)?
+        .map_err(Failure::handler)?;
+    timer.record_reply(&reply);
+    Ok(reply)
+}
+
+/// The span and the time of one request in the handler. Dropping it counts the time, also of a request that has
+/// failed or was cancelled.
+struct RequestTimer<'a> {
+    span: Span,
+    start: Instant,
+    stats: &'a Stats,
+}
+
+impl<'a> RequestTimer<'a> {
+    fn start(bytes: usize, stats: &'a Stats) -> Self {
+        let span = debug_span!(
+            "request",
+            request.bytes = bytes,
+            request.latency_us = Empty,
+            reply.bytes = Empty,
+        );
+        let start = Instant::now();
+        Self { span, start, stats }
+    }
+
+    fn in_scope<T>(&self, function: impl FnOnce() -> T) -> T {
+        self.span.in_scope(function)
+    }
+
+    fn record_reply(&self, reply: &Reply) {
+        if !self.span.is_disabled() {
+            let bytes = reply.message().map(|message| message.len());
+            self.span.record("reply.bytes", bytes);
+        }
+    }
+}
+
+impl Drop for RequestTimer<'_> {
+    fn drop(&mut self) {
+        let time = self.start.elapsed();
+        self.stats.count_handled(time);
+        if !self.span.is_disabled() {
+            let latency = time.as_micros() as u64;
+            self.span.record("request.latency_us", latency);
+        }
+    }
+}
+
+/// Calls `function` and returns a panic's message as an error.
+pub(super) fn call_caught<T>(function: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(function)).map_err(|panic| text(&*panic))
+}
+
+/// Polls `future` and returns a panic's message as an error. State that a panic leaves inconsistent is
+/// dropped with the connection and never observed.
+pub(super) fn poll_caught<F: Future>(
+    future: Pin<&mut F>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<F::Output, String>> {
+    match call_caught(|| future.poll(cx)) {
+        Ok(polled) => polled.map(Ok),
+        Err(panic) => Poll::Ready(Err(panic)),
+    }
+}
+
+fn text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("(no text)").to_owned()
+}
+
+/// The output of `future`, or the limit once it has expired. By reference: a future stores an argument passed
+/// by value twice.
+pub(super) async fn within<F: Future + Unpin>(
+    limit: Option<Duration>,
+    future: &mut F,
+) -> Result<F::Output, Duration> {
+    let mut timer = Timer::new(limit);
+    poll_fn(|cx| match Pin::new(&mut *future).poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Ok(output)),
+        Poll::Pending => timer.poll_expired(cx).map(Err),
+    })
+    .await
+}
+
+/// A time limit on something that is polled.
+#[derive(Debug)]
+pub(super) struct Timer {
+    limit: Option<Duration>,
+    /// Kept for the next time. Boxed, because most waits are over at once and need none.
+    sleep: Option<Pin<Box<Sleep>>>,
+    is_running: bool,
+}
+
+impl Timer {
+    /// `None` for no limit.
+    pub(super) fn new(limit: Option<Duration>) -> Self {
+        Self {
+            limit,
+            sleep: None,
+            is_running: false,
+        }
+    }
+
+    /// Ready with the limit once it has expired since the first poll after `stop`.
+    pub(super) fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
+        let Some(limit) = self.limit else {
+            return Poll::Pending;
+        };
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep(limit)));
+        if !self.is_running {
+            self.is_running = true;
+            // Too far away to be reached, as `sleep` has it too.
+            let deadline = Instant::now().checked_add(limit);
+            sleep.as_mut().reset(deadline.unwrap_or_else(far_future));
+        }
+        // Unconstrained, because what is limited may have used up the task's budget.
+        let mut sleep = unconstrained(sleep.as_mut());
+        Pin::new(&mut sleep).poll(cx).map(|()| limit)
+    }
+
+    /// Starts over at the next poll.
+    pub(super) fn stop(&mut self) {
+        self.is_running = false;
+    }
+}
+
+fn far_future() -> Instant {
+    const THIRTY_YEARS: Duration = Duration::from_secs(86_400 * 365 * 30);
+    Instant::now() + THIRTY_YEARS
+}

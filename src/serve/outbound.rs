@@ -1,0 +1,103 @@
+//! One client's replies: batching, flushing and counting.
+
+use std::{
+    mem,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tracing::trace;
+
+use super::{budget::Held, failure::Failure, guard::Timer};
+use crate::{connection::SendHalf, error::SendError, telemetry::Stats};
+
+/// How many bytes of replies may wait for the next one. This is more than a socket accepts at once by default,
+/// so a client that reads gets as much per call as without a limit.
+const BATCH_BYTES: usize = 256 * 1024;
+
+/// The replies to one client. The engine may send several together.
+pub(super) struct Outbound {
+    sender: SendHalf,
+    write_timeout: Timer,
+    /// How many replies were fed to the engine and not flushed.
+    unsent: u64,
+    /// Their bytes.
+    held: Option<Held>,
+    sent: u64,
+    stats: Stats,
+}
+
+impl Outbound {
+    pub(super) fn new(sender: SendHalf, write_timeout: Option<Duration>, stats: Stats) -> Self {
+        Self {
+            sender,
+            write_timeout: Timer::new(write_timeout),
+            unsent: 0,
+            held: None,
+            sent: 0,
+            stats,
+        }
+    }
+
+    /// The number of replies that were sent.
+    pub(super) fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Whether the replies have to be flushed before another request is answered.
+    pub(super) fn is_full(&self) -> bool {
+        self.held
+            .as_ref()
+            .is_some_and(|held| held.bytes() >= BATCH_BYTES)
+    }
+
+    /// Ready when another reply can be fed.
+    pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        let room = self.sender.poll_room(cx);
+        self.limit(room, cx)
+    }
+
+    /// Feeds a reply to the engine, once there is room for it.
+    pub(super) fn feed(&mut self, reply: Bytes, held: Held) -> Result<(), Failure> {
+        trace!(bytes = reply.len(), "reply");
+        self.sender.start(reply).map_err(|error| match error {
+            SendError::Empty => Failure::EmptyReply,
+            error @ SendError::TooLong { .. } => Failure::Reply(error),
+            error => Failure::Send(error),
+        })?;
+        self.unsent += 1;
+        match &mut self.held {
+            Some(all) => all.absorb(held),
+            None => self.held = Some(held),
+        }
+        Ok(())
+    }
+
+    /// Ready once every reply is sent.
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        if self.unsent > 0 {
+            let flushed = self.sender.poll_flush(cx);
+            ready!(self.limit(flushed, cx))?;
+            let replies = mem::take(&mut self.unsent);
+            let bytes = self.held.take().map_or(0, |held| held.bytes());
+            self.sent += replies;
+            self.stats.count_replies(replies, bytes as u64);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Applies the write timeout to a poll of the sender.
+    fn limit(
+        &mut self,
+        sent: Poll<Result<(), SendError>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Failure>> {
+        if sent.is_pending() {
+            let expired = self.write_timeout.poll_expired(cx);
+            return expired.map(|time| Err(Failure::WriteTimeout(time)));
+        }
+        self.write_timeout.stop();
+        sent.map_err(Failure::Send)
+    }
+}

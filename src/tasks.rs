@@ -1,0 +1,60 @@
+//! The tasks of one server, one for each connection.
+
+use std::future::Future;
+
+use tokio::task::{JoinError, JoinSet};
+
+use self::inline::InlineTasks;
+
+#[cfg_attr(
+    not(windows),
+    allow(dead_code, reason = "only Windows has threads that complete I/O")
+)]
+pub(crate) mod inline;
+
+/// The tasks of one server. Dropping them aborts all.
+pub(crate) struct Tasks {
+    tasks: JoinSet<()>,
+    inline: Option<InlineTasks>,
+}
+
+impl Tasks {
+    /// Called in the runtime that runs the tasks. With `inline`, the threads that complete their I/O run them too.
+    pub(crate) fn new(inline: bool) -> Self {
+        Self {
+            tasks: JoinSet::new(),
+            inline: inline.then(InlineTasks::new),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.tasks.len()
+    }
+
+    pub(crate) fn spawn(&mut self, future: impl Future<Output = ()> + Send + 'static) {
+        match &self.inline {
+            Some(inline) => self.tasks.spawn(inline.task(future)),
+            None => self.tasks.spawn(future),
+        };
+    }
+
+    /// Waits until a task has ended; `None` if there is none.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(crate) async fn join_next(&mut self) -> Option<Result<(), JoinError>> {
+        self.tasks.join_next().await
+    }
+
+    pub(crate) fn abort_all(&mut self) {
+        self.tasks.abort_all();
+    }
+
+    /// Waits until every future is dropped. All tasks have ended.
+    pub(crate) async fn ended(self) {
+        if let Some(inline) = self.inline {
+            inline.ended().await;
+        }
+    }
+}

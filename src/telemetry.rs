@@ -1,0 +1,132 @@
+//! What a pipe's server counts and logs.
+
+use std::{convert::Infallible, error::Error, io, sync::Arc, time::Duration};
+
+use tracing::{Level, debug, error, field, warn};
+
+use self::log_limit::{LogLimit, LogPermit};
+use crate::{error::Chain, name::PipeName, peer::Peer};
+
+pub(crate) use self::stats::InstancesChange;
+pub use self::{
+    reason::Reason,
+    stats::{Errors, Stats, StatsSnapshot},
+};
+
+mod histogram;
+mod log_limit;
+#[cfg(feature = "metrics")]
+mod metrics;
+mod reason;
+mod stats;
+
+/// The figures and the log of one listener and its connections. A clone refers to the same ones.
+#[derive(Clone)]
+pub(crate) struct Telemetry {
+    stats: Stats,
+    log_limit: Arc<LogLimit>,
+}
+
+/// What a log line says besides its reason and its error.
+#[derive(Default)]
+pub(crate) struct Details {
+    /// `None` for what concerns the whole pipe.
+    pub(crate) connection: Option<u64>,
+    pub(crate) peer: Option<io::Result<Peer>>,
+    pub(crate) requests: Option<u64>,
+    pub(crate) replies: Option<u64>,
+    /// How long the server waits before it tries again.
+    pub(crate) delay: Option<Duration>,
+}
+
+impl Telemetry {
+    pub(crate) fn new(pipe: PipeName) -> Self {
+        Self {
+            stats: Stats::new(&pipe),
+            log_limit: Arc::new(LogLimit::new(pipe)),
+        }
+    }
+
+    pub(crate) fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Counts an error, and logs it unless too many of its kind were logged.
+    ///
+    /// Called outside all locks: a log subscriber and a recorder of metrics are user code.
+    pub(crate) fn report(&self, reason: Reason, error: &(dyn Error + 'static), details: Details) {
+        self.stats.count_error(reason);
+        let permit = match reason.level() {
+            Level::DEBUG => LogPermit::default(),
+            _ => match self.log_limit.permit(reason) {
+                Some(permit) => permit,
+                None => return,
+            },
+        };
+        let pipe = details.connection.is_none().then(|| self.log_limit.pipe());
+        log(pipe, reason, error, permit, details);
+    }
+
+    /// Logs how many lines were suppressed, for each reason once it is quiet. Never ends.
+    pub(crate) async fn log_suppressed(&self) -> Infallible {
+        self.log_limit.run().await
+    }
+
+    /// Logs how many lines were suppressed.
+    pub(crate) fn flush_log(&self) {
+        self.log_limit.flush();
+    }
+}
+
+/// Reports a fault of a connection that belongs to no listener.
+pub(crate) fn report_alone(reason: Reason, error: &(dyn Error + 'static)) {
+    log(
+        None,
+        reason,
+        error,
+        LogPermit::default(),
+        Details::default(),
+    );
+}
+
+fn log(
+    pipe: Option<&PipeName>,
+    reason: Reason,
+    error: &(dyn Error + 'static),
+    permit: LogPermit,
+    details: Details,
+) {
+    let Details {
+        connection,
+        peer,
+        requests,
+        replies,
+        delay,
+    } = details;
+    let known = peer.as_ref().and_then(|peer| peer.as_ref().ok());
+    let unknown = peer.as_ref().and_then(|peer| peer.as_ref().err());
+    macro_rules! log_at {
+        ($level:ident) => {
+            $level!(
+                pipe.name = pipe.map(field::display),
+                connection.id = connection,
+                peer.pid = known.map(Peer::process_id),
+                peer.user = known.map(|peer| field::display(peer.user())),
+                peer.unknown = unknown.map(|error| field::display(Chain(error))),
+                reason = reason.as_str(),
+                suppressed = permit.suppressed,
+                error = %Chain(error),
+                requests,
+                replies,
+                delay = delay.map(field::debug),
+                "{}",
+                reason.consequence()
+            )
+        };
+    }
+    match reason.level() {
+        Level::ERROR => log_at!(error),
+        Level::WARN => log_at!(warn),
+        _ => log_at!(debug),
+    }
+}
