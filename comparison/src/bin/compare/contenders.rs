@@ -69,7 +69,7 @@ pub(crate) fn of(system: System) -> Vec<Contender> {
     }
 }
 
-const LINUX: [Contender; 9] = [
+const LINUX: [Contender; 10] = [
     Contender {
         name: "pipe-server",
         role: Role::Ours,
@@ -110,6 +110,13 @@ const LINUX: [Contender; 9] = [
         role: Role::Other,
         program: Program::C("seqpacket-threads"),
         arguments: &["{address}", "{longest}"],
+        client: Client::Pipe,
+    },
+    Contender {
+        name: "plain Tokio loop",
+        role: Role::Other,
+        program: Program::Cargo("contender-echo"),
+        arguments: &["plain-tokio", "{address}", "{longest}"],
         client: Client::Pipe,
     },
     Contender {
