@@ -114,7 +114,7 @@ fn compare(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     };
     let loads: Vec<Load> = loads
         .into_iter()
-        .filter(|load| wanted(load.name, &options.load))
+        .filter(|load| wanted(&load.name, &options.load))
         .collect();
     let programs = Programs::new(options)?;
 

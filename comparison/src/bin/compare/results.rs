@@ -35,7 +35,10 @@ impl Results {
             .into_iter()
             .map(|figures| figures.map(median))
             .collect();
-        self.rows.push(Row { load: *load, cells });
+        self.rows.push(Row {
+            load: load.clone(),
+            cells,
+        });
     }
 
     /// How many times better ours is than the best contender of this role; below 1 it is worse. Nothing can be said

@@ -34,7 +34,7 @@ pub(crate) fn table(results: &Results, options: &Options) -> String {
 
     let mut reasons: Vec<String> = Vec::new();
     for row in &results.rows {
-        let mut cells = vec![row.load.name.to_owned()];
+        let mut cells = vec![row.load.name.clone()];
         for (contender, cell) in results.contenders.iter().zip(&row.cells) {
             cells.push(match cell {
                 Ok(figure) if contender.role == Role::Ours => {
