@@ -67,13 +67,13 @@ struct Options {
     #[arg(long)]
     quick: bool,
 
-    /// Only loads whose name contains TEXT; does not change the docs
-    #[arg(long, value_name = "TEXT")]
-    load: Option<String>,
+    /// Only loads whose name contains TEXT; does not change the docs. May be repeated
+    #[arg(long = "load", value_name = "TEXT")]
+    loads: Vec<String>,
 
-    /// Only contenders whose name contains TEXT, and ours; does not change the docs
-    #[arg(long, value_name = "TEXT")]
-    contender: Option<String>,
+    /// Only contenders whose name contains TEXT, and ours; does not change the docs. May be repeated
+    #[arg(long = "contender", value_name = "TEXT")]
+    contenders: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -100,13 +100,12 @@ fn main() -> ExitCode {
 fn compare(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     raise_open_files();
     warn_if_busy();
-    let wanted = |name: &str, pattern: &Option<String>| match pattern {
-        Some(pattern) => name.contains(pattern.as_str()),
-        None => true,
+    let wanted = |name: &str, patterns: &[String]| {
+        patterns.is_empty() || patterns.iter().any(|pattern| name.contains(pattern))
     };
     let contenders: Vec<Contender> = contenders::of(options.system)
         .into_iter()
-        .filter(|contender| contender.is_ours() || wanted(contender.name, &options.contender))
+        .filter(|contender| contender.is_ours() || wanted(contender.name, &options.contenders))
         .collect();
     let loads = match options.growth {
         true => loads::growth(options.system),
@@ -114,7 +113,7 @@ fn compare(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     };
     let loads: Vec<Load> = loads
         .into_iter()
-        .filter(|load| wanted(&load.name, &options.load))
+        .filter(|load| wanted(&load.name, &options.loads))
         .collect();
     let programs = Programs::new(options)?;
 
@@ -129,7 +128,8 @@ fn compare(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
 
     let table = table::table(&results, options);
     println!("{table}");
-    if options.quick || options.load.is_some() || options.contender.is_some() {
+    println!("{}", table::ratios(&results));
+    if options.quick || !options.loads.is_empty() || !options.contenders.is_empty() {
         return Ok(());
     }
     let picture = match options.growth {
