@@ -63,6 +63,11 @@ struct Options {
     #[arg(long)]
     growth: bool,
 
+    /// Compare with the plain Tokio loop alone, to which what the contract demands is added step by
+    /// step; does not change the docs. Only on Linux
+    #[arg(long, conflicts_with = "growth")]
+    steps: bool,
+
     /// One short round, to check that everything works; does not change the docs
     #[arg(long)]
     quick: bool,
@@ -103,7 +108,12 @@ fn compare(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     let wanted = |name: &str, patterns: &[String]| {
         patterns.is_empty() || patterns.iter().any(|pattern| name.contains(pattern))
     };
-    let contenders: Vec<Contender> = contenders::of(options.system)
+    let contenders = match (options.steps, options.system) {
+        (false, system) => contenders::of(system),
+        (true, System::Linux) => contenders::steps(),
+        (true, System::Windows) => return Err("--steps is for Linux only".into()),
+    };
+    let contenders: Vec<Contender> = contenders
         .into_iter()
         .filter(|contender| contender.is_ours() || wanted(contender.name, &options.contenders))
         .collect();
@@ -129,7 +139,7 @@ fn compare(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     let table = table::table(&results, options);
     println!("{table}");
     println!("{}", table::ratios(&results));
-    if options.quick || !options.loads.is_empty() || !options.contenders.is_empty() {
+    if !options.changes_docs() {
         return Ok(());
     }
     let picture = match options.growth {
@@ -141,6 +151,12 @@ fn compare(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 impl Options {
+    /// Whether the docs get the results.
+    fn changes_docs(&self) -> bool {
+        let is_complete = self.loads.is_empty() && self.contenders.is_empty();
+        is_complete && !self.quick && !self.steps
+    }
+
     /// The part of the page that it writes.
     fn part(&self) -> String {
         let system = self.system.name();

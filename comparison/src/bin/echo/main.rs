@@ -1,8 +1,10 @@
-//! The contenders' echo servers in Rust: `contender-echo KIND ADDRESS [LONGEST]`. LONGEST is the length of the longest
-//! message, for the kinds that have to know it.
+//! The contenders' echo servers in Rust: `contender-echo KIND ADDRESS [LONGEST [STEP]]`. LONGEST is the length of the longest
+//! message, for the kinds that have to know it, and STEP the last of the steps that are added to the plain Tokio loop.
 
 use std::{env, io, process::ExitCode};
 
+#[cfg(target_os = "linux")]
+mod contract_linux;
 #[cfg(unix)]
 mod framed;
 #[cfg(windows)]
@@ -19,7 +21,7 @@ mod zeromq;
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let [kind, address, options @ ..] = &arguments[..] else {
-        eprintln!("usage: contender-echo KIND ADDRESS [LONGEST]");
+        eprintln!("usage: contender-echo KIND ADDRESS [LONGEST [STEP]]");
         return ExitCode::from(2);
     };
     match serve(kind, address, options) {
@@ -42,7 +44,14 @@ fn serve(kind: &str, address: &str, options: &[String]) -> Result<(), Box<dyn st
         #[cfg(feature = "nng")]
         ("nng", []) => Ok(nng::serve(address)?),
         #[cfg(target_os = "linux")]
-        ("plain-tokio", [longest]) => Ok(plain_tokio_linux::serve(address, longest.parse()?)?),
+        ("plain-tokio", [longest]) => {
+            let echo = plain_tokio_linux::echo;
+            Ok(plain_tokio_linux::serve(address, longest.parse()?, echo)?)
+        }
+        #[cfg(target_os = "linux")]
+        ("plain-tokio", [longest, last_step]) => {
+            contract_linux::serve(address, longest.parse()?, last_step)
+        }
         #[cfg(windows)]
         ("plain-tokio", []) => Ok(plain_tokio_windows::serve(address)?),
         #[cfg(feature = "zeromq")]

@@ -1,6 +1,6 @@
 //! The loop that a user of Tokio would write for `SOCK_SEQPACKET`: sockets in `AsyncFd`, and a task
-//! per client that receives a message and sends it back. No handler, no timeouts, no log, no graceful
-//! shutdown; a message over LONGEST is truncated.
+//! per client that receives a message and sends it back. No handler, no timeouts, no log, no
+//! graceful shutdown; a message over LONGEST is truncated.
 
 use std::{io, os::fd::OwnedFd};
 
@@ -18,7 +18,15 @@ const QUEUE_LENGTH: i32 = 1024;
 /// What the kernel reserves of the send buffer.
 const SEND_OVERHEAD: usize = 32;
 
-pub(crate) fn serve(address: &str, longest: usize) -> io::Result<()> {
+/// Runs `echo` for each client, in a task of its own.
+pub(crate) fn serve<F>(
+    address: &str,
+    longest: usize,
+    echo: impl Fn(AsyncFd<OwnedFd>, usize) -> F,
+) -> io::Result<()>
+where
+    F: Future<Output = io::Result<()>> + Send + 'static,
+{
     crate::runtime()?.block_on(async {
         let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None)?;
         bind(&listener, &SocketAddrUnix::new(address)?)?;
@@ -36,7 +44,7 @@ pub(crate) fn serve(address: &str, longest: usize) -> io::Result<()> {
     })
 }
 
-async fn echo(socket: AsyncFd<OwnedFd>, longest: usize) -> io::Result<()> {
+pub(crate) async fn echo(socket: AsyncFd<OwnedFd>, longest: usize) -> io::Result<()> {
     let mut buffer = vec![0; longest];
     loop {
         let receive = |socket: &OwnedFd| Ok(recv(socket, &mut buffer[..], RecvFlags::empty())?.0);
