@@ -1,10 +1,14 @@
 /* Loads an echo server from blocking threads, one per client, with nothing between them and the kernel.
 
-   usage: socket-load TYPE PATH CLIENTS DEPTH SIZE WARM-UP DURATION
+   usage: socket-load TYPE PATH SERVER CLIENTS DEPTH BURST SIZE WARM-UP DURATION
 
-   TYPE is `seqpacket`, or `stream` for messages with a length prefix. Each client keeps DEPTH requests of SIZE bytes in
-   flight; all of them must fit the socket's buffer. The times are in milliseconds. Prints one line of JSON: the number of
-   requests answered since the start, and the rate after the warm-up. */
+   TYPE is `seqpacket`, or `stream` for messages with a length prefix. SERVER is the id of the server's process. Each client
+   sends DEPTH requests of SIZE bytes, which must fit the socket's buffer together. Then, after every BURST replies, it sends
+   as many requests: one keeps DEPTH requests in flight, and as many as DEPTH alternate between sending all requests and
+   receiving all replies. The times are in milliseconds.
+
+   Prints one line of JSON: the number of requests answered since the start, and of the time after the warm-up the rate and
+   the server's processor time (user and system) per request in microseconds. */
 #include "socket.h"
 
 #include <pthread.h>
@@ -17,7 +21,7 @@ struct client {
 };
 
 static int type;
-static int depth;
+static int depth, burst;
 static size_t wire_length; /* of a message with its prefix */
 
 static void exchange_failed(const char *what, ssize_t length)
@@ -51,12 +55,15 @@ static void *load(void *argument)
         fail("malloc");
     if (type == SOCK_STREAM)
         write_prefix(request, wire_length - PREFIX);
-    for (int in_flight = 0; in_flight < depth; in_flight++)
+    for (int sent = 0; sent < depth; sent++)
         send_request(client->socket, request);
     for (;;) {
-        receive_reply(client->socket, reply);
-        atomic_fetch_add_explicit(&client->answered, 1, memory_order_relaxed);
-        send_request(client->socket, request);
+        for (int received = 0; received < burst; received++) {
+            receive_reply(client->socket, reply);
+            atomic_fetch_add_explicit(&client->answered, 1, memory_order_relaxed);
+        }
+        for (int sent = 0; sent < burst; sent++)
+            send_request(client->socket, request);
     }
     return NULL;
 }
@@ -69,11 +76,25 @@ static unsigned long answered(struct client *clients, int count)
     return sum;
 }
 
-static double now(void)
+/* In seconds. */
+static double read_clock(clockid_t clock)
 {
     struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
+    if (clock_gettime(clock, &time) < 0)
+        fail("reading a clock");
     return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
+}
+
+/* Counts the processor time of a process: of all its threads, user and system. */
+static clockid_t processor_clock(const char *process)
+{
+    clockid_t clock;
+    int error = clock_getcpuclockid((pid_t)atoi(process), &clock);
+    if (error) {
+        fprintf(stderr, "socket-load: the processor time of process %s: %s\n", process, strerror(error));
+        exit(1);
+    }
+    return clock;
 }
 
 static void pause_for(const char *milliseconds)
@@ -86,15 +107,21 @@ static void pause_for(const char *milliseconds)
 
 int main(int count, char **arguments)
 {
-    if (count != 8) {
-        fprintf(stderr, "usage: %s TYPE PATH CLIENTS DEPTH SIZE WARM-UP DURATION\n", arguments[0]);
+    if (count != 10) {
+        fprintf(stderr, "usage: %s TYPE PATH SERVER CLIENTS DEPTH BURST SIZE WARM-UP DURATION\n", arguments[0]);
         return 2;
     }
     type = socket_type(arguments[1]);
     struct sockaddr_un address = address_of(arguments[2]);
-    int number = atoi(arguments[3]);
-    depth = atoi(arguments[4]);
-    longest = strtoul(arguments[5], NULL, 10);
+    clockid_t server = processor_clock(arguments[3]);
+    int number = atoi(arguments[4]);
+    depth = atoi(arguments[5]);
+    burst = atoi(arguments[6]);
+    if (burst < 1 || burst > depth) {
+        fprintf(stderr, "socket-load: BURST must be between 1 and DEPTH\n");
+        return 2;
+    }
+    longest = strtoul(arguments[7], NULL, 10);
     wire_length = longest + (type == SOCK_STREAM ? PREFIX : 0);
 
     struct client *clients = aligned_alloc(128, (size_t)number * sizeof *clients);
@@ -115,12 +142,15 @@ int main(int count, char **arguments)
         if (pthread_create(&thread, NULL, load, &clients[index]))
             fail("starting a thread");
     }
-    pause_for(arguments[6]);
+    pause_for(arguments[8]);
     unsigned long before = answered(clients, number);
-    double begun = now();
-    pause_for(arguments[7]);
-    double time = now() - begun;
+    double begun = read_clock(CLOCK_MONOTONIC), spent = read_clock(server);
+    pause_for(arguments[9]);
     unsigned long after = answered(clients, number);
-    printf("{\"messages\": %lu, \"messages_per_second\": %.1f}\n", after, (double)(after - before) / time);
+    double time = read_clock(CLOCK_MONOTONIC) - begun;
+    spent = read_clock(server) - spent;
+    double requests = (double)(after - before);
+    printf("{\"messages\": %lu, \"messages_per_second\": %.1f, \"processor_us_per_message\": %.4f}\n", after,
+           requests / time, spent * 1e6 / requests);
     return 0;
 }

@@ -69,7 +69,13 @@ pub(crate) fn of(system: System) -> Vec<Contender> {
     }
 }
 
-const LINUX: [Contender; 9] = [
+/// Ours, the plain Tokio loop, and that loop with what the contract demands added step by step.
+pub(crate) fn steps() -> Vec<Contender> {
+    let ours = LINUX.into_iter().filter(Contender::is_ours);
+    ours.chain(STEPS).collect()
+}
+
+const LINUX: [Contender; 10] = [
     Contender {
         name: "pipe-server",
         role: Role::Ours,
@@ -112,6 +118,10 @@ const LINUX: [Contender; 9] = [
         arguments: &["{address}", "{longest}"],
         client: Client::Pipe,
     },
+    plain_tokio(
+        "plain Tokio loop",
+        &["plain-tokio", "{address}", "{longest}"],
+    ),
     Contender {
         name: "Go",
         role: Role::Other,
@@ -141,6 +151,51 @@ const LINUX: [Contender; 9] = [
         client: Client::Other("nng"),
     },
 ];
+
+const STEPS: [Contender; 8] = [
+    plain_tokio(
+        "plain Tokio loop",
+        &["plain-tokio", "{address}", "{longest}"],
+    ),
+    plain_tokio(
+        "+ messages",
+        &["plain-tokio", "{address}", "{longest}", "messages"],
+    ),
+    plain_tokio(
+        "+ panics",
+        &["plain-tokio", "{address}", "{longest}", "panics"],
+    ),
+    plain_tokio(
+        "+ write timeout",
+        &["plain-tokio", "{address}", "{longest}", "write-timeout"],
+    ),
+    plain_tokio(
+        "+ shutdown",
+        &["plain-tokio", "{address}", "{longest}", "shutdown"],
+    ),
+    plain_tokio(
+        "+ bytes in hand",
+        &["plain-tokio", "{address}", "{longest}", "bytes-in-hand"],
+    ),
+    plain_tokio(
+        "+ turns",
+        &["plain-tokio", "{address}", "{longest}", "turns"],
+    ),
+    plain_tokio(
+        "+ figures",
+        &["plain-tokio", "{address}", "{longest}", "figures"],
+    ),
+];
+
+const fn plain_tokio(name: &'static str, arguments: &'static [&'static str]) -> Contender {
+    Contender {
+        name,
+        role: Role::Other,
+        program: Program::Cargo("contender-echo"),
+        arguments,
+        client: Client::Pipe,
+    }
+}
 
 const WINDOWS: [Contender; 9] = [
     Contender {

@@ -2,10 +2,10 @@
 
 use crate::System;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Load {
     /// In the table's first column.
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     pub(crate) kind: Kind,
     pub(crate) unit: Unit,
 }
@@ -18,8 +18,14 @@ pub(crate) enum Kind {
         depth: u32,
         size: usize,
     },
-    /// Echoed requests of 64 bytes, from clients in C that are one blocking thread each.
-    Threads { clients: u32, depth: u32 },
+    /// Echoed requests of 64 bytes, from clients in C that are one blocking thread each: their rate, or
+    /// the server's processor time per request where the unit is that of a time. After every `burst`
+    /// replies a client sends as many requests.
+    Threads {
+        clients: u32,
+        depth: u32,
+        burst: u32,
+    },
     /// Clients that connect, have one request answered and close, beside connections that are idle.
     Connect { clients: u32, idle: u32 },
     /// One client that pauses after each reply, beside many at full speed.
@@ -110,8 +116,8 @@ pub(crate) const SMALL: usize = 64;
 
 /// Series of loads in which only the number of connections grows. A name is that of its series, a colon and the number.
 pub(crate) fn growth(system: System) -> Vec<Load> {
-    let echo = |name, clients, unit| Load {
-        name,
+    let echo = |name: &str, clients, unit| Load {
+        name: name.to_owned(),
         kind: Kind::Echo {
             clients,
             depth: 1,
@@ -121,8 +127,8 @@ pub(crate) fn growth(system: System) -> Vec<Load> {
     };
     let rate = |name, clients| echo(name, clients, Unit::PerSecond);
     let latency = |name, clients| echo(name, clients, Unit::Microseconds);
-    let connect = |name, idle| Load {
-        name,
+    let connect = |name: &str, idle| Load {
+        name: name.to_owned(),
         kind: Kind::Connect { clients: 8, idle },
         unit: Unit::PerSecond,
     };
@@ -146,9 +152,39 @@ pub(crate) fn growth(system: System) -> Vec<Load> {
     loads
 }
 
+/// Loads from clients in C that are one blocking thread each.
+fn threads() -> Vec<Load> {
+    let figures = [
+        ("64 B", Unit::PerSecond),
+        ("processor time per request", Unit::Microseconds),
+    ];
+    let patterns = [
+        ("", 1, 1),
+        (", depth 16", 16, 1),
+        (", bursts of 16", 16, 16),
+    ];
+    let mut loads = Vec::new();
+    for (figure, unit) in figures {
+        for (pattern, depth, burst) in patterns {
+            for (clients, number) in [("1 client", 1), ("8 clients", 8), ("64 clients", 64)] {
+                loads.push(Load {
+                    name: format!("{figure}, {clients}{pattern} (blocking threads in C)"),
+                    kind: Kind::Threads {
+                        clients: number,
+                        depth,
+                        burst,
+                    },
+                    unit,
+                });
+            }
+        }
+    }
+    loads
+}
+
 pub(crate) fn of(system: System) -> Vec<Load> {
-    let echo = |name, clients, depth, size| Load {
-        name,
+    let echo = |name: &str, clients, depth, size| Load {
+        name: name.to_owned(),
         kind: Kind::Echo {
             clients,
             depth,
@@ -156,8 +192,8 @@ pub(crate) fn of(system: System) -> Vec<Load> {
         },
         unit: Unit::PerSecond,
     };
-    let idle = |name, connections| Load {
-        name,
+    let idle = |name: &str, connections| Load {
+        name: name.to_owned(),
         kind: Kind::Idle { connections },
         unit: Unit::Bytes,
     };
@@ -170,7 +206,7 @@ pub(crate) fn of(system: System) -> Vec<Load> {
         echo("64 KiB, 8 clients", 8, 1, 64 << 10),
         echo("1 MiB, 4 clients", 4, 1, 1 << 20),
         Load {
-            name: "connections, 8 clients",
+            name: "connections, 8 clients".to_owned(),
             kind: Kind::Connect {
                 clients: 8,
                 idle: 0,
@@ -178,7 +214,7 @@ pub(crate) fn of(system: System) -> Vec<Load> {
             unit: Unit::PerSecond,
         },
         Load {
-            name: "p99 of 1 paced client beside 63 at full speed",
+            name: "p99 of 1 paced client beside 63 at full speed".to_owned(),
             kind: Kind::Paced {
                 others: 63,
                 depth: 16,
@@ -188,18 +224,7 @@ pub(crate) fn of(system: System) -> Vec<Load> {
         idle("memory per connection, 1,000 idle", 1000),
     ];
     if system == System::Linux {
-        let threads = |name, clients, depth| Load {
-            name,
-            kind: Kind::Threads { clients, depth },
-            unit: Unit::PerSecond,
-        };
-        loads.extend([
-            threads("64 B, 1 client (blocking threads in C)", 1, 1),
-            threads("64 B, 8 clients (blocking threads in C)", 8, 1),
-            threads("64 B, 64 clients (blocking threads in C)", 64, 1),
-            threads("64 B, 1 client, depth 16 (blocking threads in C)", 1, 16),
-            threads("64 B, 8 clients, depth 16 (blocking threads in C)", 8, 16),
-        ]);
+        loads.extend(threads());
         // Under Wine 10,000 threads would take 10 GiB.
         loads.push(idle("memory per connection, 10,000 idle", 10_000));
     }
@@ -223,7 +248,7 @@ pub(crate) fn of(system: System) -> Vec<Load> {
         ],
     };
     loads.extend(costs.iter().map(|&(name, event, depth)| Load {
-        name,
+        name: name.to_owned(),
         kind: Kind::Cost { event, depth },
         unit: match event {
             SystemCalls | Allocations => Unit::Calls,

@@ -63,17 +63,22 @@ struct Options {
     #[arg(long)]
     growth: bool,
 
+    /// Compare with the plain Tokio loop alone, to which what the contract demands is added step by
+    /// step; does not change the docs. Only on Linux
+    #[arg(long, conflicts_with = "growth")]
+    steps: bool,
+
     /// One short round, to check that everything works; does not change the docs
     #[arg(long)]
     quick: bool,
 
-    /// Only loads whose name contains TEXT; does not change the docs
-    #[arg(long, value_name = "TEXT")]
-    load: Option<String>,
+    /// Only loads whose name contains TEXT; does not change the docs. May be repeated
+    #[arg(long = "load", value_name = "TEXT")]
+    loads: Vec<String>,
 
-    /// Only contenders whose name contains TEXT, and ours; does not change the docs
-    #[arg(long, value_name = "TEXT")]
-    contender: Option<String>,
+    /// Only contenders whose name contains TEXT, and ours; does not change the docs. May be repeated
+    #[arg(long = "contender", value_name = "TEXT")]
+    contenders: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -100,13 +105,17 @@ fn main() -> ExitCode {
 fn compare(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     raise_open_files();
     warn_if_busy();
-    let wanted = |name: &str, pattern: &Option<String>| match pattern {
-        Some(pattern) => name.contains(pattern.as_str()),
-        None => true,
+    let wanted = |name: &str, patterns: &[String]| {
+        patterns.is_empty() || patterns.iter().any(|pattern| name.contains(pattern))
     };
-    let contenders: Vec<Contender> = contenders::of(options.system)
+    let contenders = match (options.steps, options.system) {
+        (false, system) => contenders::of(system),
+        (true, System::Linux) => contenders::steps(),
+        (true, System::Windows) => return Err("--steps is for Linux only".into()),
+    };
+    let contenders: Vec<Contender> = contenders
         .into_iter()
-        .filter(|contender| contender.is_ours() || wanted(contender.name, &options.contender))
+        .filter(|contender| contender.is_ours() || wanted(contender.name, &options.contenders))
         .collect();
     let loads = match options.growth {
         true => loads::growth(options.system),
@@ -114,7 +123,7 @@ fn compare(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     };
     let loads: Vec<Load> = loads
         .into_iter()
-        .filter(|load| wanted(load.name, &options.load))
+        .filter(|load| wanted(&load.name, &options.loads))
         .collect();
     let programs = Programs::new(options)?;
 
@@ -129,7 +138,8 @@ fn compare(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
 
     let table = table::table(&results, options);
     println!("{table}");
-    if options.quick || options.load.is_some() || options.contender.is_some() {
+    println!("{}", table::ratios(&results));
+    if !options.changes_docs() {
         return Ok(());
     }
     let picture = match options.growth {
@@ -141,6 +151,12 @@ fn compare(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 impl Options {
+    /// Whether the docs get the results.
+    fn changes_docs(&self) -> bool {
+        let is_complete = self.loads.is_empty() && self.contenders.is_empty();
+        is_complete && !self.quick && !self.steps
+    }
+
     /// The part of the page that it writes.
     fn part(&self) -> String {
         let system = self.system.name();

@@ -84,7 +84,9 @@ pub(crate) fn measure(
 /// Checks that every reply equals its request. A server that fails this is not measured.
 fn verify(load: &Load, contender: &Contender, programs: &Programs) -> Result<(), String> {
     let (clients, depth) = match load.kind {
-        Kind::Echo { clients, depth, .. } | Kind::Threads { clients, depth } => (clients, depth),
+        Kind::Echo { clients, depth, .. } | Kind::Threads { clients, depth, .. } => {
+            (clients, depth)
+        }
         _ => (1, 1),
     };
     let requests = (2 * clients * depth).max(20);
@@ -130,13 +132,21 @@ fn one(
             };
             client::figure(&mut client, name)
         }
-        Kind::Threads { clients, depth } => {
-            let mut threads = programs.threads(contender)?;
+        Kind::Threads {
+            clients,
+            depth,
+            burst,
+        } => {
+            let mut threads = programs.threads(contender, server.process())?;
             threads
-                .args([clients, depth].map(|number| number.to_string()))
+                .args([clients, depth, burst].map(|number| number.to_string()))
                 .arg(SMALL.to_string())
                 .args([WARM_UP, options.duration].map(|time| time.as_millis().to_string()));
-            client::figure(&mut threads, "messages_per_second")
+            let name = match load.unit {
+                Unit::Microseconds => "processor_us_per_message",
+                _ => "messages_per_second",
+            };
+            client::figure(&mut threads, name)
         }
         Kind::Connect { clients, idle } => {
             let _idle = match idle {

@@ -77,7 +77,7 @@ pub(crate) fn colour(role: Role) -> &'static str {
 
 fn panel(svg: &mut String, results: &Results, row: &Row, x: usize, y: usize) {
     let unit = row.load.unit;
-    title(svg, row.load.name, unit, x, y + 16);
+    title(svg, &row.load.name, unit, x, y + 16);
     let most = row.cells.iter().flatten().copied().fold(0.0, f64::max);
     for (index, (contender, cell)) in results.contenders.iter().zip(&row.cells).enumerate() {
         let top = y + TITLE + index * BAR;

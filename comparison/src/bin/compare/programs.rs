@@ -135,12 +135,13 @@ impl Programs {
         command
     }
 
-    /// The command of the clients that are blocking threads in C.
-    pub(crate) fn threads(&self, contender: &Contender) -> Result<Command, String> {
+    /// The command of the clients that are blocking threads in C. They read the processor time of `server`, a
+    /// process.
+    pub(crate) fn threads(&self, contender: &Contender, server: u32) -> Result<Command, String> {
         let socket_type = contender.socket_type();
         let socket_type = socket_type.ok_or("no client in C speaks its protocol")?;
         let mut command = self.command(&self.others.join("socket-load"));
-        command.args([socket_type, &self.pipe_name(contender)]);
+        command.args([socket_type, &self.pipe_name(contender), &server.to_string()]);
         Ok(command)
     }
 

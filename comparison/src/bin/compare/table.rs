@@ -2,7 +2,11 @@
 
 use std::fmt::Write as _;
 
-use crate::{Options, contenders::Role, results::Results};
+use crate::{
+    Options,
+    contenders::Role,
+    results::{Results, Spread},
+};
 
 pub(crate) fn table(results: &Results, options: &Options) -> String {
     let mut text = format!(
@@ -27,14 +31,11 @@ pub(crate) fn table(results: &Results, options: &Options) -> String {
         "ours vs. best other".to_owned(),
     ]);
     line(&heading);
-    let rules: Vec<String> = (0..heading.len())
-        .map(|column| if column == 0 { "---" } else { "---:" }.to_owned())
-        .collect();
-    line(&rules);
+    line(&rules(heading.len()));
 
     let mut reasons: Vec<String> = Vec::new();
     for row in &results.rows {
-        let mut cells = vec![row.load.name.to_owned()];
+        let mut cells = vec![row.load.name.clone()];
         for (contender, cell) in results.contenders.iter().zip(&row.cells) {
             cells.push(match cell {
                 Ok(figure) if contender.role == Role::Ours => {
@@ -53,12 +54,7 @@ pub(crate) fn table(results: &Results, options: &Options) -> String {
             });
         }
         for role in [Role::Limit, Role::Other] {
-            let ratio = results.ratio(row, role);
-            cells.push(match ratio {
-                Some(ratio @ ..0.1) => format!("{ratio:.3}"),
-                Some(ratio) => format!("{ratio:.2}"),
-                None => "–".to_owned(),
-            });
+            cells.push(results.ratio(row, role).map_or("–".to_owned(), show));
         }
         line(&cells);
     }
@@ -67,4 +63,46 @@ pub(crate) fn table(results: &Results, options: &Options) -> String {
         _ = writeln!(text, "{gap}{}. {reason}", index + 1);
     }
     text
+}
+
+/// Our figures divided by each contender's. Only printed: the page says how much better ours is than
+/// the best of the others.
+pub(crate) fn ratios(results: &Results) -> String {
+    let mut text = String::from(
+        "Ours divided by theirs, round by round: the median, and the lowest and the highest.\n\n",
+    );
+    let mut line = |cells: &[String]| _ = writeln!(text, "| {} |", cells.join(" | "));
+
+    let mut heading = vec!["load".to_owned()];
+    let others = results.contenders.iter().skip(1);
+    heading.extend(others.map(|contender| contender.name.to_owned()));
+    line(&heading);
+    line(&rules(heading.len()));
+    for row in &results.rows {
+        let mut cells = vec![row.load.name.clone()];
+        cells.extend(row.ratios.iter().skip(1).map(|ratio| match ratio {
+            Some(Spread {
+                lowest,
+                median,
+                highest,
+            }) => format!("{} ({}..{})", show(*median), show(*lowest), show(*highest)),
+            None => "–".to_owned(),
+        }));
+        line(&cells);
+    }
+    text
+}
+
+/// The line below a heading: all columns but the first are aligned to the right.
+fn rules(columns: usize) -> Vec<String> {
+    let rule = |column| if column == 0 { "---" } else { "---:" }.to_owned();
+    (0..columns).map(rule).collect()
+}
+
+/// Formats a ratio.
+fn show(ratio: f64) -> String {
+    match ratio {
+        ..0.1 => format!("{ratio:.3}"),
+        _ => format!("{ratio:.2}"),
+    }
 }
