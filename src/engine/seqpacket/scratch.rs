@@ -67,11 +67,10 @@ pub(super) fn receive_one(socket: &Socket, limit: usize) -> Result<Packet, Errno
     })
 }
 
-/// Receives up to `size` packets in one call (recvmmsg(2)), and returns their number.
+/// Receives up to `BATCH` packets in one call (recvmmsg(2)), and returns their number.
 pub(super) fn receive_batch(
     socket: &Socket,
     limit: usize,
-    size: usize,
     packets: &mut VecDeque<Packet>,
 ) -> Result<usize, Errno> {
     SCRATCH.with_borrow_mut(|scratch| {
@@ -84,7 +83,7 @@ pub(super) fn receive_batch(
             let messages = recvmmsg(
                 socket.as_raw_fd(),
                 &mut scratch.headers,
-                &mut slices[..size],
+                &mut slices,
                 MsgFlags::MSG_DONTWAIT,
                 None,
             )
