@@ -26,6 +26,7 @@ use crate::{
     connection::Connection,
     defaults,
     listener::PipeListener,
+    name::PipeName,
     tasks::Tasks,
     telemetry::{Details, Reason, Stats, StatsSnapshot, Telemetry},
 };
@@ -199,98 +200,132 @@ where
     S: Future<Output = ()> + Send + 'static,
 {
     pub(super) async fn run(self) -> Summary {
-        let Self {
-            mut listener,
-            code,
-            drain_timeout,
-            inline_completions,
-            signal,
-        } = self;
-        let code = Arc::new(code);
+        let telemetry = self.listener.telemetry().clone();
         let (begin_shutdown, begun) = watch::channel(());
-        let shutdown = Shutdown::new(begun);
-        let mut tasks = Tasks::new(inline_completions);
-        let mut summary = Summary::default();
-        let mut backoff = Backoff::default();
-        let mut signal = pin!(signal);
-        let telemetry = listener.telemetry().clone();
-        let mut logging = pin!(telemetry.log_suppressed());
+        let mut acceptor = Acceptor {
+            code: Arc::new(self.code),
+            shutdown: Shutdown::new(begun),
+            tasks: Tasks::new(self.inline_completions),
+            served: 0,
+            telemetry: telemetry.clone(),
+        };
+        let (listener, drain_timeout) = (self.listener, self.drain_timeout);
+        let serving = async {
+            acceptor.accept_until(listener, self.signal).await;
+            begin_shutdown.send_replace(());
+            acceptor.drain(drain_timeout).await;
+            acceptor.end().await
+        };
+        tokio::select! {
+            biased;
+            summary = serving => summary,
+            never = telemetry.log_suppressed() => match never {},
+        }
+    }
+}
 
+/// Accepts connections, and has a task for each.
+struct Acceptor<F> {
+    code: Arc<F>,
+    shutdown: Shutdown,
+    tasks: Tasks,
+    /// How many tasks have completed.
+    served: u64,
+    telemetry: Telemetry,
+}
+
+impl<F, Running> Acceptor<F>
+where
+    F: Fn(Connection, Shutdown) -> Running + Send + Sync + 'static,
+    Running: Future<Output: IntoResult> + Send + 'static,
+{
+    /// Accepts connections until `signal` completes. From then on no client can connect. One that was not accepted yet
+    /// sees its pipe closed.
+    async fn accept_until(&mut self, mut listener: PipeListener, signal: impl Future<Output = ()>) {
+        let mut signal = pin!(signal);
+        let mut backoff = Backoff::default();
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = &mut signal => break,
-                Some(_) = tasks.join_next() => {
-                    summary.served += 1;
+                () = &mut signal => return,
+                Some(_) = self.tasks.join_next() => {
+                    self.served += 1;
                     continue;
                 }
                 accepted = listener.accept() => accepted,
-                never = &mut logging => match never {},
             };
-            let mut connection = match accepted {
-                Ok(connection) => connection,
+            match accepted {
+                Ok(connection) => {
+                    backoff.reset();
+                    self.spawn(connection, listener.local_name());
+                }
                 Err(error) => {
                     let delay = backoff.next_delay();
                     let details = Details {
                         delay: Some(delay),
                         ..Details::default()
                     };
-                    telemetry.report(Reason::Accept, &error, details);
+                    self.telemetry.report(Reason::Accept, &error, details);
                     tokio::select! {
-                        () = &mut signal => break,
+                        () = &mut signal => return,
                         () = sleep(delay) => {}
-                        never = &mut logging => match never {},
                     }
-                    continue;
                 }
-            };
-            backoff.reset();
-            let span = info_span!(
-                "connection",
-                pipe.name = %listener.local_name(),
-                connection.id = connection.id(),
-                peer.pid = Empty,
-                peer.user = Empty,
-            );
-            connection.record_peer(&span);
-            let running = run_one(
-                Arc::clone(&code),
-                connection,
-                shutdown.clone(),
-                telemetry.clone(),
-            );
-            tasks.spawn(running.instrument(span));
+            }
         }
+    }
 
-        debug!(connections = tasks.len(), ?drain_timeout, "shutting down");
-        // No client can connect from here on. A client that was not accepted yet sees its pipe closed.
-        drop(listener);
-        begin_shutdown.send_replace(());
+    fn spawn(&mut self, mut connection: Connection, name: &PipeName) {
+        let span = info_span!(
+            "connection",
+            pipe.name = %name,
+            connection.id = connection.id(),
+            peer.pid = Empty,
+            peer.user = Empty,
+        );
+        connection.record_peer(&span);
+        let running = run_one(
+            Arc::clone(&self.code),
+            connection,
+            self.shutdown.clone(),
+            self.telemetry.clone(),
+        );
+        self.tasks.spawn(running.instrument(span));
+    }
+
+    /// Waits until every task has completed or the time is over.
+    async fn drain(&mut self, drain_timeout: Option<Duration>) {
+        debug!(
+            connections = self.tasks.len(),
+            ?drain_timeout,
+            "shutting down"
+        );
+        let deadline = drain_timeout.and_then(|time| Instant::now().checked_add(time));
         let drained = async {
-            while tasks.join_next().await.is_some() {
-                summary.served += 1;
+            while self.tasks.join_next().await.is_some() {
+                self.served += 1;
             }
         };
-        let drained = async {
-            match drain_timeout.and_then(|time| Instant::now().checked_add(time)) {
-                Some(deadline) => _ = timeout_at(deadline, drained).await,
-                None => drained.await,
-            }
-        };
-        tokio::select! {
-            () = drained => {}
-            never = &mut logging => match never {},
+        match deadline {
+            Some(deadline) => _ = timeout_at(deadline, drained).await,
+            None => drained.await,
         }
-        tasks.abort_all();
-        while let Some(ended) = tasks.join_next().await {
+    }
+
+    /// Aborts the tasks that are left.
+    async fn end(mut self) -> Summary {
+        let mut summary = Summary::default();
+        self.tasks.abort_all();
+        while let Some(ended) = self.tasks.join_next().await {
             match ended {
-                Ok(()) => summary.served += 1,
+                Ok(()) => self.served += 1,
                 Err(_) => summary.cut_off += 1,
             }
         }
-        tasks.ended().await;
-        telemetry.flush_log();
-        summary.stats = telemetry.stats().snapshot();
+        self.tasks.ended().await;
+        self.telemetry.flush_log();
+        summary.served = self.served;
+        summary.stats = self.telemetry.stats().snapshot();
         summary
     }
 }
