@@ -11,7 +11,7 @@ use pipe_server::PipeListener;
 use support::{UniqueName, in_time, unique_name};
 use tokio::task::spawn_blocking;
 
-use crate::program::Server;
+use crate::program::{Server, replies, run_client};
 
 fn client(name: &UniqueName, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pipe-client"));
@@ -279,4 +279,128 @@ fn a_reader_that_has_seen_enough_ends_the_client_quietly() {
         assert!(output.status.success(), "{arguments:?}: {output:?}");
         assert!(output.stderr.is_empty(), "{arguments:?}: {output:?}");
     }
+}
+
+#[test]
+fn lines_of_stdin_are_messages_and_empty_ones_are_left_out() {
+    let name = unique_name();
+    let _server = Server::start(&name, &["--echo"]);
+    let output = run_client(&name, &[], "one\n\ntwo\n");
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "one\ntwo\n");
+    assert!(
+        stderr(&output).contains("is empty and is not sent"),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn a_line_is_not_read_beyond_the_longest_message() {
+    let name = unique_name();
+    let _server = Server::start(&name, &["--echo"]);
+    let limit = ["--max-message-size", "8"];
+    assert_eq!(
+        replies(&name, &limit, "12345678\r\n12345678"),
+        "12345678\n12345678\n"
+    );
+    for (arguments, line) in [
+        (&limit[..], "123456789\n"),
+        (&limit[..], "123456789"),
+        (
+            &["--max-message-size", "8", "--encoding", "utf-16"],
+            "猫猫猫猫\n",
+        ),
+    ] {
+        let output = run_client(&name, arguments, line);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(stderr(&output).contains("--max-message-size"), "{output:?}");
+    }
+
+    // A line that never ends: the client gives up before it has read all of this.
+    let mut child = Command::new(env!("CARGO_BIN_EXE_pipe-client"))
+        .args(["--pipe-name", &name.text])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mebibyte = vec![b'x'; 1 << 20];
+    let written = (0..64).try_for_each(|_| stdin.write_all(&mebibyte));
+    drop(stdin);
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert!(written.is_err());
+}
+
+#[test]
+fn a_server_that_is_not_trusted_is_sent_nothing_and_named() {
+    let name = unique_name();
+    let _server = Server::start(&name, &["--echo"]);
+    let nobody = if cfg!(windows) {
+        "S-1-5-7"
+    } else {
+        "4294967294"
+    };
+    let output = run_client(&name, &["--trust", nobody, "hello"], "");
+    assert_eq!(output.status.code(), Some(5), "{output:?}");
+    let said = stderr(&output);
+    let cure = said.trim_end().rsplit_once("use ").unwrap().1;
+    // As it says.
+    let (flag, owner) = cure.split_once(' ').unwrap();
+    assert_eq!(
+        replies(&name, &[flag, owner, "hello"], "").trim_end(),
+        "hello"
+    );
+}
+
+/// Another user could put a socket of its own, or a link to another server of this user, into such a directory.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_directory_of_short_names_that_another_user_could_fill_is_not_used() {
+    use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+
+    let unique = unique_name();
+    let runtime_directory = Path::new(&unique.text).parent().unwrap();
+    let names = runtime_directory.join("pipe-server");
+    let client = |trust: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pipe-client"));
+        let command = command.env("XDG_RUNTIME_DIR", runtime_directory);
+        let command = command.args(["--pipe-name", "x", "--trust", trust, "hello"]);
+        let output = command.output().unwrap();
+        (output.status.code(), stderr(&output))
+    };
+    fs::create_dir(&names).unwrap();
+    fs::set_permissions(&names, fs::Permissions::from_mode(0o777)).unwrap();
+    let (code, said) = client("system");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("only its owner can write to"), "{said}");
+    assert!(said.contains(names.to_str().unwrap()), "{said}");
+
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("left out: only root can make a directory of another user");
+        return;
+    }
+    fs::set_permissions(&names, fs::Permissions::from_mode(0o755)).unwrap();
+    std::os::unix::fs::chown(&names, Some(12_345), None).unwrap();
+    let (code, said) = client("system");
+    assert_eq!(code, Some(5), "{said}");
+    assert!(said.contains("belongs to uid 12345"), "{said}");
+    assert!(said.contains("use --trust 12345"), "{said}");
+    let (code, said) = client("12345");
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("nobody serves"), "{said}");
+}
+
+/// Another machine gets this user's credentials, and so does whoever answers to its name.
+#[cfg(windows)]
+#[test]
+fn another_machine_is_asked_only_if_allowed() {
+    let mut remote = unique_name();
+    remote.text = format!(r"\\localhost\pipe\{}", remote.text);
+    let output = run_client(&remote, &["hello"], "");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("use --allow-remote"), "{output:?}");
+    // Nobody serves it there.
+    let output = run_client(&remote, &["--allow-remote", "hello"], "");
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(stderr(&output).contains("nobody serves"), "{output:?}");
 }

@@ -19,10 +19,7 @@ use std::{
 use rustix::process::Signal;
 use support::{DEADLINE, UniqueName, listening_socket, unique_name};
 
-use crate::{
-    program::Server,
-    programs::{NOBODY, can_run_as_nobody},
-};
+use crate::program::{NOBODY, Server, can_run_as_nobody};
 
 /// The server with `socket` as each of `count` descriptors from 3 on.
 fn activated(socket: impl Into<OwnedFd>, count: u32, arguments: &[&str]) -> Command {
