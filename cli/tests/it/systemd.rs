@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    io::ErrorKind,
     os::{
         fd::OwnedFd,
         linux::net::SocketAddrExt as _,
@@ -77,7 +78,11 @@ impl Manager {
     fn wait_for(&self, line: &str) -> String {
         let mut report = [0; 4096];
         loop {
-            let length = self.0.recv(&mut report).expect("it reports nothing");
+            let length = match self.0.recv(&mut report) {
+                // By a SIGCHLD: another test's child has ended. With a timeout it is not restarted (signal(7)).
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                received => received.expect("it reports nothing"),
+            };
             let report = String::from_utf8_lossy(&report[..length]);
             if report.lines().any(|other| other == line) {
                 return report.into_owned();
