@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use support::{UniqueName, unique_name};
 
-use crate::program::{Server, replies, run_client, server, stderr};
+use crate::program::{OTHER_USER, Server, replies, run_client, server, stderr};
 
 #[cfg(windows)]
 #[test]
@@ -69,11 +69,6 @@ fn an_access_that_lets_nobody_else_in_is_reported_at_the_start() {
 
 #[test]
 fn only_the_users_that_are_allowed_are_served_and_others_are_logged() {
-    let nobody = if cfg!(windows) {
-        "S-1-5-7"
-    } else {
-        "4294967294"
-    };
     let peer = pipe_server::Peer::current().unwrap();
     let own = match peer.user() {
         #[cfg(unix)]
@@ -83,7 +78,7 @@ fn only_the_users_that_are_allowed_are_served_and_others_are_logged() {
         other => panic!("{other}"),
     };
     let name = unique_name();
-    let mut command = server(&name, &["--echo", "--allow-user", nobody]);
+    let mut command = server(&name, &["--echo", "--allow-user", OTHER_USER]);
     let refusing = Server::spawn(command.stderr(Stdio::piped()));
     let output = run_client(&name, &["hello"], "");
     assert_eq!(output.status.code(), Some(6), "{output:?}");
@@ -97,7 +92,7 @@ fn only_the_users_that_are_allowed_are_served_and_others_are_logged() {
     );
 
     let name = unique_name();
-    let users = ["--echo", "--allow-user", nobody, "--allow-user", &own];
+    let users = ["--echo", "--allow-user", OTHER_USER, "--allow-user", &own];
     let _allowing = Server::start(&name, &users);
     assert_eq!(replies(&name, &["hello"], ""), "hello\n");
 }

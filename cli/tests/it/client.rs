@@ -4,44 +4,21 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     path::PathBuf,
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
 };
 
 use pipe_server::PipeListener;
 use support::{UniqueName, in_time, unique_name};
 use tokio::task::spawn_blocking;
 
-use crate::program::{Server, replies, run_client};
-
-fn client(name: &UniqueName, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pipe-client"));
-    command
-        .args(["--pipe-name", &name.text])
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command
-}
-
-/// Runs a client to its end, with `input` as its stdin.
-fn run(name: &UniqueName, arguments: &[&str], input: &[u8]) -> Output {
-    let mut child = client(name, arguments).spawn().unwrap();
-    // It may have ended already.
-    _ = child.stdin.take().unwrap().write_all(input);
-    child.wait_with_output().unwrap()
-}
+use crate::program::{OTHER_USER, Server, client, replies, run_client, stderr};
 
 /// What a client prints that succeeds.
 fn printed(name: &UniqueName, arguments: &[&str], input: &[u8]) -> Vec<u8> {
-    let output = run(name, arguments, input);
+    let output = run_client(name, arguments, input);
     assert!(output.status.success(), "{output:?}");
     assert!(output.stderr.is_empty(), "{output:?}");
     output.stdout
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// Files that exist until it is dropped.
@@ -101,13 +78,13 @@ fn hexadecimal_messages_are_bytes_and_so_are_replies() {
         ("xy", "not hexadecimal", 2),
         (" ", "is empty", 2),
     ] {
-        let output = run(&name, &["--hex", "00", wrong], b"");
+        let output = run_client(&name, &["--hex", "00", wrong], b"");
         assert_eq!(output.status.code(), Some(code), "{output:?}");
         assert!(stderr(&output).contains(said), "{output:?}");
         // Not even the message before.
         assert!(output.stdout.is_empty(), "{output:?}");
     }
-    let output = run(&name, &["--hex"], b"00\nxy\n");
+    let output = run_client(&name, &["--hex"], b"00\nxy\n");
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(stderr(&output).contains("line 2 of stdin is not hexadecimal"));
 }
@@ -118,7 +95,7 @@ fn a_line_in_hexadecimal_may_be_as_long_as_a_message() {
     let _server = Server::start(&name, &["--echo"]);
     let limit = ["--hex", "--max-message-size", "4"];
     assert_eq!(printed(&name, &limit, b"01 02 03 04\n"), b"01020304\n");
-    let output = run(&name, &limit, b"0102030405\n");
+    let output = run_client(&name, &limit, b"0102030405\n");
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(stderr(&output).contains("--max-message-size"), "{output:?}");
 }
@@ -168,7 +145,7 @@ fn nothing_is_sent_if_a_file_can_not_be() {
         (missing.to_str().unwrap(), &["can't read", "missing"]),
         ("-", &["stdin is empty"]),
     ] {
-        let output = run(&name, &["--file", &good, "--file", file], b"");
+        let output = run_client(&name, &["--file", &good, "--file", file], b"");
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         assert!(output.stdout.is_empty(), "{file}");
         let line = stderr(&output);
@@ -177,7 +154,7 @@ fn nothing_is_sent_if_a_file_can_not_be() {
         }
     }
     // Its length is not known before it ends.
-    let output = run(&name, &["--max-message-size", "3", "--file", "-"], b"1234");
+    let output = run_client(&name, &["--max-message-size", "3", "--file", "-"], b"1234");
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(stderr(&output).contains("more than 3 bytes"), "{output:?}");
 }
@@ -259,7 +236,7 @@ fn options_that_contradict_each_other_are_bad_usage() {
         &["--file", "-", "--terminator", "nul"],
         &["--repeat", "0", "a"],
     ] {
-        let output = run(&name, arguments, b"");
+        let output = run_client(&name, arguments, b"");
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
     }
 }
@@ -335,12 +312,7 @@ fn a_line_is_not_read_beyond_the_longest_message() {
 fn a_server_that_is_not_trusted_is_sent_nothing_and_named() {
     let name = unique_name();
     let _server = Server::start(&name, &["--echo"]);
-    let nobody = if cfg!(windows) {
-        "S-1-5-7"
-    } else {
-        "4294967294"
-    };
-    let output = run_client(&name, &["--trust", nobody, "hello"], "");
+    let output = run_client(&name, &["--trust", OTHER_USER, "hello"], "");
     assert_eq!(output.status.code(), Some(5), "{output:?}");
     let said = stderr(&output);
     let cure = said.trim_end().rsplit_once("use ").unwrap().1;
@@ -356,7 +328,7 @@ fn a_server_that_is_not_trusted_is_sent_nothing_and_named() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_directory_of_short_names_that_another_user_could_fill_is_not_used() {
-    use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+    use std::{os::unix::fs::PermissionsExt as _, path::Path};
 
     let unique = unique_name();
     let runtime_directory = Path::new(&unique.text).parent().unwrap();

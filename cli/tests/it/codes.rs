@@ -6,7 +6,7 @@ use pipe_server::{Client, ListenerOptions, PipeListener};
 use support::{UniqueName, in_time, unique_name};
 use tokio::task::spawn_blocking;
 
-use crate::program::{Server, run_client, stderr};
+use crate::program::{OTHER_USER, Server, run_client, stderr};
 
 /// The two ways to ask a server: for its reply, and whether there is one.
 const WAYS: [&str; 2] = ["hello", "--ping"];
@@ -83,13 +83,8 @@ async fn a_busy_server_is_4() {
 async fn a_server_that_is_not_trusted_is_5() {
     let name = unique_name();
     let _server = Server::start(&name, &["--echo"]);
-    let nobody = if cfg!(windows) {
-        "S-1-5-7"
-    } else {
-        "4294967294"
-    };
     for way in WAYS {
-        let output = ask(way, &name, &["--trust", nobody]).await;
+        let output = ask(way, &name, &["--trust", OTHER_USER]).await;
         assert_failed(&output, 5, "--trust");
     }
 }

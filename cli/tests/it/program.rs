@@ -162,18 +162,22 @@ pub(crate) fn server(name: &UniqueName, arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs a client to its end, with `input` as its stdin.
-pub(crate) fn run_client(name: &UniqueName, arguments: &[&str], input: &str) -> Output {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_pipe-client"))
+pub(crate) fn client(name: &UniqueName, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pipe-client"));
+    command
         .args(["--pipe-name", &name.text])
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Runs a client to its end, with `input` as its stdin.
+pub(crate) fn run_client(name: &UniqueName, arguments: &[&str], input: impl AsRef<[u8]>) -> Output {
+    let mut child = client(name, arguments).spawn().unwrap();
     // It may have ended already.
-    _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    _ = child.stdin.take().unwrap().write_all(input.as_ref());
     child.wait_with_output().unwrap()
 }
 
@@ -187,6 +191,13 @@ pub(crate) fn replies(name: &UniqueName, arguments: &[&str], input: &str) -> Str
 pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
+
+/// A user, as `--trust` and `--allow-user` take it, that the tests never run as.
+pub(crate) const OTHER_USER: &str = if cfg!(windows) {
+    "S-1-5-7"
+} else {
+    "4294967294"
+};
 
 /// A user without rights.
 #[cfg(target_os = "linux")]
