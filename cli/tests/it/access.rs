@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use support::{UniqueName, unique_name};
+use support::unique_name;
 
 use crate::program::{OTHER_USER, Server, replies, run_client, server, stderr};
 
@@ -107,6 +107,8 @@ mod socket_group {
         },
         path::{Path, PathBuf},
     };
+
+    use support::UniqueName;
 
     use super::*;
     use crate::program::{NOBODY, can_run_as_nobody};

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use support::{UniqueName, unique_name};
+use support::unique_name;
 
 use crate::program::{Server, replies, run_client, server, stderr};
 
@@ -199,7 +199,7 @@ fn figures_are_logged_at_sigusr1() {
 fn sighup_drains_but_not_under_nohup() {
     use rustix::process::Signal;
 
-    let start = |name: &UniqueName, through: &[&str]| {
+    let start = |name: &support::UniqueName, through: &[&str]| {
         let mut command = Command::new(through[0]);
         command
             .args(&through[1..])
