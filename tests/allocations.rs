@@ -2,7 +2,7 @@
 //! process of its own, since the allocator counts for all threads.
 
 #![cfg(any(windows, target_os = "linux"))]
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "GlobalAlloc is an unsafe trait")]
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},

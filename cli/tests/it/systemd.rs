@@ -189,7 +189,7 @@ fn a_manager_that_is_not_there_or_does_not_read_costs_nothing() {
 #[test]
 fn a_command_is_not_told_what_is_meant_for_the_server() {
     let name = unique_name();
-    let exec = r#"env; [ -e /proc/$$/fd/3 ] && echo LEAKED; true"#;
+    let exec = "env; [ -e /proc/$$/fd/3 ] && echo LEAKED; true";
     let mut command = activated(listening_socket(&name), 1, &["--exec", exec]);
     command
         .env("LISTEN_FDNAMES", "pipe")
