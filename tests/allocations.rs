@@ -2,13 +2,14 @@
 //! process of its own, since the allocator counts for all threads.
 
 #![cfg(any(windows, target_os = "linux"))]
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "GlobalAlloc is an unsafe trait")]
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     future::IntoFuture,
     io,
     sync::atomic::{AtomicUsize, Ordering},
+    thread,
 };
 
 use pipe_server::{Bytes, Client, ListenerOptions, serve};
@@ -42,11 +43,17 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-const CALLS: usize = 1000;
-
-/// How often a warm connection is tried until `CALLS` calls allocate nothing. On Windows a thread that takes completions
-/// may be started at any time, up to their maximum.
-const ATTEMPTS: usize = if cfg!(windows) { 9 } else { 1 };
+/// The most allocations in the whole test that no request causes: none on Linux. On Windows each thread that takes
+/// completions, at most two for each processor and at least four, allocates when it is started and when it takes its first
+/// packet, and either may happen at any time. The busiest such thread made 16 allocations under Wine.
+fn unrelated_allocations() -> usize {
+    if cfg!(windows) {
+        let processors = thread::available_parallelism().unwrap().get();
+        32 * 2 * processors.max(2)
+    } else {
+        0
+    }
+}
 
 /// The default engine.
 #[cfg(target_os = "linux")]
@@ -54,10 +61,10 @@ const KIND: Kind = Kind::Seqpacket;
 #[cfg(windows)]
 const KIND: Kind = Kind::Overlapped;
 
-/// The number of allocations in `CALLS` calls, by server and client together.
-async fn count(client: &mut Client, request: &Bytes) -> usize {
+/// The number of allocations in so many calls, by server and client together.
+async fn count(client: &mut Client, calls: usize, request: &Bytes) -> usize {
     let before = ALLOCATIONS.load(Ordering::Relaxed);
-    for _ in 0..CALLS {
+    for _ in 0..calls {
         assert!(client.call(request.clone()).await.unwrap() == *request);
     }
     ALLOCATIONS.load(Ordering::Relaxed) - before
@@ -75,20 +82,22 @@ fn start_echo(concurrency: usize) -> Pipe {
 async fn a_request_on_a_warm_connection_allocates_nothing() {
     // With a log at INFO, as most servers have.
     let _log = Log::start();
+    let unrelated = unrelated_allocations();
+    // One allocation for every second request would be too many.
+    let calls = 1000.max(2 * unrelated);
+    let mut allocations = 0;
     for concurrency in [1, 8] {
         let pipe = start_echo(concurrency);
         let mut client = pipe.connect().await;
         for size in [64, 1024, 4096, 65_536] {
             let request = Bytes::from(message(1, size));
-            count(&mut client, &request).await;
-            let mut allocations = vec![count(&mut client, &request).await];
-            while allocations.len() < ATTEMPTS && *allocations.last().unwrap() > 0 {
-                allocations.push(count(&mut client, &request).await);
-            }
-            assert_eq!(
-                *allocations.last().unwrap(),
-                0,
-                "{CALLS} calls of {size} bytes, concurrency {concurrency}: {allocations:?}"
+            // The first calls fill the buffers.
+            count(&mut client, calls, &request).await;
+            allocations += count(&mut client, calls, &request).await;
+            assert!(
+                allocations <= unrelated,
+                "{allocations} allocations, more than {unrelated}, after {calls} calls of {size} bytes with \
+                 concurrency {concurrency}"
             );
         }
     }

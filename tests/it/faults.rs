@@ -231,7 +231,7 @@ fn whatever_fails_what_arrives_is_a_prefix_and_nobody_else_loses_anything() {
     // The engine is the same on every system, and Wine slow.
     let count = if cfg!(windows) { 1000 } else { 10_000 };
     with_seeds("whatever_fails", count, |seed| {
-        drop(play(seed, scene(seed)))
+        drop(play(seed, scene(seed)));
     });
 }
 
@@ -505,7 +505,7 @@ impl Visitor {
             if finishes && sender.finish().await.is_err() {
                 return;
             }
-            pending().await
+            pending::<()>().await;
         };
         let receiving = async {
             while count() < wanted {

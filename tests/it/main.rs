@@ -2,6 +2,7 @@
 
 mod abuse;
 mod api;
+mod auto_traits;
 mod concurrency;
 mod contract;
 mod drops;

@@ -58,7 +58,7 @@ fn divide(Division { dividend, divisor }: Division) -> Result<i32, Refusal> {
 
 /// Each level takes one byte in postcard: the length of its list.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-struct Nested(Vec<Nested>);
+struct Nested(Vec<Self>);
 
 /// Serves until the runtime of the test ends.
 fn start<T: 'static>(kind: Kind, handler: impl Handler<T>) -> Pipe {
@@ -523,7 +523,7 @@ enum Choice {
     Unit,
     Newtype(i16),
     Tuple(String, f32),
-    Struct { bytes: Vec<u8>, nested: Vec<Choice> },
+    Struct { bytes: Vec<u8>, nested: Vec<Self> },
 }
 
 fn choice() -> impl Strategy<Value = Choice> {

@@ -4,44 +4,21 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     path::PathBuf,
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
 };
 
 use pipe_server::PipeListener;
 use support::{UniqueName, in_time, unique_name};
 use tokio::task::spawn_blocking;
 
-use crate::program::Server;
-
-fn client(name: &UniqueName, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pipe-client"));
-    command
-        .args(["--pipe-name", &name.text])
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command
-}
-
-/// Runs a client to its end, with `input` as its stdin.
-fn run(name: &UniqueName, arguments: &[&str], input: &[u8]) -> Output {
-    let mut child = client(name, arguments).spawn().unwrap();
-    // It may have ended already.
-    _ = child.stdin.take().unwrap().write_all(input);
-    child.wait_with_output().unwrap()
-}
+use crate::program::{OTHER_USER, Server, client, replies, run_client, stderr};
 
 /// What a client prints that succeeds.
 fn printed(name: &UniqueName, arguments: &[&str], input: &[u8]) -> Vec<u8> {
-    let output = run(name, arguments, input);
+    let output = run_client(name, arguments, input);
     assert!(output.status.success(), "{output:?}");
     assert!(output.stderr.is_empty(), "{output:?}");
     output.stdout
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// Files that exist until it is dropped.
@@ -101,13 +78,13 @@ fn hexadecimal_messages_are_bytes_and_so_are_replies() {
         ("xy", "not hexadecimal", 2),
         (" ", "is empty", 2),
     ] {
-        let output = run(&name, &["--hex", "00", wrong], b"");
+        let output = run_client(&name, &["--hex", "00", wrong], b"");
         assert_eq!(output.status.code(), Some(code), "{output:?}");
         assert!(stderr(&output).contains(said), "{output:?}");
         // Not even the message before.
         assert!(output.stdout.is_empty(), "{output:?}");
     }
-    let output = run(&name, &["--hex"], b"00\nxy\n");
+    let output = run_client(&name, &["--hex"], b"00\nxy\n");
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(stderr(&output).contains("line 2 of stdin is not hexadecimal"));
 }
@@ -118,7 +95,7 @@ fn a_line_in_hexadecimal_may_be_as_long_as_a_message() {
     let _server = Server::start(&name, &["--echo"]);
     let limit = ["--hex", "--max-message-size", "4"];
     assert_eq!(printed(&name, &limit, b"01 02 03 04\n"), b"01020304\n");
-    let output = run(&name, &limit, b"0102030405\n");
+    let output = run_client(&name, &limit, b"0102030405\n");
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(stderr(&output).contains("--max-message-size"), "{output:?}");
 }
@@ -168,7 +145,7 @@ fn nothing_is_sent_if_a_file_can_not_be() {
         (missing.to_str().unwrap(), &["can't read", "missing"]),
         ("-", &["stdin is empty"]),
     ] {
-        let output = run(&name, &["--file", &good, "--file", file], b"");
+        let output = run_client(&name, &["--file", &good, "--file", file], b"");
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         assert!(output.stdout.is_empty(), "{file}");
         let line = stderr(&output);
@@ -177,7 +154,7 @@ fn nothing_is_sent_if_a_file_can_not_be() {
         }
     }
     // Its length is not known before it ends.
-    let output = run(&name, &["--max-message-size", "3", "--file", "-"], b"1234");
+    let output = run_client(&name, &["--max-message-size", "3", "--file", "-"], b"1234");
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(stderr(&output).contains("more than 3 bytes"), "{output:?}");
 }
@@ -259,7 +236,7 @@ fn options_that_contradict_each_other_are_bad_usage() {
         &["--file", "-", "--terminator", "nul"],
         &["--repeat", "0", "a"],
     ] {
-        let output = run(&name, arguments, b"");
+        let output = run_client(&name, arguments, b"");
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
     }
 }
@@ -279,4 +256,123 @@ fn a_reader_that_has_seen_enough_ends_the_client_quietly() {
         assert!(output.status.success(), "{arguments:?}: {output:?}");
         assert!(output.stderr.is_empty(), "{arguments:?}: {output:?}");
     }
+}
+
+#[test]
+fn lines_of_stdin_are_messages_and_empty_ones_are_left_out() {
+    let name = unique_name();
+    let _server = Server::start(&name, &["--echo"]);
+    let output = run_client(&name, &[], "one\n\ntwo\n");
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "one\ntwo\n");
+    assert!(
+        stderr(&output).contains("is empty and is not sent"),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn a_line_is_not_read_beyond_the_longest_message() {
+    let name = unique_name();
+    let _server = Server::start(&name, &["--echo"]);
+    let limit = ["--max-message-size", "8"];
+    assert_eq!(
+        replies(&name, &limit, "12345678\r\n12345678"),
+        "12345678\n12345678\n"
+    );
+    for (arguments, line) in [
+        (&limit[..], "123456789\n"),
+        (&limit[..], "123456789"),
+        (
+            &["--max-message-size", "8", "--encoding", "utf-16"],
+            "猫猫猫猫\n",
+        ),
+    ] {
+        let output = run_client(&name, arguments, line);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(stderr(&output).contains("--max-message-size"), "{output:?}");
+    }
+
+    // A line that never ends: the client gives up before it has read all of this.
+    let mut child = Command::new(env!("CARGO_BIN_EXE_pipe-client"))
+        .args(["--pipe-name", &name.text])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mebibyte = vec![b'x'; 1 << 20];
+    let written = (0..64).try_for_each(|_| stdin.write_all(&mebibyte));
+    drop(stdin);
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert!(written.is_err());
+}
+
+#[test]
+fn a_server_that_is_not_trusted_is_sent_nothing_and_named() {
+    let name = unique_name();
+    let _server = Server::start(&name, &["--echo"]);
+    let output = run_client(&name, &["--trust", OTHER_USER, "hello"], "");
+    assert_eq!(output.status.code(), Some(5), "{output:?}");
+    let said = stderr(&output);
+    let cure = said.trim_end().rsplit_once("use ").unwrap().1;
+    // As it says.
+    let (flag, owner) = cure.split_once(' ').unwrap();
+    assert_eq!(
+        replies(&name, &[flag, owner, "hello"], "").trim_end(),
+        "hello"
+    );
+}
+
+/// Another user could put a socket of its own, or a link to another server of this user, into such a directory.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_directory_of_short_names_that_another_user_could_fill_is_not_used() {
+    use std::{os::unix::fs::PermissionsExt as _, path::Path};
+
+    let unique = unique_name();
+    let runtime_directory = Path::new(&unique.text).parent().unwrap();
+    let names = runtime_directory.join("pipe-server");
+    let client = |trust: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pipe-client"));
+        let command = command.env("XDG_RUNTIME_DIR", runtime_directory);
+        let command = command.args(["--pipe-name", "x", "--trust", trust, "hello"]);
+        let output = command.output().unwrap();
+        (output.status.code(), stderr(&output))
+    };
+    fs::create_dir(&names).unwrap();
+    fs::set_permissions(&names, fs::Permissions::from_mode(0o777)).unwrap();
+    let (code, said) = client("system");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("only its owner can write to"), "{said}");
+    assert!(said.contains(names.to_str().unwrap()), "{said}");
+
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("left out: only root can make a directory of another user");
+        return;
+    }
+    fs::set_permissions(&names, fs::Permissions::from_mode(0o755)).unwrap();
+    std::os::unix::fs::chown(&names, Some(12_345), None).unwrap();
+    let (code, said) = client("system");
+    assert_eq!(code, Some(5), "{said}");
+    assert!(said.contains("belongs to uid 12345"), "{said}");
+    assert!(said.contains("use --trust 12345"), "{said}");
+    let (code, said) = client("12345");
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("nobody serves"), "{said}");
+}
+
+/// Another machine gets this user's credentials, and so does whoever answers to its name.
+#[cfg(windows)]
+#[test]
+fn another_machine_is_asked_only_if_allowed() {
+    let mut remote = unique_name();
+    remote.text = format!(r"\\localhost\pipe\{}", remote.text);
+    let output = run_client(&remote, &["hello"], "");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("use --allow-remote"), "{output:?}");
+    // Nobody serves it there.
+    let output = run_client(&remote, &["--allow-remote", "hello"], "");
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(stderr(&output).contains("nobody serves"), "{output:?}");
 }

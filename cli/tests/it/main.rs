@@ -1,12 +1,15 @@
 //! The programs as a user runs them.
 
+mod access;
 #[cfg(feature = "bench")]
 mod bench;
 mod client;
+mod codes;
 #[cfg(windows)]
 mod console;
 #[cfg(target_os = "linux")]
 mod descriptors;
+mod exec;
 mod exec_mode;
 #[cfg(feature = "nats")]
 mod forward;
@@ -16,9 +19,9 @@ mod list;
 mod log;
 mod options;
 mod program;
-mod programs;
 #[cfg(windows)]
 mod sample;
+mod server;
 #[cfg(windows)]
 mod service;
 #[cfg(target_os = "linux")]

@@ -8,7 +8,7 @@ use std::{
 
 use support::{UniqueName, unique_name};
 
-use crate::program::{Server, server};
+use crate::program::{Server, server, stderr};
 
 const SERVER: &str = env!("CARGO_BIN_EXE_pipe-server");
 const CLIENT: &str = env!("CARGO_BIN_EXE_pipe-client");
@@ -35,10 +35,6 @@ fn run(program: &str, variables: &[(&str, &str)], arguments: &[&str]) -> Output 
 
 fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// What a client prints that gets its options from variables as well.

@@ -1,9 +1,9 @@
-//! The program `pipe-server` while a test runs.
+//! The programs as a test runs them.
 
 use std::{
     cell::{OnceCell, RefCell},
-    io::{BufRead as _, BufReader, Read},
-    process::{Child, ChildStderr, ChildStdout, Command, Stdio},
+    io::{BufRead as _, BufReader, Read, Write as _},
+    process::{Child, ChildStderr, ChildStdout, Command, Output, Stdio},
     sync::mpsc,
     thread,
 };
@@ -160,4 +160,62 @@ pub(crate) fn server(name: &UniqueName, arguments: &[&str]) -> Command {
         .stdout(Stdio::piped())
         .stderr(Stdio::null());
     command
+}
+
+pub(crate) fn client(name: &UniqueName, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pipe-client"));
+    command
+        .args(["--pipe-name", &name.text])
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Runs a client to its end, with `input` as its stdin.
+pub(crate) fn run_client(name: &UniqueName, arguments: &[&str], input: impl AsRef<[u8]>) -> Output {
+    let mut child = client(name, arguments).spawn().unwrap();
+    // It may have ended already.
+    _ = child.stdin.take().unwrap().write_all(input.as_ref());
+    child.wait_with_output().unwrap()
+}
+
+/// What a client prints that succeeds.
+pub(crate) fn replies(name: &UniqueName, arguments: &[&str], input: &str) -> String {
+    let output = run_client(name, arguments, input);
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+pub(crate) fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A user, as `--trust` and `--allow-user` take it, that the tests never run as.
+pub(crate) const OTHER_USER: &str = if cfg!(windows) {
+    "S-1-5-7"
+} else {
+    "4294967294"
+};
+
+/// A user without rights.
+#[cfg(target_os = "linux")]
+pub(crate) const NOBODY: u32 = 65_534;
+
+/// Whether the programs can be run as that user.
+#[cfg(target_os = "linux")]
+pub(crate) fn can_run_as_nobody() -> bool {
+    use std::os::unix::process::CommandExt as _;
+
+    let can = rustix::process::geteuid().is_root()
+        && Command::new(env!("CARGO_BIN_EXE_pipe-client"))
+            .arg("--version")
+            .uid(NOBODY)
+            .output()
+            .is_ok();
+    if !can {
+        eprintln!("left out: needs root, and programs that other users can run");
+    }
+    can
 }

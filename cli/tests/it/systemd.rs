@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    io::ErrorKind,
     os::{
         fd::OwnedFd,
         linux::net::SocketAddrExt as _,
@@ -19,10 +20,7 @@ use std::{
 use rustix::process::Signal;
 use support::{DEADLINE, UniqueName, listening_socket, unique_name};
 
-use crate::{
-    program::Server,
-    programs::{NOBODY, can_run_as_nobody},
-};
+use crate::program::{NOBODY, Server, can_run_as_nobody};
 
 /// The server with `socket` as each of `count` descriptors from 3 on.
 fn activated(socket: impl Into<OwnedFd>, count: u32, arguments: &[&str]) -> Command {
@@ -80,7 +78,11 @@ impl Manager {
     fn wait_for(&self, line: &str) -> String {
         let mut report = [0; 4096];
         loop {
-            let length = self.0.recv(&mut report).expect("it reports nothing");
+            let length = match self.0.recv(&mut report) {
+                // By a SIGCHLD: another test's child has ended. With a timeout it is not restarted (signal(7)).
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                received => received.expect("it reports nothing"),
+            };
             let report = String::from_utf8_lossy(&report[..length]);
             if report.lines().any(|other| other == line) {
                 return report.into_owned();
@@ -187,7 +189,7 @@ fn a_manager_that_is_not_there_or_does_not_read_costs_nothing() {
 #[test]
 fn a_command_is_not_told_what_is_meant_for_the_server() {
     let name = unique_name();
-    let exec = r#"env; [ -e /proc/$$/fd/3 ] && echo LEAKED; true"#;
+    let exec = "env; [ -e /proc/$$/fd/3 ] && echo LEAKED; true";
     let mut command = activated(listening_socket(&name), 1, &["--exec", exec]);
     command
         .env("LISTEN_FDNAMES", "pipe")

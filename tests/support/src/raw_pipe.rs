@@ -271,10 +271,12 @@ impl End {
     }
 
     /// Binds the handle to the thread pool, as the library does.
+    #[must_use]
     pub fn in_the_pool(self) -> Self {
         self.with(Mode::Skip)
     }
 
+    #[must_use]
     pub fn with(mut self, mode: Mode) -> Self {
         if mode != Mode::Event {
             self.callbacks = Some(Callbacks::new(self.handle));
