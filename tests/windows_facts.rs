@@ -29,7 +29,7 @@ use windows_sys::Win32::{
     },
 };
 
-#[cfg(any(miri, pipe_model))]
+#[cfg(pipe_model)]
 use pipe_server::model::Form;
 use support::raw_pipe::{
     DEADLINE, End, Instance, LONG, Mode, Name, Operation, QUOTA, READ_WRITE, code, ended,
@@ -58,13 +58,13 @@ enum System {
 
 impl System {
     fn current() -> Self {
-        #[cfg(any(miri, pipe_model))]
+        #[cfg(pipe_model)]
         match pipe_server::model::Model::form() {
             Form::Windows7 => Self::Model7,
             Form::Windows8 => Self::Model8,
             Form::Wine8 => Self::ModelWine,
         }
-        #[cfg(not(any(miri, pipe_model)))]
+        #[cfg(not(pipe_model))]
         match support::win32::wine_version() {
             None => Self::Windows,
             Some(version) => match version.split('.').next().map(str::parse::<u32>) {
@@ -803,7 +803,7 @@ mod access {
             client.err(),
             None,
             "Windows checks a client's open for 0x4, unlike ReactOS. Access::Everyone (src/access.rs, \
-             GRANTED in src/windows/rights.rs) therefore refuses other libraries' clients of other users: \
+             GRANTED in src/engine/windows/rights.rs) therefore refuses other libraries' clients of other users: \
              say so in the docs of Access::Everyone, in --help and in README.md"
         );
     }
@@ -849,7 +849,7 @@ mod access {
 }
 
 /// Facts that need more of Windows than the model has.
-#[cfg(not(any(miri, pipe_model)))]
+#[cfg(not(pipe_model))]
 mod beyond_the_model {
     use std::{mem, process, slice};
 

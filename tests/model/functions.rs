@@ -51,7 +51,10 @@ use windows_sys::{
 use super::{
     World, all_worlds, current,
     security::{Descriptor, Token, binary_sid, sid_text},
-    state::{Connection, NewInstance, Object, Operation, Outcome, STATUS_PENDING, State, code_of},
+    state::{
+        Completed, Connection, NewInstance, Object, Operation, Outcome, STATUS_PENDING, State,
+        code_of,
+    },
     world_of,
 };
 
@@ -467,14 +470,19 @@ pub unsafe fn CreateThreadpoolIo(
     state.bind_pool(file.addr(), callback, context)
 }
 
-/// Takes the place of `port::bind_to_port`, whose port is one for all systems.
-pub(crate) unsafe fn bind_to_port(file: RawHandle, key: *const c_void) -> io::Result<()> {
+/// Takes the place of the library's port, which is one for all systems: `completed` is called with `key` for each
+/// packet of `file`.
+pub(crate) unsafe fn bind_to_port(
+    file: RawHandle,
+    key: *const c_void,
+    completed: Completed,
+) -> io::Result<()> {
     let world = world_of(file.addr());
     let mut state = world.lock();
     if let Some(code) = state.fault(RESOURCES) {
         return Err(io::Error::from_raw_os_error(code as i32));
     }
-    state.bind_port(file.addr(), key);
+    state.bind_port(file.addr(), key, completed);
     Ok(())
 }
 

@@ -28,7 +28,6 @@ use super::{
     Form, Options, WORLD_BITS,
     security::{Blocks, Descriptor, Token},
 };
-use crate::windows::overlapped::completed;
 
 /// `OVERLAPPED::Internal` while an operation is pending.
 pub(super) const STATUS_PENDING: usize = 0x103;
@@ -78,9 +77,16 @@ pub(super) struct File {
 enum Bound {
     /// To a thread pool object.
     Pool(PoolObject),
-    /// To the engine's port, with this key.
-    Port(*const c_void),
+    /// To the port of the library, which calls this function with the key.
+    Port {
+        key: *const c_void,
+        completed: Completed,
+    },
 }
+
+/// What the library does with a packet: its arguments are the key, the `OVERLAPPED`, the error code and the number of
+/// bytes transferred.
+pub(super) type Completed = unsafe fn(*const c_void, *mut OVERLAPPED, u32, usize);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
@@ -189,7 +195,7 @@ impl Completion {
         // the caller of bind_to_port the key; the caller that started the operation guarantees the OVERLAPPED.
         unsafe {
             match bound {
-                Bound::Port(key) => completed(key, overlapped, code, length),
+                Bound::Port { key, completed } => completed(key, overlapped, code, length),
                 Bound::Pool(object) => {
                     let callback = object.callback.expect("a callback");
                     let overlapped = overlapped.cast();
@@ -852,9 +858,9 @@ impl State {
         number
     }
 
-    /// `CreateIoCompletionPort`, with the engine's port.
-    pub(super) fn bind_port(&mut self, handle: usize, key: *const c_void) {
-        self.bind(handle, Bound::Port(key));
+    /// `CreateIoCompletionPort`, with the port of the library.
+    pub(super) fn bind_port(&mut self, handle: usize, key: *const c_void, completed: Completed) {
+        self.bind(handle, Bound::Port { key, completed });
     }
 
     fn bind(&mut self, handle: usize, bound: Bound) {

@@ -5,25 +5,23 @@ use std::io;
 use windows_sys::Win32::Foundation::ERROR_ACCESS_DENIED;
 
 use super::{
-    overlapped::{InstanceOptions, instance},
-    rights,
-    security::{SecurityDescriptor, current_user},
-    system::code,
+    code, rights,
+    sys::{InstanceOptions, SecurityDescriptor, current_user, instance},
 };
 use crate::{access::Access, error::OutOfRange};
 
-impl SecurityDescriptor {
-    /// # Errors
-    ///
-    /// Returns [`OutOfRange`] for an unusable [`Access::Sddl`].
-    pub(crate) fn new(access: &Access) -> io::Result<Self> {
-        match access {
-            Access::Sddl(text) => of_user(text),
-            Access::CurrentUser => Self::parse(&list("")?),
-            Access::Everyone => {
-                let granted = rights::GRANTED;
-                Self::parse(&list(&format!("(A;;{granted:#x};;;WD)"))?)
-            }
+/// The security descriptor of a pipe.
+///
+/// # Errors
+///
+/// Returns [`OutOfRange`] for an unusable [`Access::Sddl`].
+pub(super) fn descriptor(access: &Access) -> io::Result<SecurityDescriptor> {
+    match access {
+        Access::Sddl(text) => of_user(text),
+        Access::CurrentUser => SecurityDescriptor::parse(&list("")?),
+        Access::Everyone => {
+            let granted = rights::GRANTED;
+            SecurityDescriptor::parse(&list(&format!("(A;;{granted:#x};;;WD)"))?)
         }
     }
 }

@@ -3,7 +3,7 @@
 //! A message that fits the buffer costs one `ReadFile`, directly into the memory that its receiver gets. A
 //! longer one ends a read with `ERROR_MORE_DATA`; the buffer grows and the next read continues where the last
 //! one ended, until the message is whole or over the limit. Each message is sent with one `WriteFile`.
-//! The engine never asks how much of a message is left: that call can block (see `windows/overlapped.rs`). So
+//! The engine never asks how much of a message is left: that call can block (see `sys/pipe.rs`). So
 //! one case is not detected. If a sender cancels a write that was partly read and then writes another
 //! message, that part and the new message arrive as one. Windows drops the rest of the first message (WT
 //! kernel32 `test_CancelIoEx`), and no read reports it. This is the sender's own doing, since it could have
@@ -24,13 +24,16 @@ use windows_sys::Win32::Foundation::{
     ERROR_INVALID_PARAMETER, ERROR_PIPE_BUSY, ERROR_PIPE_NOT_CONNECTED,
 };
 
-use super::{Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit};
+use super::{
+    access_list, code, creation_error, is_closed, rights,
+    sys::{self, InstanceOptions, Pipe, Read, SecurityDescriptor},
+};
 use crate::{
     access::Access,
+    engine::{Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit},
     error::{RecvError, SendError},
     name::PipeName,
     peer::Peer,
-    windows::{self, InstanceOptions, Pipe, Read, SecurityDescriptor},
 };
 
 /// The initial size of the read buffer, which most messages fit into. It grows with the messages received, up
@@ -55,7 +58,7 @@ pub(crate) fn bind(
 ) -> io::Result<Box<dyn Endpoint>> {
     Ok(Box::new(OverlappedEndpoint {
         address: name.address().to_owned(),
-        descriptor: SecurityDescriptor::new(access)?,
+        descriptor: access_list::descriptor(access)?,
         allow_remote,
         sizes,
         first: AtomicBool::new(true),
@@ -65,17 +68,20 @@ pub(crate) fn bind(
 /// Connects to `name`. `ResourceBusy` if no instance is free. With `identify` the link can be asked for its
 /// peer, which takes one more right.
 pub(crate) fn connect(name: &PipeName, sizes: Sizes, identify: bool) -> io::Result<Channel> {
-    let pipe =
-        Pipe::open(name.address(), identify).map_err(|error| match windows::code(&error) {
-            // The second: the server closed the instance while it was being opened.
-            Some(ERROR_PIPE_BUSY | ERROR_PIPE_NOT_CONNECTED) => io::ErrorKind::ResourceBusy.into(),
-            Some(ERROR_INVALID_PARAMETER) => io::Error::new(
-                io::ErrorKind::InvalidData,
-                "its server created a byte pipe, which does not preserve message boundaries",
-            ),
-            _ => error,
-        })?;
-    Ok(channel(pipe, windows::server_of, sizes))
+    let rights = match identify {
+        true => rights::ASKED_FOR_TO_SEE_OWNER,
+        false => rights::ASKED_FOR,
+    };
+    let pipe = Pipe::open(name.address(), rights).map_err(|error| match code(&error) {
+        // The second: the server closed the instance while it was being opened.
+        Some(ERROR_PIPE_BUSY | ERROR_PIPE_NOT_CONNECTED) => io::ErrorKind::ResourceBusy.into(),
+        Some(ERROR_INVALID_PARAMETER) => io::Error::new(
+            io::ErrorKind::InvalidData,
+            "its server created a byte pipe, which does not preserve message boundaries",
+        ),
+        _ => error,
+    })?;
+    Ok(channel(pipe, sys::server_of, sizes))
 }
 
 struct OverlappedEndpoint {
@@ -95,7 +101,7 @@ impl Endpoint for OverlappedEndpoint {
             buffer_size: self.sizes.buffer_size,
         };
         let pipe = Pipe::create(&self.address, &self.descriptor, options)
-            .map_err(|error| windows::creation_error(error, first))?;
+            .map_err(|error| creation_error(error, first))?;
         self.first.store(false, Ordering::Relaxed);
         Ok(Box::new(OverlappedInstance {
             pipe: Some(pipe),
@@ -129,7 +135,7 @@ impl Instance for OverlappedInstance {
             connected?;
         }
         let pipe = self.pipe.take().ok_or(io::ErrorKind::NotConnected)?;
-        Poll::Ready(Ok(channel(pipe, windows::client_of, self.sizes)))
+        Poll::Ready(Ok(channel(pipe, sys::client_of, self.sizes)))
     }
 }
 
@@ -164,7 +170,7 @@ impl Link for OverlappedLink {
     }
 
     fn is_hung_up(&self) -> bool {
-        windows::is_closing(&self.pipe)
+        sys::is_closing(&self.pipe)
     }
 }
 
@@ -261,7 +267,7 @@ impl OverlappedReceiver {
 
     /// Classifies the error of a read.
     fn failed(&self, error: io::Error) -> Result<Received, RecvError> {
-        if !windows::is_closed(&error) {
+        if !is_closed(&error) {
             Err(RecvError::Io(error))
         } else if self.buffer.is_empty() {
             Ok(Received::Closed)
@@ -298,7 +304,7 @@ impl Transmit for OverlappedSender {
 }
 
 fn send_error(error: io::Error) -> SendError {
-    if windows::is_closed(&error) {
+    if is_closed(&error) {
         SendError::Closed
     } else {
         SendError::Io(error)

@@ -25,13 +25,16 @@ use tokio::{
 };
 use windows_sys::Win32::Foundation::ERROR_NO_DATA;
 
-use super::{Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit};
+use super::{
+    access_list, code, creation_error, is_closed,
+    sys::{self, SecurityDescriptor},
+};
 use crate::{
     access::Access,
+    engine::{Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit},
     error::{RecvError, SendError},
     name::PipeName,
     peer::Peer,
-    windows::{self, SecurityDescriptor},
 };
 
 /// The size that mio reads with if not given more (`DEFAULT_READ_SIZE` in mio 1.2.5).
@@ -58,7 +61,7 @@ pub(crate) fn bind(
         .out_buffer_size(sizes.buffer_size);
     Ok(Box::new(TokioEndpoint {
         address: name.address().to_owned(),
-        descriptor: SecurityDescriptor::new(access)?,
+        descriptor: access_list::descriptor(access)?,
         options,
         max_message_size: sizes.max_message_size,
         runtime: Handle::current(),
@@ -82,8 +85,8 @@ impl Endpoint for TokioEndpoint {
         let first = self.first.load(Ordering::Relaxed);
         let mut options = self.options.clone();
         options.first_pipe_instance(first);
-        let server = windows::create_server(&options, &self.address, &self.descriptor)
-            .map_err(|error| windows::creation_error(error, first))?;
+        let server = sys::create_server(&options, &self.address, &self.descriptor)
+            .map_err(|error| creation_error(error, first))?;
         self.first.store(false, Ordering::Relaxed);
         Ok(Box::new(TokioInstance {
             connected: Box::pin(connected(server)),
@@ -106,7 +109,7 @@ type Connected = Result<NamedPipeServer, (NamedPipeServer, io::Error)>;
 
 async fn connected(server: NamedPipeServer) -> Connected {
     match server.connect().await {
-        Err(error) if windows::code(&error) != Some(ERROR_NO_DATA) => Err((server, error)),
+        Err(error) if code(&error) != Some(ERROR_NO_DATA) => Err((server, error)),
         // A client that has already left counts: what it wrote is still there.
         _ => Ok(server),
     }
@@ -168,11 +171,11 @@ impl TokioLink {
 
 impl Link for TokioLink {
     fn peer(&self) -> io::Result<Peer> {
-        windows::client_of(&self.server)
+        sys::client_of(&self.server)
     }
 
     fn is_hung_up(&self) -> bool {
-        windows::is_closing(&self.server)
+        sys::is_closing(&self.server)
     }
 }
 
@@ -182,7 +185,7 @@ impl Drop for TokioLink {
         // write can't be cancelled alone, but nothing else in flight is needed any more. Disconnecting would
         // also discard earlier replies, which the client may still read.
         if self.cut_off.load(Ordering::Relaxed) {
-            windows::cancel(&self.server);
+            sys::cancel(&self.server);
         }
     }
 }
@@ -201,7 +204,7 @@ impl Receive for TokioReceiver {
                 Ok(length) => length,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => {
-                    return Poll::Ready(if windows::is_closed(&error) {
+                    return Poll::Ready(if is_closed(&error) {
                         Ok(Received::Closed)
                     } else {
                         Err(RecvError::Io(error))
@@ -210,7 +213,7 @@ impl Receive for TokioReceiver {
             };
             return Poll::Ready(if length == 0 {
                 // An empty message, or the other side has closed: Tokio reports both alike.
-                Ok(if windows::is_closing(&self.link.server) {
+                Ok(if sys::is_closing(&self.link.server) {
                     Received::Closed
                 } else {
                     Received::End
@@ -273,7 +276,7 @@ impl Drop for TokioSender {
 }
 
 fn send_error(error: io::Error) -> SendError {
-    if windows::is_closed(&error) {
+    if is_closed(&error) {
         SendError::Closed
     } else {
         SendError::Io(error)

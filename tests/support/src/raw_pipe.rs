@@ -38,9 +38,9 @@ use windows_sys::{
 
 /// Every Windows function called here, or its replacement in the model.
 pub mod system {
-    #[cfg(any(miri, pipe_model))]
+    #[cfg(pipe_model)]
     pub use pipe_server::model::functions::*;
-    #[cfg(not(any(miri, pipe_model)))]
+    #[cfg(not(pipe_model))]
     pub use windows_sys::Win32::{
         Foundation::{CloseHandle, GetLastError, LocalFree},
         Security::Authorization::ConvertStringSecurityDescriptorToSecurityDescriptorW,
@@ -64,20 +64,20 @@ pub mod system {
 /// the form that `PIPE_MODEL_FORM` names (`Windows7`, `Windows8` or `Wine8`). Dropping this ends it.
 #[must_use]
 pub fn on_the_model() -> Option<OnTheModel> {
-    #[cfg(any(miri, pipe_model))]
+    #[cfg(pipe_model)]
     return Some(OnTheModel::start());
-    #[cfg(not(any(miri, pipe_model)))]
+    #[cfg(not(pipe_model))]
     None
 }
 
 /// See [`on_the_model`].
 #[derive(Debug)]
 pub struct OnTheModel {
-    #[cfg(any(miri, pipe_model))]
+    #[cfg(pipe_model)]
     model: Option<pipe_server::model::Model>,
 }
 
-#[cfg(any(miri, pipe_model))]
+#[cfg(pipe_model)]
 impl OnTheModel {
     fn start() -> Self {
         use pipe_server::model::{Delivery, Form, Model, Options};
@@ -94,7 +94,7 @@ impl OnTheModel {
     }
 }
 
-#[cfg(any(miri, pipe_model))]
+#[cfg(pipe_model)]
 impl Drop for OnTheModel {
     fn drop(&mut self) {
         if let (Some(model), false) = (self.model.take(), thread::panicking()) {
@@ -567,7 +567,7 @@ impl Drop for Callbacks {
     fn drop(&mut self) {
         // SAFETY: the handle is closed, and the object is not used after this.
         unsafe {
-            #[cfg(not(any(miri, pipe_model)))]
+            #[cfg(not(pipe_model))]
             windows_sys::Win32::System::Threading::WaitForThreadpoolIoCallbacks(self.io, 0);
             system::CloseThreadpoolIo(self.io);
         }

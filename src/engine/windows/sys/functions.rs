@@ -1,17 +1,14 @@
-//! Every Windows function that the library calls. Under `--cfg pipe_model`, and always under Miri, the
-//! functions of `super::model` replace them; nothing else changes.
+//! Every Windows function that the library calls. Under `--cfg pipe_model` the functions of the model
+//! (`tests/model/`) replace them; nothing else changes.
 //!
 //! Errors are read with [`last_error`] right after the call.
 
-use std::{io, os::windows::io::AsRawHandle, ptr};
+use std::io;
 
-use windows_sys::{
-    Win32::Foundation::{HANDLE, INVALID_HANDLE_VALUE},
-    core::BOOL,
-};
+use windows_sys::core::BOOL;
 
-#[cfg(not(any(miri, pipe_model)))]
-pub(crate) use windows_sys::{
+#[cfg(not(pipe_model))]
+pub(super) use windows_sys::{
     Wdk::Storage::FileSystem::NtQueryInformationFile,
     Win32::{
         Foundation::{CloseHandle, GetLastError, LocalFree},
@@ -37,45 +34,8 @@ pub(crate) use windows_sys::{
     },
 };
 
-#[cfg(any(miri, pipe_model))]
-pub(crate) use super::model::functions::*;
-
-/// A handle that is closed when it is dropped.
-#[derive(Debug)]
-pub(crate) struct Handle(HANDLE);
-
-// SAFETY: a handle is a number that any thread of the process may use.
-unsafe impl Send for Handle {}
-// SAFETY: as above.
-unsafe impl Sync for Handle {}
-
-impl Handle {
-    /// Takes ownership of a handle that a call has just returned, or returns the call's error.
-    ///
-    /// # Safety
-    ///
-    /// `handle` is `INVALID_HANDLE_VALUE`, or open and owned by nobody else.
-    pub(super) unsafe fn owned(handle: HANDLE) -> io::Result<Self> {
-        if handle == INVALID_HANDLE_VALUE {
-            Err(last_error())
-        } else {
-            Ok(Self(handle))
-        }
-    }
-}
-
-impl AsRawHandle for Handle {
-    fn as_raw_handle(&self) -> HANDLE {
-        self.0
-    }
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        // SAFETY: the handle is open, and `self` owns it.
-        unsafe { CloseHandle(self.0) };
-    }
-}
+#[cfg(pipe_model)]
+pub(super) use super::model::functions::*;
 
 /// The error of the preceding call.
 pub(super) fn last_error() -> io::Error {
@@ -86,17 +46,6 @@ pub(super) fn last_error() -> io::Error {
 /// The error of the call that returned `done`, if it failed.
 pub(super) fn check(done: BOOL) -> io::Result<()> {
     if done == 0 { Err(last_error()) } else { Ok(()) }
-}
-
-/// The system's code of an error.
-pub(crate) fn code(error: &io::Error) -> Option<u32> {
-    error.raw_os_error().map(|code| code as u32)
-}
-
-/// Cancels all operations in flight on a handle (`CancelIoEx`). What was written before stays readable.
-pub(crate) fn cancel(end: &impl AsRawHandle) {
-    // SAFETY: the handle is open as long as `end` is borrowed.
-    unsafe { CancelIoEx(end.as_raw_handle(), ptr::null()) };
 }
 
 /// `text` as the system's calls take it: in UTF-16, with a NUL at its end.

@@ -1,4 +1,4 @@
-//! The operations of a handle, and their completion. The invariants are those of `overlapped`.
+//! The operations of a handle, and their completion. The invariants are those of `pipe`.
 
 use std::{
     cell::UnsafeCell,
@@ -17,7 +17,8 @@ use windows_sys::{
     core::BOOL,
 };
 
-use crate::{inline, windows::system::GetLastError};
+use super::functions::GetLastError;
+use crate::inline;
 
 /// The operations of one handle.
 #[derive(Debug, Default)]
@@ -34,7 +35,7 @@ impl Operations {
 }
 
 /// Called on a thread of the port when a pending operation completes, with the address of its [`Operations`].
-pub(in crate::windows) unsafe fn completed(
+pub(super) unsafe fn completed(
     operations: *const c_void,
     overlapped: *mut OVERLAPPED,
     code: u32,

@@ -14,20 +14,21 @@ use windows_sys::{
 };
 
 use super::{
-    security::{sid_text, user_of},
-    system::{
+    functions::{
         GetCurrentThread, GetNamedPipeClientProcessId, GetNamedPipeClientSessionId,
-        GetNamedPipeServerProcessId, GetNamedPipeServerSessionId, GetSecurityInfo, Handle,
+        GetNamedPipeServerProcessId, GetNamedPipeServerSessionId, GetSecurityInfo,
         ImpersonateNamedPipeClient, LocalFree, NtQueryInformationFile, OpenThreadToken,
         RevertToSelf, last_error,
     },
+    handle::Handle,
+    security::{sid_text, user_of},
 };
 use crate::peer::{Peer, UserId};
 
 /// Whether the other side has closed its end.
 ///
 /// Uses `NtQueryInformationFile`, as libuv does. `PeekNamedPipe` may wait on the handle's event (see
-/// `overlapped`); this call waits, if at all, on its own event (ReactOS `NtQueryInformationFile`, for
+/// `pipe`); this call waits, if at all, on its own event (ReactOS `NtQueryInformationFile`, for
 /// files that were not opened for synchronous I/O).
 pub(crate) fn is_closing(end: &impl AsRawHandle) -> bool {
     let mut information = FILE_PIPE_LOCAL_INFORMATION::default();

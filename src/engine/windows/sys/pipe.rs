@@ -8,7 +8,7 @@
 //! - **Each operation completes exactly once.** With `FILE_SKIP_COMPLETION_PORT_ON_SUCCESS`, an operation
 //!   that is over when the call returns queues no completion and belongs to the caller again. A pending
 //!   one queues exactly one, even if it is cancelled or its handle is closed.
-//! - **At most one of each kind is in flight.** [`start`](operations::Operation::start) panics on a second one, so nothing
+//! - **At most one of each kind is in flight.** [`start`](super::operations::Operation::start) panics on a second one, so nothing
 //!   touches an `OVERLAPPED` or a buffer that the system is using.
 //! - **Nothing is started on a closed handle.** Only [`Pipe`] starts operations, and it owns the handle.
 //! - **A handle's key at the port is the address of its [`Operations`].** It is used for a completion only, which
@@ -34,6 +34,8 @@
 //! message is therefore never queried, and that mode is not set, in case another system call waits in the
 //! same way.
 
+#[cfg(pipe_model)]
+use std::ffi::c_void;
 use std::{
     io, mem,
     os::windows::io::{AsRawHandle, RawHandle},
@@ -58,28 +60,17 @@ use windows_sys::Win32::{
     },
 };
 
-#[cfg(any(miri, pipe_model))]
-pub(super) use self::operations::completed;
-use self::operations::{Done, Operations, Progress};
-#[cfg(not(any(miri, pipe_model)))]
-use self::port::bind_to_port;
-#[cfg(any(miri, pipe_model))]
-use super::model::functions::bind_to_port;
+#[cfg(not(pipe_model))]
+use super::port::bind_to_port;
 use super::{
-    rights,
-    security::SecurityDescriptor,
-    system::{
-        ConnectNamedPipe, CreateFileW, CreateNamedPipeW, Handle, ReadFile,
-        SetFileCompletionNotificationModes, SetNamedPipeHandleState, WriteFile, cancel, check,
-        wide,
+    functions::{
+        ConnectNamedPipe, CreateFileW, CreateNamedPipeW, ReadFile,
+        SetFileCompletionNotificationModes, SetNamedPipeHandleState, WriteFile, check, wide,
     },
+    handle::{Handle, cancel},
+    operations::{Done, Operations, Progress},
+    security::SecurityDescriptor,
 };
-
-mod operations;
-#[cfg(not(any(miri, pipe_model)))]
-mod port;
-#[cfg(test)]
-mod tests;
 
 /// How an instance is created.
 #[derive(Clone, Copy, Debug)]
@@ -130,13 +121,9 @@ impl Pipe {
     }
 
     /// Opens a client's end (`CreateFileW`) in message read mode. The server can identify this user but
-    /// not impersonate it. `server_of` requires an end opened with `see_owner`.
-    pub(crate) fn open(address: &str, see_owner: bool) -> io::Result<Self> {
+    /// not impersonate it. `server_of` requires an end opened with `READ_CONTROL` among its `rights`.
+    pub(crate) fn open(address: &str, rights: u32) -> io::Result<Self> {
         let address = wide(address);
-        let rights = match see_owner {
-            true => rights::ASKED_FOR_TO_SEE_OWNER,
-            false => rights::ASKED_FOR,
-        };
         // SAFETY: `address` ends in NUL and outlives the call, which returns a new handle.
         let handle = unsafe {
             Handle::owned(CreateFileW(
@@ -300,7 +287,7 @@ impl AsRawHandle for Pipe {
 }
 
 /// Creates an instance that clients can open (`CreateNamedPipeW`).
-pub(super) fn instance(
+pub(crate) fn instance(
     address: &str,
     descriptor: &SecurityDescriptor,
     options: InstanceOptions,
@@ -330,3 +317,13 @@ pub(super) fn instance(
         ))
     }
 }
+
+/// Binds a handle to the port of the model, which calls `completed` as the threads of `port` do.
+#[cfg(pipe_model)]
+unsafe fn bind_to_port(handle: RawHandle, key: *const c_void) -> io::Result<()> {
+    // SAFETY: the handle is open, and `completed` may be called with its key.
+    unsafe { super::model::functions::bind_to_port(handle, key, super::operations::completed) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -21,9 +21,11 @@ use windows_sys::Win32::{
     System::Threading::INFINITE,
 };
 
-use super::operations::completed;
-use crate::windows::system::{
-    CloseHandle, CreateIoCompletionPort, GetLastError, GetQueuedCompletionStatus, last_error,
+use super::{
+    functions::{
+        CloseHandle, CreateIoCompletionPort, GetLastError, GetQueuedCompletionStatus, last_error,
+    },
+    operations::completed,
 };
 
 /// The port, once it exists. It is never closed.

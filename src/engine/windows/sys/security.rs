@@ -8,10 +8,13 @@ use windows_sys::Win32::Security::{
     TOKEN_INFORMATION_CLASS, TOKEN_OWNER, TOKEN_QUERY, TOKEN_USER, TokenOwner, TokenUser,
 };
 
-use super::system::{
-    ConvertSidToStringSidW, ConvertStringSecurityDescriptorToSecurityDescriptorW,
-    GetCurrentProcess, GetTokenInformation, Handle, LocalFree, OpenProcessToken, check, last_error,
-    wide,
+use super::{
+    functions::{
+        ConvertSidToStringSidW, ConvertStringSecurityDescriptorToSecurityDescriptorW,
+        GetCurrentProcess, GetTokenInformation, LocalFree, OpenProcessToken, check, last_error,
+        wide,
+    },
+    handle::Handle,
 };
 use crate::peer::UserId;
 
@@ -24,7 +27,7 @@ unsafe impl Send for SecurityDescriptor {}
 unsafe impl Sync for SecurityDescriptor {}
 
 impl SecurityDescriptor {
-    pub(super) fn parse(text: &str) -> io::Result<Self> {
+    pub(crate) fn parse(text: &str) -> io::Result<Self> {
         let wide = wide(text);
         let mut descriptor = ptr::null_mut();
         // SAFETY: `wide` ends in NUL and outlives the call; `descriptor` is written on success.

@@ -9,14 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use windows_sys::Win32::Foundation::ERROR_BROKEN_PIPE;
+use windows_sys::Win32::Foundation::{ERROR_BROKEN_PIPE, GENERIC_READ, GENERIC_WRITE};
 
 use std::sync::Weak;
 
+#[cfg(pipe_model)]
+use super::super::model;
 use super::*;
-use crate::access::Access;
-#[cfg(any(miri, pipe_model))]
-use crate::windows::model;
 
 /// Runs each test on the system, or on the model with 300 seeds.
 macro_rules! tests {
@@ -24,13 +23,13 @@ macro_rules! tests {
         $(#[$attribute])*
         #[test]
         fn $test() {
-            #[cfg(not(any(miri, pipe_model)))]
+            #[cfg(not(pipe_model))]
             tokio::runtime::Builder::new_current_thread()
                 .enable_time()
                 .build()
                 .unwrap()
                 .block_on(async $body);
-            #[cfg(any(miri, pipe_model))]
+            #[cfg(pipe_model)]
             for seed in model::seeds(300) {
                 model::run(model::Options::seeded(seed), || async $body);
             }
@@ -40,9 +39,10 @@ macro_rules! tests {
 
 /// Lets the system's threads make progress.
 fn let_system_run() {
-    #[cfg(not(pipe_model))]
+    // Under Miri, the model has threads of its own.
+    #[cfg(any(miri, not(pipe_model)))]
     std::thread::yield_now();
-    #[cfg(pipe_model)]
+    #[cfg(all(pipe_model, not(miri)))]
     model::Model::step();
 }
 
@@ -51,7 +51,7 @@ fn instance() -> (Pipe, String) {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let address = format!(r"\\.\pipe\pipe-server-overlapped-{}-{count}", process::id());
-    let descriptor = SecurityDescriptor::new(&Access::CurrentUser).unwrap();
+    let descriptor = SecurityDescriptor::parse("D:P(A;;GA;;;WD)").unwrap();
     let options = InstanceOptions {
         first: true,
         allow_remote: false,
@@ -64,7 +64,7 @@ fn instance() -> (Pipe, String) {
 fn connected() -> (Pipe, Pipe) {
     let (server, address) = instance();
     server.start_connect().unwrap();
-    let client = Pipe::open(&address, false).unwrap();
+    let client = Pipe::open(&address, GENERIC_READ | GENERIC_WRITE).unwrap();
     (server, client)
 }
 
@@ -99,7 +99,7 @@ fn long_message() -> Bytes {
 tests! {
     async fn a_client_can_connect_before_connect_is_called() {
         let (server, address) = instance();
-        let client = Pipe::open(&address, false).unwrap();
+        let client = Pipe::open(&address, GENERIC_READ | GENERIC_WRITE).unwrap();
         client.start_write("early".into()).unwrap();
         server.start_connect().unwrap();
         poll_fn(|cx| server.poll_connect(cx)).await.unwrap();
@@ -108,7 +108,7 @@ tests! {
 
     async fn a_message_of_a_client_that_closed_before_connect_was_called_is_read() {
         let (server, address) = instance();
-        let client = Pipe::open(&address, false).unwrap();
+        let client = Pipe::open(&address, GENERIC_READ | GENERIC_WRITE).unwrap();
         client.start_write("gone already".into()).unwrap();
         drop(client);
         server.start_connect().unwrap();
@@ -156,7 +156,7 @@ tests! {
         let operations = Arc::downgrade(&server.operations);
         drop(server);
         assert!(
-            Pipe::open(&address, false).is_err(),
+            Pipe::open(&address, GENERIC_READ | GENERIC_WRITE).is_err(),
             "the name is still served"
         );
         wait_until_freed(&operations);
