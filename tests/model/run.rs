@@ -11,7 +11,10 @@ use std::{
 
 use tokio::runtime::Builder;
 
-use super::{Delivery, Model, Options};
+use super::{
+    options::{Delivery, Options},
+    world::Model,
+};
 
 thread_local! {
     /// The waker of the main future of this thread's runtime.
