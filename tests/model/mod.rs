@@ -6,7 +6,8 @@
 //!
 //! - **Every legal order.** A completion is delivered at any time after its operation has ended, in any
 //!   order, on any thread. An operation that could complete at once may also pend and complete later.
-//! - **Faults.** Any call may fail with an error that its page documents, at any time.
+//! - **Faults.** Any call may fail with an error that its page documents, at any time, and a connect may fail after its
+//!   call has returned.
 //! - **Memory checks.** The model accesses buffers and `OVERLAPPED`s through the caller's raw pointers when
 //!   an operation ends, so Miri reports one that was freed early. It overwrites the part of a buffer that
 //!   a read leaves unused.

@@ -12,9 +12,9 @@ use std::{
 use windows_sys::Win32::{
     Foundation::{
         ERROR_ACCESS_DENIED, ERROR_BROKEN_PIPE, ERROR_FILE_NOT_FOUND, ERROR_HANDLES_CLOSED,
-        ERROR_INVALID_PARAMETER, ERROR_MORE_DATA, ERROR_NO_DATA, ERROR_NOT_FOUND,
-        ERROR_OPERATION_ABORTED, ERROR_PIPE_BUSY, ERROR_PIPE_CONNECTED, ERROR_PIPE_LISTENING,
-        ERROR_PIPE_NOT_CONNECTED, ERROR_SUCCESS,
+        ERROR_INVALID_PARAMETER, ERROR_MORE_DATA, ERROR_NO_DATA, ERROR_NO_SYSTEM_RESOURCES,
+        ERROR_NOT_FOUND, ERROR_OPERATION_ABORTED, ERROR_PIPE_BUSY, ERROR_PIPE_CONNECTED,
+        ERROR_PIPE_LISTENING, ERROR_PIPE_NOT_CONNECTED, ERROR_SUCCESS,
     },
     Storage::FileSystem::{FILE_APPEND_DATA, FILE_GENERIC_READ, FILE_GENERIC_WRITE},
     System::{IO::OVERLAPPED, WindowsProgramming::FILE_SKIP_COMPLETION_PORT_ON_SUCCESS},
@@ -27,6 +27,13 @@ use super::{
 
 /// The low bits of a handle's number. The rest identifies its world.
 pub(super) const WORLD_BITS: u32 = 20;
+
+/// How a connect in flight may fail.
+const CONNECT_FAULTS: &[u32] = &[
+    ERROR_BROKEN_PIPE,
+    ERROR_NO_SYSTEM_RESOURCES,
+    ERROR_OPERATION_ABORTED,
+];
 
 /// `OVERLAPPED::Internal` while an operation is pending.
 pub(super) const STATUS_PENDING: usize = 0x103;
@@ -448,10 +455,26 @@ impl State {
             Connection::Listening | Connection::Disconnected => {
                 instance.state = Connection::Listening;
                 instance.connects.push(operation);
+                if let Some(code) = self.fault(CONNECT_FAULTS) {
+                    self.fail_connects(code);
+                }
                 return Outcome::Pending;
             }
         };
         Outcome::Over { code, length: 0 }
+    }
+
+    /// Ends every connect in flight with an error. The instances still listen, as after a cancelled connect. Returns
+    /// the number of connects.
+    pub(super) fn fail_connects(&mut self, code: u32) -> usize {
+        let instances = self.instances.values_mut();
+        let ended: Vec<_> = instances
+            .flat_map(|instance| instance.connects.drain(..))
+            .collect();
+        for &connect in &ended {
+            self.end(connect, code, 0);
+        }
+        ended.len()
     }
 
     /// `ReadFile`.

@@ -88,6 +88,14 @@ impl Model {
         current().lock().token = Token::new(user);
     }
 
+    /// Ends every connect in flight on this thread's system with an error. Returns the number of connects.
+    pub fn fail_connects(code: u32) -> usize {
+        let world = current();
+        let failed = world.lock().fail_connects(code);
+        world.changed.notify_all();
+        failed
+    }
+
     /// Delivers one packet. Returns whether there was one.
     pub fn step() -> bool {
         current().step()

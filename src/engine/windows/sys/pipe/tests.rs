@@ -82,11 +82,15 @@ fn broken(result: io::Result<impl std::fmt::Debug>) -> bool {
     result.unwrap_err().raw_os_error() == Some(ERROR_BROKEN_PIPE as i32)
 }
 
-/// Waits until the last operation has released its reference.
+/// Waits until the last operation of a dropped pipe has released its reference.
 fn wait_until_freed(operations: &Weak<Operations>) {
+    wait_for_references(operations, 0);
+}
+
+fn wait_for_references(operations: &Weak<Operations>, left: usize) {
     let deadline = Instant::now() + Duration::from_secs(30);
-    while operations.strong_count() > 0 {
-        assert!(Instant::now() < deadline, "the operations are never freed");
+    while operations.strong_count() > left {
+        assert!(Instant::now() < deadline, "a reference is never released");
         let_system_run();
     }
 }
@@ -159,6 +163,34 @@ tests! {
             Pipe::open(&address, GENERIC_READ | GENERIC_WRITE).is_err(),
             "the name is still served"
         );
+        wait_until_freed(&operations);
+    }
+
+    #[cfg(pipe_model)]
+    async fn a_connect_that_completes_with_an_error_can_be_repeated() {
+        let (server, address) = instance();
+        let operations = Arc::downgrade(&server.operations);
+        for _ in 0..3 {
+            server.start_connect().unwrap();
+            assert_eq!(model::Model::fail_connects(ERROR_BROKEN_PIPE), 1);
+            assert!(broken(poll_fn(|cx| server.poll_connect(cx)).await));
+            // The pipe's own is left.
+            wait_for_references(&operations, 1);
+        }
+        server.start_connect().unwrap();
+        let _client = Pipe::open(&address, GENERIC_READ | GENERIC_WRITE).unwrap();
+        poll_fn(|cx| server.poll_connect(cx)).await.unwrap();
+        drop(server);
+        wait_until_freed(&operations);
+    }
+
+    #[cfg(pipe_model)]
+    async fn a_pipe_can_be_dropped_while_its_connect_completes_with_an_error() {
+        let (server, _) = instance();
+        let operations = Arc::downgrade(&server.operations);
+        server.start_connect().unwrap();
+        assert_eq!(model::Model::fail_connects(ERROR_BROKEN_PIPE), 1);
+        drop(server);
         wait_until_freed(&operations);
     }
 
