@@ -25,7 +25,7 @@ fn code(error: &io::Error) -> Option<u32> {
 }
 
 /// Whether an operation failed because the other side closed its end or was disconnected.
-fn is_closed(error: &io::Error) -> bool {
+fn is_closed_error(error: &io::Error) -> bool {
     matches!(
         code(error),
         Some(ERROR_BROKEN_PIPE | ERROR_NO_DATA | ERROR_PIPE_NOT_CONNECTED)

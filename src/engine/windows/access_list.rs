@@ -6,7 +6,7 @@ use windows_sys::Win32::Foundation::ERROR_ACCESS_DENIED;
 
 use super::{
     code, rights,
-    sys::{InstanceOptions, SecurityDescriptor, current_user, instance},
+    sys::{InstanceOptions, SecurityDescriptor, create_instance, current_user},
 };
 use crate::{access::Access, error::OutOfRange};
 
@@ -55,8 +55,8 @@ fn of_user(text: &str) -> io::Result<SecurityDescriptor> {
         allow_remote: false,
         buffer_size: 0,
     };
-    let _first = instance(&address, &descriptor, options(true))?;
-    match instance(&address, &descriptor, options(false)) {
+    let _first = create_instance(&address, &descriptor, options(true))?;
+    match create_instance(&address, &descriptor, options(false)) {
         Err(error) if code(&error) == Some(ERROR_ACCESS_DENIED) => {
             let problem = format!(
                 "is {text:?}, which does not let this process create further instances: add an \

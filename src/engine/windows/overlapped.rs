@@ -25,8 +25,8 @@ use windows_sys::Win32::Foundation::{
 };
 
 use super::{
-    access_list, code, creation_error, is_closed, rights,
-    sys::{self, InstanceOptions, Pipe, Read, SecurityDescriptor},
+    access_list, code, creation_error, is_closed_error, rights,
+    sys::{self, InstanceOptions, MessagePart, PipeEnd, SecurityDescriptor},
 };
 use crate::{
     access::Access,
@@ -69,10 +69,10 @@ pub(crate) fn bind(
 /// peer, which takes one more right.
 pub(crate) fn connect(name: &PipeName, sizes: Sizes, identify: bool) -> io::Result<Channel> {
     let rights = match identify {
-        true => rights::ASKED_FOR_TO_SEE_OWNER,
-        false => rights::ASKED_FOR,
+        true => rights::REQUESTED_WITH_OWNER,
+        false => rights::REQUESTED,
     };
-    let pipe = Pipe::open(name.address(), rights).map_err(|error| match code(&error) {
+    let pipe = PipeEnd::open(name.address(), rights).map_err(|error| match code(&error) {
         // The second: the server closed the instance while it was being opened.
         Some(ERROR_PIPE_BUSY | ERROR_PIPE_NOT_CONNECTED) => io::ErrorKind::ResourceBusy.into(),
         Some(ERROR_INVALID_PARAMETER) => io::Error::new(
@@ -100,7 +100,7 @@ impl Endpoint for OverlappedEndpoint {
             allow_remote: self.allow_remote,
             buffer_size: self.sizes.buffer_size,
         };
-        let pipe = Pipe::create(&self.address, &self.descriptor, options)
+        let pipe = PipeEnd::create(&self.address, &self.descriptor, options)
             .map_err(|error| creation_error(error, first))?;
         self.first.store(false, Ordering::Relaxed);
         Ok(Box::new(OverlappedInstance {
@@ -117,7 +117,7 @@ impl Endpoint for OverlappedEndpoint {
 
 struct OverlappedInstance {
     /// `None` once connected.
-    pipe: Option<Pipe>,
+    pipe: Option<PipeEnd>,
     /// Whether waiting for a client has failed and must be restarted.
     failed: bool,
     sizes: Sizes,
@@ -139,7 +139,7 @@ impl Instance for OverlappedInstance {
     }
 }
 
-fn channel(pipe: Pipe, peer: fn(&Pipe) -> io::Result<Peer>, sizes: Sizes) -> Channel {
+fn channel(pipe: PipeEnd, peer: fn(&PipeEnd) -> io::Result<Peer>, sizes: Sizes) -> Channel {
     let link = Arc::new(OverlappedLink { pipe, peer });
     Channel {
         receiver: Box::new(OverlappedReceiver {
@@ -159,9 +159,9 @@ fn channel(pipe: Pipe, peer: fn(&Pipe) -> io::Result<Peer>, sizes: Sizes) -> Cha
 }
 
 struct OverlappedLink {
-    pipe: Pipe,
+    pipe: PipeEnd,
     /// Looks up who is on the other side of this end.
-    peer: fn(&Pipe) -> io::Result<Peer>,
+    peer: fn(&PipeEnd) -> io::Result<Peer>,
 }
 
 impl Link for OverlappedLink {
@@ -170,7 +170,7 @@ impl Link for OverlappedLink {
     }
 
     fn is_hung_up(&self) -> bool {
-        sys::is_closing(&self.pipe)
+        sys::peer_has_closed(&self.pipe)
     }
 }
 
@@ -209,9 +209,9 @@ impl OverlappedReceiver {
             let read = ready!(self.link.pipe.poll_read(cx, &mut self.buffer));
             self.reading = false;
             match read {
-                Ok(Read::Whole) => return Poll::Ready(self.message()),
-                Ok(Read::Part) => self.grow()?,
-                Err(error) => return Poll::Ready(self.failed(error)),
+                Ok(MessagePart::Last) => return Poll::Ready(self.take_message()),
+                Ok(MessagePart::More) => self.grow()?,
+                Err(error) => return Poll::Ready(self.classify(error)),
             }
             begun = true;
         }
@@ -242,7 +242,7 @@ impl OverlappedReceiver {
     }
 
     /// Takes the message, which is now whole.
-    fn message(&mut self) -> Result<Received, RecvError> {
+    fn take_message(&mut self) -> Result<Received, RecvError> {
         let length = self.buffer.len();
         if length > self.max_message_size {
             return Err(self.too_long());
@@ -266,8 +266,8 @@ impl OverlappedReceiver {
     }
 
     /// Classifies the error of a read.
-    fn failed(&self, error: io::Error) -> Result<Received, RecvError> {
-        if !is_closed(&error) {
+    fn classify(&self, error: io::Error) -> Result<Received, RecvError> {
+        if !is_closed_error(&error) {
             Err(RecvError::Io(error))
         } else if self.buffer.is_empty() {
             Ok(Received::Closed)
@@ -304,7 +304,7 @@ impl Transmit for OverlappedSender {
 }
 
 fn send_error(error: io::Error) -> SendError {
-    if is_closed(&error) {
+    if is_closed_error(&error) {
         SendError::Closed
     } else {
         SendError::Io(error)

@@ -26,7 +26,7 @@ use tokio::{
 use windows_sys::Win32::Foundation::ERROR_NO_DATA;
 
 use super::{
-    access_list, code, creation_error, is_closed,
+    access_list, code, creation_error, is_closed_error,
     sys::{self, SecurityDescriptor},
 };
 use crate::{
@@ -85,11 +85,11 @@ impl Endpoint for TokioEndpoint {
         let first = self.first.load(Ordering::Relaxed);
         let mut options = self.options.clone();
         options.first_pipe_instance(first);
-        let server = sys::create_server(&options, &self.address, &self.descriptor)
+        let server = sys::create_tokio_server(&options, &self.address, &self.descriptor)
             .map_err(|error| creation_error(error, first))?;
         self.first.store(false, Ordering::Relaxed);
         Ok(Box::new(TokioInstance {
-            connected: Box::pin(connected(server)),
+            connecting: Box::pin(connect(server)),
             max_message_size: self.max_message_size,
         }))
     }
@@ -100,14 +100,14 @@ impl Endpoint for TokioEndpoint {
 }
 
 struct TokioInstance {
-    connected: Pin<Box<dyn Future<Output = Connected> + Send>>,
+    connecting: Pin<Box<dyn Future<Output = Connected> + Send>>,
     max_message_size: usize,
 }
 
 /// The connected instance, or the instance with the error.
 type Connected = Result<NamedPipeServer, (NamedPipeServer, io::Error)>;
 
-async fn connected(server: NamedPipeServer) -> Connected {
+async fn connect(server: NamedPipeServer) -> Connected {
     match server.connect().await {
         Err(error) if code(&error) != Some(ERROR_NO_DATA) => Err((server, error)),
         // A client that has already left counts: what it wrote is still there.
@@ -117,10 +117,10 @@ async fn connected(server: NamedPipeServer) -> Connected {
 
 impl Instance for TokioInstance {
     fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>> {
-        Poll::Ready(match ready!(self.connected.as_mut().poll(cx)) {
+        Poll::Ready(match ready!(self.connecting.as_mut().poll(cx)) {
             Ok(server) => Ok(channel(server, self.max_message_size)),
             Err((server, error)) => {
-                self.connected = Box::pin(connected(server));
+                self.connecting = Box::pin(connect(server));
                 Err(error)
             }
         })
@@ -130,7 +130,7 @@ impl Instance for TokioInstance {
 fn channel(server: NamedPipeServer, max_message_size: usize) -> Channel {
     let link = Arc::new(TokioLink {
         server,
-        cut_off: AtomicBool::new(false),
+        write_abandoned: AtomicBool::new(false),
     });
     Channel {
         receiver: Box::new(TokioReceiver {
@@ -149,7 +149,7 @@ fn channel(server: NamedPipeServer, max_message_size: usize) -> Channel {
 struct TokioLink {
     server: NamedPipeServer,
     /// Whether a write was still waiting for its reader when the sender was dropped.
-    cut_off: AtomicBool,
+    write_abandoned: AtomicBool,
 }
 
 impl TokioLink {
@@ -175,7 +175,7 @@ impl Link for TokioLink {
     }
 
     fn is_hung_up(&self) -> bool {
-        sys::is_closing(&self.server)
+        sys::peer_has_closed(&self.server)
     }
 }
 
@@ -184,7 +184,7 @@ impl Drop for TokioLink {
         // mio keeps a pending write, and with it the instance, until the reader takes it (mio#1944). That
         // write can't be cancelled alone, but nothing else in flight is needed any more. Disconnecting would
         // also discard earlier replies, which the client may still read.
-        if self.cut_off.load(Ordering::Relaxed) {
+        if self.write_abandoned.load(Ordering::Relaxed) {
             sys::cancel(&self.server);
         }
     }
@@ -204,7 +204,7 @@ impl Receive for TokioReceiver {
                 Ok(length) => length,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => {
-                    return Poll::Ready(if is_closed(&error) {
+                    return Poll::Ready(if is_closed_error(&error) {
                         Ok(Received::Closed)
                     } else {
                         Err(RecvError::Io(error))
@@ -213,7 +213,7 @@ impl Receive for TokioReceiver {
             };
             return Poll::Ready(if length == 0 {
                 // An empty message, or the other side has closed: Tokio reports both alike.
-                Ok(if sys::is_closing(&self.link.server) {
+                Ok(if sys::peer_has_closed(&self.link.server) {
                     Received::Closed
                 } else {
                     Received::End
@@ -270,13 +270,13 @@ impl Transmit for TokioSender {
 impl Drop for TokioSender {
     fn drop(&mut self) {
         if self.writing {
-            self.link.cut_off.store(true, Ordering::Relaxed);
+            self.link.write_abandoned.store(true, Ordering::Relaxed);
         }
     }
 }
 
 fn send_error(error: io::Error) -> SendError {
-    if is_closed(&error) {
+    if is_closed_error(&error) {
         SendError::Closed
     } else {
         SendError::Io(error)

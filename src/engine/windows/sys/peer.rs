@@ -30,7 +30,7 @@ use crate::peer::{Peer, UserId};
 /// Uses `NtQueryInformationFile`, as libuv does. `PeekNamedPipe` may wait on the handle's event (see
 /// `pipe`); this call waits, if at all, on its own event (ReactOS `NtQueryInformationFile`, for
 /// files that were not opened for synchronous I/O).
-pub(crate) fn is_closing(end: &impl AsRawHandle) -> bool {
+pub(crate) fn peer_has_closed(end: &impl AsRawHandle) -> bool {
     let mut information = FILE_PIPE_LOCAL_INFORMATION::default();
     let mut status_block = IO_STATUS_BLOCK::default();
     // SAFETY: the handle is open as long as `end` is borrowed; both structures outlive the call,

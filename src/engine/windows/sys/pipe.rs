@@ -10,7 +10,7 @@
 //!   one queues exactly one, even if it is cancelled or its handle is closed.
 //! - **At most one of each kind is in flight.** [`start`](super::operations::Operation::start) panics on a second one, so nothing
 //!   touches an `OVERLAPPED` or a buffer that the system is using.
-//! - **Nothing is started on a closed handle.** Only [`Pipe`] starts operations, and it owns the handle.
+//! - **Nothing is started on a closed handle.** Only [`PipeEnd`] starts operations, and it owns the handle.
 //! - **A handle's key at the port is the address of its [`Operations`].** It is used for a completion only, which
 //!   comes with the operation's reference.
 //!
@@ -20,7 +20,7 @@
 //! - A read that is too short for the message in the pipe ends in one of two ways, both handled: at once
 //!   with `ERROR_MORE_DATA` and no completion (Windows 7, Wine), or pending, with the code in its
 //!   completion (Windows 8 and later; WT ntdll `test_completion`). The next read returns the rest of the
-//!   message (*Named Pipe Type, Read, and Wait Modes*).
+//!   message (*Named PipeEnd Type, Read, and Wait Modes*).
 //! - An operation that fails at once queues no completion (WT ntdll `test_completion`; mio and .NET rely
 //!   on it).
 //! - The notification mode is set after the handle is bound to the port (WT ntdll).
@@ -68,7 +68,7 @@ use super::{
         SetFileCompletionNotificationModes, SetNamedPipeHandleState, WriteFile, check, wide,
     },
     handle::{Handle, cancel},
-    operations::{Done, Operations, Progress},
+    operations::{Done, Operations, Polled},
     security::SecurityDescriptor,
 };
 
@@ -84,21 +84,21 @@ pub(crate) struct InstanceOptions {
 
 /// One end of a pipe. Dropping it cancels all operations in flight and closes the handle at once.
 #[derive(Debug)]
-pub(crate) struct Pipe {
+pub(crate) struct PipeEnd {
     handle: Handle,
     operations: Arc<Operations>,
 }
 
-/// How a read ended.
+/// What a read has returned of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Read {
-    /// At the end of the message.
-    Whole,
-    /// At the end of the buffer; the message continues.
-    Part,
+pub(crate) enum MessagePart {
+    /// The rest of it, or all.
+    Last,
+    /// As much as fits the buffer; the message continues.
+    More,
 }
 
-impl Pipe {
+impl PipeEnd {
     /// Creates an instance (`CreateNamedPipeW`) and starts waiting for its client (`ConnectNamedPipe`).
     ///
     /// The system does not limit the number of instances; the listener does.
@@ -107,17 +107,9 @@ impl Pipe {
         descriptor: &SecurityDescriptor,
         options: InstanceOptions,
     ) -> io::Result<Self> {
-        let pipe = Self::create_instance(address, descriptor, options)?;
-        pipe.start_connect()?;
-        Ok(pipe)
-    }
-
-    fn create_instance(
-        address: &str,
-        descriptor: &SecurityDescriptor,
-        options: InstanceOptions,
-    ) -> io::Result<Self> {
-        Self::new(instance(address, descriptor, options)?)
+        let end = Self::new(create_instance(address, descriptor, options)?)?;
+        end.start_connect()?;
+        Ok(end)
     }
 
     /// Opens a client's end (`CreateFileW`) in message read mode. The server can identify this user but
@@ -180,13 +172,13 @@ impl Pipe {
     /// Ready once a client has connected, even if it has closed since.
     pub(crate) fn poll_connect(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.operations.connect.poll(cx) {
-            Progress::Pending => Poll::Pending,
-            Progress::None => Poll::Ready(Ok(())),
-            Progress::Done(Done {
+            Polled::Pending => Poll::Pending,
+            Polled::None => Poll::Ready(Ok(())),
+            Polled::Done(Done {
                 code: ERROR_SUCCESS | ERROR_NO_DATA,
                 ..
             }) => Poll::Ready(Ok(())),
-            Progress::Done(done) => Poll::Ready(Err(done.error())),
+            Polled::Done(done) => Poll::Ready(Err(done.error())),
         }
     }
 
@@ -196,13 +188,13 @@ impl Pipe {
         &self,
         cx: &mut Context<'_>,
         buffer: &mut BytesMut,
-    ) -> Poll<io::Result<Read>> {
+    ) -> Poll<io::Result<MessagePart>> {
         let read = &self.operations.read;
         let done = loop {
             match read.poll(cx) {
-                Progress::Pending => return Poll::Pending,
-                Progress::Done(done) => break done,
-                Progress::None => {}
+                Polled::Pending => return Poll::Pending,
+                Polled::Done(done) => break done,
+                Polled::None => {}
             }
             if let Some(done) = self.start_read(mem::take(buffer)) {
                 break done;
@@ -214,8 +206,8 @@ impl Pipe {
         // SAFETY: the system wrote `length` bytes into the spare capacity.
         unsafe { buffer.set_len(buffer.len() + length) };
         Poll::Ready(match code {
-            ERROR_SUCCESS => Ok(Read::Whole),
-            ERROR_MORE_DATA => Ok(Read::Part),
+            ERROR_SUCCESS => Ok(MessagePart::Last),
+            ERROR_MORE_DATA => Ok(MessagePart::More),
             code => Err(io::Error::from_raw_os_error(code as i32)),
         })
     }
@@ -263,14 +255,14 @@ impl Pipe {
     /// Ready when no write is in flight, with the result of the last one.
     pub(crate) fn poll_write(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.operations.write.poll(cx) {
-            Progress::Pending => Poll::Pending,
-            Progress::None => Poll::Ready(Ok(())),
-            Progress::Done(done) => Poll::Ready(done.result()),
+            Polled::Pending => Poll::Pending,
+            Polled::None => Poll::Ready(Ok(())),
+            Polled::Done(done) => Poll::Ready(done.result()),
         }
     }
 }
 
-impl Drop for Pipe {
+impl Drop for PipeEnd {
     fn drop(&mut self) {
         // Without this, a pending write would keep the instance until the peer reads, which may never
         // happen (mio#1944). Completed writes stay readable.
@@ -280,14 +272,14 @@ impl Drop for Pipe {
     }
 }
 
-impl AsRawHandle for Pipe {
+impl AsRawHandle for PipeEnd {
     fn as_raw_handle(&self) -> RawHandle {
         self.handle.as_raw_handle()
     }
 }
 
 /// Creates an instance that clients can open (`CreateNamedPipeW`).
-pub(crate) fn instance(
+pub(crate) fn create_instance(
     address: &str,
     descriptor: &SecurityDescriptor,
     options: InstanceOptions,

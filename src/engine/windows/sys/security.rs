@@ -59,8 +59,8 @@ impl Drop for SecurityDescriptor {
     }
 }
 
-/// Creates an instance with an access list.
-pub(crate) fn create_server(
+/// Creates one of Tokio's instances with an access list.
+pub(crate) fn create_tokio_server(
     options: &ServerOptions,
     address: &str,
     descriptor: &SecurityDescriptor,

@@ -47,7 +47,7 @@ fn let_system_run() {
 }
 
 /// An instance without a `ConnectNamedPipe` call so far, and its address.
-fn instance() -> (Pipe, String) {
+fn instance() -> (PipeEnd, String) {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let address = format!(r"\\.\pipe\pipe-server-overlapped-{}-{count}", process::id());
@@ -57,24 +57,24 @@ fn instance() -> (Pipe, String) {
         allow_remote: false,
         buffer_size: 4096,
     };
-    let pipe = Pipe::create_instance(&address, &descriptor, options).unwrap();
+    let pipe = PipeEnd::new(create_instance(&address, &descriptor, options).unwrap()).unwrap();
     (pipe, address)
 }
 
-fn connected() -> (Pipe, Pipe) {
+fn connected() -> (PipeEnd, PipeEnd) {
     let (server, address) = instance();
     server.start_connect().unwrap();
-    let client = Pipe::open(&address, GENERIC_READ | GENERIC_WRITE).unwrap();
+    let client = PipeEnd::open(&address, GENERIC_READ | GENERIC_WRITE).unwrap();
     (server, client)
 }
 
-async fn read(pipe: &Pipe, buffer: &mut BytesMut) -> io::Result<Read> {
+async fn read(pipe: &PipeEnd, buffer: &mut BytesMut) -> io::Result<MessagePart> {
     poll_fn(|cx| pipe.poll_read(cx, buffer)).await
 }
 
-async fn read_message(pipe: &Pipe) -> io::Result<Bytes> {
+async fn read_message(pipe: &PipeEnd) -> io::Result<Bytes> {
     let mut buffer = BytesMut::with_capacity(4096);
-    assert_eq!(read(pipe, &mut buffer).await?, Read::Whole);
+    assert_eq!(read(pipe, &mut buffer).await?, MessagePart::Last);
     Ok(buffer.freeze())
 }
 
@@ -103,7 +103,7 @@ fn long_message() -> Bytes {
 tests! {
     async fn a_client_can_connect_before_connect_is_called() {
         let (server, address) = instance();
-        let client = Pipe::open(&address, GENERIC_READ | GENERIC_WRITE).unwrap();
+        let client = PipeEnd::open(&address, GENERIC_READ | GENERIC_WRITE).unwrap();
         client.start_write("early".into()).unwrap();
         server.start_connect().unwrap();
         poll_fn(|cx| server.poll_connect(cx)).await.unwrap();
@@ -112,7 +112,7 @@ tests! {
 
     async fn a_message_of_a_client_that_closed_before_connect_was_called_is_read() {
         let (server, address) = instance();
-        let client = Pipe::open(&address, GENERIC_READ | GENERIC_WRITE).unwrap();
+        let client = PipeEnd::open(&address, GENERIC_READ | GENERIC_WRITE).unwrap();
         client.start_write("gone already".into()).unwrap();
         drop(client);
         server.start_connect().unwrap();
@@ -132,7 +132,7 @@ tests! {
                 assert!(polled.is_pending());
                 client.start_write(long_message()).unwrap();
             }
-            while read(&server, &mut buffer).await.unwrap() == Read::Part {
+            while read(&server, &mut buffer).await.unwrap() == MessagePart::More {
                 assert_eq!(buffer.len(), buffer.capacity());
                 buffer.reserve(30_000);
             }
@@ -150,7 +150,7 @@ tests! {
         }));
         assert!(polled.is_err(), "the clone of the waker panics");
         client.start_write("whole".into()).unwrap();
-        assert_eq!(read(&server, &mut buffer).await.unwrap(), Read::Whole);
+        assert_eq!(read(&server, &mut buffer).await.unwrap(), MessagePart::Last);
         assert_eq!(buffer, "whole");
     }
 
@@ -160,7 +160,7 @@ tests! {
         let operations = Arc::downgrade(&server.operations);
         drop(server);
         assert!(
-            Pipe::open(&address, GENERIC_READ | GENERIC_WRITE).is_err(),
+            PipeEnd::open(&address, GENERIC_READ | GENERIC_WRITE).is_err(),
             "the name is still served"
         );
         wait_until_freed(&operations);
@@ -178,7 +178,7 @@ tests! {
             wait_for_references(&operations, 1);
         }
         server.start_connect().unwrap();
-        let _client = Pipe::open(&address, GENERIC_READ | GENERIC_WRITE).unwrap();
+        let _client = PipeEnd::open(&address, GENERIC_READ | GENERIC_WRITE).unwrap();
         poll_fn(|cx| server.poll_connect(cx)).await.unwrap();
         drop(server);
         wait_until_freed(&operations);
@@ -232,7 +232,7 @@ tests! {
         let (server, client) = connected();
         client.start_write(long_message()).unwrap();
         let mut buffer = BytesMut::with_capacity(4096);
-        assert_eq!(read(&server, &mut buffer).await.unwrap(), Read::Part);
+        assert_eq!(read(&server, &mut buffer).await.unwrap(), MessagePart::More);
         drop(client);
         buffer.reserve(100_000);
         assert!(broken(read(&server, &mut buffer).await));
