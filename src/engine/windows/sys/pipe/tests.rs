@@ -220,6 +220,16 @@ tests! {
         assert!(broken(read_message(&client).await));
     }
 
+    /// Miri reports memory that is freed early. No `Weak` keeps it here.
+    async fn the_memory_of_a_dropped_pipe_outlives_its_operations() {
+        let (server, client) = connected();
+        let mut buffer = BytesMut::with_capacity(4096);
+        let polled = poll_fn(|cx| Poll::Ready(server.poll_read(cx, &mut buffer))).await;
+        assert!(polled.is_pending());
+        server.start_write(long_message()).unwrap();
+        drop((server, client));
+    }
+
     async fn a_write_ends_when_the_other_side_closes() {
         let (server, client) = connected();
         server.start_write(long_message()).unwrap();
