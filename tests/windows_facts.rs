@@ -1,11 +1,11 @@
 //! The behavior of Windows pipes that this library relies on.
 //!
-//! Each test is one claim, in plain Windows calls. It asserts what Windows does, or what Wine does if it runs under
-//! Wine. `docs/wine.md` has a row for each, with the evidence and what was observed on each system. A test that fails
-//! on Windows shows a wrong assumption.
+//! Each test is one claim, in plain Windows calls. It asserts what Windows does, or what Wine does
+//! if it runs under Wine. `docs/wine.md` has a row for each, with the evidence and what was
+//! observed on each system. A test that fails on Windows shows a wrong assumption.
 //!
-//! Nothing here uses the library. The facts also hold on the model of Windows that the library's own tests use
-//! (`--cfg pipe_model`), except those that need more than the model has.
+//! Nothing here uses the library. The facts also hold on the model of Windows that the library's
+//! own tests use (`--cfg pipe_model`), except those that need more than the model has.
 
 #![cfg(windows)]
 #![allow(unsafe_code, reason = "tests the system calls directly")]
@@ -80,8 +80,8 @@ impl System {
         !matches!(self, Self::Wine8 | Self::Wine10 | Self::ModelWine)
     }
 
-    /// Whether a read in skip mode pends if its buffer is too small for the queued message. Otherwise it fails at once
-    /// and sends no packet.
+    /// Whether a read in skip mode pends if its buffer is too small for the queued message.
+    /// Otherwise it fails at once and sends no packet.
     fn short_read_pends(self) -> bool {
         matches!(self, Self::Windows | Self::Model8)
     }
@@ -91,7 +91,8 @@ impl System {
 const CLIENT_RIGHTS: u32 =
     FILE_READ_DATA | FILE_WRITE_DATA | FILE_READ_ATTRIBUTES | FILE_WRITE_ATTRIBUTES | SYNCHRONIZE;
 
-/// The rights that `CreateNamedPipeW` requests with `PIPE_ACCESS_DUPLEX`, including that to create instances (0x4).
+/// The rights that `CreateNamedPipeW` requests with `PIPE_ACCESS_DUPLEX`, including that to create
+/// instances (0x4).
 const INSTANCE_RIGHTS: u32 = 0x12019f;
 
 /// The rights that `Access::Everyone` grants to other users: the same without 0x4.
@@ -910,7 +911,8 @@ mod beyond_the_model {
         assert_eq!(owner(&client), Some(user));
     }
 
-    /// For an elevated administrator that is the Administrators group; under Wine it is the primary group.
+    /// For an elevated administrator that is the Administrators group; under Wine it is the primary
+    /// group.
     #[test]
     fn a_descriptor_without_an_owner_leaves_it_to_the_token() {
         let instance = Instance::with_access_list("D:P(A;;GA;;;WD)");
@@ -1045,7 +1047,8 @@ mod beyond_the_model {
     /// A token's user or owner, in text form.
     fn sid_of(token: HANDLE, class: TOKEN_INFORMATION_CLASS) -> String {
         let information = token_information(token, class);
-        // SAFETY: the structures of these classes start with the address of a SID, which follows them.
+        // SAFETY: the structures of these classes start with the address of a SID, which follows
+        // them.
         unsafe { text_of(*information.as_ptr().cast::<PSID>()) }
     }
 
@@ -1068,7 +1071,8 @@ mod beyond_the_model {
 
     fn owner(end: &End) -> Option<String> {
         let (mut owner, mut descriptor) = (ptr::null_mut(), ptr::null_mut());
-        // SAFETY: the handle is open; `owner` points into `descriptor`, which is ours to free on success.
+        // SAFETY: the handle is open; `owner` points into `descriptor`, which is ours to free on
+        // success.
         let error = unsafe {
             GetSecurityInfo(
                 end.handle,
@@ -1094,8 +1098,8 @@ mod beyond_the_model {
     /// `sid` has to point to a valid SID.
     unsafe fn text_of(sid: PSID) -> String {
         let mut text = ptr::null_mut();
-        // SAFETY: the caller guarantees that `sid` is valid; `text` is written on success, ends in NUL, and is ours to
-        // free.
+        // SAFETY: the caller guarantees that `sid` is valid; `text` is written on success, ends in
+        // NUL, and is ours to free.
         unsafe {
             assert_eq!(code(ConvertSidToStringSidW(sid, &mut text)), ERROR_SUCCESS);
             let length = (0..).take_while(|&index| *text.add(index) != 0).count();

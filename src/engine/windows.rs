@@ -1,4 +1,5 @@
-//! The engines of Windows: `overlapped`, which is the default, and `tokio`. Both are safe code on [`sys`].
+//! The engines of Windows: `overlapped`, which is the default, and `tokio`. Both are safe code on
+//! [`sys`].
 
 use std::io;
 
@@ -32,8 +33,8 @@ fn is_closed_error(error: &io::Error) -> bool {
     )
 }
 
-/// The error of creating an instance. With `FILE_FLAG_FIRST_PIPE_INSTANCE`, a name in use is reported as
-/// access denied or busy, whoever serves it.
+/// The error of creating an instance. With `FILE_FLAG_FIRST_PIPE_INSTANCE`, a name in use is
+/// reported as access denied or busy, whoever serves it.
 fn creation_error(error: io::Error, first: bool) -> io::Error {
     match code(&error) {
         Some(ERROR_ACCESS_DENIED | ERROR_PIPE_BUSY) if first => {

@@ -1,5 +1,5 @@
-//! Tests that need the model of Windows: other users, injected faults, and a sender that closes in the middle of a
-//! message.
+//! Tests that need the model of Windows: other users, injected faults, and a sender that closes in
+//! the middle of a message.
 
 use std::{
     collections::HashSet,
@@ -270,7 +270,8 @@ async fn replace_failed(most: usize) {
     }
 }
 
-/// Whatever fails, no message is lost in the middle, split, merged or repeated, and nothing hangs or leaks.
+/// Whatever fails, no message is lost in the middle, split, merged or repeated, and nothing hangs
+/// or leaks.
 #[test]
 fn failing_calls_cost_connections_and_nothing_else() {
     for seed in seeds(if cfg!(miri) { 1 } else { 500 }) {

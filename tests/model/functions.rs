@@ -1,7 +1,7 @@
 //! Replacements for the Windows functions, with the same names and signatures.
 //!
-//! Each has the safety requirements of the original: pointers have to be valid as its page says, and the
-//! memory of an operation is borrowed until the operation completes.
+//! Each has the safety requirements of the original: pointers have to be valid as its page says,
+//! and the memory of an operation is borrowed until the operation completes.
 #![allow(missing_docs, non_snake_case, reason = "named as in Windows")]
 #![allow(
     clippy::missing_safety_doc,
@@ -120,7 +120,8 @@ pub unsafe fn CreateNamedPipeW(
     if !(1..=255).contains(&max_instances) || reads_messages && !keeps_messages {
         return handle(Err(ERROR_INVALID_PARAMETER));
     }
-    // SAFETY: the page of CreateNamedPipe requires null, or a structure with a valid descriptor or none.
+    // SAFETY: the page of CreateNamedPipe requires null, or a structure with a valid descriptor or
+    // none.
     let descriptor = unsafe { attributes.as_ref() }
         .map(|attributes| attributes.lpSecurityDescriptor)
         .filter(|descriptor| !descriptor.is_null())
@@ -159,7 +160,8 @@ pub unsafe fn CreateFileW(
         if let Some(code) = state.fault(&faults) {
             return handle(Err(code));
         }
-        // With static tracking the server can identify its client at once, otherwise only after a read.
+        // With static tracking the server can identify its client at once, otherwise only after a
+        // read.
         let tracks = flags & SECURITY_CONTEXT_TRACKING != 0;
         let known = flags & SECURITY_SQOS_PRESENT != 0 && !tracks;
         // SAFETY: the name ends in NUL.
@@ -481,8 +483,8 @@ pub unsafe fn GetQueuedCompletionStatus(
     succeed_if(packet.code)
 }
 
-/// Takes the place of the library's port, which is one for all systems: `completed` is called with `key` for each
-/// packet of `file`.
+/// Takes the place of the library's port, which is one for all systems: `completed` is called with
+/// `key` for each packet of `file`.
 pub(crate) unsafe fn bind_to_port(
     file: RawHandle,
     key: *const c_void,
@@ -642,8 +644,8 @@ pub unsafe fn GetTokenInformation(
     if (length as usize) < total {
         return succeed_if(ERROR_INSUFFICIENT_BUFFER);
     }
-    // SAFETY: the buffer is aligned and has room for the structure, which starts with the pointer to the
-    // SID, and for the SID after it.
+    // SAFETY: the buffer is aligned and has room for the structure, which starts with the pointer
+    // to the SID, and for the SID after it.
     unsafe {
         ptr::write_bytes(information.cast::<u8>(), 0, head);
         let target = information.cast::<u8>().add(head);

@@ -89,8 +89,8 @@ pub(super) enum Bound {
     Port { port: usize, key: usize },
 }
 
-/// What the library does with a packet: its arguments are the key, the `OVERLAPPED`, the error code and the number of
-/// bytes transferred.
+/// What the library does with a packet: its arguments are the key, the `OVERLAPPED`, the error code
+/// and the number of bytes transferred.
 pub(super) type Completed = unsafe fn(*const c_void, *mut OVERLAPPED, u32, usize);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -323,8 +323,8 @@ impl State {
         Ok(handle)
     }
 
-    /// `CreateFile` of a pipe: a handle or an error. Unless `known_at_once`, the server has to read before
-    /// it can identify the client.
+    /// `CreateFile` of a pipe: a handle or an error. Unless `known_at_once`, the server has to read
+    /// before it can identify the client.
     pub(super) fn open(
         &mut self,
         name: &str,
@@ -334,7 +334,8 @@ impl State {
         let pipe = self.pipes.get(&name.to_lowercase());
         let pipe = pipe.ok_or(ERROR_FILE_NOT_FOUND)?;
         if self.options.form.checks_access() {
-            // ReactOS's NpCreateClientEnd removes the right to create instances from the requested rights.
+            // ReactOS's NpCreateClientEnd removes the right to create instances from the requested
+            // rights.
             let rights = super::security::mapped(rights) & !FILE_APPEND_DATA;
             if !pipe.descriptor.allows(&self.token, rights) {
                 return Err(ERROR_ACCESS_DENIED);
@@ -464,8 +465,8 @@ impl State {
         Outcome::Over { code, length: 0 }
     }
 
-    /// Ends every connect in flight with an error. The instances still listen, as after a cancelled connect. Returns
-    /// the number of connects.
+    /// Ends every connect in flight with an error. The instances still listen, as after a cancelled
+    /// connect. Returns the number of connects.
     pub(super) fn fail_connects(&mut self, code: u32) -> usize {
         let instances = self.instances.values_mut();
         let ended: Vec<_> = instances
@@ -701,8 +702,8 @@ impl State {
             }
             self.forget(file.instance);
         } else if side == Side::Server && wine {
-            // Wine removes a name with its last server end, Windows with its last end of either side
-            // (ReactOS's NpDeleteCcb).
+            // Wine removes a name with its last server end, Windows with its last end of either
+            // side (ReactOS's NpDeleteCcb).
             self.unlist(file.instance);
         }
         for (operation, code) in ended {
@@ -872,14 +873,16 @@ impl Message {
         length - self.read
     }
 
-    /// Copies as much as fits after the first `filled` bytes of a read's buffer. Returns the length copied.
+    /// Copies as much as fits after the first `filled` bytes of a read's buffer. Returns the length
+    /// copied.
     fn copy_to(&mut self, read: &Operation, filled: usize) -> usize {
         let length = self.left().min(read.length - filled);
         let source = match &self.data {
             Data::Copied(bytes) => bytes.as_ptr(),
             Data::Pending(write) => write.buffer.cast_const(),
         };
-        // SAFETY: both operations are in flight, so their buffers are valid; neither length is exceeded.
+        // SAFETY: both operations are in flight, so their buffers are valid; neither length is
+        // exceeded.
         unsafe {
             let target = read.buffer.add(filled);
             ptr::copy_nonoverlapping(source.add(self.read), target, length);

@@ -88,7 +88,8 @@ impl Model {
         current().lock().token = Token::new(user);
     }
 
-    /// Ends every connect in flight on this thread's system with an error. Returns the number of connects.
+    /// Ends every connect in flight on this thread's system with an error. Returns the number of
+    /// connects.
     pub fn fail_connects(code: u32) -> usize {
         let world = current();
         let failed = world.lock().fail_connects(code);
@@ -135,8 +136,8 @@ impl Model {
 
 impl Drop for Model {
     fn drop(&mut self) {
-        // After `finish`, `stop` does nothing. During a panic the remaining state may be inconsistent, so no
-        // packets are delivered.
+        // After `finish`, `stop` does nothing. During a panic the remaining state may be
+        // inconsistent, so no packets are delivered.
         if !thread::panicking() {
             self.stop();
         } else {

@@ -26,10 +26,11 @@ pub(super) fn descriptor(access: &Access) -> io::Result<SecurityDescriptor> {
     }
 }
 
-/// A protected list that grants this user and SYSTEM all rights, followed by the entries in `others`.
+/// A protected list that grants this user and SYSTEM all rights, followed by the entries in
+/// `others`.
 ///
-/// It denies nobody. NETWORK would be a candidate, but users who log on through SSH or WinRM have that group
-/// in their token too, and their own second instance is checked against the list.
+/// It denies nobody. NETWORK would be a candidate, but users who log on through SSH or WinRM have
+/// that group in their token too, and their own second instance is checked against the list.
 /// `PIPE_REJECT_REMOTE_CLIENTS` rejects clients on other machines instead.
 ///
 /// No owner is set, so the system uses the token's default owner for new objects (*Owner of a New
@@ -41,9 +42,9 @@ fn list(others: &str) -> io::Result<String> {
 
 /// Parses the descriptor `text`, which must let this process create further instances.
 ///
-/// The list does not apply to the first instance of a pipe, only to later ones (*Named Pipe Security and
-/// Access Rights*). A list that denies its own server would fail only when the first client connects, so
-/// it is first tried on a pipe with a random name.
+/// The list does not apply to the first instance of a pipe, only to later ones (*Named Pipe
+/// Security and Access Rights*). A list that denies its own server would fail only when the first
+/// client connects, so it is first tried on a pipe with a random name.
 fn of_user(text: &str) -> io::Result<SecurityDescriptor> {
     let descriptor = SecurityDescriptor::parse(text).map_err(|error| {
         let problem = format!("is {text:?}, which is not a valid security descriptor: {error}");

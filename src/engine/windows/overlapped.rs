@@ -1,13 +1,14 @@
 //! The Windows engine on overlapped I/O: messages of any length.
 //!
-//! A message that fits the buffer costs one `ReadFile`, directly into the memory that its receiver gets. A
-//! longer one ends a read with `ERROR_MORE_DATA`; the buffer grows and the next read continues where the last
-//! one ended, until the message is whole or over the limit. Each message is sent with one `WriteFile`.
-//! The engine never asks how much of a message is left: that call can block (see `sys/pipe.rs`). So
-//! one case is not detected. If a sender cancels a write that was partly read and then writes another
-//! message, that part and the new message arrive as one. Windows drops the rest of the first message (WT
-//! kernel32 `test_CancelIoEx`), and no read reports it. This is the sender's own doing, since it could have
-//! written the same bytes in one call. The clients of this library never cancel a write and continue.
+//! A message that fits the buffer costs one `ReadFile`, directly into the memory that its receiver
+//! gets. A longer one ends a read with `ERROR_MORE_DATA`; the buffer grows and the next read
+//! continues where the last one ended, until the message is whole or over the limit. Each message
+//! is sent with one `WriteFile`. The engine never asks how much of a message is left: that call can
+//! block (see `sys/pipe.rs`). So one case is not detected. If a sender cancels a write that was
+//! partly read and then writes another message, that part and the new message arrive as one.
+//! Windows drops the rest of the first message (WT kernel32 `test_CancelIoEx`), and no read reports
+//! it. This is the sender's own doing, since it could have written the same bytes in one call. The
+//! clients of this library never cancel a write and continue.
 
 use std::{
     io, mem,
@@ -36,20 +37,20 @@ use crate::{
     peer::Peer,
 };
 
-/// The initial size of the read buffer, which most messages fit into. It grows with the messages received, up
-/// to the pipe's buffer size, and never shrinks. So an ordinary message on a connection costs one call, and
-/// an idle connection holds no more than it has needed.
+/// The initial size of the read buffer, which most messages fit into. It grows with the messages
+/// received, up to the pipe's buffer size, and never shrinks. So an ordinary message on a
+/// connection costs one call, and an idle connection holds no more than it has needed.
 const FIRST_ROOM: usize = 4096;
 
-/// The factor by which the buffer grows when a message does not fit. Four, so that a message of 1 MiB takes
-/// two more reads than one that fits the pipe's default buffer.
+/// The factor by which the buffer grows when a message does not fit. Four, so that a message of 1
+/// MiB takes two more reads than one that fits the pipe's default buffer.
 const GROWTH: usize = 4;
 
 /// The longest message that one `WriteFile` accepts.
 pub(crate) const MAX_MESSAGE_SIZE: usize = u32::MAX as usize;
 
-/// Serves `name`. The first instance is created with `FILE_FLAG_FIRST_PIPE_INSTANCE`, so nobody else can have
-/// the name.
+/// Serves `name`. The first instance is created with `FILE_FLAG_FIRST_PIPE_INSTANCE`, so nobody
+/// else can have the name.
 pub(crate) fn bind(
     name: &PipeName,
     access: &Access,
@@ -65,8 +66,8 @@ pub(crate) fn bind(
     }))
 }
 
-/// Connects to `name`. `ResourceBusy` if no instance is free. With `identify` the link can be asked for its
-/// peer, which takes one more right.
+/// Connects to `name`. `ResourceBusy` if no instance is free. With `identify` the link can be asked
+/// for its peer, which takes one more right.
 pub(crate) fn connect(name: &PipeName, sizes: Sizes, identify: bool) -> io::Result<Channel> {
     let rights = match identify {
         true => rights::REQUESTED_WITH_OWNER,

@@ -1,7 +1,7 @@
 //! The only unsafe code: Windows calls that Tokio and the standard library do not provide.
 //!
-//! Invariants: every handle is owned by a type that closes it on drop, every allocation of the system is
-//! freed, and an impersonation never outlives the function that began it.
+//! Invariants: every handle is owned by a type that closes it on drop, every allocation of the
+//! system is freed, and an impersonation never outlives the function that began it.
 #![allow(unsafe_code)]
 
 mod functions;

@@ -1,10 +1,10 @@
 //! The Windows engine on `tokio::net::windows::named_pipe`, without overlapped I/O of its own.
 //!
-//! Tokio's pipe emulates readiness on completion-based I/O: mio reads ahead into its own buffer and treats
-//! `ERROR_MORE_DATA` as success, so a caller can't tell "the message ended" from "the buffer was full"
-//! (tokio#6460, mio#1772). Here every read uses a buffer of 4,096 bytes, the smallest that mio reads with,
-//! and a read that fills it counts as too long. So a message of up to 4,095 bytes is whole, and a longer one
-//! is never taken for two.
+//! Tokio's pipe emulates readiness on completion-based I/O: mio reads ahead into its own buffer and
+//! treats `ERROR_MORE_DATA` as success, so a caller can't tell "the message ended" from "the buffer
+//! was full" (tokio#6460, mio#1772). Here every read uses a buffer of 4,096 bytes, the smallest
+//! that mio reads with, and a read that fills it counts as too long. So a message of up to 4,095
+//! bytes is whole, and a longer one is never taken for two.
 
 use std::{
     future::Future,
@@ -43,8 +43,8 @@ const READ_SIZE: usize = 4096;
 /// The longest message that can be told from the start of a longer one.
 pub(crate) const MAX_MESSAGE_SIZE: usize = READ_SIZE - 1;
 
-/// Serves `name`. The first instance is created with `FILE_FLAG_FIRST_PIPE_INSTANCE`, so nobody else can have
-/// the name.
+/// Serves `name`. The first instance is created with `FILE_FLAG_FIRST_PIPE_INSTANCE`, so nobody
+/// else can have the name.
 pub(crate) fn bind(
     name: &PipeName,
     access: &Access,
@@ -52,8 +52,8 @@ pub(crate) fn bind(
     sizes: Sizes,
 ) -> io::Result<Box<dyn Endpoint>> {
     let mut options = ServerOptions::new();
-    // The number of instances is limited by the listener, not here: it needs room for the replacement of a
-    // connection that ends at the limit.
+    // The number of instances is limited by the listener, not here: it needs room for the
+    // replacement of a connection that ends at the limit.
     options
         .pipe_mode(PipeMode::Message)
         .reject_remote_clients(!allow_remote)
@@ -155,9 +155,9 @@ struct TokioLink {
 impl TokioLink {
     /// Hands `message` to mio, and makes Tokio forget that the pipe was writable.
     ///
-    /// A successful `try_write` leaves the pipe writable although mio has yet to finish the write, so there
-    /// would be nothing to wait for. `try_io` notes the readiness before it calls its closure and clears no
-    /// later one, so a write that finishes at that moment is not missed.
+    /// A successful `try_write` leaves the pipe writable although mio has yet to finish the write,
+    /// so there would be nothing to wait for. `try_io` notes the readiness before it calls its
+    /// closure and clears no later one, so a write that finishes at that moment is not missed.
     fn write(&self, message: &[u8]) -> io::Result<()> {
         let mut written = Err(io::ErrorKind::WouldBlock.into());
         let forgotten: io::Result<()> = self.server.try_io(Interest::WRITABLE, || {
@@ -181,9 +181,9 @@ impl Link for TokioLink {
 
 impl Drop for TokioLink {
     fn drop(&mut self) {
-        // mio keeps a pending write, and with it the instance, until the reader takes it (mio#1944). That
-        // write can't be cancelled alone, but nothing else in flight is needed any more. Disconnecting would
-        // also discard earlier replies, which the client may still read.
+        // mio keeps a pending write, and with it the instance, until the reader takes it
+        // (mio#1944). That write can't be cancelled alone, but nothing else in flight is needed any
+        // more. Disconnecting would also discard earlier replies, which the client may still read.
         if self.write_abandoned.load(Ordering::Relaxed) {
             sys::cancel(&self.server);
         }

@@ -1,5 +1,5 @@
-//! Both ends of a pipe in plain overlapped Windows calls, completed by events or through a port, without the library.
-//! Asserts that each operation ends exactly once.
+//! Both ends of a pipe in plain overlapped Windows calls, completed by events or through a port,
+//! without the library. Asserts that each operation ends exactly once.
 #![allow(unsafe_code, reason = "tests the system calls directly")]
 #![allow(missing_debug_implementations, reason = "never printed")]
 
@@ -51,8 +51,9 @@ pub mod system {
     };
 }
 
-/// Starts the model, if the test is to run on it. The model is strict, that is, it does exactly what the facts say, in
-/// the form that `PIPE_MODEL_FORM` names (`Windows7`, `Windows8` or `Wine8`). Dropping this ends it.
+/// Starts the model, if the test is to run on it. The model is strict, that is, it does exactly
+/// what the facts say, in the form that `PIPE_MODEL_FORM` names (`Windows7`, `Windows8` or
+/// `Wine8`). Dropping this ends it.
 #[must_use]
 pub fn on_the_model() -> Option<OnTheModel> {
     #[cfg(pipe_model)]
@@ -94,7 +95,8 @@ impl Drop for OnTheModel {
     }
 }
 
-/// Longer than any operation takes, even on a busy machine. After this, a packet or an event is missing.
+/// Longer than any operation takes, even on a busy machine. After this, a packet or an event is
+/// missing.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The quota of a pipe created here, in bytes per direction. Writes over it pend.
@@ -334,7 +336,8 @@ impl End {
         self.mode == Mode::Port && matches!(operation.returned, ERROR_SUCCESS | ERROR_MORE_DATA)
     }
 
-    /// Waits until an operation ends, with exactly one event or, if one follows, exactly one packet.
+    /// Waits until an operation ends, with exactly one event or, if one follows, exactly one
+    /// packet.
     pub fn end(&self, mut operation: Operation) -> Ended {
         let started = matches!(
             operation.returned,
@@ -436,7 +439,8 @@ impl Drop for End {
     }
 }
 
-/// A started operation. Its memory is freed when it is over; a failing test leaks that of a pending one.
+/// A started operation. Its memory is freed when it is over; a failing test leaks that of a pending
+/// one.
 pub struct Operation {
     pub memory: *mut Memory,
     /// The error code of the call, or `ERROR_SUCCESS`.

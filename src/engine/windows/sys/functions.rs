@@ -1,5 +1,5 @@
-//! Every Windows function that the library calls. Under `--cfg pipe_model` the functions of the model
-//! (`tests/model/`) replace them; nothing else changes.
+//! Every Windows function that the library calls. Under `--cfg pipe_model` the functions of the
+//! model (`tests/model/`) replace them; nothing else changes.
 //!
 //! Errors are read with [`last_error`] right after the call.
 

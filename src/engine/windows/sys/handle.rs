@@ -43,7 +43,8 @@ impl Drop for Handle {
     }
 }
 
-/// Cancels all operations in flight on a handle (`CancelIoEx`). What was written before stays readable.
+/// Cancels all operations in flight on a handle (`CancelIoEx`). What was written before stays
+/// readable.
 pub(crate) fn cancel(end: &impl AsRawHandle) {
     // SAFETY: the handle is open as long as `end` is borrowed.
     unsafe { CancelIoEx(end.as_raw_handle(), ptr::null()) };

@@ -34,7 +34,8 @@ impl Operations {
     }
 }
 
-/// Called on a thread of the port when a pending operation completes, with the address of its [`Operations`].
+/// Called on a thread of the port when a pending operation completes, with the address of its
+/// [`Operations`].
 pub(super) unsafe fn completed(
     operations: *const c_void,
     overlapped: *mut OVERLAPPED,
@@ -61,8 +62,8 @@ pub(super) struct Operation<B> {
     stage: Mutex<Stage<B>>,
 }
 
-// SAFETY: `overlapped` is accessed only by `start` and, while the operation is pending, by the system;
-// `stage` says which. The rest is Send.
+// SAFETY: `overlapped` is accessed only by `start` and, while the operation is pending, by the
+// system; `stage` says which. The rest is Send.
 unsafe impl<B: Send> Send for Operation<B> {}
 // SAFETY: as above.
 unsafe impl<B: Send> Sync for Operation<B> {}
@@ -101,12 +102,12 @@ impl<B> Default for Operation<B> {
 }
 
 impl<B> Operation<B> {
-    /// Starts an operation with `call`, and returns it if it completes at once. Otherwise it is pending,
-    /// and `poll` returns it when it completes.
+    /// Starts an operation with `call`, and returns it if it completes at once. Otherwise it is
+    /// pending, and `poll` returns it when it completes.
     ///
-    /// `call` has to make one overlapped system call with the given `OVERLAPPED`, on the handle that
-    /// `operations` belongs to. Until the operation completes, the system may use that `OVERLAPPED` and
-    /// the memory that `buffer` refers to, which does not move with `buffer`.
+    /// `call` has to make one overlapped system call with the given `OVERLAPPED`, on the handle
+    /// that `operations` belongs to. Until the operation completes, the system may use that
+    /// `OVERLAPPED` and the memory that `buffer` refers to, which does not move with `buffer`.
     pub(super) fn start(
         &self,
         operations: &Arc<Operations>,
@@ -131,8 +132,8 @@ impl<B> Operation<B> {
         };
         if code == ERROR_IO_PENDING {
             // A completion that has already arrived waits for the lock. No caller's code, such as a
-            // waker's clone, may run before the buffer is stored: if it panicked, the buffer would be
-            // freed while the system uses it.
+            // waker's clone, may run before the buffer is stored: if it panicked, the buffer would
+            // be freed while the system uses it.
             *stage = Stage::Pending {
                 buffer,
                 waker: None,

@@ -2,37 +2,40 @@
 //!
 //! Every unsafe block here and in `operations` relies on these invariants:
 //!
-//! - **Memory that the system writes to outlives the operation.** An operation's `OVERLAPPED` and buffer
-//!   are in [`Operations`], which is behind an `Arc` and never moves. Starting an operation takes a
-//!   reference to that `Arc`, and its completion releases it.
-//! - **Each operation completes exactly once.** With `FILE_SKIP_COMPLETION_PORT_ON_SUCCESS`, an operation
-//!   that is over when the call returns queues no completion and belongs to the caller again. A pending
-//!   one queues exactly one, even if it is cancelled or its handle is closed.
-//! - **At most one of each kind is in flight.** [`start`](super::operations::Operation::start) panics on a second one, so nothing
-//!   touches an `OVERLAPPED` or a buffer that the system is using.
-//! - **Nothing is started on a closed handle.** Only [`PipeEnd`] starts operations, and it owns the handle.
-//! - **A handle's key at the port is the address of its [`Operations`].** It is used for a completion only, which
-//!   comes with the operation's reference.
+//! - **Memory that the system writes to outlives the operation.** An operation's `OVERLAPPED` and
+//!   buffer are in [`Operations`], which is behind an `Arc` and never moves. Starting an operation
+//!   takes a reference to that `Arc`, and its completion releases it.
+//! - **Each operation completes exactly once.** With `FILE_SKIP_COMPLETION_PORT_ON_SUCCESS`, an
+//!   operation that is over when the call returns queues no completion and belongs to the caller
+//!   again. A pending one queues exactly one, even if it is cancelled or its handle is closed.
+//! - **At most one of each kind is in flight.** [`start`](super::operations::Operation::start)
+//!   panics on a second one, so nothing touches an `OVERLAPPED` or a buffer that the system is
+//!   using.
+//! - **Nothing is started on a closed handle.** Only [`PipeEnd`] starts operations, and it owns the
+//!   handle.
+//! - **A handle's key at the port is the address of its [`Operations`].** It is used for a
+//!   completion only, which comes with the operation's reference.
 //!
-//! This file assumes the following about Windows ("WT" is a conformance test of Wine, which also runs on
-//! Windows; `tests/windows_facts.rs` tests the system itself):
+//! This file assumes the following about Windows ("WT" is a conformance test of Wine, which also
+//! runs on Windows; `tests/windows_facts.rs` tests the system itself):
 //!
-//! - A read that is too short for the message in the pipe ends in one of two ways, both handled: at once
-//!   with `ERROR_MORE_DATA` and no completion (Windows 7, Wine), or pending, with the code in its
-//!   completion (Windows 8 and later; WT ntdll `test_completion`). The next read returns the rest of the
-//!   message (*Named PipeEnd Type, Read, and Wait Modes*).
-//! - An operation that fails at once queues no completion (WT ntdll `test_completion`; mio and .NET rely
-//!   on it).
+//! - A read that is too short for the message in the pipe ends in one of two ways, both handled: at
+//!   once with `ERROR_MORE_DATA` and no completion (Windows 7, Wine), or pending, with the code in
+//!   its completion (Windows 8 and later; WT ntdll `test_completion`). The next read returns the
+//!   rest of the message (*Named PipeEnd Type, Read, and Wait Modes*).
+//! - An operation that fails at once queues no completion (WT ntdll `test_completion`; mio and .NET
+//!   rely on it).
 //! - The notification mode is set after the handle is bound to the port (WT ntdll).
-//! - A pending operation outlives the thread that started it, since its handle is bound to a port. With inline
-//!   completions it may be any thread that polls a connection (`tests/windows_facts.rs`; .NET relies on it).
+//! - A pending operation outlives the thread that started it, since its handle is bound to a port.
+//!   With inline completions it may be any thread that polls a connection
+//!   (`tests/windows_facts.rs`; .NET relies on it).
 //!
 //! No call here can block on a client. `PeekNamedPipe` could: since Windows 8 its request returns
-//! `STATUS_PENDING` (WT ntdll `test_completion`), and the function then waits for the handle's own event.
-//! Any other operation on the handle resets that event (ebpf-for-windows#3325), and
-//! `FILE_SKIP_SET_EVENT_ON_HANDLE` prevents it from being set at all (WT ntdll). The remaining length of a
-//! message is therefore never queried, and that mode is not set, in case another system call waits in the
-//! same way.
+//! `STATUS_PENDING` (WT ntdll `test_completion`), and the function then waits for the handle's own
+//! event. Any other operation on the handle resets that event (ebpf-for-windows#3325), and
+//! `FILE_SKIP_SET_EVENT_ON_HANDLE` prevents it from being set at all (WT ntdll). The remaining
+//! length of a message is therefore never queried, and that mode is not set, in case another system
+//! call waits in the same way.
 
 #[cfg(pipe_model)]
 use std::ffi::c_void;
@@ -99,7 +102,8 @@ pub(crate) enum MessagePart {
 }
 
 impl PipeEnd {
-    /// Creates an instance (`CreateNamedPipeW`) and starts waiting for its client (`ConnectNamedPipe`).
+    /// Creates an instance (`CreateNamedPipeW`) and starts waiting for its client
+    /// (`ConnectNamedPipe`).
     ///
     /// The system does not limit the number of instances; the listener does.
     pub(crate) fn create(
@@ -112,8 +116,9 @@ impl PipeEnd {
         Ok(end)
     }
 
-    /// Opens a client's end (`CreateFileW`) in message read mode. The server can identify this user but
-    /// not impersonate it. `server_of` requires an end opened with `READ_CONTROL` among its `rights`.
+    /// Opens a client's end (`CreateFileW`) in message read mode. The server can identify this user
+    /// but not impersonate it. `server_of` requires an end opened with `READ_CONTROL` among its
+    /// `rights`.
     pub(crate) fn open(address: &str, rights: u32) -> io::Result<Self> {
         let address = wide(address);
         // SAFETY: `address` ends in NUL and outlives the call, which returns a new handle.
@@ -141,8 +146,8 @@ impl PipeEnd {
         let raw = handle.as_raw_handle();
         let operations = Arc::<Operations>::default();
         let key = Arc::as_ptr(&operations).cast();
-        // SAFETY: the handle is open and overlapped. The key is the address of the operations, and each one that
-        // queues a packet has a reference to them.
+        // SAFETY: the handle is open and overlapped. The key is the address of the operations, and
+        // each one that queues a packet has a reference to them.
         unsafe { bind_to_port(raw, key)? };
         let modes = FILE_SKIP_COMPLETION_PORT_ON_SUCCESS;
         // SAFETY: the handle is open.
@@ -150,7 +155,8 @@ impl PipeEnd {
         Ok(Self { handle, operations })
     }
 
-    /// Starts to wait for a client. Called when nothing waits: by `create`, and after `poll_connect` has failed.
+    /// Starts to wait for a client. Called when nothing waits: by `create`, and after
+    /// `poll_connect` has failed.
     pub(crate) fn start_connect(&self) -> io::Result<()> {
         let connect = &self.operations.connect;
         // SAFETY: as `Operation::start` requires, without a buffer.
@@ -159,8 +165,8 @@ impl PipeEnd {
         });
         match done {
             None => Ok(()),
-            // A client connected before this call. If it has closed already, its messages can still be
-            // read.
+            // A client connected before this call. If it has closed already, its messages can still
+            // be read.
             Some(Done {
                 code: ERROR_SUCCESS | ERROR_PIPE_CONNECTED | ERROR_NO_DATA,
                 ..
@@ -182,8 +188,8 @@ impl PipeEnd {
         }
     }
 
-    /// Appends a message, or the next part of one, to `buffer`, up to its capacity. While this is pending,
-    /// `buffer` is empty: its contents are owned by the read.
+    /// Appends a message, or the next part of one, to `buffer`, up to its capacity. While this is
+    /// pending, `buffer` is empty: its contents are owned by the read.
     pub(crate) fn poll_read(
         &self,
         cx: &mut Context<'_>,
@@ -264,8 +270,8 @@ impl PipeEnd {
 
 impl Drop for PipeEnd {
     fn drop(&mut self) {
-        // Without this, a pending write would keep the instance until the peer reads, which may never
-        // happen (mio#1944). Completed writes stay readable.
+        // Without this, a pending write would keep the instance until the peer reads, which may
+        // never happen (mio#1944). Completed writes stay readable.
         if self.operations.any_pending() {
             cancel(&self.handle);
         }
@@ -294,8 +300,8 @@ pub(crate) fn create_instance(
     if !options.allow_remote {
         pipe_mode |= PIPE_REJECT_REMOTE_CLIENTS;
     }
-    // SAFETY: `address` ends in NUL; it, `attributes` and the descriptor that they point to outlive the
-    // call, which returns a new handle.
+    // SAFETY: `address` ends in NUL; it, `attributes` and the descriptor that they point to outlive
+    // the call, which returns a new handle.
     unsafe {
         Handle::owned(CreateNamedPipeW(
             address.as_ptr(),

@@ -67,8 +67,8 @@ pub(crate) fn create_tokio_server(
 ) -> io::Result<NamedPipeServer> {
     let mut attributes = descriptor.attributes();
     let attributes: *mut c_void = (&raw mut attributes).cast();
-    // SAFETY: `attributes` points to a SECURITY_ATTRIBUTES whose descriptor is valid; both outlive the
-    // call.
+    // SAFETY: `attributes` points to a SECURITY_ATTRIBUTES whose descriptor is valid; both outlive
+    // the call.
     unsafe { options.create_with_security_attributes_raw(address, attributes) }
 }
 
@@ -87,7 +87,8 @@ pub(crate) fn is_own(owner: &UserId) -> io::Result<bool> {
 
 fn process_token() -> io::Result<Handle> {
     let mut token = ptr::null_mut();
-    // SAFETY: the process's pseudo handle is always valid; on success `token` is a new handle that we own.
+    // SAFETY: the process's pseudo handle is always valid; on success `token` is a new handle that
+    // we own.
     unsafe {
         check(OpenProcessToken(
             GetCurrentProcess(),
@@ -101,8 +102,8 @@ fn process_token() -> io::Result<Handle> {
 /// The user of a token.
 pub(super) fn user_of(token: &Handle) -> io::Result<String> {
     let information = token_information(token, TokenUser, mem::size_of::<TOKEN_USER>())?;
-    // SAFETY: the buffer is aligned and long enough, and starts with a TOKEN_USER, whose SID lies in the
-    // same buffer.
+    // SAFETY: the buffer is aligned and long enough, and starts with a TOKEN_USER, whose SID lies
+    // in the same buffer.
     unsafe { sid_text((*information.as_ptr().cast::<TOKEN_USER>()).User.Sid) }
 }
 
@@ -113,8 +114,8 @@ fn owner_of(token: &Handle) -> io::Result<String> {
     unsafe { sid_text((*information.as_ptr().cast::<TOKEN_OWNER>()).Owner) }
 }
 
-/// Queries a token (`GetTokenInformation`). Returns at least `shortest` bytes, as u64 values so that the
-/// structure in them is aligned.
+/// Queries a token (`GetTokenInformation`). Returns at least `shortest` bytes, as u64 values so
+/// that the structure in them is aligned.
 fn token_information(
     token: &Handle,
     class: TOKEN_INFORMATION_CLASS,
