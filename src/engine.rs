@@ -44,14 +44,12 @@ pub(crate) mod faulty;
 #[cfg(feature = "test-util")]
 pub(crate) mod memory;
 pub(crate) mod native;
-#[cfg(windows)]
-mod overlapped;
 #[cfg(target_os = "linux")]
 mod seqpacket;
-#[cfg(windows)]
-mod tokio_pipe;
 #[cfg(not(any(windows, target_os = "linux")))]
 mod unsupported;
+#[cfg(windows)]
+pub(crate) mod windows;
 
 /// How bytes move under a connection on Windows.
 #[cfg(windows)]

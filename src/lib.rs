@@ -73,7 +73,7 @@
 //! | `trust.rs` | [`Trust`]: whose server a client talks to |
 //! | `connection.rs`, `instances.rs` | [`Connection`] and its halves; how an instance is kept waiting |
 //! | `engine.rs` | the internal interface of an engine; the engines are below it, and `engine/native.rs` chooses one |
-//! | `windows/` | the only unsafe code |
+//! | `engine/windows/sys/` | the only unsafe code |
 //! | `inline.rs` | on Windows, tasks that run on the thread that completes their I/O |
 //! | `stats.rs`, `reason.rs` | [`Stats`] (what a server has done), [`Reason`] (what went wrong); `log_limit.rs` bounds how often it is logged |
 //! | `access.rs`, `peer.rs`, `name.rs`, `error.rs` | [`Access`] (who may connect), [`Peer`] (who did), [`PipeName`] |
@@ -120,8 +120,6 @@ mod tasks;
 mod telemetry;
 mod tower;
 mod trust;
-#[cfg(windows)]
-mod windows;
 
 pub use bytes::Bytes;
 
@@ -130,9 +128,9 @@ pub use crate::json::{Json, JsonCallError, JsonRejection};
 #[cfg(feature = "postcard")]
 pub use crate::postcard::{Postcard, PostcardCallError, PostcardRejection};
 // For the tests in `tests/`.
-#[cfg(all(windows, any(miri, pipe_model)))]
+#[cfg(all(windows, pipe_model))]
 #[doc(hidden)]
-pub use crate::windows::model;
+pub use crate::engine::windows::model;
 pub use crate::{
     access::{Access, AccessError},
     client::{Client, ClientOptions},

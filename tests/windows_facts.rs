@@ -1,16 +1,16 @@
 //! The behavior of Windows pipes that this library relies on.
 //!
-//! Each test is one claim, in plain Windows calls. It asserts what Windows does, or what Wine does if it runs under
-//! Wine. `docs/wine.md` has a row for each, with the evidence and what was observed on each system. A test that fails
-//! on Windows shows a wrong assumption.
+//! Each test is one claim, in plain Windows calls. It asserts what Windows does, or what Wine does
+//! if it runs under Wine. `docs/wine.md` has a row for each, with the evidence and what was
+//! observed on each system. A test that fails on Windows shows a wrong assumption.
 //!
-//! Nothing here uses the library. The facts also hold on the model of Windows that the library's own tests use
-//! (`--cfg pipe_model`), except those that need more than the model has.
+//! Nothing here uses the library. The facts also hold on the model of Windows that the library's
+//! own tests use (`--cfg pipe_model`), except those that need more than the model has.
 
 #![cfg(windows)]
 #![allow(unsafe_code, reason = "tests the system calls directly")]
 
-use std::{ffi::c_void, ptr, sync::mpsc, thread};
+use std::thread;
 
 use windows_sys::Win32::{
     Foundation::{
@@ -23,17 +23,14 @@ use windows_sys::Win32::{
         FILE_FLAG_FIRST_PIPE_INSTANCE, FILE_READ_ATTRIBUTES, FILE_READ_DATA, FILE_WRITE_ATTRIBUTES,
         FILE_WRITE_DATA, SYNCHRONIZE,
     },
-    System::{
-        Pipes::PIPE_TYPE_BYTE,
-        Threading::{PTP_CALLBACK_INSTANCE, PTP_IO},
-    },
+    System::Pipes::PIPE_TYPE_BYTE,
 };
 
-#[cfg(any(miri, pipe_model))]
+#[cfg(pipe_model)]
 use pipe_server::model::Form;
 use support::raw_pipe::{
-    DEADLINE, End, Instance, LONG, Mode, Name, Operation, QUOTA, READ_WRITE, code, ended,
-    long_message, on_the_model, pair, pair_with, system,
+    End, Instance, LONG, Mode, Name, QUOTA, READ_WRITE, ended, long_message, on_the_model, pair,
+    pair_with,
 };
 
 /// The system that the tests run on.
@@ -58,13 +55,13 @@ enum System {
 
 impl System {
     fn current() -> Self {
-        #[cfg(any(miri, pipe_model))]
+        #[cfg(pipe_model)]
         match pipe_server::model::Model::form() {
             Form::Windows7 => Self::Model7,
             Form::Windows8 => Self::Model8,
             Form::Wine8 => Self::ModelWine,
         }
-        #[cfg(not(any(miri, pipe_model)))]
+        #[cfg(not(pipe_model))]
         match support::win32::wine_version() {
             None => Self::Windows,
             Some(version) => match version.split('.').next().map(str::parse::<u32>) {
@@ -83,8 +80,8 @@ impl System {
         !matches!(self, Self::Wine8 | Self::Wine10 | Self::ModelWine)
     }
 
-    /// Whether a read in skip mode pends if its buffer is too small for the queued message. Otherwise it fails at once
-    /// and makes no callback.
+    /// Whether a read in skip mode pends if its buffer is too small for the queued message.
+    /// Otherwise it fails at once and sends no packet.
     fn short_read_pends(self) -> bool {
         matches!(self, Self::Windows | Self::Model8)
     }
@@ -94,7 +91,8 @@ impl System {
 const CLIENT_RIGHTS: u32 =
     FILE_READ_DATA | FILE_WRITE_DATA | FILE_READ_ATTRIBUTES | FILE_WRITE_ATTRIBUTES | SYNCHRONIZE;
 
-/// The rights that `CreateNamedPipeW` requests with `PIPE_ACCESS_DUPLEX`, including that to create instances (0x4).
+/// The rights that `CreateNamedPipeW` requests with `PIPE_ACCESS_DUPLEX`, including that to create
+/// instances (0x4).
 const INSTANCE_RIGHTS: u32 = 0x12019f;
 
 /// The rights that `Access::Everyone` grants to other users: the same without 0x4.
@@ -107,7 +105,7 @@ mod connecting {
     fn a_client_can_open_and_write_before_connect_is_called() {
         let _model = on_the_model();
         let name = Name::new();
-        let server = name.create().in_the_pool();
+        let server = name.create().on_a_port();
         let client = name.open();
         assert_eq!(client.write(b"early"), ERROR_SUCCESS);
         assert_eq!(server.connect(), ERROR_PIPE_CONNECTED);
@@ -115,10 +113,10 @@ mod connecting {
     }
 
     #[test]
-    fn connect_fails_with_535_and_no_callback_when_a_client_is_connected() {
+    fn connect_fails_with_535_and_no_packet_when_a_client_is_connected() {
         let _model = on_the_model();
         let name = Name::new();
-        let server = name.create().in_the_pool();
+        let server = name.create().on_a_port();
         let client = name.open();
         let connect = server.start_connect();
         assert_eq!(connect.returned, ERROR_PIPE_CONNECTED);
@@ -132,7 +130,7 @@ mod connecting {
     fn connect_fails_with_232_after_the_client_closed_and_its_data_stays_readable() {
         let _model = on_the_model();
         let name = Name::new();
-        let server = name.create().in_the_pool();
+        let server = name.create().on_a_port();
         let client = name.open();
         assert_eq!(client.write(b"gone already"), ERROR_SUCCESS);
         drop(client);
@@ -145,7 +143,7 @@ mod connecting {
     fn connect_fails_with_232_until_a_closed_client_is_disconnected() {
         let _model = on_the_model();
         let name = Name::new();
-        let server = name.create().in_the_pool();
+        let server = name.create().on_a_port();
         drop(name.open());
         assert_eq!(server.connect(), ERROR_NO_DATA);
         assert_eq!(server.connect(), ERROR_NO_DATA);
@@ -157,10 +155,10 @@ mod connecting {
     }
 
     #[test]
-    fn connect_pends_until_a_client_opens_and_calls_back_once() {
+    fn connect_pends_until_a_client_opens_and_sends_one_packet() {
         let _model = on_the_model();
         let name = Name::new();
-        let server = name.create().in_the_pool();
+        let server = name.create().on_a_port();
         let connect = server.start_connect();
         assert_eq!(connect.returned, ERROR_IO_PENDING);
         let _client = name.open();
@@ -171,7 +169,7 @@ mod connecting {
     fn a_disconnected_instance_is_busy_until_connect_and_then_serves_the_next_client() {
         let _model = on_the_model();
         let name = Name::new();
-        let server = name.create().in_the_pool();
+        let server = name.create().on_a_port();
         let first = name.open();
         assert_eq!(server.disconnect(), ERROR_SUCCESS);
         assert_eq!(name.try_open(READ_WRITE).err(), Some(ERROR_PIPE_BUSY));
@@ -196,7 +194,7 @@ mod connecting {
     fn reads_and_writes_fail_with_536_while_listening_and_233_when_disconnected() {
         let _model = on_the_model();
         let name = Name::new();
-        let server = name.create().in_the_pool();
+        let server = name.create().on_a_port();
         assert_eq!(server.read(64).code, ERROR_PIPE_LISTENING);
         assert_eq!(server.write(b"hello"), ERROR_PIPE_LISTENING);
         let client = name.open();
@@ -264,7 +262,7 @@ mod messages {
     fn a_new_client_reads_bytes_until_it_asks_for_messages() {
         let _model = on_the_model();
         let name = Name::new();
-        let server = name.create().in_the_pool();
+        let server = name.create().on_a_port();
         let client = name.try_open(READ_WRITE).unwrap();
         for message in [b"one", b"two", b"six"] {
             assert_eq!(server.write(message), ERROR_SUCCESS);
@@ -299,9 +297,9 @@ mod messages {
     }
 
     #[test]
-    fn with_a_port_a_short_read_calls_back_with_234() {
+    fn with_a_port_a_short_read_sends_a_packet_with_234() {
         let _model = on_the_model();
-        let (server, client) = pair_with(Mode::Callback);
+        let (server, client) = pair_with(Mode::Port);
         assert_eq!(client.write(b"0123456789"), ERROR_SUCCESS);
         let read = server.start_read(4);
         // .NET and mio expect 234 and a packet. No source rules out 997 on Windows 8 and later.
@@ -314,19 +312,19 @@ mod messages {
     }
 
     #[test]
-    fn in_skip_mode_a_short_read_pends_and_calls_back_with_234() {
+    fn in_skip_mode_a_short_read_pends_and_sends_a_packet_with_234() {
         let _model = on_the_model();
         let (server, client) = pair();
         assert_eq!(client.write(b"0123456789"), ERROR_SUCCESS);
         let read = server.start_read(4);
         let expected = match System::current().short_read_pends() {
             true => ERROR_IO_PENDING,
-            // At once, without a callback.
+            // At once, without a packet.
             false => ERROR_MORE_DATA,
         };
         assert_eq!(read.returned, expected);
         assert_eq!(server.end(read), ended(ERROR_MORE_DATA, b"0123"));
-        // The next callback belongs to another operation, so the short read had at most one.
+        // The next packet belongs to another operation, so the short read had at most one.
         assert_eq!(server.read(64), ended(ERROR_SUCCESS, b"456789"));
         let read = server.start_read(64);
         assert_eq!(client.write(b"next"), ERROR_SUCCESS);
@@ -336,7 +334,7 @@ mod messages {
     #[test]
     fn a_short_read_that_pended_first_ends_with_234() {
         let _model = on_the_model();
-        for mode in [Mode::Event, Mode::Callback, Mode::Skip] {
+        for mode in [Mode::Event, Mode::Port, Mode::Skip] {
             let (server, client) = pair_with(mode);
             let read = server.start_read(4);
             assert_eq!(read.returned, ERROR_IO_PENDING);
@@ -411,7 +409,7 @@ mod completions {
     use super::*;
 
     #[test]
-    fn in_skip_mode_a_call_that_ends_at_once_sends_no_callback() {
+    fn in_skip_mode_a_call_that_ends_at_once_sends_no_packet() {
         let _model = on_the_model();
         let (server, client) = pair();
         assert_eq!(client.write(b"waits"), ERROR_SUCCESS);
@@ -419,7 +417,7 @@ mod completions {
             assert_eq!(operation.returned, ERROR_SUCCESS);
             server.end(operation);
         }
-        // `CancelThreadpoolIo` was correct after those, since callbacks still arrive.
+        // The next packet belongs to another operation, so those had none.
         let read = server.start_read(64);
         assert_eq!(read.returned, ERROR_IO_PENDING);
         assert_eq!(client.write(b"next"), ERROR_SUCCESS);
@@ -430,9 +428,9 @@ mod completions {
     }
 
     #[test]
-    fn without_skip_mode_a_call_that_succeeds_at_once_still_calls_back() {
+    fn without_skip_mode_a_call_that_succeeds_at_once_still_sends_a_packet() {
         let _model = on_the_model();
-        let (server, client) = pair_with(Mode::Callback);
+        let (server, client) = pair_with(Mode::Port);
         assert_eq!(client.write(b"waits"), ERROR_SUCCESS);
         let read = server.start_read(64);
         assert_eq!(read.returned, ERROR_SUCCESS);
@@ -443,10 +441,10 @@ mod completions {
     }
 
     #[test]
-    fn a_pending_read_calls_back_once_with_its_message() {
+    fn a_pending_read_sends_one_packet_with_its_message() {
         let _model = on_the_model();
         let (server, client) = pair();
-        let client = client.in_the_pool();
+        let client = client.on_a_port();
         for (reader, writer) in [(&server, &client), (&client, &server)] {
             let read = reader.start_read(64);
             assert_eq!(read.returned, ERROR_IO_PENDING);
@@ -466,7 +464,7 @@ mod completions {
     }
 
     #[test]
-    fn a_pending_write_calls_back_once_when_it_is_read() {
+    fn a_pending_write_sends_one_packet_when_it_is_read() {
         let _model = on_the_model();
         let (server, client) = pair();
         let write = server.start_write(&long_message());
@@ -507,7 +505,7 @@ mod completions {
     }
 
     #[test]
-    fn a_cancelled_read_calls_back_once_with_995_and_takes_no_message() {
+    fn a_cancelled_read_sends_one_packet_with_995_and_takes_no_message() {
         let _model = on_the_model();
         let (server, client) = pair();
         let read = server.start_read(64);
@@ -518,7 +516,7 @@ mod completions {
     }
 
     #[test]
-    fn a_cancelled_write_calls_back_once_with_995_and_leaves_no_message() {
+    fn a_cancelled_write_sends_one_packet_with_995_and_leaves_no_message() {
         let _model = on_the_model();
         let (server, client) = pair();
         let write = server.start_write(&long_message());
@@ -529,10 +527,10 @@ mod completions {
     }
 
     #[test]
-    fn a_cancelled_connect_calls_back_once_with_995_and_the_instance_still_listens() {
+    fn a_cancelled_connect_sends_one_packet_with_995_and_the_instance_still_listens() {
         let _model = on_the_model();
         let name = Name::new();
-        let server = name.create().in_the_pool();
+        let server = name.create().on_a_port();
         let connect = server.start_connect();
         assert_eq!(server.cancel(&connect), ERROR_SUCCESS);
         assert_eq!(server.end(connect).code, ERROR_OPERATION_ABORTED);
@@ -568,7 +566,7 @@ mod completions {
     }
 
     #[test]
-    fn closing_a_handle_calls_back_its_pending_read_once() {
+    fn closing_a_handle_ends_its_pending_read_with_one_packet() {
         let _model = on_the_model();
         let (mut server, _client) = pair();
         let read = server.start_read(64);
@@ -578,9 +576,9 @@ mod completions {
     }
 
     #[test]
-    fn closing_a_handle_calls_back_its_pending_connect_once() {
+    fn closing_a_handle_ends_its_pending_connect_with_one_packet() {
         let _model = on_the_model();
-        let mut server = Name::new().create().in_the_pool();
+        let mut server = Name::new().create().on_a_port();
         let connect = server.start_connect();
         assert_eq!(connect.returned, ERROR_IO_PENDING);
         server.close();
@@ -589,7 +587,7 @@ mod completions {
 
     /// The write may stay pending until the peer closes, so the library cancels it first.
     #[test]
-    fn closing_both_ends_calls_back_a_pending_write_once() {
+    fn closing_both_ends_ends_a_pending_write_with_one_packet() {
         let _model = on_the_model();
         let (mut server, client) = pair();
         let write = server.start_write(&long_message());
@@ -610,7 +608,7 @@ mod completions {
 
     /// The library closes handles this way.
     #[test]
-    fn cancelling_and_closing_calls_back_each_operation_once() {
+    fn cancelling_and_closing_ends_each_operation_with_one_packet() {
         let _model = on_the_model();
         let (mut server, client) = pair();
         assert_eq!(server.write(b"before"), ERROR_SUCCESS);
@@ -621,49 +619,6 @@ mod completions {
         assert_eq!(codes, [ERROR_OPERATION_ABORTED, ERROR_OPERATION_ABORTED]);
         assert_eq!(client.read(LONG), ended(ERROR_SUCCESS, b"before"));
         assert_eq!(client.read(LONG).code, ERROR_BROKEN_PIPE);
-    }
-
-    #[test]
-    fn a_thread_pool_io_object_can_be_closed_in_its_own_callback() {
-        let _model = on_the_model();
-        let name = Name::new();
-        let server = name.create();
-        let (sender, received) = mpsc::channel::<()>();
-        let context = Box::into_raw(Box::new(sender)).cast();
-        // SAFETY: the handle is open and overlapped; the callback takes the context, and is called once.
-        let io = unsafe {
-            system::CreateThreadpoolIo(server.handle, Some(close_in_callback), context, ptr::null())
-        };
-        assert_ne!(io, 0);
-        let mut connect = Operation::new(Vec::new(), false);
-        // SAFETY: the object belongs to this handle, and the operation's memory outlives it.
-        let returned = unsafe {
-            system::StartThreadpoolIo(io);
-            let overlapped = &raw mut (*connect.memory).overlapped;
-            code(system::ConnectNamedPipe(server.handle, overlapped))
-        };
-        connect.pending = true;
-        assert_eq!(returned, ERROR_IO_PENDING);
-        drop(server);
-        received
-            .recv_timeout(DEADLINE)
-            .expect("the callback never returns");
-        connect.pending = false;
-    }
-
-    unsafe extern "system" fn close_in_callback(
-        _instance: PTP_CALLBACK_INSTANCE,
-        sender: *mut c_void,
-        _overlapped: *mut c_void,
-        _code: u32,
-        _length: usize,
-        io: PTP_IO,
-    ) {
-        // SAFETY: the only operation is over, and the handle is closed.
-        unsafe { system::CloseThreadpoolIo(io) };
-        // SAFETY: the test passed ownership to this callback.
-        let sender = unsafe { Box::from_raw(sender.cast::<mpsc::Sender<()>>()) };
-        _ = sender.send(());
     }
 }
 
@@ -803,7 +758,7 @@ mod access {
             client.err(),
             None,
             "Windows checks a client's open for 0x4, unlike ReactOS. Access::Everyone (src/access.rs, \
-             GRANTED in src/windows/rights.rs) therefore refuses other libraries' clients of other users: \
+             GRANTED in src/engine/windows/rights.rs) therefore refuses other libraries' clients of other users: \
              say so in the docs of Access::Everyone, in --help and in README.md"
         );
     }
@@ -849,9 +804,9 @@ mod access {
 }
 
 /// Facts that need more of Windows than the model has.
-#[cfg(not(any(miri, pipe_model)))]
+#[cfg(not(pipe_model))]
 mod beyond_the_model {
-    use std::{mem, process, slice};
+    use std::{mem, process, ptr, slice};
 
     use windows_sys::{
         Wdk::Storage::FileSystem::{
@@ -861,8 +816,7 @@ mod beyond_the_model {
         },
         Win32::{
             Foundation::{
-                CloseHandle, ERROR_CANNOT_IMPERSONATE, ERROR_CANT_OPEN_ANONYMOUS, HANDLE,
-                INVALID_HANDLE_VALUE, STATUS_SUCCESS,
+                ERROR_CANNOT_IMPERSONATE, ERROR_CANT_OPEN_ANONYMOUS, HANDLE, STATUS_SUCCESS,
             },
             Security::{
                 Authorization::{ConvertSidToStringSidW, GetSecurityInfo, SE_KERNEL_OBJECT},
@@ -872,11 +826,9 @@ mod beyond_the_model {
             },
             Storage::FileSystem::{
                 READ_CONTROL, SECURITY_ANONYMOUS, SECURITY_IDENTIFICATION, SECURITY_SQOS_PRESENT,
-                SetFileCompletionNotificationModes,
             },
             System::{
                 IO::IO_STATUS_BLOCK,
-                IO::{CreateIoCompletionPort, GetQueuedCompletionStatus},
                 Pipes::{
                     GetNamedPipeClientProcessId, GetNamedPipeClientSessionId,
                     GetNamedPipeServerProcessId, GetNamedPipeServerSessionId,
@@ -885,11 +837,12 @@ mod beyond_the_model {
                 Threading::{
                     GetCurrentProcess, GetCurrentThread, OpenProcessToken, OpenThreadToken,
                 },
-                WindowsProgramming::FILE_SKIP_COMPLETION_PORT_ON_SUCCESS,
             },
         },
         core::BOOL,
     };
+
+    use support::raw_pipe::{code, system};
 
     use super::*;
 
@@ -913,7 +866,7 @@ mod beyond_the_model {
     /// The `tokio` engine relies on this.
     #[test]
     fn the_pipe_state_tells_an_empty_message_from_a_closed_client() {
-        for mode in [Mode::Event, Mode::Callback, Mode::Skip] {
+        for mode in [Mode::Event, Mode::Port, Mode::Skip] {
             let name = Name::new();
             let server = name.create().with(mode);
             assert_eq!(state(&server), FILE_PIPE_LISTENING_STATE);
@@ -944,48 +897,6 @@ mod beyond_the_model {
         assert_eq!(server.end_all(operations), [ERROR_BROKEN_PIPE; 2]);
     }
 
-    /// The other facts are those of the thread pool's objects, which are bound to a port as well.
-    #[test]
-    fn a_port_in_skip_mode_gets_a_packet_only_for_what_pends() {
-        const KEY: usize = 17;
-        let name = Name::new();
-        let (server, client) = (name.create(), name.open());
-        // SAFETY: the handle is open.
-        let port = unsafe {
-            let port = CreateIoCompletionPort(INVALID_HANDLE_VALUE, ptr::null_mut(), 0, 0);
-            assert_eq!(CreateIoCompletionPort(server.handle, port, KEY, 0), port);
-            let skip = FILE_SKIP_COMPLETION_PORT_ON_SUCCESS as u8;
-            assert_ne!(SetFileCompletionNotificationModes(server.handle, skip), 0);
-            port
-        };
-
-        assert_eq!(client.write(b"at once"), ERROR_SUCCESS);
-        let read = server.start_read(64);
-        assert_eq!(read.returned, ERROR_SUCCESS);
-        assert_eq!(server.end(read), ended(ERROR_SUCCESS, b"at once"));
-        assert_eq!(take_packet(port, 0), None);
-
-        let read = server.start_read(64);
-        assert_eq!(read.returned, ERROR_IO_PENDING);
-        assert_eq!(client.write(b"later"), ERROR_SUCCESS);
-        let packet = take_packet(port, DEADLINE.as_millis() as u32);
-        assert_eq!(packet, Some((KEY, 5)));
-        assert_eq!(server.end(read), ended(ERROR_SUCCESS, b"later"));
-        assert_eq!(take_packet(port, 0), None);
-        // SAFETY: the handle is open, and nothing uses it afterwards.
-        unsafe { CloseHandle(port) };
-    }
-
-    /// The key and the length of a packet that arrives in so many milliseconds.
-    fn take_packet(port: HANDLE, wait: u32) -> Option<(usize, u32)> {
-        let (mut length, mut key, mut overlapped) = (0, 0, ptr::null_mut());
-        // SAFETY: the port is open, and the variables outlive the call.
-        let taken = unsafe {
-            GetQueuedCompletionStatus(port, &mut length, &mut key, &mut overlapped, wait)
-        };
-        (taken != 0).then_some((key, length))
-    }
-
     /// The library's client requests one more right to read the owner.
     #[test]
     fn the_owner_is_the_one_that_the_descriptor_names() {
@@ -1000,7 +911,8 @@ mod beyond_the_model {
         assert_eq!(owner(&client), Some(user));
     }
 
-    /// For an elevated administrator that is the Administrators group; under Wine it is the primary group.
+    /// For an elevated administrator that is the Administrators group; under Wine it is the primary
+    /// group.
     #[test]
     fn a_descriptor_without_an_owner_leaves_it_to_the_token() {
         let instance = Instance::with_access_list("D:P(A;;GA;;;WD)");
@@ -1135,7 +1047,8 @@ mod beyond_the_model {
     /// A token's user or owner, in text form.
     fn sid_of(token: HANDLE, class: TOKEN_INFORMATION_CLASS) -> String {
         let information = token_information(token, class);
-        // SAFETY: the structures of these classes start with the address of a SID, which follows them.
+        // SAFETY: the structures of these classes start with the address of a SID, which follows
+        // them.
         unsafe { text_of(*information.as_ptr().cast::<PSID>()) }
     }
 
@@ -1158,7 +1071,8 @@ mod beyond_the_model {
 
     fn owner(end: &End) -> Option<String> {
         let (mut owner, mut descriptor) = (ptr::null_mut(), ptr::null_mut());
-        // SAFETY: the handle is open; `owner` points into `descriptor`, which is ours to free on success.
+        // SAFETY: the handle is open; `owner` points into `descriptor`, which is ours to free on
+        // success.
         let error = unsafe {
             GetSecurityInfo(
                 end.handle,
@@ -1184,8 +1098,8 @@ mod beyond_the_model {
     /// `sid` has to point to a valid SID.
     unsafe fn text_of(sid: PSID) -> String {
         let mut text = ptr::null_mut();
-        // SAFETY: the caller guarantees that `sid` is valid; `text` is written on success, ends in NUL, and is ours to
-        // free.
+        // SAFETY: the caller guarantees that `sid` is valid; `text` is written on success, ends in
+        // NUL, and is ours to free.
         unsafe {
             assert_eq!(code(ConvertSidToStringSidW(sid, &mut text)), ERROR_SUCCESS);
             let length = (0..).take_while(|&index| *text.add(index) != 0).count();

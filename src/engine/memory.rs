@@ -266,7 +266,7 @@ impl Peer {
         #[cfg(unix)]
         let user = UserId::Uid(rustix::process::geteuid().as_raw());
         #[cfg(windows)]
-        let user = UserId::Sid(crate::windows::current_user()?);
+        let user = UserId::Sid(super::windows::current_user()?);
         let peer = Self::new(std::process::id(), user);
         #[cfg(target_os = "linux")]
         let peer = Self {

@@ -14,7 +14,10 @@ pub(crate) use super::seqpacket::{connect_on, connected, listening};
 #[cfg(not(any(windows, target_os = "linux")))]
 use super::unsupported;
 #[cfg(windows)]
-use super::{Engine, overlapped, tokio_pipe};
+use super::{
+    Engine,
+    windows::{self, overlapped, tokio_pipe},
+};
 #[cfg(target_os = "linux")]
 use crate::telemetry::Telemetry;
 
@@ -148,5 +151,5 @@ pub(crate) fn is_own(owner: &UserId) -> io::Result<bool> {
     #[cfg(unix)]
     return Ok(*owner == UserId::Uid(rustix::process::geteuid().as_raw()));
     #[cfg(windows)]
-    return crate::windows::is_own(owner);
+    return windows::is_own(owner);
 }

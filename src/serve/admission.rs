@@ -217,15 +217,15 @@ mod tests {
 
     #[cfg(windows)]
     fn users() -> [UserId; 3] {
-        #[cfg(any(miri, pipe_model))]
+        #[cfg(pipe_model)]
         let own = "S-1-5-18".to_owned();
-        #[cfg(not(any(miri, pipe_model)))]
-        let own = crate::windows::current_user().unwrap();
+        #[cfg(not(pipe_model))]
+        let own = crate::engine::windows::current_user().unwrap();
         ["S-1-5-18", &own, "S-1-5-19"].map(|sid| UserId::Sid(sid.to_owned()))
     }
 
     #[test]
-    #[cfg_attr(all(windows, any(miri, pipe_model)), ignore = "asks for this user")]
+    #[cfg_attr(all(windows, pipe_model), ignore = "asks for this user")]
     fn by_default_this_user_and_the_system_are_not_bounded_and_everybody_else_is() {
         let [system, own, other] = users();
         let limit = UserLimit::default();

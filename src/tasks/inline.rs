@@ -250,7 +250,7 @@ where
 /// Calls `run` in the context of `runtime`, with a coop budget, which `Handle::enter` would not set.
 fn within(runtime: &Handle, run: impl FnOnce()) {
     // The model of Windows may complete an operation on a thread of the runtime.
-    #[cfg(any(miri, pipe_model))]
+    #[cfg(pipe_model)]
     if Handle::try_current().is_ok() {
         return run();
     }

@@ -13,20 +13,20 @@ mod features;
 mod hostile;
 #[cfg(target_os = "linux")]
 mod inherited;
-#[cfg(all(windows, not(any(miri, pipe_model))))]
+#[cfg(all(windows, not(pipe_model)))]
 mod inline;
 #[cfg(target_os = "linux")]
 mod linux_only;
 #[cfg(feature = "metrics")]
 mod metrics;
-#[cfg(all(windows, any(miri, pipe_model)))]
+#[cfg(all(windows, pipe_model))]
 mod model;
 mod observe;
 mod properties;
 mod shared_client;
 #[cfg(all(feature = "json", feature = "postcard"))]
 mod typed;
-#[cfg(all(windows, not(any(miri, pipe_model))))]
+#[cfg(all(windows, not(pipe_model)))]
 mod win32;
-#[cfg(all(windows, not(any(miri, pipe_model))))]
+#[cfg(all(windows, not(pipe_model)))]
 mod windows_only;

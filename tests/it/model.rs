@@ -1,5 +1,5 @@
-//! Tests that need the model of Windows: other users, injected faults, and a sender that closes in the middle of a
-//! message.
+//! Tests that need the model of Windows: other users, injected faults, and a sender that closes in
+//! the middle of a message.
 
 use std::{
     collections::HashSet,
@@ -17,6 +17,9 @@ use pipe_server::{
 };
 use support::{in_time, message, unique_name};
 use tokio::task::yield_now;
+use windows_sys::Win32::Foundation::{
+    ERROR_BROKEN_PIPE, ERROR_NO_SYSTEM_RESOURCES, ERROR_OPERATION_ABORTED,
+};
 
 /// Serves a pipe with `access` as `server`, and connects to it as `client`.
 async fn connect_as(
@@ -231,7 +234,44 @@ async fn close_midway() -> &'static str {
     }
 }
 
-/// Whatever fails, no message is lost in the middle, split, merged or repeated, and nothing hangs or leaks.
+/// The name stays, and neither a handle nor a place among `max_instances` is lost.
+#[test]
+fn an_instance_whose_connect_completes_with_an_error_is_replaced() {
+    for seed in seeds(100) {
+        for most in [1, 2, 4] {
+            run(Options::seeded(seed), || in_time(replace_failed(most)));
+        }
+    }
+}
+
+async fn replace_failed(most: usize) {
+    let options = ListenerOptions::new().max_instances(most).backlog(2);
+    let mut listener = bind(options).unwrap();
+    for code in [
+        ERROR_BROKEN_PIPE,
+        ERROR_NO_SYSTEM_RESOURCES,
+        ERROR_OPERATION_ABORTED,
+    ] {
+        let failed = Model::fail_connects(code);
+        assert_eq!(failed, most.min(2), "each instance waits for a client");
+        for _ in 0..failed {
+            let error = listener.accept().await.unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(code as i32));
+        }
+    }
+    let mut connected = Vec::new();
+    for number in 0..most {
+        let mut client = Client::connect(listener.path()).await.unwrap();
+        let mut connection = listener.accept().await.unwrap();
+        let sent = message(number, 100);
+        client.send(sent.clone()).await.unwrap();
+        assert_eq!(connection.recv().await.unwrap().unwrap(), sent);
+        connected.push((client, connection));
+    }
+}
+
+/// Whatever fails, no message is lost in the middle, split, merged or repeated, and nothing hangs
+/// or leaks.
 #[test]
 fn failing_calls_cost_connections_and_nothing_else() {
     for seed in seeds(if cfg!(miri) { 1 } else { 500 }) {

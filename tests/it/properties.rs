@@ -16,7 +16,7 @@ use proptest::{
     sample::select,
     test_runner::{RngAlgorithm, TestCaseResult, TestRng, TestRunner},
 };
-#[cfg(not(all(windows, any(miri, pipe_model))))]
+#[cfg(not(all(windows, pipe_model)))]
 use tokio::runtime::Runtime;
 use tokio::{task::yield_now, time::timeout};
 
@@ -48,13 +48,13 @@ macro_rules! on {
 mod every_conversation_arrives_whole_and_in_order_on {
     use super::*;
 
-    #[cfg(not(all(windows, any(miri, pipe_model))))]
+    #[cfg(not(all(windows, pipe_model)))]
     on! { memory, Memory; }
     #[cfg(target_os = "linux")]
     on! { seqpacket, Seqpacket; }
     #[cfg(windows)]
     on! { overlapped, Overlapped; }
-    #[cfg(all(windows, not(any(miri, pipe_model))))]
+    #[cfg(all(windows, not(pipe_model)))]
     on! { tokio_pipe, Tokio; }
 }
 
@@ -106,12 +106,12 @@ fn every_conversation_arrives_whole_and_in_order(kind: Kind) {
     }
 }
 
-#[cfg(not(all(windows, any(miri, pipe_model))))]
+#[cfg(not(all(windows, pipe_model)))]
 fn run<T>(_seed: u64, conversation: impl Future<Output = T>) -> T {
     Runtime::new().unwrap().block_on(conversation)
 }
 
-#[cfg(all(windows, any(miri, pipe_model)))]
+#[cfg(all(windows, pipe_model))]
 fn run<T>(seed: u64, conversation: impl Future<Output = T>) -> T {
     let options = pipe_server::model::Options::seeded(seed);
     pipe_server::model::run(options, || conversation)

@@ -36,7 +36,7 @@ pub mod win32;
 ///
 /// On the model of Windows there is one engine, and each test runs with many seeds. Time is paused there too, and the seed
 /// determines the schedule, unless the names follow `threads:`.
-#[cfg(not(all(windows, any(miri, pipe_model))))]
+#[cfg(not(all(windows, pipe_model)))]
 #[macro_export]
 macro_rules! on_every_engine {
     (threads: $($test:ident),* $(,)?) => {
@@ -74,7 +74,7 @@ macro_rules! on_every_engine {
     };
 }
 
-#[cfg(all(windows, any(miri, pipe_model)))]
+#[cfg(all(windows, pipe_model))]
 #[macro_export]
 macro_rules! on_every_engine {
     (threads: $($test:ident),* $(,)?) => {
@@ -112,9 +112,9 @@ pub async fn in_time(test: impl Future<Output = ()>) {
 
 /// Returns a function that makes its calling thread enter this thread's system. Only the model has several systems.
 pub fn same_system() -> impl Fn() + Clone + Send + Sync + 'static {
-    #[cfg(all(windows, any(miri, pipe_model)))]
+    #[cfg(all(windows, pipe_model))]
     return pipe_server::model::Model::entered();
-    #[cfg(not(all(windows, any(miri, pipe_model))))]
+    #[cfg(not(all(windows, pipe_model)))]
     || {}
 }
 

@@ -1,17 +1,12 @@
-//! Both ends of a pipe in plain overlapped Windows calls, completed by events or by the thread pool, without the
-//! library. Asserts that each operation ends exactly once.
+//! Both ends of a pipe in plain overlapped Windows calls, completed by events or through a port,
+//! without the library. Asserts that each operation ends exactly once.
 #![allow(unsafe_code, reason = "tests the system calls directly")]
 #![allow(missing_debug_implementations, reason = "never printed")]
 
 use std::{
-    collections::HashMap,
     ffi::c_void,
     mem, process, ptr,
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-        mpsc::{self, Receiver, Sender},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
     thread,
     time::Duration,
 };
@@ -20,17 +15,14 @@ use windows_sys::{
     Win32::{
         Foundation::{
             ERROR_IO_PENDING, ERROR_MORE_DATA, ERROR_SUCCESS, GENERIC_READ, GENERIC_WRITE, HANDLE,
-            INVALID_HANDLE_VALUE, WAIT_OBJECT_0,
+            INVALID_HANDLE_VALUE, WAIT_OBJECT_0, WAIT_TIMEOUT,
         },
         Security::{Authorization::SDDL_REVISION_1, SECURITY_ATTRIBUTES},
         Storage::FileSystem::{FILE_FLAG_OVERLAPPED, OPEN_EXISTING, PIPE_ACCESS_DUPLEX},
         System::{
             IO::OVERLAPPED,
             Pipes::{PIPE_READMODE_MESSAGE, PIPE_TYPE_MESSAGE, PIPE_UNLIMITED_INSTANCES},
-            Threading::{PTP_CALLBACK_INSTANCE, PTP_IO},
-            WindowsProgramming::{
-                FILE_SKIP_COMPLETION_PORT_ON_SUCCESS, FILE_SKIP_SET_EVENT_ON_HANDLE,
-            },
+            WindowsProgramming::FILE_SKIP_COMPLETION_PORT_ON_SUCCESS,
         },
     },
     core::BOOL,
@@ -38,9 +30,9 @@ use windows_sys::{
 
 /// Every Windows function called here, or its replacement in the model.
 pub mod system {
-    #[cfg(any(miri, pipe_model))]
+    #[cfg(pipe_model)]
     pub use pipe_server::model::functions::*;
-    #[cfg(not(any(miri, pipe_model)))]
+    #[cfg(not(pipe_model))]
     pub use windows_sys::Win32::{
         Foundation::{CloseHandle, GetLastError, LocalFree},
         Security::Authorization::ConvertStringSecurityDescriptorToSecurityDescriptorW,
@@ -48,36 +40,36 @@ pub mod system {
             CreateFileW, ReadFile, SetFileCompletionNotificationModes, WriteFile,
         },
         System::{
-            IO::{CancelIoEx, GetOverlappedResult},
+            IO::{
+                CancelIoEx, CreateIoCompletionPort, GetOverlappedResult, GetQueuedCompletionStatus,
+            },
             Pipes::{
                 ConnectNamedPipe, CreateNamedPipeW, DisconnectNamedPipe, SetNamedPipeHandleState,
             },
-            Threading::{
-                CancelThreadpoolIo, CloseThreadpoolIo, CreateEventW, CreateThreadpoolIo,
-                StartThreadpoolIo, WaitForSingleObject,
-            },
+            Threading::{CreateEventW, WaitForSingleObject},
         },
     };
 }
 
-/// Starts the model, if the test is to run on it. The model is strict, that is, it does exactly what the facts say, in
-/// the form that `PIPE_MODEL_FORM` names (`Windows7`, `Windows8` or `Wine8`). Dropping this ends it.
+/// Starts the model, if the test is to run on it. The model is strict, that is, it does exactly
+/// what the facts say, in the form that `PIPE_MODEL_FORM` names (`Windows7`, `Windows8` or
+/// `Wine8`). Dropping this ends it.
 #[must_use]
 pub fn on_the_model() -> Option<OnTheModel> {
-    #[cfg(any(miri, pipe_model))]
+    #[cfg(pipe_model)]
     return Some(OnTheModel::start());
-    #[cfg(not(any(miri, pipe_model)))]
+    #[cfg(not(pipe_model))]
     None
 }
 
 /// See [`on_the_model`].
 #[derive(Debug)]
 pub struct OnTheModel {
-    #[cfg(any(miri, pipe_model))]
+    #[cfg(pipe_model)]
     model: Option<pipe_server::model::Model>,
 }
 
-#[cfg(any(miri, pipe_model))]
+#[cfg(pipe_model)]
 impl OnTheModel {
     fn start() -> Self {
         use pipe_server::model::{Delivery, Form, Model, Options};
@@ -85,7 +77,7 @@ impl OnTheModel {
         let model = Model::new(Options {
             seed: 0,
             form: form.map_or(Form::Windows8, |form| form.parse().unwrap()),
-            delivery: Delivery::Threads(1),
+            delivery: Delivery::Stepped,
             strict: true,
             faults: 0,
         });
@@ -94,7 +86,7 @@ impl OnTheModel {
     }
 }
 
-#[cfg(any(miri, pipe_model))]
+#[cfg(pipe_model)]
 impl Drop for OnTheModel {
     fn drop(&mut self) {
         if let (Some(model), false) = (self.model.take(), thread::panicking()) {
@@ -103,7 +95,8 @@ impl Drop for OnTheModel {
     }
 }
 
-/// Longer than any operation takes, even on a busy machine. After this, a callback or an event is missing.
+/// Longer than any operation takes, even on a busy machine. After this, a packet or an event is
+/// missing.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The quota of a pipe created here, in bytes per direction. Writes over it pend.
@@ -245,17 +238,17 @@ impl Drop for Descriptor {
 pub enum Mode {
     /// By the event in their `OVERLAPPED`.
     Event,
-    /// By a callback of the thread pool, even if the call succeeds at once.
-    Callback,
-    /// By a callback of the thread pool, unless the call ends at once (skip mode), as in the library.
+    /// By a packet at a port, even if the call succeeds at once.
+    Port,
+    /// By a packet at a port, unless the call ends at once (skip mode), as in the library.
     Skip,
 }
 
-/// One end of a pipe. Dropping it asserts that every callback was expected.
+/// One end of a pipe. Dropping it asserts that every packet was expected.
 pub struct End {
     pub handle: HANDLE,
     mode: Mode,
-    callbacks: Option<Callbacks>,
+    port: Option<Port>,
 }
 
 impl End {
@@ -266,23 +259,23 @@ impl End {
         Ok(Self {
             handle,
             mode: Mode::Event,
-            callbacks: None,
+            port: None,
         })
     }
 
-    /// Binds the handle to the thread pool, as the library does.
+    /// Binds the handle to a port in skip mode, as the library does.
     #[must_use]
-    pub fn in_the_pool(self) -> Self {
+    pub fn on_a_port(self) -> Self {
         self.with(Mode::Skip)
     }
 
     #[must_use]
     pub fn with(mut self, mode: Mode) -> Self {
         if mode != Mode::Event {
-            self.callbacks = Some(Callbacks::new(self.handle));
+            self.port = Some(Port::new(self.handle));
         }
         if mode == Mode::Skip {
-            let modes = FILE_SKIP_COMPLETION_PORT_ON_SUCCESS | FILE_SKIP_SET_EVENT_ON_HANDLE;
+            let modes = FILE_SKIP_COMPLETION_PORT_ON_SUCCESS;
             // SAFETY: the handle is open.
             let done =
                 unsafe { system::SetFileCompletionNotificationModes(self.handle, modes as u8) };
@@ -327,10 +320,6 @@ impl End {
         call: impl FnOnce(*mut u8, u32, *mut OVERLAPPED) -> BOOL,
     ) -> Operation {
         let mut operation = Operation::new(buffer, self.mode == Mode::Event);
-        if let Some(callbacks) = &self.callbacks {
-            // SAFETY: the object belongs to this handle, and the overlapped call follows.
-            unsafe { system::StartThreadpoolIo(callbacks.io) };
-        }
         let memory = operation.memory;
         // SAFETY: nothing else uses the memory yet.
         let (buffer, length) = unsafe {
@@ -340,33 +329,30 @@ impl End {
         // SAFETY: the address of a field of memory that we own.
         let done = call(buffer, length, unsafe { &raw mut (*memory).overlapped });
         operation.returned = code(done);
-        operation.pending = operation.returned == ERROR_IO_PENDING || self.calls_back(&operation);
-        if let (Some(callbacks), false) = (&self.callbacks, operation.pending) {
-            // SAFETY: the operation is over, and no callback follows.
-            unsafe { system::CancelThreadpoolIo(callbacks.io) };
-        }
+        operation.pending = operation.returned == ERROR_IO_PENDING || self.sends_packet(&operation);
         operation
     }
 
-    /// Whether a callback follows a call that ended at once.
-    fn calls_back(&self, operation: &Operation) -> bool {
-        self.mode == Mode::Callback && matches!(operation.returned, ERROR_SUCCESS | ERROR_MORE_DATA)
+    /// Whether a packet follows a call that ended at once.
+    fn sends_packet(&self, operation: &Operation) -> bool {
+        self.mode == Mode::Port && matches!(operation.returned, ERROR_SUCCESS | ERROR_MORE_DATA)
     }
 
-    /// Waits until an operation ends, with exactly one event or, if one follows, exactly one callback.
+    /// Waits until an operation ends, with exactly one event or, if one follows, exactly one
+    /// packet.
     pub fn end(&self, mut operation: Operation) -> Ended {
         let started = matches!(
             operation.returned,
             ERROR_SUCCESS | ERROR_IO_PENDING | ERROR_MORE_DATA
         );
-        let (code, length) = match &self.callbacks {
-            Some(callbacks) if operation.pending => {
-                let callback = callbacks.next();
+        let (code, length) = match &self.port {
+            Some(port) if operation.pending => {
+                let packet = port.wait();
                 assert_eq!(
-                    callback.overlapped, operation.memory as usize,
-                    "a callback for another operation"
+                    packet.overlapped, operation.memory as usize,
+                    "a packet for another operation"
                 );
-                (callback.code, callback.length)
+                (packet.code, packet.length)
             }
             _ if started => self.result(&operation),
             _ => (operation.returned, 0),
@@ -380,18 +366,18 @@ impl End {
         }
     }
 
-    /// Waits for one callback per operation, in any order.
+    /// Waits for one packet per operation, in any order.
     pub fn end_all<const N: usize>(&self, mut operations: [Operation; N]) -> [u32; N] {
         let mut codes = [ERROR_SUCCESS; N];
         for _ in 0..N {
-            let callback = self.callbacks.as_ref().unwrap().next();
+            let packet = self.port.as_ref().unwrap().wait();
             let index = operations
                 .iter()
-                .position(|operation| operation.memory as usize == callback.overlapped)
-                .expect("a callback for another operation");
-            assert!(operations[index].pending, "two callbacks for one operation");
+                .position(|operation| operation.memory as usize == packet.overlapped)
+                .expect("a packet for another operation");
+            assert!(operations[index].pending, "two packets for one operation");
             operations[index].pending = false;
-            codes[index] = callback.code;
+            codes[index] = packet.code;
         }
         codes
     }
@@ -449,18 +435,19 @@ impl End {
 }
 
 impl Drop for End {
-    // The handle goes first: `callbacks` has to outlive it (*CloseThreadpoolIo function*).
+    // The handle goes first, and then the port, which checks that closing it sent no packet.
     fn drop(&mut self) {
         self.close();
     }
 }
 
-/// A started operation. Its memory is freed when it is over; a failing test leaks that of a pending one.
+/// A started operation. Its memory is freed when it is over; a failing test leaks that of a pending
+/// one.
 pub struct Operation {
     pub memory: *mut Memory,
     /// The error code of the call, or `ERROR_SUCCESS`.
     pub returned: u32,
-    /// The system still uses the memory, or a callback is still to come.
+    /// The system still uses the memory, or a packet is still to come.
     pub pending: bool,
 }
 
@@ -519,84 +506,68 @@ pub fn ended(code: u32, data: &[u8]) -> Ended {
     }
 }
 
-/// A handle's thread pool object (`PTP_IO`), and its callbacks.
-struct Callbacks {
-    io: PTP_IO,
-    number: usize,
-    received: Receiver<Callback>,
+/// The completion port of one handle.
+struct Port {
+    handle: HANDLE,
+    key: usize,
 }
 
+/// What the port says of an operation that has ended.
 #[derive(Debug)]
-struct Callback {
+struct Packet {
     overlapped: usize,
     code: u32,
     length: usize,
 }
 
-/// The receivers of callbacks. A callback's context is a key of this map, not an address, so that an unexpected
-/// callback accesses no memory.
-static RECEIVERS: Mutex<Option<HashMap<usize, Sender<Callback>>>> = Mutex::new(None);
-
-fn receivers() -> MutexGuard<'static, Option<HashMap<usize, Sender<Callback>>>> {
-    RECEIVERS.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Callbacks {
-    fn new(handle: HANDLE) -> Self {
+impl Port {
+    fn new(bound: HANDLE) -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(1);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let (sender, received) = mpsc::channel();
-        receivers().get_or_insert_default().insert(number, sender);
-        let context = ptr::without_provenance_mut(number);
-        // SAFETY: the handle is open and overlapped.
-        let io =
-            unsafe { system::CreateThreadpoolIo(handle, Some(called_back), context, ptr::null()) };
-        assert_ne!(io, 0);
-        Self {
-            io,
-            number,
-            received,
-        }
+        let key = COUNT.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the handle is open and overlapped; without another port, the call creates one.
+        let handle = unsafe { system::CreateIoCompletionPort(bound, ptr::null_mut(), key, 1) };
+        assert!(!handle.is_null(), "{}", code(0));
+        Self { handle, key }
     }
 
-    fn next(&self) -> Callback {
-        let callback = self.received.recv_timeout(DEADLINE);
-        callback.expect("the callback never comes")
+    fn wait(&self) -> Packet {
+        self.take(DEADLINE).expect("the packet never comes")
     }
-}
 
-impl Drop for Callbacks {
-    fn drop(&mut self) {
-        // SAFETY: the handle is closed, and the object is not used after this.
-        unsafe {
-            #[cfg(not(any(miri, pipe_model)))]
-            windows_sys::Win32::System::Threading::WaitForThreadpoolIoCallbacks(self.io, 0);
-            system::CloseThreadpoolIo(self.io);
-        }
-        receivers().get_or_insert_default().remove(&self.number);
-        if let (Ok(callback), false) = (self.received.try_recv(), thread::panicking()) {
-            panic!("unexpected callback: {callback:?}");
-        }
-    }
-}
-
-unsafe extern "system" fn called_back(
-    _instance: PTP_CALLBACK_INSTANCE,
-    number: *mut c_void,
-    overlapped: *mut c_void,
-    code: u32,
-    length: usize,
-    _io: PTP_IO,
-) {
-    if let Some(receiver) = receivers()
-        .as_ref()
-        .and_then(|receivers| receivers.get(&number.addr()))
-    {
-        _ = receiver.send(Callback {
-            overlapped: overlapped.addr(),
-            code,
-            length,
+    /// The next packet, if one arrives in time.
+    fn take(&self, time: Duration) -> Option<Packet> {
+        let (mut length, mut key, mut overlapped) = (0, 0, ptr::null_mut());
+        // SAFETY: the port is open, and the variables outlive the call.
+        let taken = code(unsafe {
+            system::GetQueuedCompletionStatus(
+                self.handle,
+                &mut length,
+                &mut key,
+                &mut overlapped,
+                time.as_millis() as u32,
+            )
         });
+        if overlapped.is_null() {
+            assert_eq!(taken, WAIT_TIMEOUT);
+            return None;
+        }
+        assert_eq!(key, self.key, "a packet of another handle");
+        Some(Packet {
+            overlapped: overlapped.addr(),
+            code: taken,
+            length: length as usize,
+        })
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        let unexpected = self.take(Duration::ZERO);
+        // SAFETY: the port is open, and not used after this.
+        unsafe { system::CloseHandle(self.handle) };
+        if !thread::panicking() {
+            assert!(unexpected.is_none(), "an unexpected packet: {unexpected:?}");
+        }
     }
 }
 

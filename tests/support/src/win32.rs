@@ -142,7 +142,8 @@ impl PlainPipe {
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
         let length = u32::try_from(buffer.len()).unwrap();
         self.transfer(|transferred, overlapped| {
-            // SAFETY: the handle is open, and `transfer` returns when the system is done with `buffer`.
+            // SAFETY: the handle is open, and `transfer` returns when the system is done with
+            // `buffer`.
             unsafe {
                 ReadFile(
                     self.raw(),
@@ -190,7 +191,8 @@ impl PlainPipe {
     pub fn write(&self, message: &[u8]) -> io::Result<()> {
         let length = u32::try_from(message.len()).unwrap();
         let (written, _) = self.transfer(|transferred, overlapped| {
-            // SAFETY: the handle is open, and `transfer` returns when the system is done with `message`.
+            // SAFETY: the handle is open, and `transfer` returns when the system is done with
+            // `message`.
             unsafe {
                 WriteFile(
                     self.raw(),
@@ -222,7 +224,8 @@ impl PlainPipe {
                 Err(error) if !is(&error, ERROR_IO_PENDING) && !is(&error, ERROR_MORE_DATA) => {
                     return Err(error);
                 }
-                // SAFETY: the operation was started on this handle with this structure and its event.
+                // SAFETY: the operation was started on this handle with this structure and its
+                // event.
                 _ => check(unsafe {
                     GetOverlappedResult(self.raw(), &overlapped, &mut transferred, 1)
                 }),
@@ -266,8 +269,8 @@ impl PlainPipe {
     }
 }
 
-/// While this exists, the thread acts without the access granted to this user's SID, as another user with the same
-/// groups would. Not for a thread that other tests use.
+/// While this exists, the thread acts without the access granted to this user's SID, as another
+/// user with the same groups would. Not for a thread that other tests use.
 #[derive(Debug)]
 pub struct WithoutThisUser(());
 

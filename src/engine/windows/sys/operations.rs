@@ -1,10 +1,10 @@
-//! The operations of a handle, and their completion. The invariants are those of `overlapped`.
+//! The operations of a handle, and their completion. The invariants are those of `pipe`.
 
 use std::{
     cell::UnsafeCell,
     ffi::c_void,
     io, mem, ptr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard},
     task::{Context, Waker},
 };
 
@@ -17,7 +17,8 @@ use windows_sys::{
     core::BOOL,
 };
 
-use crate::{inline, windows::system::GetLastError};
+use super::functions::GetLastError;
+use crate::inline;
 
 /// The operations of one handle.
 #[derive(Debug, Default)]
@@ -33,8 +34,9 @@ impl Operations {
     }
 }
 
-/// Called on a thread of the port when a pending operation completes, with the address of its [`Operations`].
-pub(in crate::windows) unsafe fn completed(
+/// Called on a thread of the port when a pending operation completes, with the address of its
+/// [`Operations`].
+pub(super) unsafe fn completed(
     operations: *const c_void,
     overlapped: *mut OVERLAPPED,
     code: u32,
@@ -57,17 +59,17 @@ pub(in crate::windows) unsafe fn completed(
 #[derive(Debug)]
 pub(super) struct Operation<B> {
     overlapped: UnsafeCell<OVERLAPPED>,
-    state: Mutex<State<B>>,
+    stage: Mutex<Stage<B>>,
 }
 
-// SAFETY: `overlapped` is accessed only by `start` and, while the operation is pending, by the system;
-// `state` says which. The rest is Send.
+// SAFETY: `overlapped` is accessed only by `start` and, while the operation is pending, by the
+// system; `stage` says which. The rest is Send.
 unsafe impl<B: Send> Send for Operation<B> {}
 // SAFETY: as above.
 unsafe impl<B: Send> Sync for Operation<B> {}
 
 #[derive(Debug)]
-enum State<B> {
+enum Stage<B> {
     None,
     Pending { buffer: B, waker: Option<Waker> },
     Done(Done<B>),
@@ -83,7 +85,7 @@ pub(super) struct Done<B> {
     pub(super) buffer: B,
 }
 
-pub(super) enum Progress<B> {
+pub(super) enum Polled<B> {
     /// No operation was started.
     None,
     Pending,
@@ -94,27 +96,27 @@ impl<B> Default for Operation<B> {
     fn default() -> Self {
         Self {
             overlapped: UnsafeCell::default(),
-            state: Mutex::new(State::None),
+            stage: Mutex::new(Stage::None),
         }
     }
 }
 
 impl<B> Operation<B> {
-    /// Starts an operation with `call`, and returns it if it completes at once. Otherwise it is pending,
-    /// and `poll` returns it when it completes.
+    /// Starts an operation with `call`, and returns it if it completes at once. Otherwise it is
+    /// pending, and `poll` returns it when it completes.
     ///
-    /// `call` has to make one overlapped system call with the given `OVERLAPPED`, on the handle that
-    /// `operations` belongs to. Until the operation completes, the system may use that `OVERLAPPED` and
-    /// the memory that `buffer` refers to, which does not move with `buffer`.
+    /// `call` has to make one overlapped system call with the given `OVERLAPPED`, on the handle
+    /// that `operations` belongs to. Until the operation completes, the system may use that
+    /// `OVERLAPPED` and the memory that `buffer` refers to, which does not move with `buffer`.
     pub(super) fn start(
         &self,
         operations: &Arc<Operations>,
         mut buffer: B,
         call: impl FnOnce(&mut B, *mut OVERLAPPED) -> BOOL,
     ) -> Option<Done<B>> {
-        let mut state = self.lock();
+        let mut stage = self.lock();
         assert!(
-            matches!(*state, State::None),
+            matches!(*stage, Stage::None),
             "an operation is already in flight"
         );
         let overlapped = self.overlapped.get();
@@ -130,9 +132,9 @@ impl<B> Operation<B> {
         };
         if code == ERROR_IO_PENDING {
             // A completion that has already arrived waits for the lock. No caller's code, such as a
-            // waker's clone, may run before the buffer is stored: if it panicked, the buffer would be
-            // freed while the system uses it.
-            *state = State::Pending {
+            // waker's clone, may run before the buffer is stored: if it panicked, the buffer would
+            // be freed while the system uses it.
+            *stage = Stage::Pending {
                 buffer,
                 waker: None,
             };
@@ -149,60 +151,60 @@ impl<B> Operation<B> {
         })
     }
 
-    pub(super) fn poll(&self, cx: &mut Context<'_>) -> Progress<B> {
+    pub(super) fn poll(&self, cx: &mut Context<'_>) -> Polled<B> {
         // Wakers are cloned and dropped outside the lock, since both run the caller's code.
         let mut new = None;
         loop {
-            let mut state = self.lock();
-            match &mut *state {
-                State::None => return Progress::None,
-                State::Pending { waker, .. } => {
+            let mut stage = self.lock();
+            match &mut *stage {
+                Stage::None => return Polled::None,
+                Stage::Pending { waker, .. } => {
                     if waker.as_ref().is_some_and(|old| old.will_wake(cx.waker())) {
-                        return Progress::Pending;
+                        return Polled::Pending;
                     }
                     if let Some(new) = new.take() {
                         let _old = waker.replace(new);
-                        drop(state);
-                        return Progress::Pending;
+                        drop(stage);
+                        return Polled::Pending;
                     }
                 }
-                State::Done(_) => {
-                    if let State::Done(done) = mem::replace(&mut *state, State::None) {
-                        return Progress::Done(done);
+                Stage::Done(_) => {
+                    if let Stage::Done(done) = mem::replace(&mut *stage, Stage::None) {
+                        return Polled::Done(done);
                     }
                 }
             }
-            drop(state);
+            drop(stage);
             new = Some(cx.waker().clone());
         }
     }
 
     fn complete(&self, code: u32, length: usize) {
-        let mut state = self.lock();
-        let State::Pending { buffer, waker } = mem::replace(&mut *state, State::None) else {
+        let mut stage = self.lock();
+        let Stage::Pending { buffer, waker } = mem::replace(&mut *stage, Stage::None) else {
             unreachable!("only a pending operation completes");
         };
-        *state = State::Done(Done {
+        *stage = Stage::Done(Done {
             code,
             length,
             buffer,
         });
-        drop(state);
+        drop(stage);
         if let Some(waker) = waker {
             waker.wake();
         }
     }
 
     pub(super) fn is_pending(&self) -> bool {
-        matches!(*self.lock(), State::Pending { .. })
+        matches!(*self.lock(), Stage::Pending { .. })
     }
 
     fn is_at(&self, overlapped: *const OVERLAPPED) -> bool {
         ptr::eq(self.overlapped.get(), overlapped)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<B>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Stage<B>> {
+        self.stage.lock()
     }
 }
 

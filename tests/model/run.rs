@@ -11,15 +11,18 @@ use std::{
 
 use tokio::runtime::Builder;
 
-use super::{Delivery, Model, Options};
+use super::{
+    options::{Delivery, Options},
+    world::Model,
+};
 
 thread_local! {
     /// The waker of the main future of this thread's runtime.
     static MAIN: RefCell<Option<Waker>> = const { RefCell::new(None) };
 }
 
-/// The seeds to run a test with: those in `PIPE_MODEL_SEEDS` (`FIRST..LAST` or a single one), or else
-/// `0..count`.
+/// The seeds to run a test with: those in `PIPE_MODEL_SEEDS` (`FIRST..LAST` or a single one), or
+/// else `0..count`.
 ///
 /// # Panics
 ///
@@ -46,7 +49,8 @@ pub fn seeds(count: u64) -> Range<u64> {
 
 /// Runs `test` on a new system, and checks that it leaks nothing.
 ///
-/// Time is paused, and the seed determines the schedule. Under Miri, completions arrive on other threads.
+/// Time is paused, and the seed determines the schedule. Under Miri, completions arrive on other
+/// threads.
 ///
 /// # Panics
 ///

@@ -14,22 +14,23 @@ use windows_sys::{
 };
 
 use super::{
-    security::{sid_text, user_of},
-    system::{
+    functions::{
         GetCurrentThread, GetNamedPipeClientProcessId, GetNamedPipeClientSessionId,
-        GetNamedPipeServerProcessId, GetNamedPipeServerSessionId, GetSecurityInfo, Handle,
+        GetNamedPipeServerProcessId, GetNamedPipeServerSessionId, GetSecurityInfo,
         ImpersonateNamedPipeClient, LocalFree, NtQueryInformationFile, OpenThreadToken,
         RevertToSelf, last_error,
     },
+    handle::Handle,
+    security::{sid_text, user_of},
 };
 use crate::peer::{Peer, UserId};
 
 /// Whether the other side has closed its end.
 ///
-/// Uses `NtQueryInformationFile`, as libuv does. `PeekNamedPipe` may wait on the handle's event (see
-/// `overlapped`); this call waits, if at all, on its own event (ReactOS `NtQueryInformationFile`, for
-/// files that were not opened for synchronous I/O).
-pub(crate) fn is_closing(end: &impl AsRawHandle) -> bool {
+/// Uses `NtQueryInformationFile`, as libuv does. `PeekNamedPipe` may wait on the handle's event
+/// (see `pipe`); this call waits, if at all, on its own event (ReactOS `NtQueryInformationFile`,
+/// for files that were not opened for synchronous I/O).
+pub(crate) fn peer_has_closed(end: &impl AsRawHandle) -> bool {
     let mut information = FILE_PIPE_LOCAL_INFORMATION::default();
     let mut status_block = IO_STATUS_BLOCK::default();
     // SAFETY: the handle is open as long as `end` is borrowed; both structures outlive the call,
@@ -50,7 +51,8 @@ pub(crate) fn is_closing(end: &impl AsRawHandle) -> bool {
 pub(crate) fn client_of(server: &impl AsRawHandle) -> io::Result<Peer> {
     let pipe: HANDLE = server.as_raw_handle();
     let (mut process_id, mut session_id) = (0, 0);
-    // SAFETY: the handle is open as long as `server` is borrowed; both numbers are written on success.
+    // SAFETY: the handle is open as long as `server` is borrowed; both numbers are written on
+    // success.
     let done = unsafe {
         GetNamedPipeClientProcessId(pipe, &mut process_id) != 0
             && GetNamedPipeClientSessionId(pipe, &mut session_id) != 0
@@ -66,8 +68,8 @@ pub(crate) fn client_of(server: &impl AsRawHandle) -> io::Result<Peer> {
     })
 }
 
-/// The token that the client connected with. Impersonation is a property of the thread, so it begins and
-/// ends here.
+/// The token that the client connected with. Impersonation is a property of the thread, so it
+/// begins and ends here.
 fn client_token(pipe: HANDLE) -> io::Result<Handle> {
     // SAFETY: the handle is open.
     if unsafe { ImpersonateNamedPipeClient(pipe) } == 0 {
@@ -79,8 +81,8 @@ fn client_token(pipe: HANDLE) -> io::Result<Handle> {
         return Err(error);
     }
     let mut token = ptr::null_mut();
-    // SAFETY: the thread's pseudo handle is always valid. `OpenAsSelf` checks access as the process, since
-    // the client's token may be for identification only.
+    // SAFETY: the thread's pseudo handle is always valid. `OpenAsSelf` checks access as the
+    // process, since the client's token may be for identification only.
     let opened = unsafe { OpenThreadToken(GetCurrentThread(), TOKEN_QUERY, 1, &mut token) };
     let error = last_error();
     // SAFETY: ends the impersonation that was begun above.
@@ -103,7 +105,8 @@ fn client_token(pipe: HANDLE) -> io::Result<Handle> {
 pub(crate) fn server_of(client: &impl AsRawHandle) -> io::Result<Peer> {
     let pipe: HANDLE = client.as_raw_handle();
     let (mut process_id, mut session_id) = (0, 0);
-    // SAFETY: the handle is open as long as `client` is borrowed; both numbers are written on success.
+    // SAFETY: the handle is open as long as `client` is borrowed; both numbers are written on
+    // success.
     let done = unsafe {
         GetNamedPipeServerProcessId(pipe, &mut process_id) != 0
             && GetNamedPipeServerSessionId(pipe, &mut session_id) != 0
@@ -112,7 +115,8 @@ pub(crate) fn server_of(client: &impl AsRawHandle) -> io::Result<Peer> {
         return Err(last_error());
     }
     let (mut owner, mut descriptor) = (ptr::null_mut(), ptr::null_mut());
-    // SAFETY: the handle is open; `owner` points into `descriptor`, which is ours to free on success.
+    // SAFETY: the handle is open; `owner` points into `descriptor`, which is ours to free on
+    // success.
     let code = unsafe {
         GetSecurityInfo(
             pipe,

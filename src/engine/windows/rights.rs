@@ -17,11 +17,11 @@ use windows_sys::Win32::Storage::FileSystem::{
 };
 
 /// What a client of this library requests. Nothing more, because a server may grant nothing more.
-pub(super) const ASKED_FOR: u32 =
+pub(super) const REQUESTED: u32 =
     FILE_READ_DATA | FILE_WRITE_DATA | FILE_READ_ATTRIBUTES | FILE_WRITE_ATTRIBUTES | SYNCHRONIZE;
 
 /// What it requests in order to look up the pipe's owner.
-pub(super) const ASKED_FOR_TO_SEE_OWNER: u32 = ASKED_FOR | READ_CONTROL;
+pub(super) const REQUESTED_WITH_OWNER: u32 = REQUESTED | READ_CONTROL;
 
 /// What [`Access::Everyone`](crate::Access::Everyone) grants to other users, 0x12019b: all that any
 /// client needs.
@@ -31,5 +31,5 @@ pub(super) const GRANTED: u32 =
 const _: () = {
     // As documented on `Access`, and checked on the system by tests/windows_facts.rs.
     assert!(GRANTED == 0x12019b);
-    assert!(ASKED_FOR_TO_SEE_OWNER & !GRANTED == 0);
+    assert!(REQUESTED_WITH_OWNER & !GRANTED == 0);
 };

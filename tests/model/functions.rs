@@ -1,7 +1,7 @@
 //! Replacements for the Windows functions, with the same names and signatures.
 //!
-//! Each has the safety requirements of the original: pointers have to be valid as its page says, and the
-//! memory of an operation is borrowed until the operation completes.
+//! Each has the safety requirements of the original: pointers have to be valid as its page says,
+//! and the memory of an operation is borrowed until the operation completes.
 #![allow(missing_docs, non_snake_case, reason = "named as in Windows")]
 #![allow(
     clippy::missing_safety_doc,
@@ -42,17 +42,18 @@ use windows_sys::{
         System::{
             IO::{IO_STATUS_BLOCK, OVERLAPPED},
             Pipes::{NAMED_PIPE_MODE, PIPE_READMODE_MESSAGE, PIPE_TYPE_MESSAGE},
-            Threading::{PTP_IO, PTP_WIN32_IO_CALLBACK, TP_CALLBACK_ENVIRON_V3},
         },
     },
     core::{BOOL, PCWSTR, PWSTR},
 };
 
 use super::{
-    World, all_worlds, current,
     security::{Descriptor, Token, binary_sid, sid_text},
-    state::{Connection, NewInstance, Object, Operation, Outcome, STATUS_PENDING, State, code_of},
-    world_of,
+    state::{
+        Bound, Completed, Connection, NewInstance, Object, Operation, Outcome, STATUS_PENDING,
+        State, code_of,
+    },
+    world::{World, all_worlds, current, world_of},
 };
 
 /// The errors of a call that ran out of memory or other resources.
@@ -119,7 +120,8 @@ pub unsafe fn CreateNamedPipeW(
     if !(1..=255).contains(&max_instances) || reads_messages && !keeps_messages {
         return handle(Err(ERROR_INVALID_PARAMETER));
     }
-    // SAFETY: the page of CreateNamedPipe requires null, or a structure with a valid descriptor or none.
+    // SAFETY: the page of CreateNamedPipe requires null, or a structure with a valid descriptor or
+    // none.
     let descriptor = unsafe { attributes.as_ref() }
         .map(|attributes| attributes.lpSecurityDescriptor)
         .filter(|descriptor| !descriptor.is_null())
@@ -158,7 +160,8 @@ pub unsafe fn CreateFileW(
         if let Some(code) = state.fault(&faults) {
             return handle(Err(code));
         }
-        // With static tracking the server can identify its client at once, otherwise only after a read.
+        // With static tracking the server can identify its client at once, otherwise only after a
+        // read.
         let tracks = flags & SECURITY_CONTEXT_TRACKING != 0;
         let known = flags & SECURITY_SQOS_PRESENT != 0 && !tracks;
         // SAFETY: the name ends in NUL.
@@ -368,37 +371,6 @@ pub unsafe fn DisconnectNamedPipe(pipe: HANDLE) -> BOOL {
     succeed_if(code)
 }
 
-/// # Panics
-///
-/// Panics where the original would never return.
-pub unsafe fn PeekNamedPipe(
-    pipe: HANDLE,
-    _buffer: *mut c_void,
-    buffer_size: u32,
-    _read: *mut u32,
-    available: *mut u32,
-    left: *mut u32,
-) -> BOOL {
-    assert_eq!(buffer_size, 0, "the model peeks only at lengths");
-    let world = world_of(pipe.addr());
-    let mut state = world.lock();
-    assert!(
-        !state.peek_hangs(pipe.addr()),
-        "PeekNamedPipe waits for an event that is never set"
-    );
-    let peeked = match state.peek(pipe.addr()) {
-        Ok(peeked) => peeked,
-        Err(code) => return succeed_if(code),
-    };
-    for (target, value) in [(available, peeked.0), (left, peeked.1)] {
-        if !target.is_null() {
-            // SAFETY: not null, so valid.
-            unsafe { *target = value as u32 };
-        }
-    }
-    1
-}
-
 pub unsafe fn GetOverlappedResult(
     file: HANDLE,
     overlapped: *const OVERLAPPED,
@@ -440,7 +412,6 @@ pub unsafe fn WaitForSingleObject(object: HANDLE, milliseconds: u32) -> u32 {
             time,
             |state| !match state.objects.get(&object.addr()) {
                 Some(Object::Event { signaled }) => *signaled,
-                Some(Object::File(file)) => file.signaled,
                 other => panic!("not an object to wait for: {other:?}"),
             },
         )
@@ -452,42 +423,80 @@ pub unsafe fn WaitForSingleObject(object: HANDLE, milliseconds: u32) -> u32 {
     }
 }
 
-pub unsafe fn CreateThreadpoolIo(
+/// Binds a file to a port, or creates one, or both.
+pub unsafe fn CreateIoCompletionPort(
     file: HANDLE,
-    callback: PTP_WIN32_IO_CALLBACK,
-    context: *mut c_void,
-    _environment: *const TP_CALLBACK_ENVIRON_V3,
-) -> PTP_IO {
-    let world = world_of(file.addr());
+    existing: HANDLE,
+    key: usize,
+    _threads: u32,
+) -> HANDLE {
+    let world = match file {
+        INVALID_HANDLE_VALUE => current(),
+        _ => world_of(file.addr()),
+    };
     let mut state = world.lock();
     if let Some(code) = state.fault(RESOURCES) {
         LAST_ERROR.set(code);
-        return 0;
+        return ptr::null_mut();
     }
-    state.bind_pool(file.addr(), callback, context)
+    let port = match existing.is_null() {
+        true => state.add(Object::Port),
+        false => existing.addr(),
+    };
+    if file != INVALID_HANDLE_VALUE {
+        state.bind(file.addr(), Bound::Port { port, key });
+    }
+    handle(Ok(port))
 }
 
-/// Takes the place of `port::bind_to_port`, whose port is one for all systems.
-pub(crate) unsafe fn bind_to_port(file: RawHandle, key: *const c_void) -> io::Result<()> {
+pub unsafe fn GetQueuedCompletionStatus(
+    port: HANDLE,
+    length: *mut u32,
+    key: *mut usize,
+    overlapped: *mut *mut OVERLAPPED,
+    milliseconds: u32,
+) -> BOOL {
+    let world = world_of(port.addr());
+    let time = Duration::from_millis(milliseconds.into());
+    let mut packet = None;
+    let _state = world
+        .changed
+        .wait_timeout_while(world.lock(), time, |state| {
+            packet = state.take_packet_of(port.addr());
+            packet.is_none()
+        })
+        .unwrap_or_else(PoisonError::into_inner);
+    let Some(packet) = packet else {
+        // SAFETY: the caller's pointer is valid.
+        unsafe { *overlapped = ptr::null_mut() };
+        return succeed_if(WAIT_TIMEOUT);
+    };
+    let Bound::Port { key: of_file, .. } = packet.bound else {
+        unreachable!("a packet of the library");
+    };
+    // SAFETY: the caller's pointers are valid.
+    unsafe {
+        *length = packet.length as u32;
+        *key = of_file;
+        *overlapped = packet.overlapped;
+    }
+    succeed_if(packet.code)
+}
+
+/// Takes the place of the library's port, which is one for all systems: `completed` is called with
+/// `key` for each packet of `file`.
+pub(crate) unsafe fn bind_to_port(
+    file: RawHandle,
+    key: *const c_void,
+    completed: Completed,
+) -> io::Result<()> {
     let world = world_of(file.addr());
     let mut state = world.lock();
     if let Some(code) = state.fault(RESOURCES) {
         return Err(io::Error::from_raw_os_error(code as i32));
     }
-    state.bind_port(file.addr(), key);
+    state.bind(file.addr(), Bound::Library { key, completed });
     Ok(())
-}
-
-pub unsafe fn StartThreadpoolIo(pool: PTP_IO) {
-    world_of(pool as usize).lock().announce(pool);
-}
-
-pub unsafe fn CancelThreadpoolIo(pool: PTP_IO) {
-    world_of(pool as usize).lock().take_back(pool);
-}
-
-pub unsafe fn CloseThreadpoolIo(pool: PTP_IO) {
-    world_of(pool as usize).lock().close_pool(pool);
 }
 
 pub unsafe fn NtQueryInformationFile(
@@ -635,8 +644,8 @@ pub unsafe fn GetTokenInformation(
     if (length as usize) < total {
         return succeed_if(ERROR_INSUFFICIENT_BUFFER);
     }
-    // SAFETY: the buffer is aligned and has room for the structure, which starts with the pointer to the
-    // SID, and for the SID after it.
+    // SAFETY: the buffer is aligned and has room for the structure, which starts with the pointer
+    // to the SID, and for the SID after it.
     unsafe {
         ptr::write_bytes(information.cast::<u8>(), 0, head);
         let target = information.cast::<u8>().add(head);

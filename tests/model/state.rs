@@ -12,23 +12,28 @@ use std::{
 use windows_sys::Win32::{
     Foundation::{
         ERROR_ACCESS_DENIED, ERROR_BROKEN_PIPE, ERROR_FILE_NOT_FOUND, ERROR_HANDLES_CLOSED,
-        ERROR_INVALID_PARAMETER, ERROR_MORE_DATA, ERROR_NO_DATA, ERROR_NOT_FOUND,
-        ERROR_OPERATION_ABORTED, ERROR_PIPE_BUSY, ERROR_PIPE_CONNECTED, ERROR_PIPE_LISTENING,
-        ERROR_PIPE_NOT_CONNECTED, ERROR_SUCCESS,
+        ERROR_INVALID_PARAMETER, ERROR_MORE_DATA, ERROR_NO_DATA, ERROR_NO_SYSTEM_RESOURCES,
+        ERROR_NOT_FOUND, ERROR_OPERATION_ABORTED, ERROR_PIPE_BUSY, ERROR_PIPE_CONNECTED,
+        ERROR_PIPE_LISTENING, ERROR_PIPE_NOT_CONNECTED, ERROR_SUCCESS,
     },
     Storage::FileSystem::{FILE_APPEND_DATA, FILE_GENERIC_READ, FILE_GENERIC_WRITE},
-    System::{
-        IO::OVERLAPPED,
-        Threading::{PTP_IO, PTP_WIN32_IO_CALLBACK},
-        WindowsProgramming::{FILE_SKIP_COMPLETION_PORT_ON_SUCCESS, FILE_SKIP_SET_EVENT_ON_HANDLE},
-    },
+    System::{IO::OVERLAPPED, WindowsProgramming::FILE_SKIP_COMPLETION_PORT_ON_SUCCESS},
 };
 
 use super::{
-    Form, Options, WORLD_BITS,
-    security::{Blocks, Descriptor, Token},
+    options::{Form, Options},
+    security::{Blocks, Descriptor, Token, User},
 };
-use crate::windows::overlapped::completed;
+
+/// The low bits of a handle's number. The rest identifies its world.
+pub(super) const WORLD_BITS: u32 = 20;
+
+/// How a connect in flight may fail.
+const CONNECT_FAULTS: &[u32] = &[
+    ERROR_BROKEN_PIPE,
+    ERROR_NO_SYSTEM_RESOURCES,
+    ERROR_OPERATION_ABORTED,
+];
 
 /// `OVERLAPPED::Internal` while an operation is pending.
 pub(super) const STATUS_PENDING: usize = 0x103;
@@ -45,9 +50,8 @@ pub(super) struct State {
     next: usize,
     pipes: BTreeMap<String, Pipe>,
     instances: BTreeMap<usize, Instance>,
-    /// The thread pool objects, with the calls that were announced and have queued no completion so far.
-    pools: BTreeMap<PTP_IO, usize>,
-    completions: Vec<Completion>,
+    /// What was sent to the ports and not taken so far.
+    packets: Vec<Packet>,
 }
 
 // SAFETY: its pointers come from callers, which let any thread of the system use them.
@@ -58,6 +62,7 @@ unsafe impl Send for State {}
 pub(super) enum Object {
     File(File),
     Event { signaled: bool },
+    Port,
     Token(Token),
 }
 
@@ -69,18 +74,24 @@ pub(super) struct File {
     pub(super) rights: u32,
     pub(super) reads_messages: bool,
     pub(super) modes: u32,
-    pub(super) signaled: bool,
     bound: Option<Bound>,
 }
 
-/// Where the completions of a handle go.
+/// The port that a handle is bound to, and the handle's key there.
 #[derive(Clone, Copy, Debug)]
-enum Bound {
-    /// To a thread pool object.
-    Pool(PoolObject),
-    /// To the engine's port, with this key.
-    Port(*const c_void),
+pub(super) enum Bound {
+    /// The port of the library, whose threads call this function.
+    Library {
+        key: *const c_void,
+        completed: Completed,
+    },
+    /// A port with a handle, from which packets are taken with `GetQueuedCompletionStatus`.
+    Port { port: usize, key: usize },
 }
+
+/// What the library does with a packet: its arguments are the key, the `OVERLAPPED`, the error code
+/// and the number of bytes transferred.
+pub(super) type Completed = unsafe fn(*const c_void, *mut OVERLAPPED, u32, usize);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
@@ -158,73 +169,37 @@ pub(super) enum Outcome {
     Pending,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct PoolObject {
-    number: PTP_IO,
-    callback: PTP_WIN32_IO_CALLBACK,
-    context: *mut c_void,
-}
-
-/// A callback to be made.
+/// The end of an operation.
 #[derive(Debug)]
-pub(super) struct Completion {
-    bound: Bound,
-    overlapped: *mut OVERLAPPED,
-    code: u32,
-    length: usize,
+pub(super) struct Packet {
+    pub(super) bound: Bound,
+    pub(super) overlapped: *mut OVERLAPPED,
+    pub(super) code: u32,
+    pub(super) length: usize,
 }
 
 // SAFETY: as for `State`.
-unsafe impl Send for Completion {}
-
-impl Completion {
-    pub(super) fn call(self) {
-        let Self {
-            bound,
-            overlapped,
-            code,
-            length,
-        } = self;
-        // SAFETY: the caller of CreateThreadpoolIo guarantees that the callback and its context are valid, and
-        // the caller of bind_to_port the key; the caller that started the operation guarantees the OVERLAPPED.
-        unsafe {
-            match bound {
-                Bound::Port(key) => completed(key, overlapped, code, length),
-                Bound::Pool(object) => {
-                    let callback = object.callback.expect("a callback");
-                    let overlapped = overlapped.cast();
-                    callback(0, object.context, overlapped, code, length, object.number);
-                }
-            }
-        }
-    }
-}
+unsafe impl Send for Packet {}
 
 impl State {
     pub(super) fn new(world: usize, options: Options) -> Self {
         Self {
             options,
             rng: fastrand::Rng::with_seed(options.seed),
-            token: Token::new(super::User::PLAIN),
+            token: Token::new(User::PLAIN),
             blocks: Blocks::default(),
             objects: BTreeMap::new(),
             stopping: false,
             next: world << WORLD_BITS,
             pipes: BTreeMap::new(),
             instances: BTreeMap::new(),
-            pools: BTreeMap::new(),
-            completions: Vec::new(),
+            packets: Vec::new(),
         }
     }
 
     pub(super) fn check_empty(&self) {
         assert!(self.objects.is_empty(), "never closed: {:?}", self.objects);
-        assert!(self.pools.is_empty(), "never closed: {:?}", self.pools);
-        assert!(
-            self.completions.is_empty(),
-            "never delivered: {:?}",
-            self.completions
-        );
+        assert!(self.packets.is_empty(), "never taken: {:?}", self.packets);
         assert!(self.instances.is_empty(), "leaked: {:?}", self.instances);
         assert!(self.pipes.is_empty(), "leaked: {:?}", self.pipes);
         assert!(self.blocks.is_empty(), "never freed: {:?}", self.blocks);
@@ -326,7 +301,6 @@ impl State {
             rights: FILE_GENERIC_READ | FILE_GENERIC_WRITE,
             reads_messages: pipe.reads_messages,
             modes: 0,
-            signaled: false,
             bound: None,
         }));
         let queue = |quota| Queue {
@@ -349,8 +323,8 @@ impl State {
         Ok(handle)
     }
 
-    /// `CreateFile` of a pipe: a handle or an error. Unless `known_at_once`, the server has to read before
-    /// it can identify the client.
+    /// `CreateFile` of a pipe: a handle or an error. Unless `known_at_once`, the server has to read
+    /// before it can identify the client.
     pub(super) fn open(
         &mut self,
         name: &str,
@@ -360,7 +334,8 @@ impl State {
         let pipe = self.pipes.get(&name.to_lowercase());
         let pipe = pipe.ok_or(ERROR_FILE_NOT_FOUND)?;
         if self.options.form.checks_access() {
-            // ReactOS's NpCreateClientEnd removes the right to create instances from the requested rights.
+            // ReactOS's NpCreateClientEnd removes the right to create instances from the requested
+            // rights.
             let rights = super::security::mapped(rights) & !FILE_APPEND_DATA;
             if !pipe.descriptor.allows(&self.token, rights) {
                 return Err(ERROR_ACCESS_DENIED);
@@ -383,7 +358,6 @@ impl State {
             rights: super::security::mapped(rights),
             reads_messages: false,
             modes: 0,
-            signaled: false,
             bound: None,
         }));
         let token = self.token.clone();
@@ -421,7 +395,6 @@ impl State {
         length: usize,
     ) -> Operation {
         let file = self.file(handle);
-        file.signaled = false;
         let operation = Operation {
             file: handle,
             overlapped,
@@ -483,10 +456,26 @@ impl State {
             Connection::Listening | Connection::Disconnected => {
                 instance.state = Connection::Listening;
                 instance.connects.push(operation);
+                if let Some(code) = self.fault(CONNECT_FAULTS) {
+                    self.fail_connects(code);
+                }
                 return Outcome::Pending;
             }
         };
         Outcome::Over { code, length: 0 }
+    }
+
+    /// Ends every connect in flight with an error. The instances still listen, as after a cancelled
+    /// connect. Returns the number of connects.
+    pub(super) fn fail_connects(&mut self, code: u32) -> usize {
+        let instances = self.instances.values_mut();
+        let ended: Vec<_> = instances
+            .flat_map(|instance| instance.connects.drain(..))
+            .collect();
+        for &connect in &ended {
+            self.end(connect, code, 0);
+        }
+        ended.len()
     }
 
     /// `ReadFile`.
@@ -587,29 +576,6 @@ impl State {
         }
         queue.messages.push_back(message);
         Outcome::Pending
-    }
-
-    /// `PeekNamedPipe`: the bytes available, and how many of them remain of the first message.
-    pub(super) fn peek(&mut self, handle: usize) -> Result<(usize, usize), u32> {
-        let reads_messages = self.file(handle).reads_messages;
-        let (instance, side) = self.instance(handle);
-        let queue = match side {
-            Side::Server => &instance.to_server,
-            Side::Client => &instance.to_client,
-        };
-        let available = queue.messages.iter().map(Message::left).sum();
-        let rest = queue.messages.front().map_or(0, Message::left);
-        match instance.state {
-            Connection::Listening | Connection::Disconnected => Err(230),
-            Connection::Closing if queue.messages.is_empty() => Err(ERROR_BROKEN_PIPE),
-            _ => Ok((available, if reads_messages { rest } else { 0 })),
-        }
-    }
-
-    /// Whether `PeekNamedPipe` waits for an event that is never set.
-    pub(super) fn peek_hangs(&mut self, handle: usize) -> bool {
-        self.options.form == Form::Windows8
-            && self.file(handle).modes & FILE_SKIP_SET_EVENT_ON_HANDLE != 0
     }
 
     /// `CancelIoEx`: with no `OVERLAPPED`, everything in flight on the handle.
@@ -736,8 +702,8 @@ impl State {
             }
             self.forget(file.instance);
         } else if side == Side::Server && wine {
-            // Wine removes a name with its last server end, Windows with its last end of either side
-            // (ReactOS's NpDeleteCcb).
+            // Wine removes a name with its last server end, Windows with its last end of either
+            // side (ReactOS's NpDeleteCcb).
             self.unlist(file.instance);
         }
         for (operation, code) in ended {
@@ -800,13 +766,7 @@ impl State {
     fn end(&mut self, operation: Operation, code: u32, length: usize) {
         self.report(&operation, code, length);
         let Some(bound) = operation.bound else { return };
-        if let Bound::Pool(object) = bound {
-            assert!(
-                self.pools.contains_key(&object.number),
-                "the thread pool object was closed before its operation ended"
-            );
-        }
-        self.completions.push(Completion {
+        self.packets.push(Packet {
             bound,
             overlapped: operation.overlapped,
             code,
@@ -814,7 +774,7 @@ impl State {
         });
     }
 
-    /// Records an operation's result in its OVERLAPPED, and signals its event and its file.
+    /// Records an operation's result in its OVERLAPPED, and signals its event.
     fn report(&mut self, operation: &Operation, code: u32, length: usize) {
         // SAFETY: the OVERLAPPED is borrowed until this point.
         let event = unsafe {
@@ -823,9 +783,6 @@ impl State {
             (*operation.overlapped).hEvent
         };
         self.signal(event.addr(), true);
-        if let Some(Object::File(file)) = self.objects.get_mut(&operation.file) {
-            file.signaled = file.modes & FILE_SKIP_SET_EVENT_ON_HANDLE == 0;
-        }
     }
 
     fn signal(&mut self, event: usize, now: bool) {
@@ -834,75 +791,31 @@ impl State {
         }
     }
 
-    /// `CreateThreadpoolIo`.
-    pub(super) fn bind_pool(
-        &mut self,
-        handle: usize,
-        callback: PTP_WIN32_IO_CALLBACK,
-        context: *mut c_void,
-    ) -> PTP_IO {
-        let number = self.number() as PTP_IO;
-        self.pools.insert(number, 0);
-        let object = PoolObject {
-            number,
-            callback,
-            context,
-        };
-        self.bind(handle, Bound::Pool(object));
-        number
-    }
-
-    /// `CreateIoCompletionPort`, with the engine's port.
-    pub(super) fn bind_port(&mut self, handle: usize, key: *const c_void) {
-        self.bind(handle, Bound::Port(key));
-    }
-
-    fn bind(&mut self, handle: usize, bound: Bound) {
+    /// `CreateIoCompletionPort` with a file.
+    pub(super) fn bind(&mut self, handle: usize, bound: Bound) {
         let before = self.file(handle).bound.replace(bound);
         assert!(before.is_none(), "the handle is already bound");
     }
 
-    pub(super) fn announce(&mut self, pool: PTP_IO) {
-        *self.announced(pool) += 1;
+    /// Takes a packet from the port of the library.
+    pub(super) fn take_packet(&mut self) -> Option<Packet> {
+        self.take(|bound| matches!(bound, Bound::Library { .. }))
     }
 
-    pub(super) fn take_back(&mut self, pool: PTP_IO) {
-        let announced = self.announced(pool);
-        assert!(
-            *announced > 0,
-            "CancelThreadpoolIo without StartThreadpoolIo"
-        );
-        *announced -= 1;
+    /// Takes a packet from the port with this handle (`GetQueuedCompletionStatus`).
+    pub(super) fn take_packet_of(&mut self, handle: usize) -> Option<Packet> {
+        self.take(|bound| matches!(bound, Bound::Port { port, .. } if *port == handle))
     }
 
-    pub(super) fn close_pool(&mut self, pool: PTP_IO) {
-        let announced = *self.announced(pool);
-        assert_eq!(announced, 0, "CloseThreadpoolIo with operations in flight");
-        self.pools.remove(&pool);
-    }
-
-    fn announced(&mut self, pool: PTP_IO) -> &mut usize {
-        self.pools
-            .get_mut(&pool)
-            .expect("the thread pool object is closed")
-    }
-
-    /// Takes one of the callbacks to be made. The caller makes it.
-    pub(super) fn take_completion(&mut self) -> Option<Completion> {
-        if self.completions.is_empty() {
-            return None;
-        }
+    fn take(&mut self, is_meant: impl Fn(&Bound) -> bool) -> Option<Packet> {
+        let meant = |(index, packet): (usize, &Packet)| is_meant(&packet.bound).then_some(index);
+        let meant: Vec<usize> = self.packets.iter().enumerate().filter_map(meant).collect();
         let index = match self.options.strict {
-            true => 0,
-            false => self.rng.usize(..self.completions.len()),
+            true => *meant.first()?,
+            false if meant.is_empty() => return None,
+            false => meant[self.rng.usize(..meant.len())],
         };
-        let completion = self.completions.remove(index);
-        if let Bound::Pool(object) = completion.bound {
-            let announced = self.announced(object.number);
-            assert!(*announced > 0, "an operation without StartThreadpoolIo");
-            *announced -= 1;
-        }
-        Some(completion)
+        Some(self.packets.remove(index))
     }
 }
 
@@ -960,14 +873,16 @@ impl Message {
         length - self.read
     }
 
-    /// Copies as much as fits after the first `filled` bytes of a read's buffer. Returns the length copied.
+    /// Copies as much as fits after the first `filled` bytes of a read's buffer. Returns the length
+    /// copied.
     fn copy_to(&mut self, read: &Operation, filled: usize) -> usize {
         let length = self.left().min(read.length - filled);
         let source = match &self.data {
             Data::Copied(bytes) => bytes.as_ptr(),
             Data::Pending(write) => write.buffer.cast_const(),
         };
-        // SAFETY: both operations are in flight, so their buffers are valid; neither length is exceeded.
+        // SAFETY: both operations are in flight, so their buffers are valid; neither length is
+        // exceeded.
         unsafe {
             let target = read.buffer.add(filled);
             ptr::copy_nonoverlapping(source.add(self.read), target, length);

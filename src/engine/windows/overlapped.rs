@@ -1,13 +1,14 @@
 //! The Windows engine on overlapped I/O: messages of any length.
 //!
-//! A message that fits the buffer costs one `ReadFile`, directly into the memory that its receiver gets. A
-//! longer one ends a read with `ERROR_MORE_DATA`; the buffer grows and the next read continues where the last
-//! one ended, until the message is whole or over the limit. Each message is sent with one `WriteFile`.
-//! The engine never asks how much of a message is left: that call can block (see `windows/overlapped.rs`). So
-//! one case is not detected. If a sender cancels a write that was partly read and then writes another
-//! message, that part and the new message arrive as one. Windows drops the rest of the first message (WT
-//! kernel32 `test_CancelIoEx`), and no read reports it. This is the sender's own doing, since it could have
-//! written the same bytes in one call. The clients of this library never cancel a write and continue.
+//! A message that fits the buffer costs one `ReadFile`, directly into the memory that its receiver
+//! gets. A longer one ends a read with `ERROR_MORE_DATA`; the buffer grows and the next read
+//! continues where the last one ended, until the message is whole or over the limit. Each message
+//! is sent with one `WriteFile`. The engine never asks how much of a message is left: that call can
+//! block (see `sys/pipe.rs`). So one case is not detected. If a sender cancels a write that was
+//! partly read and then writes another message, that part and the new message arrive as one.
+//! Windows drops the rest of the first message (WT kernel32 `test_CancelIoEx`), and no read reports
+//! it. This is the sender's own doing, since it could have written the same bytes in one call. The
+//! clients of this library never cancel a write and continue.
 
 use std::{
     io, mem,
@@ -24,22 +25,25 @@ use windows_sys::Win32::Foundation::{
     ERROR_INVALID_PARAMETER, ERROR_PIPE_BUSY, ERROR_PIPE_NOT_CONNECTED,
 };
 
-use super::{Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit};
+use super::{
+    access_list, code, creation_error, is_closed_error, rights,
+    sys::{self, InstanceOptions, MessagePart, PipeEnd, SecurityDescriptor},
+};
 use crate::{
     access::Access,
+    engine::{Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit},
     error::{RecvError, SendError},
     name::PipeName,
     peer::Peer,
-    windows::{self, InstanceOptions, Pipe, Read, SecurityDescriptor},
 };
 
-/// The initial size of the read buffer, which most messages fit into. It grows with the messages received, up
-/// to the pipe's buffer size, and never shrinks. So an ordinary message on a connection costs one call, and
-/// an idle connection holds no more than it has needed.
+/// The initial size of the read buffer, which most messages fit into. It grows with the messages
+/// received, up to the pipe's buffer size, and never shrinks. So an ordinary message on a
+/// connection costs one call, and an idle connection holds no more than it has needed.
 const FIRST_ROOM: usize = 4096;
 
-/// The factor by which the buffer grows when a message does not fit. Four, so that a message of 1 MiB takes
-/// two more reads than one that fits the pipe's default buffer.
+/// The factor by which the buffer grows when a message does not fit. Four, so that a message of 1
+/// MiB takes two more reads than one that fits the pipe's default buffer.
 const GROWTH: usize = 4;
 
 /// A call moves one message, so a longer turn would save nothing. It would make others wait: with inline completions a
@@ -49,8 +53,8 @@ pub(super) const TURN: u32 = 4;
 /// The longest message that one `WriteFile` accepts.
 pub(crate) const MAX_MESSAGE_SIZE: usize = u32::MAX as usize;
 
-/// Serves `name`. The first instance is created with `FILE_FLAG_FIRST_PIPE_INSTANCE`, so nobody else can have
-/// the name.
+/// Serves `name`. The first instance is created with `FILE_FLAG_FIRST_PIPE_INSTANCE`, so nobody
+/// else can have the name.
 pub(crate) fn bind(
     name: &PipeName,
     access: &Access,
@@ -59,27 +63,30 @@ pub(crate) fn bind(
 ) -> io::Result<Box<dyn Endpoint>> {
     Ok(Box::new(OverlappedEndpoint {
         address: name.address().to_owned(),
-        descriptor: SecurityDescriptor::new(access)?,
+        descriptor: access_list::descriptor(access)?,
         allow_remote,
         sizes,
         first: AtomicBool::new(true),
     }))
 }
 
-/// Connects to `name`. `ResourceBusy` if no instance is free. With `identify` the link can be asked for its
-/// peer, which takes one more right.
+/// Connects to `name`. `ResourceBusy` if no instance is free. With `identify` the link can be asked
+/// for its peer, which takes one more right.
 pub(crate) fn connect(name: &PipeName, sizes: Sizes, identify: bool) -> io::Result<Channel> {
-    let pipe =
-        Pipe::open(name.address(), identify).map_err(|error| match windows::code(&error) {
-            // The second: the server closed the instance while it was being opened.
-            Some(ERROR_PIPE_BUSY | ERROR_PIPE_NOT_CONNECTED) => io::ErrorKind::ResourceBusy.into(),
-            Some(ERROR_INVALID_PARAMETER) => io::Error::new(
-                io::ErrorKind::InvalidData,
-                "its server created a byte pipe, which does not preserve message boundaries",
-            ),
-            _ => error,
-        })?;
-    Ok(channel(pipe, windows::server_of, sizes))
+    let rights = match identify {
+        true => rights::REQUESTED_WITH_OWNER,
+        false => rights::REQUESTED,
+    };
+    let pipe = PipeEnd::open(name.address(), rights).map_err(|error| match code(&error) {
+        // The second: the server closed the instance while it was being opened.
+        Some(ERROR_PIPE_BUSY | ERROR_PIPE_NOT_CONNECTED) => io::ErrorKind::ResourceBusy.into(),
+        Some(ERROR_INVALID_PARAMETER) => io::Error::new(
+            io::ErrorKind::InvalidData,
+            "its server created a byte pipe, which does not preserve message boundaries",
+        ),
+        _ => error,
+    })?;
+    Ok(channel(pipe, sys::server_of, sizes))
 }
 
 struct OverlappedEndpoint {
@@ -98,8 +105,8 @@ impl Endpoint for OverlappedEndpoint {
             allow_remote: self.allow_remote,
             buffer_size: self.sizes.buffer_size,
         };
-        let pipe = Pipe::create(&self.address, &self.descriptor, options)
-            .map_err(|error| windows::creation_error(error, first))?;
+        let pipe = PipeEnd::create(&self.address, &self.descriptor, options)
+            .map_err(|error| creation_error(error, first))?;
         self.first.store(false, Ordering::Relaxed);
         Ok(Box::new(OverlappedInstance {
             pipe: Some(pipe),
@@ -115,7 +122,7 @@ impl Endpoint for OverlappedEndpoint {
 
 struct OverlappedInstance {
     /// `None` once connected.
-    pipe: Option<Pipe>,
+    pipe: Option<PipeEnd>,
     /// Whether waiting for a client has failed and must be restarted.
     failed: bool,
     sizes: Sizes,
@@ -133,11 +140,11 @@ impl Instance for OverlappedInstance {
             connected?;
         }
         let pipe = self.pipe.take().ok_or(io::ErrorKind::NotConnected)?;
-        Poll::Ready(Ok(channel(pipe, windows::client_of, self.sizes)))
+        Poll::Ready(Ok(channel(pipe, sys::client_of, self.sizes)))
     }
 }
 
-fn channel(pipe: Pipe, peer: fn(&Pipe) -> io::Result<Peer>, sizes: Sizes) -> Channel {
+fn channel(pipe: PipeEnd, peer: fn(&PipeEnd) -> io::Result<Peer>, sizes: Sizes) -> Channel {
     let link = Arc::new(OverlappedLink { pipe, peer });
     Channel {
         receiver: Box::new(OverlappedReceiver {
@@ -157,9 +164,9 @@ fn channel(pipe: Pipe, peer: fn(&Pipe) -> io::Result<Peer>, sizes: Sizes) -> Cha
 }
 
 struct OverlappedLink {
-    pipe: Pipe,
+    pipe: PipeEnd,
     /// Looks up who is on the other side of this end.
-    peer: fn(&Pipe) -> io::Result<Peer>,
+    peer: fn(&PipeEnd) -> io::Result<Peer>,
 }
 
 impl Link for OverlappedLink {
@@ -168,7 +175,7 @@ impl Link for OverlappedLink {
     }
 
     fn is_hung_up(&self) -> bool {
-        windows::is_closing(&self.pipe)
+        sys::peer_has_closed(&self.pipe)
     }
 }
 
@@ -211,9 +218,9 @@ impl OverlappedReceiver {
             let read = ready!(self.link.pipe.poll_read(cx, &mut self.buffer));
             self.reading = false;
             match read {
-                Ok(Read::Whole) => return Poll::Ready(self.message()),
-                Ok(Read::Part) => self.grow()?,
-                Err(error) => return Poll::Ready(self.failed(error)),
+                Ok(MessagePart::Last) => return Poll::Ready(self.take_message()),
+                Ok(MessagePart::More) => self.grow()?,
+                Err(error) => return Poll::Ready(self.classify(error)),
             }
             begun = true;
         }
@@ -244,7 +251,7 @@ impl OverlappedReceiver {
     }
 
     /// Takes the message, which is now whole.
-    fn message(&mut self) -> Result<Received, RecvError> {
+    fn take_message(&mut self) -> Result<Received, RecvError> {
         let length = self.buffer.len();
         if length > self.max_message_size {
             return Err(self.too_long());
@@ -268,8 +275,8 @@ impl OverlappedReceiver {
     }
 
     /// Classifies the error of a read.
-    fn failed(&self, error: io::Error) -> Result<Received, RecvError> {
-        if !windows::is_closed(&error) {
+    fn classify(&self, error: io::Error) -> Result<Received, RecvError> {
+        if !is_closed_error(&error) {
             Err(RecvError::Io(error))
         } else if self.buffer.is_empty() {
             Ok(Received::Closed)
@@ -306,7 +313,7 @@ impl Transmit for OverlappedSender {
 }
 
 fn send_error(error: io::Error) -> SendError {
-    if windows::is_closed(&error) {
+    if is_closed_error(&error) {
         SendError::Closed
     } else {
         SendError::Io(error)

@@ -1,7 +1,8 @@
 //! The completion port of this process, and its threads.
 //!
-//! The system's thread pool (`CreateThreadpoolIo`) does the same for a higher price: under Wine it takes a packet with
-//! one thread and calls back on another one, and each of its objects leaks (docs/wine.md).
+//! The system's thread pool (`CreateThreadpoolIo`) does the same for a higher price: under Wine it
+//! takes a packet with one thread and calls back on another one, and each of its objects leaks
+//! (docs/wine.md).
 
 use std::{
     ffi::c_void,
@@ -10,7 +11,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     ptr,
     sync::{
-        LazyLock, Mutex, PoisonError,
+        LazyLock,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
@@ -21,17 +22,20 @@ use windows_sys::Win32::{
     System::Threading::INFINITE,
 };
 
-use super::operations::completed;
-use crate::windows::system::{
-    CloseHandle, CreateIoCompletionPort, GetLastError, GetQueuedCompletionStatus, last_error,
+use super::{
+    functions::{
+        CloseHandle, CreateIoCompletionPort, GetLastError, GetQueuedCompletionStatus, last_error,
+    },
+    operations::completed,
 };
 
 /// The port, once it exists. It is never closed.
 static PORT: Mutex<Option<usize>> = Mutex::new(None);
 
-/// The most threads that take packets: two for each processor, and at least four. *I/O Completion Ports* recommends at
-/// least two for each. The system lets as many run as there are processors (*CreateIoCompletionPort function*,
-/// `NumberOfConcurrentThreads` 0), and one more whenever one of them blocks (*I/O Completion Ports*).
+/// The most threads that take packets: two for each processor, and at least four. *I/O Completion
+/// Ports* recommends at least two for each. The system lets as many run as there are processors
+/// (*CreateIoCompletionPort function*, `NumberOfConcurrentThreads` 0), and one more whenever one of
+/// them blocks (*I/O Completion Ports*).
 static MOST_THREADS: LazyLock<usize> =
     LazyLock::new(|| 2 * thread::available_parallelism().map_or(2, |count| count.get().max(2)));
 
@@ -41,11 +45,13 @@ static THREADS: AtomicUsize = AtomicUsize::new(0);
 /// How many of them wait for a packet.
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 
-/// Binds a handle to the port. From then on `completed` is called with `key` for each of its packets.
+/// Binds a handle to the port. From then on `completed` is called with `key` for each of its
+/// packets.
 ///
 /// # Safety
 ///
-/// The handle is open and overlapped, and `completed` may be called with `key` for each of its operations.
+/// The handle is open and overlapped, and `completed` may be called with `key` for each of its
+/// operations.
 pub(super) unsafe fn bind_to_port(handle: RawHandle, key: *const c_void) -> io::Result<()> {
     let port = port()?;
     let key = key.expose_provenance();
@@ -59,7 +65,7 @@ pub(super) unsafe fn bind_to_port(handle: RawHandle, key: *const c_void) -> io::
 
 /// The port, with a thread at least.
 fn port() -> io::Result<usize> {
-    let mut port = PORT.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut port = PORT.lock();
     if let Some(port) = *port {
         return Ok(port);
     }
@@ -112,9 +118,9 @@ fn take_packets(port: usize) {
         };
         let left = WAITING.fetch_sub(1, Ordering::Relaxed) - 1;
         assert!(!overlapped.is_null(), "the port fails: {code}");
-        // Two are kept waiting: this one may be busy when the next packet arrives, and so may one of those, since Wine
-        // interrupts the thread that started a read before it queues the packet (docs/wine.md). If a thread can't be
-        // started, the next packet tries again.
+        // Two are kept waiting: this one may be busy when the next packet arrives, and so may one
+        // of those, since Wine interrupts the thread that started a read before it queues the
+        // packet (docs/wine.md). If a thread can't be started, the next packet tries again.
         if left < 2 {
             _ = start_thread(port);
         }

@@ -237,8 +237,8 @@ pub(super) fn binary_sid(text: &str) -> Option<Vec<u8>> {
 ///
 /// `sid` has to point to a valid SID.
 pub(super) unsafe fn sid_text(sid: *const u8) -> String {
-    // SAFETY: the caller guarantees a valid SID; its header has eight bytes, the second of which is the
-    // number of subauthorities of four bytes that follow.
+    // SAFETY: the caller guarantees a valid SID; its header has eight bytes, the second of which is
+    // the number of subauthorities of four bytes that follow.
     let (count, sid) = unsafe {
         let count = usize::from(*sid.add(1));
         (count, std::slice::from_raw_parts(sid, 8 + 4 * count))

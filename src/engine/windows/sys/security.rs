@@ -8,10 +8,13 @@ use windows_sys::Win32::Security::{
     TOKEN_INFORMATION_CLASS, TOKEN_OWNER, TOKEN_QUERY, TOKEN_USER, TokenOwner, TokenUser,
 };
 
-use super::system::{
-    ConvertSidToStringSidW, ConvertStringSecurityDescriptorToSecurityDescriptorW,
-    GetCurrentProcess, GetTokenInformation, Handle, LocalFree, OpenProcessToken, check, last_error,
-    wide,
+use super::{
+    functions::{
+        ConvertSidToStringSidW, ConvertStringSecurityDescriptorToSecurityDescriptorW,
+        GetCurrentProcess, GetTokenInformation, LocalFree, OpenProcessToken, check, last_error,
+        wide,
+    },
+    handle::Handle,
 };
 use crate::peer::UserId;
 
@@ -24,7 +27,7 @@ unsafe impl Send for SecurityDescriptor {}
 unsafe impl Sync for SecurityDescriptor {}
 
 impl SecurityDescriptor {
-    pub(super) fn parse(text: &str) -> io::Result<Self> {
+    pub(crate) fn parse(text: &str) -> io::Result<Self> {
         let wide = wide(text);
         let mut descriptor = ptr::null_mut();
         // SAFETY: `wide` ends in NUL and outlives the call; `descriptor` is written on success.
@@ -56,16 +59,16 @@ impl Drop for SecurityDescriptor {
     }
 }
 
-/// Creates an instance with an access list.
-pub(crate) fn create_server(
+/// Creates one of Tokio's instances with an access list.
+pub(crate) fn create_tokio_server(
     options: &ServerOptions,
     address: &str,
     descriptor: &SecurityDescriptor,
 ) -> io::Result<NamedPipeServer> {
     let mut attributes = descriptor.attributes();
     let attributes: *mut c_void = (&raw mut attributes).cast();
-    // SAFETY: `attributes` points to a SECURITY_ATTRIBUTES whose descriptor is valid; both outlive the
-    // call.
+    // SAFETY: `attributes` points to a SECURITY_ATTRIBUTES whose descriptor is valid; both outlive
+    // the call.
     unsafe { options.create_with_security_attributes_raw(address, attributes) }
 }
 
@@ -84,7 +87,8 @@ pub(crate) fn is_own(owner: &UserId) -> io::Result<bool> {
 
 fn process_token() -> io::Result<Handle> {
     let mut token = ptr::null_mut();
-    // SAFETY: the process's pseudo handle is always valid; on success `token` is a new handle that we own.
+    // SAFETY: the process's pseudo handle is always valid; on success `token` is a new handle that
+    // we own.
     unsafe {
         check(OpenProcessToken(
             GetCurrentProcess(),
@@ -98,8 +102,8 @@ fn process_token() -> io::Result<Handle> {
 /// The user of a token.
 pub(super) fn user_of(token: &Handle) -> io::Result<String> {
     let information = token_information(token, TokenUser, mem::size_of::<TOKEN_USER>())?;
-    // SAFETY: the buffer is aligned and long enough, and starts with a TOKEN_USER, whose SID lies in the
-    // same buffer.
+    // SAFETY: the buffer is aligned and long enough, and starts with a TOKEN_USER, whose SID lies
+    // in the same buffer.
     unsafe { sid_text((*information.as_ptr().cast::<TOKEN_USER>()).User.Sid) }
 }
 
@@ -110,8 +114,8 @@ fn owner_of(token: &Handle) -> io::Result<String> {
     unsafe { sid_text((*information.as_ptr().cast::<TOKEN_OWNER>()).Owner) }
 }
 
-/// Queries a token (`GetTokenInformation`). Returns at least `shortest` bytes, as u64 values so that the
-/// structure in them is aligned.
+/// Queries a token (`GetTokenInformation`). Returns at least `shortest` bytes, as u64 values so
+/// that the structure in them is aligned.
 fn token_information(
     token: &Handle,
     class: TOKEN_INFORMATION_CLASS,

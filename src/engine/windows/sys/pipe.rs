@@ -2,38 +2,43 @@
 //!
 //! Every unsafe block here and in `operations` relies on these invariants:
 //!
-//! - **Memory that the system writes to outlives the operation.** An operation's `OVERLAPPED` and buffer
-//!   are in [`Operations`], which is behind an `Arc` and never moves. Starting an operation takes a
-//!   reference to that `Arc`, and its completion releases it.
-//! - **Each operation completes exactly once.** With `FILE_SKIP_COMPLETION_PORT_ON_SUCCESS`, an operation
-//!   that is over when the call returns queues no completion and belongs to the caller again. A pending
-//!   one queues exactly one, even if it is cancelled or its handle is closed.
-//! - **At most one of each kind is in flight.** [`start`](operations::Operation::start) panics on a second one, so nothing
-//!   touches an `OVERLAPPED` or a buffer that the system is using.
-//! - **Nothing is started on a closed handle.** Only [`Pipe`] starts operations, and it owns the handle.
-//! - **A handle's key at the port is the address of its [`Operations`].** It is used for a completion only, which
-//!   comes with the operation's reference.
+//! - **Memory that the system writes to outlives the operation.** An operation's `OVERLAPPED` and
+//!   buffer are in [`Operations`], which is behind an `Arc` and never moves. Starting an operation
+//!   takes a reference to that `Arc`, and its completion releases it.
+//! - **Each operation completes exactly once.** With `FILE_SKIP_COMPLETION_PORT_ON_SUCCESS`, an
+//!   operation that is over when the call returns queues no completion and belongs to the caller
+//!   again. A pending one queues exactly one, even if it is cancelled or its handle is closed.
+//! - **At most one of each kind is in flight.** [`start`](super::operations::Operation::start)
+//!   panics on a second one, so nothing touches an `OVERLAPPED` or a buffer that the system is
+//!   using.
+//! - **Nothing is started on a closed handle.** Only [`PipeEnd`] starts operations, and it owns the
+//!   handle.
+//! - **A handle's key at the port is the address of its [`Operations`].** It is used for a
+//!   completion only, which comes with the operation's reference.
 //!
-//! This file assumes the following about Windows ("WT" is a conformance test of Wine, which also runs on
-//! Windows; `tests/windows_facts.rs` tests the system itself):
+//! This file assumes the following about Windows ("WT" is a conformance test of Wine, which also
+//! runs on Windows; `tests/windows_facts.rs` tests the system itself):
 //!
-//! - A read that is too short for the message in the pipe ends in one of two ways, both handled: at once
-//!   with `ERROR_MORE_DATA` and no completion (Windows 7, Wine), or pending, with the code in its
-//!   completion (Windows 8 and later; WT ntdll `test_completion`). The next read returns the rest of the
-//!   message (*Named Pipe Type, Read, and Wait Modes*).
-//! - An operation that fails at once queues no completion (WT ntdll `test_completion`; mio and .NET rely
-//!   on it).
+//! - A read that is too short for the message in the pipe ends in one of two ways, both handled: at
+//!   once with `ERROR_MORE_DATA` and no completion (Windows 7, Wine), or pending, with the code in
+//!   its completion (Windows 8 and later; WT ntdll `test_completion`). The next read returns the
+//!   rest of the message (*Named PipeEnd Type, Read, and Wait Modes*).
+//! - An operation that fails at once queues no completion (WT ntdll `test_completion`; mio and .NET
+//!   rely on it).
 //! - The notification mode is set after the handle is bound to the port (WT ntdll).
-//! - A pending operation outlives the thread that started it, since its handle is bound to a port. With inline
-//!   completions it may be any thread that polls a connection (`tests/windows_facts.rs`; .NET relies on it).
+//! - A pending operation outlives the thread that started it, since its handle is bound to a port.
+//!   With inline completions it may be any thread that polls a connection
+//!   (`tests/windows_facts.rs`; .NET relies on it).
 //!
 //! No call here can block on a client. `PeekNamedPipe` could: since Windows 8 its request returns
-//! `STATUS_PENDING` (WT ntdll `test_completion`), and the function then waits for the handle's own event.
-//! Any other operation on the handle resets that event (ebpf-for-windows#3325), and
-//! `FILE_SKIP_SET_EVENT_ON_HANDLE` prevents it from being set at all (WT ntdll). The remaining length of a
-//! message is therefore never queried, and that mode is not set, in case another system call waits in the
-//! same way.
+//! `STATUS_PENDING` (WT ntdll `test_completion`), and the function then waits for the handle's own
+//! event. Any other operation on the handle resets that event (ebpf-for-windows#3325), and
+//! `FILE_SKIP_SET_EVENT_ON_HANDLE` prevents it from being set at all (WT ntdll). The remaining
+//! length of a message is therefore never queried, and that mode is not set, in case another system
+//! call waits in the same way.
 
+#[cfg(pipe_model)]
+use std::ffi::c_void;
 use std::{
     io, mem,
     os::windows::io::{AsRawHandle, RawHandle},
@@ -58,28 +63,17 @@ use windows_sys::Win32::{
     },
 };
 
-#[cfg(any(miri, pipe_model))]
-pub(super) use self::operations::completed;
-use self::operations::{Done, Operations, Progress};
-#[cfg(not(any(miri, pipe_model)))]
-use self::port::bind_to_port;
-#[cfg(any(miri, pipe_model))]
-use super::model::functions::bind_to_port;
+#[cfg(not(pipe_model))]
+use super::port::bind_to_port;
 use super::{
-    rights,
-    security::SecurityDescriptor,
-    system::{
-        ConnectNamedPipe, CreateFileW, CreateNamedPipeW, Handle, ReadFile,
-        SetFileCompletionNotificationModes, SetNamedPipeHandleState, WriteFile, cancel, check,
-        wide,
+    functions::{
+        ConnectNamedPipe, CreateFileW, CreateNamedPipeW, ReadFile,
+        SetFileCompletionNotificationModes, SetNamedPipeHandleState, WriteFile, check, wide,
     },
+    handle::{Handle, cancel},
+    operations::{Done, Operations, Polled},
+    security::SecurityDescriptor,
 };
-
-mod operations;
-#[cfg(not(any(miri, pipe_model)))]
-mod port;
-#[cfg(test)]
-mod tests;
 
 /// How an instance is created.
 #[derive(Clone, Copy, Debug)]
@@ -93,22 +87,23 @@ pub(crate) struct InstanceOptions {
 
 /// One end of a pipe. Dropping it cancels all operations in flight and closes the handle at once.
 #[derive(Debug)]
-pub(crate) struct Pipe {
+pub(crate) struct PipeEnd {
     handle: Handle,
     operations: Arc<Operations>,
 }
 
-/// How a read ended.
+/// What a read has returned of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Read {
-    /// At the end of the message.
-    Whole,
-    /// At the end of the buffer; the message continues.
-    Part,
+pub(crate) enum MessagePart {
+    /// The rest of it, or all.
+    Last,
+    /// As much as fits the buffer; the message continues.
+    More,
 }
 
-impl Pipe {
-    /// Creates an instance (`CreateNamedPipeW`) and starts waiting for its client (`ConnectNamedPipe`).
+impl PipeEnd {
+    /// Creates an instance (`CreateNamedPipeW`) and starts waiting for its client
+    /// (`ConnectNamedPipe`).
     ///
     /// The system does not limit the number of instances; the listener does.
     pub(crate) fn create(
@@ -116,27 +111,16 @@ impl Pipe {
         descriptor: &SecurityDescriptor,
         options: InstanceOptions,
     ) -> io::Result<Self> {
-        let pipe = Self::create_instance(address, descriptor, options)?;
-        pipe.start_connect()?;
-        Ok(pipe)
+        let end = Self::new(create_instance(address, descriptor, options)?)?;
+        end.start_connect()?;
+        Ok(end)
     }
 
-    fn create_instance(
-        address: &str,
-        descriptor: &SecurityDescriptor,
-        options: InstanceOptions,
-    ) -> io::Result<Self> {
-        Self::new(instance(address, descriptor, options)?)
-    }
-
-    /// Opens a client's end (`CreateFileW`) in message read mode. The server can identify this user but
-    /// not impersonate it. `server_of` requires an end opened with `see_owner`.
-    pub(crate) fn open(address: &str, see_owner: bool) -> io::Result<Self> {
+    /// Opens a client's end (`CreateFileW`) in message read mode. The server can identify this user
+    /// but not impersonate it. `server_of` requires an end opened with `READ_CONTROL` among its
+    /// `rights`.
+    pub(crate) fn open(address: &str, rights: u32) -> io::Result<Self> {
         let address = wide(address);
-        let rights = match see_owner {
-            true => rights::ASKED_FOR_TO_SEE_OWNER,
-            false => rights::ASKED_FOR,
-        };
         // SAFETY: `address` ends in NUL and outlives the call, which returns a new handle.
         let handle = unsafe {
             Handle::owned(CreateFileW(
@@ -162,8 +146,8 @@ impl Pipe {
         let raw = handle.as_raw_handle();
         let operations = Arc::<Operations>::default();
         let key = Arc::as_ptr(&operations).cast();
-        // SAFETY: the handle is open and overlapped. The key is the address of the operations, and each one that
-        // queues a packet has a reference to them.
+        // SAFETY: the handle is open and overlapped. The key is the address of the operations, and
+        // each one that queues a packet has a reference to them.
         unsafe { bind_to_port(raw, key)? };
         let modes = FILE_SKIP_COMPLETION_PORT_ON_SUCCESS;
         // SAFETY: the handle is open.
@@ -171,7 +155,8 @@ impl Pipe {
         Ok(Self { handle, operations })
     }
 
-    /// Starts to wait for a client. Called when nothing waits: by `create`, and after `poll_connect` has failed.
+    /// Starts to wait for a client. Called when nothing waits: by `create`, and after
+    /// `poll_connect` has failed.
     pub(crate) fn start_connect(&self) -> io::Result<()> {
         let connect = &self.operations.connect;
         // SAFETY: as `Operation::start` requires, without a buffer.
@@ -180,8 +165,8 @@ impl Pipe {
         });
         match done {
             None => Ok(()),
-            // A client connected before this call. If it has closed already, its messages can still be
-            // read.
+            // A client connected before this call. If it has closed already, its messages can still
+            // be read.
             Some(Done {
                 code: ERROR_SUCCESS | ERROR_PIPE_CONNECTED | ERROR_NO_DATA,
                 ..
@@ -193,29 +178,29 @@ impl Pipe {
     /// Ready once a client has connected, even if it has closed since.
     pub(crate) fn poll_connect(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.operations.connect.poll(cx) {
-            Progress::Pending => Poll::Pending,
-            Progress::None => Poll::Ready(Ok(())),
-            Progress::Done(Done {
+            Polled::Pending => Poll::Pending,
+            Polled::None => Poll::Ready(Ok(())),
+            Polled::Done(Done {
                 code: ERROR_SUCCESS | ERROR_NO_DATA,
                 ..
             }) => Poll::Ready(Ok(())),
-            Progress::Done(done) => Poll::Ready(Err(done.error())),
+            Polled::Done(done) => Poll::Ready(Err(done.error())),
         }
     }
 
-    /// Appends a message, or the next part of one, to `buffer`, up to its capacity. While this is pending,
-    /// `buffer` is empty: its contents are owned by the read.
+    /// Appends a message, or the next part of one, to `buffer`, up to its capacity. While this is
+    /// pending, `buffer` is empty: its contents are owned by the read.
     pub(crate) fn poll_read(
         &self,
         cx: &mut Context<'_>,
         buffer: &mut BytesMut,
-    ) -> Poll<io::Result<Read>> {
+    ) -> Poll<io::Result<MessagePart>> {
         let read = &self.operations.read;
         let done = loop {
             match read.poll(cx) {
-                Progress::Pending => return Poll::Pending,
-                Progress::Done(done) => break done,
-                Progress::None => {}
+                Polled::Pending => return Poll::Pending,
+                Polled::Done(done) => break done,
+                Polled::None => {}
             }
             if let Some(done) = self.start_read(mem::take(buffer)) {
                 break done;
@@ -227,8 +212,8 @@ impl Pipe {
         // SAFETY: the system wrote `length` bytes into the spare capacity.
         unsafe { buffer.set_len(buffer.len() + length) };
         Poll::Ready(match code {
-            ERROR_SUCCESS => Ok(Read::Whole),
-            ERROR_MORE_DATA => Ok(Read::Part),
+            ERROR_SUCCESS => Ok(MessagePart::Last),
+            ERROR_MORE_DATA => Ok(MessagePart::More),
             code => Err(io::Error::from_raw_os_error(code as i32)),
         })
     }
@@ -276,31 +261,31 @@ impl Pipe {
     /// Ready when no write is in flight, with the result of the last one.
     pub(crate) fn poll_write(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.operations.write.poll(cx) {
-            Progress::Pending => Poll::Pending,
-            Progress::None => Poll::Ready(Ok(())),
-            Progress::Done(done) => Poll::Ready(done.result()),
+            Polled::Pending => Poll::Pending,
+            Polled::None => Poll::Ready(Ok(())),
+            Polled::Done(done) => Poll::Ready(done.result()),
         }
     }
 }
 
-impl Drop for Pipe {
+impl Drop for PipeEnd {
     fn drop(&mut self) {
-        // Without this, a pending write would keep the instance until the peer reads, which may never
-        // happen (mio#1944). Completed writes stay readable.
+        // Without this, a pending write would keep the instance until the peer reads, which may
+        // never happen (mio#1944). Completed writes stay readable.
         if self.operations.any_pending() {
             cancel(&self.handle);
         }
     }
 }
 
-impl AsRawHandle for Pipe {
+impl AsRawHandle for PipeEnd {
     fn as_raw_handle(&self) -> RawHandle {
         self.handle.as_raw_handle()
     }
 }
 
 /// Creates an instance that clients can open (`CreateNamedPipeW`).
-pub(super) fn instance(
+pub(crate) fn create_instance(
     address: &str,
     descriptor: &SecurityDescriptor,
     options: InstanceOptions,
@@ -315,8 +300,8 @@ pub(super) fn instance(
     if !options.allow_remote {
         pipe_mode |= PIPE_REJECT_REMOTE_CLIENTS;
     }
-    // SAFETY: `address` ends in NUL; it, `attributes` and the descriptor that they point to outlive the
-    // call, which returns a new handle.
+    // SAFETY: `address` ends in NUL; it, `attributes` and the descriptor that they point to outlive
+    // the call, which returns a new handle.
     unsafe {
         Handle::owned(CreateNamedPipeW(
             address.as_ptr(),
@@ -330,3 +315,13 @@ pub(super) fn instance(
         ))
     }
 }
+
+/// Binds a handle to the port of the model, which calls `completed` as the threads of `port` do.
+#[cfg(pipe_model)]
+unsafe fn bind_to_port(handle: RawHandle, key: *const c_void) -> io::Result<()> {
+    // SAFETY: the handle is open, and `completed` may be called with its key.
+    unsafe { super::model::functions::bind_to_port(handle, key, super::operations::completed) }
+}
+
+#[cfg(test)]
+mod tests;

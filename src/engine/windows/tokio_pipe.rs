@@ -1,10 +1,10 @@
 //! The Windows engine on `tokio::net::windows::named_pipe`, without overlapped I/O of its own.
 //!
-//! Tokio's pipe emulates readiness on completion-based I/O: mio reads ahead into its own buffer and treats
-//! `ERROR_MORE_DATA` as success, so a caller can't tell "the message ended" from "the buffer was full"
-//! (tokio#6460, mio#1772). Here every read uses a buffer of 4,096 bytes, the smallest that mio reads with,
-//! and a read that fills it counts as too long. So a message of up to 4,095 bytes is whole, and a longer one
-//! is never taken for two.
+//! Tokio's pipe emulates readiness on completion-based I/O: mio reads ahead into its own buffer and
+//! treats `ERROR_MORE_DATA` as success, so a caller can't tell "the message ended" from "the buffer
+//! was full" (tokio#6460, mio#1772). Here every read uses a buffer of 4,096 bytes, the smallest
+//! that mio reads with, and a read that fills it counts as too long. So a message of up to 4,095
+//! bytes is whole, and a longer one is never taken for two.
 
 use std::{
     future::Future,
@@ -25,13 +25,16 @@ use tokio::{
 };
 use windows_sys::Win32::Foundation::ERROR_NO_DATA;
 
-use super::{Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit};
+use super::{
+    access_list, code, creation_error, is_closed_error,
+    sys::{self, SecurityDescriptor},
+};
 use crate::{
     access::Access,
+    engine::{Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit},
     error::{RecvError, SendError},
     name::PipeName,
     peer::Peer,
-    windows::{self, SecurityDescriptor},
 };
 
 /// The size that mio reads with if not given more (`DEFAULT_READ_SIZE` in mio 1.2.5).
@@ -40,8 +43,8 @@ const READ_SIZE: usize = 4096;
 /// The longest message that can be told from the start of a longer one.
 pub(crate) const MAX_MESSAGE_SIZE: usize = READ_SIZE - 1;
 
-/// Serves `name`. The first instance is created with `FILE_FLAG_FIRST_PIPE_INSTANCE`, so nobody else can have
-/// the name.
+/// Serves `name`. The first instance is created with `FILE_FLAG_FIRST_PIPE_INSTANCE`, so nobody
+/// else can have the name.
 pub(crate) fn bind(
     name: &PipeName,
     access: &Access,
@@ -49,8 +52,8 @@ pub(crate) fn bind(
     sizes: Sizes,
 ) -> io::Result<Box<dyn Endpoint>> {
     let mut options = ServerOptions::new();
-    // The number of instances is limited by the listener, not here: it needs room for the replacement of a
-    // connection that ends at the limit.
+    // The number of instances is limited by the listener, not here: it needs room for the
+    // replacement of a connection that ends at the limit.
     options
         .pipe_mode(PipeMode::Message)
         .reject_remote_clients(!allow_remote)
@@ -58,7 +61,7 @@ pub(crate) fn bind(
         .out_buffer_size(sizes.buffer_size);
     Ok(Box::new(TokioEndpoint {
         address: name.address().to_owned(),
-        descriptor: SecurityDescriptor::new(access)?,
+        descriptor: access_list::descriptor(access)?,
         options,
         max_message_size: sizes.max_message_size,
         runtime: Handle::current(),
@@ -82,11 +85,11 @@ impl Endpoint for TokioEndpoint {
         let first = self.first.load(Ordering::Relaxed);
         let mut options = self.options.clone();
         options.first_pipe_instance(first);
-        let server = windows::create_server(&options, &self.address, &self.descriptor)
-            .map_err(|error| windows::creation_error(error, first))?;
+        let server = sys::create_tokio_server(&options, &self.address, &self.descriptor)
+            .map_err(|error| creation_error(error, first))?;
         self.first.store(false, Ordering::Relaxed);
         Ok(Box::new(TokioInstance {
-            connected: Box::pin(connected(server)),
+            connecting: Box::pin(connect(server)),
             max_message_size: self.max_message_size,
         }))
     }
@@ -97,16 +100,16 @@ impl Endpoint for TokioEndpoint {
 }
 
 struct TokioInstance {
-    connected: Pin<Box<dyn Future<Output = Connected> + Send>>,
+    connecting: Pin<Box<dyn Future<Output = Connected> + Send>>,
     max_message_size: usize,
 }
 
 /// The connected instance, or the instance with the error.
 type Connected = Result<NamedPipeServer, (NamedPipeServer, io::Error)>;
 
-async fn connected(server: NamedPipeServer) -> Connected {
+async fn connect(server: NamedPipeServer) -> Connected {
     match server.connect().await {
-        Err(error) if windows::code(&error) != Some(ERROR_NO_DATA) => Err((server, error)),
+        Err(error) if code(&error) != Some(ERROR_NO_DATA) => Err((server, error)),
         // A client that has already left counts: what it wrote is still there.
         _ => Ok(server),
     }
@@ -114,10 +117,10 @@ async fn connected(server: NamedPipeServer) -> Connected {
 
 impl Instance for TokioInstance {
     fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>> {
-        Poll::Ready(match ready!(self.connected.as_mut().poll(cx)) {
+        Poll::Ready(match ready!(self.connecting.as_mut().poll(cx)) {
             Ok(server) => Ok(channel(server, self.max_message_size)),
             Err((server, error)) => {
-                self.connected = Box::pin(connected(server));
+                self.connecting = Box::pin(connect(server));
                 Err(error)
             }
         })
@@ -127,7 +130,7 @@ impl Instance for TokioInstance {
 fn channel(server: NamedPipeServer, max_message_size: usize) -> Channel {
     let link = Arc::new(TokioLink {
         server,
-        cut_off: AtomicBool::new(false),
+        write_abandoned: AtomicBool::new(false),
     });
     Channel {
         receiver: Box::new(TokioReceiver {
@@ -146,15 +149,15 @@ fn channel(server: NamedPipeServer, max_message_size: usize) -> Channel {
 struct TokioLink {
     server: NamedPipeServer,
     /// Whether a write was still waiting for its reader when the sender was dropped.
-    cut_off: AtomicBool,
+    write_abandoned: AtomicBool,
 }
 
 impl TokioLink {
     /// Hands `message` to mio, and makes Tokio forget that the pipe was writable.
     ///
-    /// A successful `try_write` leaves the pipe writable although mio has yet to finish the write, so there
-    /// would be nothing to wait for. `try_io` notes the readiness before it calls its closure and clears no
-    /// later one, so a write that finishes at that moment is not missed.
+    /// A successful `try_write` leaves the pipe writable although mio has yet to finish the write,
+    /// so there would be nothing to wait for. `try_io` notes the readiness before it calls its
+    /// closure and clears no later one, so a write that finishes at that moment is not missed.
     fn write(&self, message: &[u8]) -> io::Result<()> {
         let mut written = Err(io::ErrorKind::WouldBlock.into());
         let forgotten: io::Result<()> = self.server.try_io(Interest::WRITABLE, || {
@@ -168,21 +171,21 @@ impl TokioLink {
 
 impl Link for TokioLink {
     fn peer(&self) -> io::Result<Peer> {
-        windows::client_of(&self.server)
+        sys::client_of(&self.server)
     }
 
     fn is_hung_up(&self) -> bool {
-        windows::is_closing(&self.server)
+        sys::peer_has_closed(&self.server)
     }
 }
 
 impl Drop for TokioLink {
     fn drop(&mut self) {
-        // mio keeps a pending write, and with it the instance, until the reader takes it (mio#1944). That
-        // write can't be cancelled alone, but nothing else in flight is needed any more. Disconnecting would
-        // also discard earlier replies, which the client may still read.
-        if self.cut_off.load(Ordering::Relaxed) {
-            windows::cancel(&self.server);
+        // mio keeps a pending write, and with it the instance, until the reader takes it
+        // (mio#1944). That write can't be cancelled alone, but nothing else in flight is needed any
+        // more. Disconnecting would also discard earlier replies, which the client may still read.
+        if self.write_abandoned.load(Ordering::Relaxed) {
+            sys::cancel(&self.server);
         }
     }
 }
@@ -205,7 +208,7 @@ impl Receive for TokioReceiver {
                 Ok(length) => length,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => {
-                    return Poll::Ready(if windows::is_closed(&error) {
+                    return Poll::Ready(if is_closed_error(&error) {
                         Ok(Received::Closed)
                     } else {
                         Err(RecvError::Io(error))
@@ -214,7 +217,7 @@ impl Receive for TokioReceiver {
             };
             return Poll::Ready(if length == 0 {
                 // An empty message, or the other side has closed: Tokio reports both alike.
-                Ok(if windows::is_closing(&self.link.server) {
+                Ok(if sys::peer_has_closed(&self.link.server) {
                     Received::Closed
                 } else {
                     Received::End
@@ -271,13 +274,13 @@ impl Transmit for TokioSender {
 impl Drop for TokioSender {
     fn drop(&mut self) {
         if self.writing {
-            self.link.cut_off.store(true, Ordering::Relaxed);
+            self.link.write_abandoned.store(true, Ordering::Relaxed);
         }
     }
 }
 
 fn send_error(error: io::Error) -> SendError {
-    if windows::is_closed(&error) {
+    if is_closed_error(&error) {
         SendError::Closed
     } else {
         SendError::Io(error)

@@ -1,0 +1,45 @@
+//! The engines of Windows: `overlapped`, which is the default, and `tokio`. Both are safe code on
+//! [`sys`].
+
+use std::io;
+
+use windows_sys::Win32::Foundation::{
+    ERROR_ACCESS_DENIED, ERROR_BROKEN_PIPE, ERROR_NO_DATA, ERROR_PIPE_BUSY,
+    ERROR_PIPE_NOT_CONNECTED,
+};
+
+mod access_list;
+pub(super) mod overlapped;
+mod rights;
+mod sys;
+pub(super) mod tokio_pipe;
+
+#[cfg(feature = "test-util")]
+pub(crate) use self::sys::current_user;
+pub(crate) use self::sys::is_own;
+#[cfg(pipe_model)]
+pub use self::sys::model;
+
+/// The system's code of an error.
+fn code(error: &io::Error) -> Option<u32> {
+    error.raw_os_error().map(|code| code as u32)
+}
+
+/// Whether an operation failed because the other side closed its end or was disconnected.
+fn is_closed_error(error: &io::Error) -> bool {
+    matches!(
+        code(error),
+        Some(ERROR_BROKEN_PIPE | ERROR_NO_DATA | ERROR_PIPE_NOT_CONNECTED)
+    )
+}
+
+/// The error of creating an instance. With `FILE_FLAG_FIRST_PIPE_INSTANCE`, a name in use is
+/// reported as access denied or busy, whoever serves it.
+fn creation_error(error: io::Error, first: bool) -> io::Error {
+    match code(&error) {
+        Some(ERROR_ACCESS_DENIED | ERROR_PIPE_BUSY) if first => {
+            io::Error::new(io::ErrorKind::AddrInUse, error)
+        }
+        _ => error,
+    }
+}

@@ -1,0 +1,25 @@
+//! The only unsafe code: Windows calls that Tokio and the standard library do not provide.
+//!
+//! Invariants: every handle is owned by a type that closes it on drop, every allocation of the
+//! system is freed, and an impersonation never outlives the function that began it.
+#![allow(unsafe_code)]
+
+mod functions;
+mod handle;
+#[cfg(pipe_model)]
+#[path = "../../../tests/model/mod.rs"]
+pub mod model;
+mod operations;
+mod peer;
+mod pipe;
+#[cfg(not(pipe_model))]
+mod port;
+mod security;
+
+pub(crate) use self::security::{current_user, is_own};
+pub(super) use self::{
+    handle::cancel,
+    peer::{client_of, peer_has_closed, server_of},
+    pipe::{InstanceOptions, MessagePart, PipeEnd, create_instance},
+    security::{SecurityDescriptor, create_tokio_server},
+};
