@@ -21,6 +21,14 @@ use crate::{
     trust::Trust,
 };
 
+#[cfg(feature = "tower")]
+pub use self::shared::SharedCall;
+pub use self::shared::{SharedClient, SharedClientOptions};
+
+#[cfg(feature = "futures")]
+mod futures;
+mod shared;
+
 /// The delay between two attempts to open a pipe. Polling, not `WaitNamedPipe`: that blocks a thread, and returns at once
 /// if there is no instance.
 const OPEN_BACKOFF: Backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(50));
@@ -379,53 +387,5 @@ impl Client {
     #[must_use]
     pub fn into_split(self) -> (RecvHalf, SendHalf) {
         self.connection.into_split()
-    }
-}
-
-/// Same as for [`Connection`].
-#[cfg(feature = "futures")]
-mod futures {
-    use std::pin::Pin;
-
-    use futures_core::Stream;
-    use futures_sink::Sink;
-
-    use super::*;
-
-    impl Stream for Client {
-        type Item = Result<Bytes, RecvError>;
-
-        fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-            self.poll_recv(cx).map(Result::transpose)
-        }
-    }
-
-    impl Sink<Bytes> for Client {
-        type Error = SendError;
-
-        fn poll_ready(
-            mut self: Pin<&mut Self>,
-            cx: &mut Context<'_>,
-        ) -> Poll<Result<(), SendError>> {
-            Pin::new(&mut self.connection).poll_ready(cx)
-        }
-
-        fn start_send(mut self: Pin<&mut Self>, message: Bytes) -> Result<(), SendError> {
-            Pin::new(&mut self.connection).start_send(message)
-        }
-
-        fn poll_flush(
-            mut self: Pin<&mut Self>,
-            cx: &mut Context<'_>,
-        ) -> Poll<Result<(), SendError>> {
-            Pin::new(&mut self.connection).poll_flush(cx)
-        }
-
-        fn poll_close(
-            mut self: Pin<&mut Self>,
-            cx: &mut Context<'_>,
-        ) -> Poll<Result<(), SendError>> {
-            Pin::new(&mut self.connection).poll_close(cx)
-        }
     }
 }

@@ -41,11 +41,16 @@ use crate::{
 
 #[cfg(feature = "test-util")]
 pub(crate) mod faulty;
+#[cfg_attr(
+    not(windows),
+    allow(dead_code, reason = "only Windows has threads that complete I/O")
+)]
+pub(crate) mod inline;
+#[cfg(target_os = "linux")]
+mod linux;
 #[cfg(feature = "test-util")]
 pub(crate) mod memory;
 pub(crate) mod native;
-#[cfg(target_os = "linux")]
-mod seqpacket;
 #[cfg(not(any(windows, target_os = "linux")))]
 mod unsupported;
 #[cfg(windows)]

@@ -2,12 +2,31 @@
 
 use std::{future::Future, sync::Arc};
 
-use crate::{
-    error::BoxError,
+use crate::error::BoxError;
+
+#[cfg(feature = "json")]
+pub use self::json::{Json, JsonCallError, JsonRejection};
+#[cfg(feature = "postcard")]
+pub use self::postcard::{Postcard, PostcardCallError, PostcardRejection};
+#[cfg(feature = "tower")]
+pub use self::tower::TowerHandler;
+pub use self::{
     from_request::{FromRequest, Rejection},
     into_reply::{IntoReply, Reply},
     request::Request,
+    session::{ConnectionInfo, NoSession, Session},
 };
+
+mod from_request;
+mod into_reply;
+#[cfg(feature = "json")]
+mod json;
+#[cfg(feature = "postcard")]
+mod postcard;
+mod request;
+mod session;
+#[cfg(feature = "tower")]
+mod tower;
 
 /// Answers requests.
 ///

@@ -99,63 +99,50 @@ mod connection;
 pub mod defaults;
 mod engine;
 mod error;
-mod from_request;
 mod handler;
-mod identity;
-mod instances;
-mod into_reply;
-mod json;
 mod listener;
 mod memory_pipe;
 mod mutex;
 mod name;
 pub mod os;
 mod peer;
-mod postcard;
-mod request;
 mod serve;
-mod session;
-mod shared_client;
-mod tasks;
 mod telemetry;
-mod tower;
 mod trust;
 
 pub use bytes::Bytes;
 
-#[cfg(feature = "json")]
-pub use crate::json::{Json, JsonCallError, JsonRejection};
-#[cfg(feature = "postcard")]
-pub use crate::postcard::{Postcard, PostcardCallError, PostcardRejection};
 // For the tests in `tests/`.
 #[cfg(all(windows, pipe_model))]
 #[doc(hidden)]
 pub use crate::engine::windows::model;
+#[cfg(feature = "json")]
+pub use crate::handler::{Json, JsonCallError, JsonRejection};
+#[cfg(feature = "postcard")]
+pub use crate::handler::{Postcard, PostcardCallError, PostcardRejection};
 pub use crate::{
     access::{Access, AccessError},
-    client::{Client, ClientOptions},
+    client::{Client, ClientOptions, SharedClient, SharedClientOptions},
     connection::{Connection, RecvHalf, SendHalf},
     error::{
         BindError, BoxError, CallError, CallFailure, ConnectError, RecvError, SendError,
         SharedCallError,
     },
-    from_request::{FromRequest, Rejection},
-    handler::Handler,
-    into_reply::{IntoReply, Reply},
+    handler::{
+        ConnectionInfo, FromRequest, Handler, IntoReply, NoSession, Rejection, Reply, Request,
+        Session,
+    },
     listener::{ListenerOptions, PipeListener},
     name::{NameError, PipeName},
     peer::{Peer, UserId, UserIdError},
-    request::Request,
     serve::{
         IntoResult, Serve, ServeConnections, ServeFuture, Shutdown, Summary, serve,
         serve_connections,
     },
-    session::{ConnectionInfo, NoSession, Session},
-    shared_client::{SharedClient, SharedClientOptions},
     telemetry::{Errors, Reason, Stats, StatsSnapshot},
     trust::{Trust, TrustError},
 };
+#[cfg(feature = "tower")]
+pub use crate::{client::SharedCall, handler::TowerHandler};
 #[cfg(feature = "test-util")]
 pub use crate::{engine::faulty::Faults, memory_pipe::MemoryPipe};
-#[cfg(feature = "tower")]
-pub use crate::{shared_client::service::SharedCall, tower::TowerHandler};

@@ -19,10 +19,13 @@ use crate::{
         native::{self, ToBind},
     },
     error::{BindError, OutOfRange},
-    instances::Instances,
     name::{NameError, PipeName},
     telemetry::{Stats, Telemetry},
 };
+
+use self::instances::Instances;
+
+mod instances;
 
 /// Options for serving a pipe. [`os`](crate::os) adds options specific to one system.
 ///
@@ -252,8 +255,13 @@ impl PipeListener {
     pub async fn accept(&mut self) -> io::Result<Connection> {
         let (channel, outcome) = poll_fn(|cx| self.instances.poll_accept(cx)).await?;
         self.last_id += 1;
-        let instances = Some(Arc::clone(&self.instances));
-        let connection = Connection::new(channel, instances, self.last_id, self.max_message_size);
+        let instances = Arc::clone(&self.instances);
+        let connection = Connection::new(
+            channel,
+            Some(instances),
+            self.last_id,
+            self.max_message_size,
+        );
         self.instances.log(&outcome);
         Ok(connection)
     }

@@ -14,8 +14,13 @@ use self::{
     conversation::{Conversation, Options, Server},
 };
 use crate::{
-    defaults, error::BoxError, handler::Handler, identity::AnySession, listener::PipeListener,
-    peer::Peer, session::ConnectionInfo, telemetry::Stats,
+    connection::AnySession,
+    defaults,
+    error::BoxError,
+    handler::{ConnectionInfo, Handler},
+    listener::PipeListener,
+    peer::Peer,
+    telemetry::Stats,
 };
 
 pub use self::{
@@ -35,6 +40,7 @@ mod inbound;
 mod into_result;
 mod outbound;
 mod shutdown;
+mod tasks;
 
 /// Serves every client of `listener` with `handler`, each in a task of its own.
 ///

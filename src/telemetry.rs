@@ -79,6 +79,7 @@ impl Telemetry {
 }
 
 /// Reports a fault of a connection that belongs to no listener.
+#[cfg(target_os = "linux")]
 pub(crate) fn report_alone(reason: Reason, error: &(dyn Error + 'static)) {
     log(
         None,

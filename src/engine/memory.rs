@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// As long as that of a socket on Linux.
-const TURN: u32 = 16;
+const TURN: u32 = 64;
 
 /// The name that a memory pipe's clients connect to.
 pub(crate) type Switchboard = Arc<Mutex<Board>>;

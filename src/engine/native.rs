@@ -8,9 +8,9 @@ use super::{Channel, Endpoint, Sizes};
 use crate::{access::Access, defaults, error::OutOfRange, name::PipeName, peer::UserId};
 
 #[cfg(target_os = "linux")]
-use super::seqpacket;
+use super::linux;
 #[cfg(target_os = "linux")]
-pub(crate) use super::seqpacket::{connect_on, connected, listening};
+pub(crate) use super::linux::{connect_on, connected, listening};
 #[cfg(not(any(windows, target_os = "linux")))]
 use super::unsupported;
 #[cfg(windows)]
@@ -46,7 +46,7 @@ pub(crate) fn bind(pipe: &ToBind<'_>) -> io::Result<Box<dyn Endpoint>> {
     let (asked, buffer_size) = (pipe.max_message_size, pipe.buffer_size);
     // The limit of a socket is known once it exists.
     let sizes = Sizes::new(asked, buffer_size, "this system", usize::MAX)?;
-    seqpacket::bind(pipe, sizes)
+    linux::bind(pipe, sizes)
 }
 
 /// Serves a listening socket that was created elsewhere, and that [`listening`] has checked.
@@ -58,7 +58,7 @@ pub(crate) fn listen_on(
     buffer_size: usize,
 ) -> io::Result<Box<dyn Endpoint>> {
     let sizes = Sizes::new(max_message_size, buffer_size, "this system", usize::MAX)?;
-    seqpacket::listen_on(socket, telemetry, sizes)
+    linux::listen_on(socket, telemetry, sizes)
 }
 
 /// Serves a pipe.
@@ -106,7 +106,7 @@ pub(crate) fn connect(
     sizes: Sizes,
     _identify: bool,
 ) -> io::Result<Channel> {
-    seqpacket::connect(path, sizes)
+    linux::connect(path, sizes)
 }
 
 /// Connects to the pipe `name`. `ResourceBusy` if no instance is free. With `identify` the channel can be
@@ -142,7 +142,7 @@ pub(crate) fn connect(
 /// Returns the system's error, and `PermissionDenied` if anyone but its owner can write to it.
 #[cfg(target_os = "linux")]
 pub(crate) fn owner_of_directory(path: &Path) -> io::Result<Option<UserId>> {
-    let owner = seqpacket::owner_of_directory(path)?;
+    let owner = linux::owner_of_directory(path)?;
     Ok(owner.map(UserId::Uid))
 }
 

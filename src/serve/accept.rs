@@ -20,6 +20,7 @@ use super::{
     guard::{call_caught, poll_caught},
     into_result::IntoResult,
     shutdown::Shutdown,
+    tasks::Tasks,
 };
 use crate::{
     backoff::Backoff,
@@ -27,7 +28,6 @@ use crate::{
     defaults,
     listener::PipeListener,
     name::PipeName,
-    tasks::Tasks,
     telemetry::{Details, Reason, Stats, StatsSnapshot, Telemetry},
 };
 
@@ -283,7 +283,7 @@ where
             peer.pid = Empty,
             peer.user = Empty,
         );
-        connection.record_peer(&span);
+        connection.record_peer_in(&span);
         let running = run_one(
             Arc::clone(&self.code),
             connection,

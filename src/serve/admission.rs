@@ -4,12 +4,12 @@ use std::{collections::HashMap, future::Future, io, pin::Pin, sync::Arc, time::D
 
 use super::{failure::Failure, guard::within};
 use crate::{
+    connection::{AnySession, Identity},
     defaults,
     error::BoxError,
-    identity::{AnySession, Identity},
+    handler::ConnectionInfo,
     mutex::Mutex,
     peer::{Peer, UserId},
-    session::ConnectionInfo,
     trust::Trust,
 };
 

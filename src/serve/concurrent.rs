@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{budget::Held, failure::Failure};
-use crate::{into_reply::Reply, mutex::Mutex};
+use crate::{handler::Reply, mutex::Mutex};
 
 /// The requests of one client that are in the handler and the answers that wait for an earlier one, in the order of
 /// the requests.

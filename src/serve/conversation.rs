@@ -24,11 +24,8 @@ use super::{
     shutdown::Shutdown,
 };
 use crate::{
-    connection::Connection,
-    handler::Handler,
-    identity::Identity,
-    into_reply::Reply,
-    request::Request,
+    connection::{Connection, Identity},
+    handler::{Handler, Reply, Request},
     telemetry::{Details, Telemetry},
 };
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     error::{BoxError, RecvError, SendError},
-    from_request::Rejection,
+    handler::Rejection,
     telemetry::Reason,
 };
 

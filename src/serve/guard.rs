@@ -16,7 +16,10 @@ use tokio::{
 use tracing::{Span, debug_span, field::Empty};
 
 use super::failure::Failure;
-use crate::{handler::Handler, into_reply::Reply, request::Request, telemetry::Stats};
+use crate::{
+    handler::{Handler, Reply, Request},
+    telemetry::Stats,
+};
 
 /// Answers `request` with `handler`.
 pub(super) async fn answer<H: Handler<T>, T>(

@@ -13,7 +13,7 @@ use super::{
     failure::Failure,
     guard::Timer,
 };
-use crate::connection::{End, RecvHalf};
+use crate::connection::{RecvEnd, RecvHalf};
 
 /// How many requests are read early to detect a disconnect: more than most clients pipeline.
 const EARLY_REQUESTS: usize = 16;
@@ -140,7 +140,7 @@ impl Inbound {
         if let Err(failure) = ready!(self.poll_read_early(cx, EARLY_REQUESTS)) {
             return Poll::Ready(failure);
         }
-        if self.receiver.end() == Some(End::Closed) {
+        if self.receiver.end() == Some(RecvEnd::Closed) {
             return Poll::Ready(Failure::Disconnected);
         }
         // Either it has sent more than is read early or nothing more will arrive: reading can't detect it.

@@ -43,6 +43,9 @@ const READ_SIZE: usize = 4096;
 /// The longest message that can be told from the start of a longer one.
 pub(crate) const MAX_MESSAGE_SIZE: usize = READ_SIZE - 1;
 
+/// As long as on Linux: no thread that completes I/O runs tasks of this engine.
+const TURN: u32 = 64;
+
 /// Serves `name`. The first instance is created with `FILE_FLAG_FIRST_PIPE_INSTANCE`, so nobody
 /// else can have the name.
 pub(crate) fn bind(

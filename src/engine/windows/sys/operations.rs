@@ -4,7 +4,7 @@ use std::{
     cell::UnsafeCell,
     ffi::c_void,
     io, mem, ptr,
-    sync::{Arc, MutexGuard},
+    sync::Arc,
     task::{Context, Waker},
 };
 
@@ -18,7 +18,7 @@ use windows_sys::{
 };
 
 use super::functions::GetLastError;
-use crate::inline;
+use crate::{engine::inline, mutex::Mutex};
 
 /// The operations of one handle.
 #[derive(Debug, Default)]
@@ -44,7 +44,7 @@ pub(super) unsafe fn completed(
 ) {
     // SAFETY: the reference that `Operation::start` leaked, reclaimed exactly once.
     let operations = unsafe { Arc::from_raw(operations.cast::<Operations>()) };
-    tasks::inline::complete(|| {
+    inline::complete(|| {
         if operations.connect.is_at(overlapped) {
             operations.connect.complete(code, length);
         } else if operations.read.is_at(overlapped) {
@@ -114,7 +114,7 @@ impl<B> Operation<B> {
         mut buffer: B,
         call: impl FnOnce(&mut B, *mut OVERLAPPED) -> BOOL,
     ) -> Option<Done<B>> {
-        let mut stage = self.lock();
+        let mut stage = self.stage.lock();
         assert!(
             matches!(*stage, Stage::None),
             "an operation is already in flight"
@@ -155,7 +155,7 @@ impl<B> Operation<B> {
         // Wakers are cloned and dropped outside the lock, since both run the caller's code.
         let mut new = None;
         loop {
-            let mut stage = self.lock();
+            let mut stage = self.stage.lock();
             match &mut *stage {
                 Stage::None => return Polled::None,
                 Stage::Pending { waker, .. } => {
@@ -180,7 +180,7 @@ impl<B> Operation<B> {
     }
 
     fn complete(&self, code: u32, length: usize) {
-        let mut stage = self.lock();
+        let mut stage = self.stage.lock();
         let Stage::Pending { buffer, waker } = mem::replace(&mut *stage, Stage::None) else {
             unreachable!("only a pending operation completes");
         };
@@ -196,15 +196,11 @@ impl<B> Operation<B> {
     }
 
     pub(super) fn is_pending(&self) -> bool {
-        matches!(*self.lock(), Stage::Pending { .. })
+        matches!(*self.stage.lock(), Stage::Pending { .. })
     }
 
     fn is_at(&self, overlapped: *const OVERLAPPED) -> bool {
         ptr::eq(self.overlapped.get(), overlapped)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Stage<B>> {
-        self.stage.lock()
     }
 }
 

@@ -152,7 +152,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        engine::seqpacket::socket::{Descriptors, FLAGS},
+        engine::linux::socket::{Descriptors, FLAGS},
         telemetry::Telemetry,
     };
 

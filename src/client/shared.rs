@@ -16,10 +16,13 @@ use crate::{
     name::{NameError, PipeName},
 };
 
+#[cfg(feature = "tower")]
+pub use self::service::SharedCall;
+
 mod driver;
 mod pool;
 #[cfg(feature = "tower")]
-pub(crate) mod service;
+mod service;
 
 /// More than any server is worth connecting to: each call looks at all connections.
 const MOST_CONNECTIONS: usize = 1024;

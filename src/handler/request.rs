@@ -4,7 +4,7 @@ use std::{fmt, io, sync::Arc};
 
 use bytes::Bytes;
 
-use crate::{identity::Identity, peer::Peer};
+use crate::{connection::Identity, peer::Peer};
 
 /// A message from a client, and who sent it.
 #[derive(Clone)]

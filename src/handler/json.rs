@@ -1,5 +1,4 @@
 //! Requests and replies in JSON.
-#![cfg(feature = "json")]
 
 use std::io;
 
@@ -10,9 +9,7 @@ use serde_json::error::Category;
 use crate::{
     client::Client,
     error::{BoxError, CallError},
-    from_request::FromRequest,
-    into_reply::{IntoReply, Reply},
-    request::Request,
+    handler::{FromRequest, IntoReply, Reply, Request},
 };
 
 /// A message in JSON: an argument of a handler, and a reply.

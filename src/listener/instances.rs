@@ -7,6 +7,7 @@ use std::{
 };
 
 use crate::{
+    connection::Origin,
     engine::{Channel, Endpoint, Instance, Link},
     mutex::Mutex,
     telemetry::{Details, InstancesChange, Reason, Stats, Telemetry},
@@ -81,28 +82,6 @@ impl Instances {
         accepted
     }
 
-    /// Releases a connection, and creates the next instance if the limit left none waiting. Called while the
-    /// connection's own instance, which `link` holds, is still open.
-    pub(crate) fn release(&self, link: &Arc<dyn Link>) {
-        let mut state = self.state.lock();
-        let connected = state.connected - 1;
-        let limit = state.set_connected(connected);
-        let instance = state.top_up();
-        if instance.is_err() && state.waiting.is_empty() {
-            state.finished.push(Arc::clone(link));
-        }
-        let change = self.count(&state);
-        let acceptor = state.acceptor.take();
-        // Outside the lock: a waker, a log subscriber and a recorder of metrics are user code, which may drop
-        // a connection or the listener, or block.
-        drop(state);
-        self.stats().publish_instances(change);
-        self.log(&Outcome { limit, instance });
-        if let Some(acceptor) = acceptor {
-            acceptor.wake();
-        }
-    }
-
     /// Gives up the name. Connections stay open.
     pub(crate) fn close(&self) {
         let mut state = self.state.lock();
@@ -140,6 +119,29 @@ impl Instances {
     fn count(&self, state: &State) -> InstancesChange {
         self.stats()
             .set_instances(state.connected, state.waiting.len())
+    }
+}
+
+impl Origin for Instances {
+    /// Creates the next instance if the limit left none waiting.
+    fn release(&self, link: &Arc<dyn Link>) {
+        let mut state = self.state.lock();
+        let connected = state.connected - 1;
+        let limit = state.set_connected(connected);
+        let instance = state.top_up();
+        if instance.is_err() && state.waiting.is_empty() {
+            state.finished.push(Arc::clone(link));
+        }
+        let change = self.count(&state);
+        let acceptor = state.acceptor.take();
+        // Outside the lock: a waker, a log subscriber and a recorder of metrics are user code, which may drop
+        // a connection or the listener, or block.
+        drop(state);
+        self.stats().publish_instances(change);
+        self.log(&Outcome { limit, instance });
+        if let Some(acceptor) = acceptor {
+            acceptor.wake();
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{any::type_name, fmt, io, ops::Deref, sync::Arc};
 
-use crate::{identity::Identity, peer::Peer};
+use crate::{connection::Identity, peer::Peer};
 
 /// What [`Serve::on_connect`](crate::Serve::on_connect) returned for the client of this request.
 ///

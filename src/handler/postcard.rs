@@ -1,5 +1,4 @@
 //! Requests and replies in postcard, a binary format.
-#![cfg(feature = "postcard")]
 
 use std::{io, ptr};
 
@@ -10,9 +9,7 @@ use serde_core::{Serialize, de::DeserializeOwned};
 use crate::{
     client::Client,
     error::{BoxError, CallError},
-    from_request::FromRequest,
-    into_reply::{IntoReply, Reply},
-    request::Request,
+    handler::{FromRequest, IntoReply, Reply, Request},
 };
 
 /// How much of the stack decoding may use, in bytes. Postcard has no limit of its own: without this, a few

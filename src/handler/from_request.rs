@@ -6,9 +6,8 @@ use bytes::Bytes;
 
 use crate::{
     error::BoxError,
+    handler::{ConnectionInfo, NoSession, Request, Session},
     peer::Peer,
-    request::Request,
-    session::{ConnectionInfo, NoSession, Session},
 };
 
 /// A type that a handler can take as an argument.

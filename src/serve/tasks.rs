@@ -4,13 +4,7 @@ use std::future::Future;
 
 use tokio::task::{JoinError, JoinSet};
 
-use self::inline::InlineTasks;
-
-#[cfg_attr(
-    not(windows),
-    allow(dead_code, reason = "only Windows has threads that complete I/O")
-)]
-pub(crate) mod inline;
+use crate::engine::inline::InlineTasks;
 
 /// The tasks of one server. Dropping them aborts all.
 pub(crate) struct Tasks {

@@ -1,5 +1,4 @@
 //! Tower services as handlers.
-#![cfg(feature = "tower")]
 
 use std::{
     fmt,
@@ -12,10 +11,8 @@ use tower_service::Service;
 
 use crate::{
     error::BoxError,
-    handler::Handler,
-    into_reply::{IntoReply, Reply},
+    handler::{Handler, IntoReply, Reply, Request},
     mutex::Mutex,
-    request::Request,
 };
 
 /// Turns a [`tower_service::Service`] over [`Request`] into a [`Handler`].

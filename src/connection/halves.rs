@@ -1,0 +1,283 @@
+//! The halves of a connection, which can be used by two tasks at once.
+
+use std::{
+    fmt,
+    future::poll_fn,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use tracing::{Span, field::display};
+
+#[cfg(doc)]
+use super::Connection;
+use super::{Identity, Origin};
+use crate::{
+    engine::{Channel, Link, Receive, Received, Transmit},
+    error::{RecvError, SendError},
+};
+
+/// The receiving half of a connection, from [`Connection::into_split`]. The pipe is closed when both
+/// halves are dropped.
+pub struct RecvHalf {
+    receiver: Box<dyn Receive>,
+    ended: Option<RecvEnd>,
+    /// The connection's span, until the peer is recorded in it.
+    anonymous: Option<Span>,
+    shared: Arc<Shared>,
+}
+
+/// The sending half of a connection, from [`Connection::into_split`]. The pipe is closed when both
+/// halves are dropped.
+pub struct SendHalf {
+    sender: Box<dyn Transmit>,
+    ended: bool,
+    max_message_size: usize,
+    shared: Arc<Shared>,
+}
+
+/// How receiving ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RecvEnd {
+    /// With an empty message: the other side may still be reading.
+    HalfClosed,
+    /// The other side is gone, or sent something that can't be received.
+    Closed,
+}
+
+/// What both halves share. Dropping it closes the connection.
+struct Shared {
+    /// `None` on a client.
+    origin: Option<Arc<dyn Origin>>,
+    link: Arc<dyn Link>,
+    identity: Arc<Identity>,
+}
+
+impl Drop for Shared {
+    /// Before `link` is dropped: at the limit, the next instance must exist before this one closes.
+    fn drop(&mut self) {
+        if let Some(origin) = &self.origin {
+            origin.release(&self.link);
+        }
+    }
+}
+
+/// The halves of a new connection.
+pub(super) fn split(
+    channel: Channel,
+    origin: Option<Arc<dyn Origin>>,
+    id: u64,
+    max_message_size: usize,
+) -> (RecvHalf, SendHalf) {
+    let Channel {
+        receiver,
+        sender,
+        link,
+    } = channel;
+    let identity = Arc::new(Identity::new(id, &link));
+    let shared = Arc::new(Shared {
+        origin,
+        link,
+        identity,
+    });
+    let receiver = RecvHalf {
+        receiver,
+        ended: None,
+        anonymous: None,
+        shared: Arc::clone(&shared),
+    };
+    let sender = SendHalf {
+        sender,
+        ended: false,
+        max_message_size,
+        shared,
+    };
+    (receiver, sender)
+}
+
+impl RecvHalf {
+    /// Same as [`Connection::recv`].
+    ///
+    /// # Errors
+    ///
+    /// Same as [`Connection::recv`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe, as [`Connection::recv`].
+    pub async fn recv(&mut self) -> Result<Option<Bytes>, RecvError> {
+        poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    /// How receiving ended, if it has.
+    pub(crate) fn end(&self) -> Option<RecvEnd> {
+        self.ended
+    }
+
+    /// Whether another message can be received without a system call.
+    pub(crate) fn has_received(&self) -> bool {
+        self.ended.is_none() && self.receiver.has_received()
+    }
+
+    /// How many messages in a row a task should receive before others run.
+    pub(crate) fn turn(&self) -> u32 {
+        self.receiver.turn()
+    }
+
+    /// Whether the other side is gone. Messages that it sent before may still be received.
+    pub(crate) fn is_hung_up(&self) -> bool {
+        self.shared.link.is_hung_up()
+    }
+
+    pub(super) fn identity(&self) -> &Arc<Identity> {
+        &self.shared.identity
+    }
+
+    /// Records the peer in `span`: now, or once a message has been received if the peer is not known before.
+    pub(super) fn record_peer_in(&mut self, span: &Span) {
+        if !span.is_disabled() {
+            self.anonymous = Some(span.clone());
+            self.record_peer();
+        }
+    }
+
+    fn record_peer(&mut self) {
+        let Some(span) = &self.anonymous else { return };
+        if let Ok(peer) = self.shared.identity.peer() {
+            span.record("peer.pid", peer.process_id());
+            span.record("peer.user", display(peer.user()));
+            self.anonymous = None;
+        }
+    }
+
+    pub(crate) fn poll_recv(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Bytes>, RecvError>> {
+        if self.ended.is_some() {
+            return Poll::Ready(Ok(None));
+        }
+        let received = ready!(self.receiver.poll_recv(cx));
+        Poll::Ready(match received {
+            Ok(Received::Message(message)) => {
+                self.record_peer();
+                Ok(Some(message))
+            }
+            Ok(Received::End) => {
+                self.ended = Some(RecvEnd::HalfClosed);
+                Ok(None)
+            }
+            Ok(Received::Closed) => {
+                self.ended = Some(RecvEnd::Closed);
+                Ok(None)
+            }
+            Err(error) => {
+                self.ended = Some(RecvEnd::Closed);
+                Err(error)
+            }
+        })
+    }
+}
+
+impl SendHalf {
+    pub(super) fn max_message_size(&self) -> usize {
+        self.max_message_size
+    }
+
+    /// Same as [`Connection::send`].
+    ///
+    /// # Errors
+    ///
+    /// Same as [`Connection::send`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe, as [`Connection::send`].
+    pub async fn send(&mut self, message: impl Into<Bytes>) -> Result<(), SendError> {
+        self.feed(message.into()).await?;
+        poll_fn(|cx| self.poll_flush(cx)).await
+    }
+
+    /// Starts sending one message. It is guaranteed to be sent only once `poll_flush` is ready.
+    pub(crate) async fn feed(&mut self, message: Bytes) -> Result<(), SendError> {
+        // Before it waits for room.
+        self.check(&message)?;
+        poll_fn(|cx| self.poll_room(cx)).await?;
+        self.start(message)
+    }
+
+    /// Ready when another message can be started.
+    pub(crate) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        self.sender.poll_ready(cx)
+    }
+
+    /// Starts sending one message, once there is room for it.
+    pub(crate) fn start(&mut self, message: Bytes) -> Result<(), SendError> {
+        self.check(&message)?;
+        self.sender.start_send(message)
+    }
+
+    /// Ready when the system has all messages that were started.
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        self.sender.poll_flush(cx)
+    }
+
+    /// Same as [`Connection::finish`].
+    ///
+    /// # Errors
+    ///
+    /// Same as [`Connection::finish`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe, as [`Connection::finish`].
+    pub async fn finish(&mut self) -> Result<(), SendError> {
+        poll_fn(|cx| self.poll_finish(cx)).await
+    }
+
+    pub(super) fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        ready!(self.sender.poll_flush(cx))?;
+        if !self.ended {
+            self.ended = true;
+            self.sender.start_send(Bytes::new())?;
+        }
+        self.sender.poll_flush(cx)
+    }
+
+    fn check(&self, message: &Bytes) -> Result<(), SendError> {
+        if self.ended {
+            return Err(SendError::Finished);
+        }
+        check(message, self.max_message_size)
+    }
+}
+
+/// Whether `message` can be sent at all.
+pub(crate) fn check(message: &Bytes, limit: usize) -> Result<(), SendError> {
+    match message.len() {
+        0 => Err(SendError::Empty),
+        length if length > limit => Err(SendError::TooLong { length, limit }),
+        _ => Ok(()),
+    }
+}
+
+impl fmt::Debug for RecvHalf {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let id = self.shared.identity.id;
+        formatter
+            .debug_struct("RecvHalf")
+            .field("id", &id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for SendHalf {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let id = self.shared.identity.id;
+        formatter
+            .debug_struct("SendHalf")
+            .field("id", &id)
+            .finish_non_exhaustive()
+    }
+}
