@@ -3,7 +3,7 @@
 use std::{
     borrow::Cow,
     fs::OpenOptions,
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, Write as _},
     path::Path,
     sync::{
         Arc,
@@ -38,11 +38,6 @@ const MESSAGES_TO_SHOW: usize = 64;
 
 /// The pause before the next attempt to show a message.
 const SHOW_PAUSE: Duration = Duration::from_millis(20);
-
-/// Whether there is a terminal to have the conversation at.
-pub(crate) fn is_possible() -> bool {
-    io::stdin().is_terminal() && io::stdout().is_terminal()
-}
 
 /// Sends the lines that the user enters until Ctrl-D.
 pub(crate) async fn converse(
