@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use crate::{
-    conversation::Conversation, messages::Notation, options::Options, replies::Replies,
+    conversation::Conversation, messages::MessageNotation, options::Options, replies::Replies,
     write_failure,
 };
 
@@ -45,7 +45,7 @@ pub(crate) async fn converse(
     replies: &mut Replies,
     options: &Options,
 ) -> Result<(), Failure> {
-    let notation = Notation::new(options);
+    let notation = MessageNotation::new(options);
     let mut prompt = Prompt::start(options.history.as_deref())?;
     let mut to_show = None;
     loop {
