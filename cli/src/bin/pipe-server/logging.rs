@@ -186,12 +186,19 @@ fn panic_text(payload: &(dyn Any + Send)) -> &str {
 /// What is logged: by level, and by the module that logs it.
 fn filter(options: &LoggingOptions) -> Result<Targets, Failure> {
     if let Some(directives) = env::var_os("RUST_LOG").filter(|text| !text.is_empty()) {
-        let filter = directives.to_string_lossy().parse::<Targets>();
-        let filter = filter.map_err(|error| {
+        let wrong = |problem: &str| {
             Failure::new(format!(
-                "RUST_LOG can't be understood: {error}; give a level, as in debug or pipe_server=debug, or unset it"
+                "RUST_LOG can't be understood: {problem}; give a level, as in debug, or levels of modules, as in \
+                 warn,pipe_server=debug, or unset it"
             ))
-        })?;
+        };
+        let directives = directives.to_string_lossy();
+        // Otherwise it would be taken for the name of a module, and nothing would be logged.
+        if directives.contains('[') {
+            return Err(wrong("spans can't be filtered"));
+        }
+        let filter = directives.parse::<Targets>();
+        let filter = filter.map_err(|error| wrong(&error.to_string()))?;
         return Ok(without_secrets(filter));
     }
     let level = match (options.quiet, options.verbose) {
