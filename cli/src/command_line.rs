@@ -133,7 +133,7 @@ fn parse_command<O: Parser>(
         arguments: own,
         origins: Vec::new(),
     };
-    layers.add(environment(&command, |name| env::var_os(name))?);
+    layers.add(environment(&command)?);
     let portable = layers.arguments.clone();
     let given = parse_leniently(&command, &portable).ok();
     let path = given
@@ -231,7 +231,7 @@ struct Setting {
     id: Id,
     /// Where it is from, for errors.
     origin: String,
-    /// None if it turns the option off.
+    /// Empty if it turns the option off.
     arguments: Vec<OsString>,
 }
 
@@ -312,14 +312,11 @@ fn with_variables(command: Command) -> Command {
 }
 
 /// The options that environment variables set.
-fn environment(
-    command: &Command,
-    value_of: impl Fn(&str) -> Option<OsString>,
-) -> Result<Vec<Setting>, Failure> {
+fn environment(command: &Command) -> Result<Vec<Setting>, Failure> {
     let mut settings = Vec::new();
     for (long, arg) in options(command) {
         let name = variable(command, long);
-        let Some(value) = value_of(&name).filter(|value| !value.is_empty()) else {
+        let Some(value) = env::var_os(&name).filter(|value| !value.is_empty()) else {
             continue;
         };
         let values = match (arg.get_action(), value.to_str()) {
