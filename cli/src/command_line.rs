@@ -1,7 +1,9 @@
 //! The command line, and what adds to it: environment variables and a configuration file.
 //!
-//! Both are turned into arguments, which are placed before the command line's own. Not clap's own environment
-//! variables: an error in one does not name it, and one that conflicts with the command line would be an error.
+//! Both are turned into arguments, which clap parses like those of the command line. clap's own environment variables
+//! only appear in the help: an error in the value of one does not name it, an empty one is a value, and one that
+//! conflicts with the command line would be an error. No library for layers knows of conflicting options, and each would
+//! need a second parser for every type of value.
 
 use std::{
     env,
@@ -13,7 +15,7 @@ use std::{
 };
 
 use clap::{
-    Arg, ArgAction, ArgMatches, Command, Parser, builder::EnumValueParser, error::ErrorKind,
+    Arg, ArgAction, ArgMatches, Command, Id, Parser, builder::EnumValueParser, error::ErrorKind,
     parser::ValueSource, value_parser,
 };
 use toml::de::{DeTable, DeValue};
@@ -50,18 +52,18 @@ pub struct Parsed<O> {
 /// Parses the command line and the environment. If help, the version or a generated file is asked for, prints
 /// it and exits, as it does after bad usage.
 pub fn parse<O: Parser>() -> Result<O, Failure> {
-    let parsed = parse_command(O::command().after_help(after_help::<O>(".")));
-    Ok(parsed.map_err(Refused::print)?.options)
+    let command = O::command().after_help(after_help::<O>("."));
+    Ok(parse_command(command, exit)?.options)
 }
 
 /// Parses the command line, the environment and the file that `--config` names, which this adds.
 pub fn parse_with_file<O: Parser>() -> Result<Parsed<O>, Failure> {
-    parse_command(command_with_file::<O>()).map_err(Refused::print)
+    parse_command(command_with_file::<O>(), exit)
 }
 
 /// The same for a program whose stderr nobody reads: bad usage is a failure as well.
 pub fn parse_unattended<O: Parser>() -> Result<Parsed<O>, Failure> {
-    parse_command(command_with_file::<O>()).map_err(Refused::into_failure)
+    parse_command(command_with_file::<O>(), in_one_line)
 }
 
 /// What the command line alone gives, up to what is wrong in it, and the defaults of other options. `None` if it asks for
@@ -95,9 +97,15 @@ fn after_help<O: Parser>(precedence: &str) -> String {
     )
 }
 
-fn parse_command<O: Parser>(command: Command) -> Result<Parsed<O>, Refused> {
-    let arguments: Vec<OsString> = env::args_os().collect();
-    // Not for generated files: the completions of bash have hidden options too.
+/// Parses all layers. `refuse` handles an error that clap finds in all of them together, with a note on where else than
+/// on the command line options are from.
+fn parse_command<O: Parser>(
+    command: Command,
+    refuse: fn(clap::Error, Option<String>) -> Failure,
+) -> Result<Parsed<O>, Failure> {
+    let command = command.no_binary_name(true);
+    let own: Vec<OsString> = env::args_os().skip(1).collect();
+    // Without the option itself: the completions of bash have hidden options too.
     let described = with_variables(command.clone());
     let generate = Arg::new(GENERATE)
         .long(GENERATE)
@@ -105,116 +113,67 @@ fn parse_command<O: Parser>(command: Command) -> Result<Parsed<O>, Refused> {
         .value_parser(EnumValueParser::<Generate>::new())
         .exclusive(true)
         .hide(true);
-    let mut command = command.arg(&generate);
-    // Creates the groups, which conflicts are looked up in.
-    command.build();
+    let command = command.arg(&generate);
 
     // What the command line gives, whether or not it is complete.
-    let given = command.clone().ignore_errors(true);
-    let Ok(given) = given.try_get_matches_from(&arguments) else {
+    let Ok(given) = parse_leniently(&command, &own) else {
         // Help or the version.
-        _ = described.arg(generate).get_matches_from(&arguments);
+        _ = described.arg(generate).get_matches_from(&own);
         process::exit(0);
     };
     if let Some(&what) = given.try_get_one::<Generate>(GENERATE).ok().flatten() {
         what.print(described)?;
         process::exit(0);
     }
-    let is_given =
-        |arg: &&Arg| given.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
-    let given_here = command.get_arguments().filter(is_given);
-    // And whether it is turned on: one that is off conflicts with nothing.
-    let mut settled: Vec<(&Arg, bool)> = given_here.map(|arg| (arg, true)).collect();
 
-    let environment = environment(&command, |name| env::var_os(name))?;
-    let path = given.try_get_one::<PathBuf>(CONFIG).ok().flatten().cloned();
-    let in_environment = environment.iter().find(|setting| setting.is(CONFIG));
-    let path = path.or_else(|| in_environment.map(|setting| setting.value.clone().into()));
-    let file = match path {
-        Some(path) => file(&command, &path)?,
-        None => Vec::new(),
+    let is_given = |id: &&Id| given.value_source(id.as_str()) == Some(ValueSource::CommandLine);
+    let mut layers = Layers {
+        command: &command,
+        decided: given.ids().filter(is_given).cloned().collect(),
+        arguments: own,
+        origins: Vec::new(),
     };
-    let mut used = Vec::new();
-    let mut portable = Vec::new();
-    for (layer, is_environment) in [(environment, true), (file, false)] {
-        let layer: Vec<_> = layer
-            .into_iter()
-            .filter(|setting| {
-                let (arg, on) = (setting.arg, setting.is_on());
-                !settled.iter().any(|&(upper, upper_on)| {
-                    upper.get_id() == arg.get_id()
-                        || on && upper_on && conflict(&command, upper, arg)
-                })
-            })
-            .collect();
-        settled.extend(layer.iter().map(|setting| (setting.arg, setting.is_on())));
-        if is_environment {
-            let arguments = layer.iter().flat_map(|setting| &setting.arguments);
-            portable.extend(arguments.cloned());
-        }
-        used.extend(layer);
+    layers.add(environment(&command)?);
+    let portable = layers.arguments.clone();
+    let given = parse_leniently(&command, &portable).ok();
+    let path = given
+        .as_ref()
+        .and_then(|given| given.try_get_one::<PathBuf>(CONFIG).ok()?);
+    if let Some(path) = path {
+        layers.add(file(&command, path)?);
     }
 
-    let (program, own) = arguments.split_at(arguments.len().min(1));
-    let added = used.iter().flat_map(|setting| &setting.arguments);
-    let all = program.iter().chain(added).chain(own);
-    portable.extend_from_slice(own);
-    let parsed = command
-        .clone()
-        .try_get_matches_from(all)
-        .and_then(|mut matches| O::from_arg_matches_mut(&mut matches));
-    let parsed = parsed.map(|options| Parsed {
+    let matches = command.clone().try_get_matches_from(&layers.arguments);
+    let options = matches.and_then(|mut matches| O::from_arg_matches_mut(&mut matches));
+    let options = options.map_err(|error| {
+        let note = is_combination(&error) && !layers.origins.is_empty();
+        let note = note.then(|| format!("options are also set by {}", layers.origins.join(", ")));
+        refuse(error, note)
+    })?;
+    Ok(Parsed {
         options,
         arguments: portable,
-    });
-    parsed.map_err(|error| {
-        let origins: Vec<_> = used.iter().map(|setting| &*setting.origin).collect();
-        let note = is_combination(&error) && !used.is_empty();
-        let note = note.then(|| format!("options are also set by {}", origins.join(", ")));
-        Refused::Usage { error, note }
     })
 }
 
-/// Why there are no options.
-enum Refused {
-    /// What clap says of the command line as a whole.
-    Usage {
-        error: clap::Error,
-        note: Option<String>,
-    },
-    Failure(Failure),
+fn parse_leniently(command: &Command, arguments: &[OsString]) -> clap::error::Result<ArgMatches> {
+    let lenient = command.clone().ignore_errors(true);
+    lenient.try_get_matches_from(arguments)
 }
 
-impl From<Failure> for Refused {
-    fn from(failure: Failure) -> Self {
-        Self::Failure(failure)
+/// Prints what clap says, with the usage and hints, and exits.
+fn exit(error: clap::Error, note: Option<String>) -> Failure {
+    _ = error.print();
+    if let Some(note) = note {
+        _ = writeln!(io::stderr(), "\nnote: {}", escape(&note));
     }
+    process::exit(error.exit_code())
 }
 
-impl Refused {
-    /// Prints what clap says, with the usage and hints, and exits.
-    fn print(self) -> Failure {
-        let (error, note) = match self {
-            Self::Usage { error, note } => (error, note),
-            Self::Failure(failure) => return failure,
-        };
-        _ = error.print();
-        if let Some(note) = note {
-            _ = writeln!(io::stderr(), "\nnote: {}", escape(&note));
-        }
-        process::exit(error.exit_code())
-    }
-
-    /// In one line, without the usage and hints.
-    fn into_failure(self) -> Failure {
-        match self {
-            Self::Usage { error, note } => {
-                let note = note.map(|note| format!("; {note}")).unwrap_or_default();
-                Failure::usage(format!("{}{note}", problem(&error)))
-            }
-            Self::Failure(failure) => failure,
-        }
-    }
+/// What clap says in one line, without the usage and hints.
+fn in_one_line(error: clap::Error, note: Option<String>) -> Failure {
+    let note = note.map(|note| format!("; {note}")).unwrap_or_default();
+    Failure::usage(format!("{}{note}", problem(&error)))
 }
 
 /// What is wrong, in one line.
@@ -235,50 +194,95 @@ fn is_combination(error: &clap::Error) -> bool {
     )
 }
 
+/// The command line, and below it what other layers add.
+struct Layers<'a> {
+    command: &'a Command,
+    /// Options that are given, or turned off, by one of the layers.
+    decided: Vec<Id>,
+    arguments: Vec<OsString>,
+    /// Where the settings that were added are from.
+    origins: Vec<String>,
+}
+
+impl Layers<'_> {
+    /// Adds a layer below the others: what those decide, or what conflicts with them, is left out.
+    fn add(&mut self, mut settings: Vec<Setting>) {
+        settings.retain(|setting| {
+            !self.decided.contains(&setting.id) && !self.conflict_with(&setting.arguments)
+        });
+        let own = std::mem::take(&mut self.arguments);
+        for setting in settings {
+            self.decided.push(setting.id);
+            self.arguments.extend(setting.arguments);
+            self.origins.push(setting.origin);
+        }
+        self.arguments.extend(own);
+    }
+
+    fn conflict_with(&self, arguments: &[OsString]) -> bool {
+        let all = arguments.iter().chain(&self.arguments);
+        let parsed = self.command.clone().try_get_matches_from(all);
+        parsed.is_err_and(|error| error.kind() == ErrorKind::ArgumentConflict)
+    }
+}
+
 /// An option from elsewhere than the command line.
-struct Setting<'a> {
-    arg: &'a Arg,
+struct Setting {
+    id: Id,
     /// Where it is from, for errors.
     origin: String,
-    /// As text, for an option with one value.
-    value: OsString,
+    /// Empty if it turns the option off.
     arguments: Vec<OsString>,
 }
 
-impl<'a> Setting<'a> {
-    /// Fails if the value is wrong.
+impl Setting {
+    /// Fails if the values are wrong.
     fn new(
         command: &Command,
-        arg: &'a Arg,
+        arg: &Arg,
         origin: String,
-        arguments: Result<Vec<OsString>, String>,
-        value: OsString,
+        values: Result<Vec<OsString>, &str>,
     ) -> Result<Self, Failure> {
         let wrong = |problem: &str| Failure::usage(format!("{origin}: {problem}"));
-        let arguments = arguments.map_err(|problem| wrong(&problem))?;
+        let arguments = values
+            .and_then(|values| arguments(arg, &values))
+            .map_err(wrong)?;
         // Alone, so that what is wrong is this value. Options that it requires may follow.
-        let program = OsString::from(command.get_name());
-        let alone = command.clone();
-        if let Err(error) = alone.try_get_matches_from([&program].into_iter().chain(&arguments)) {
-            if !is_combination(&error) {
-                return Err(wrong(&problem(&error)));
-            }
+        match command.clone().try_get_matches_from(&arguments) {
+            Err(error) if !is_combination(&error) => Err(wrong(&problem(&error))),
+            _ => Ok(Self {
+                id: arg.get_id().clone(),
+                origin,
+                arguments,
+            }),
         }
-        Ok(Self {
-            arg,
-            origin,
-            value,
-            arguments,
-        })
     }
+}
 
-    fn is_on(&self) -> bool {
-        !self.arguments.is_empty()
-    }
-
-    fn is(&self, id: &str) -> bool {
-        self.arg.get_id() == id
-    }
+/// The arguments that give an option these values.
+fn arguments(arg: &Arg, values: &[OsString]) -> Result<Vec<OsString>, &'static str> {
+    let long = arg.get_long().unwrap_or_default();
+    let first = values.first().and_then(|value| value.to_str());
+    let times = match arg.get_action() {
+        ArgAction::SetTrue => match first.unwrap_or_default().to_ascii_lowercase().as_str() {
+            "true" | "yes" | "on" | "1" => 1,
+            "false" | "no" | "off" | "0" => 0,
+            _ => return Err("give true or false"),
+        },
+        ArgAction::Count => match first.unwrap_or_default().parse::<u8>() {
+            Ok(count) => usize::from(count),
+            Err(_) => return Err("give a number from 0 to 255"),
+        },
+        _ => {
+            let with_name = |value: &OsString| {
+                let mut argument = OsString::from(format!("--{long}="));
+                argument.push(value);
+                argument
+            };
+            return Ok(values.iter().map(with_name).collect());
+        }
+    };
+    Ok(vec![format!("--{long}").into(); times])
 }
 
 /// The options that can be set elsewhere, with their names.
@@ -308,42 +312,27 @@ fn with_variables(command: Command) -> Command {
 }
 
 /// The options that environment variables set.
-fn environment(
-    command: &Command,
-    value_of: impl Fn(&str) -> Option<OsString>,
-) -> Result<Vec<Setting<'_>>, Failure> {
+fn environment(command: &Command) -> Result<Vec<Setting>, Failure> {
     let mut settings = Vec::new();
     for (long, arg) in options(command) {
         let name = variable(command, long);
-        let Some(value) = value_of(&name).filter(|value| !value.is_empty()) else {
+        let Some(value) = env::var_os(&name).filter(|value| !value.is_empty()) else {
             continue;
         };
-        let text = value.to_str().map(str::trim).unwrap_or_default();
-        let arguments = match arg.get_action() {
-            ArgAction::SetTrue => match text.to_ascii_lowercase().as_str() {
-                "true" | "yes" | "on" | "1" => Ok(repeated(long, 1)),
-                "false" | "no" | "off" | "0" => Ok(Vec::new()),
-                _ => Err("give true or false".to_owned()),
-            },
-            ArgAction::Count => match text.parse::<u8>() {
-                Ok(count) => Ok(repeated(long, count)),
-                Err(_) => Err("give a number".to_owned()),
-            },
-            ArgAction::Append if value.to_str().is_some() => {
-                let values = text.split(',');
-                Ok(values
-                    .map(|value| argument(long, value.trim().as_ref()))
-                    .collect())
+        let values = match (arg.get_action(), value.to_str()) {
+            (ArgAction::Append, Some(text)) => {
+                text.split(',').map(|value| value.trim().into()).collect()
             }
-            _ => Ok(vec![argument(long, &value)]),
+            (ArgAction::SetTrue | ArgAction::Count, Some(text)) => vec![text.trim().into()],
+            _ => vec![value],
         };
-        settings.push(Setting::new(command, arg, name, arguments, value)?);
+        settings.push(Setting::new(command, arg, name, Ok(values))?);
     }
     Ok(settings)
 }
 
 /// The options that a file sets.
-fn file<'a>(command: &'a Command, path: &Path) -> Result<Vec<Setting<'a>>, Failure> {
+fn file(command: &Command, path: &Path) -> Result<Vec<Setting>, Failure> {
     let name = path.display();
     let text = fs::read_to_string(path)
         .map_err(|error| Failure::usage(format!("--config: can't read {name}: {error}")))?;
@@ -355,68 +344,32 @@ fn file<'a>(command: &'a Command, path: &Path) -> Result<Vec<Setting<'a>>, Failu
     let mut settings = Vec::new();
     for (key, value) in table.get_ref() {
         let origin = format!("{name}:{}: {}", line(key.span().start), key.get_ref());
-        let known =
-            options(command).find(|&(long, arg)| long == key.get_ref() && arg.get_id() != CONFIG);
-        let Some((long, arg)) = known else {
+        let known = options(command).find(|&(long, _)| long == key.get_ref() && long != CONFIG);
+        let Some((_, arg)) = known else {
             return Err(Failure::usage(format!(
                 "{origin}: unknown key; keys are the names of options, without the dashes in front"
             )));
         };
-        let value = value.get_ref();
-        let arguments = match (arg.get_action(), value) {
-            (ArgAction::SetTrue, DeValue::Boolean(set)) => Ok(repeated(long, u8::from(*set))),
-            (ArgAction::SetTrue, _) => Err("give true or false".to_owned()),
-            (ArgAction::Count, DeValue::Integer(number)) => number
-                .to_string()
-                .parse()
-                .map(|count| repeated(long, count))
-                .map_err(|_| "give a number from 0 to 255".to_owned()),
-            (ArgAction::Count, _) => Err("give a number".to_owned()),
-            (ArgAction::Append, DeValue::Array(values)) => values
-                .iter()
-                .map(|value| scalar(long, value.get_ref()))
-                .collect(),
-            (_, value) => scalar(long, value).map(|argument| vec![argument]),
+        let values = match (arg.get_action(), value.get_ref()) {
+            (ArgAction::SetTrue, DeValue::Boolean(set)) => Ok(vec![set.to_string().into()]),
+            (ArgAction::SetTrue, _) => Err("give true or false"),
+            (ArgAction::Count, DeValue::Integer(count)) => Ok(vec![count.to_string().into()]),
+            (ArgAction::Count, _) => Err("give a number from 0 to 255"),
+            (ArgAction::Append, DeValue::Array(values)) => {
+                values.iter().map(|value| scalar(value.get_ref())).collect()
+            }
+            (_, value) => scalar(value).map(|value| vec![value]),
         };
-        settings.push(Setting::new(
-            command,
-            arg,
-            origin,
-            arguments,
-            OsString::new(),
-        )?);
+        settings.push(Setting::new(command, arg, origin, values)?);
     }
     Ok(settings)
 }
 
-/// An argument with a value from a file.
-fn scalar(long: &str, value: &DeValue<'_>) -> Result<OsString, String> {
+/// The text of a value in a file.
+fn scalar(value: &DeValue<'_>) -> Result<OsString, &'static str> {
     match value {
-        DeValue::String(text) => Ok(argument(long, OsStr::new(text.as_ref()))),
-        DeValue::Integer(number) => Ok(argument(long, number.to_string().as_ref())),
-        _ => Err("give a string or a whole number".to_owned()),
+        DeValue::String(text) => Ok(OsStr::new(text.as_ref()).to_owned()),
+        DeValue::Integer(number) => Ok(number.to_string().into()),
+        _ => Err("give a string or a whole number"),
     }
-}
-
-fn argument(long: &str, value: &OsStr) -> OsString {
-    let mut argument = OsString::from(format!("--{long}="));
-    argument.push(value);
-    argument
-}
-
-fn repeated(long: &str, times: u8) -> Vec<OsString> {
-    vec![format!("--{long}").into(); times.into()]
-}
-
-/// Whether two options can't be given together.
-fn conflict(command: &Command, one: &Arg, other: &Arg) -> bool {
-    let names = |arg: &Arg, other: &Arg| {
-        let conflicts = command.get_arg_conflicts_with(arg);
-        conflicts.iter().any(|arg| arg.get_id() == other.get_id())
-    };
-    let share_a_choice = command.get_groups().any(|group| {
-        let holds = |arg: &Arg| group.get_args().any(|id| id == arg.get_id());
-        !group.clone().is_multiple() && holds(one) && holds(other)
-    });
-    names(one, other) || names(other, one) || share_a_choice
 }

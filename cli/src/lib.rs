@@ -10,12 +10,17 @@ compile_error!(
 pub mod command_line;
 pub mod escape;
 pub mod exit;
-pub mod family;
 mod generate;
 #[cfg(feature = "bench")]
 pub mod load;
 #[cfg(target_os = "linux")]
 pub mod open_files;
+pub mod process_group;
 pub mod runtime;
 pub mod text;
 pub mod values;
+
+/// The former names of [`process_group`], for `tests/it/programs.rs`.
+pub mod family {
+    pub use crate::process_group::{ProcessGroup as Family, shell};
+}

@@ -30,7 +30,7 @@ pub(crate) async fn measure<T: Transport>(
         let (depth, pause, verify) = (options.depth as usize, options.pause, options.verify);
         connecting.spawn(async move {
             let (sender, receiver) = transport.connect().await?;
-            Ok(Conversation::<T> {
+            Ok(ConversingClient::<T> {
                 sender,
                 receiver,
                 content,
@@ -51,17 +51,17 @@ pub(crate) async fn measure<T: Transport>(
     while let Some(connected) = connecting.join_next().await {
         clients.push(unwind(connected)?);
     }
-    let outcome = run::run(options, clients, transport.address()).await?;
+    let results = run::run(options, clients, transport.address()).await?;
 
     let mut all = latencies();
-    for latencies in &outcome.measured {
+    for latencies in &results.measured {
         all += latencies;
     }
     let mut report = Report::new();
     report.number("clients", options.clients.into());
     report.number("depth", options.depth.into());
     report.size("size", options.size);
-    report.rate("messages", all.len(), outcome.time);
+    report.rate("messages", all.len(), results.time);
     report.latencies("", &all);
     Ok(report)
 }
@@ -73,7 +73,7 @@ pub(crate) fn content(size: usize) -> &'static [u8] {
 }
 
 /// A client and its connection.
-struct Conversation<T: Transport> {
+struct ConversingClient<T: Transport> {
     sender: T::Sender,
     receiver: T::Receiver,
     content: &'static [u8],
@@ -82,7 +82,7 @@ struct Conversation<T: Transport> {
     ledger: Ledger,
 }
 
-impl<T: Transport> Work for Conversation<T> {
+impl<T: Transport> Work for ConversingClient<T> {
     type Measured = Latencies;
 
     async fn work(&mut self, until: Until, count: &Count) -> Result<(), Failure> {
@@ -134,12 +134,12 @@ struct Ledger {
     address: String,
     verify: Option<Verify>,
     requests: u64,
-    outstanding: VecDeque<Request>,
+    outstanding: VecDeque<SentRequest>,
     latencies: Latencies,
 }
 
 /// A request in flight.
-struct Request {
+struct SentRequest {
     begun: Instant,
     expected: Option<Bytes>,
 }
@@ -153,7 +153,7 @@ impl Ledger {
             Some(Verify::Echo) => unlike_any_other(content, self.client, self.requests),
         };
         self.requests += 1;
-        self.outstanding.push_back(Request {
+        self.outstanding.push_back(SentRequest {
             expected: self.verify.map(|Verify::Echo| request.clone()),
             begun: Instant::now(),
         });

@@ -77,7 +77,7 @@ impl Until {
 }
 
 /// The results of all clients.
-pub(crate) struct Outcome<M> {
+pub(crate) struct RunResults<M> {
     pub(crate) measured: Vec<M>,
     /// From the first client's start to the last one's end.
     pub(crate) time: Duration,
@@ -88,7 +88,7 @@ pub(crate) async fn run<W: Work>(
     options: &Options,
     clients: Vec<W>,
     address: &str,
-) -> Result<Outcome<W::Measured>, Failure> {
+) -> Result<RunResults<W::Measured>, Failure> {
     let limit = options.limit();
     let number = clients.len() as u64;
     let progress = Progress::new(limit, clients.len());
@@ -115,7 +115,7 @@ pub(crate) async fn run<W: Work>(
     let ended = watch(tasks, options, &progress, address).await?;
     let begun = ended.iter().map(|&(_, begun, _)| begun).min();
     let time = ended.iter().map(|&(_, _, end)| end).max();
-    Ok(Outcome {
+    Ok(RunResults {
         time: time
             .zip(begun)
             .map_or(Duration::ZERO, |(end, begun)| end - begun),

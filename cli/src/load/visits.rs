@@ -26,17 +26,17 @@ pub(crate) async fn measure<T: Transport>(
         connecting: latencies(),
         visiting: latencies(),
     });
-    let outcome = run::run(options, clients.collect(), transport.address()).await?;
+    let results = run::run(options, clients.collect(), transport.address()).await?;
 
     let (mut connecting, mut visiting) = (latencies(), latencies());
-    for (connects, visits) in &outcome.measured {
+    for (connects, visits) in &results.measured {
         connecting += connects;
         visiting += visits;
     }
     let mut report = Report::new();
     report.number("clients", options.clients.into());
     report.size("size", options.size);
-    report.rate("connections", visiting.len(), outcome.time);
+    report.rate("connections", visiting.len(), results.time);
     report.latencies("connect ", &connecting);
     report.latencies("visit ", &visiting);
     Ok(report)

@@ -196,3 +196,32 @@ async fn the_log_in_json_shows_no_terminal_what_it_should_not_see() {
     assert!(line.contains(escaped), "{line}");
     assert!(line.starts_with('{') && line.ends_with('}'), "{line}");
 }
+
+#[tokio::test]
+async fn rust_log_takes_the_place_of_v_and_q() {
+    in_time(async {
+        let name = unique_name();
+        let mut command = server(&name, &["--echo", "--quiet"]);
+        command.env("RUST_LOG", "off,pipe_server=debug");
+        let server = Server::spawn(command.stderr(Stdio::piped()));
+        let mut client = Client::connect(&name.text).await.unwrap();
+        echo(&mut client, 1).await;
+        server.log().wait_for("DEBUG");
+    })
+    .await;
+}
+
+#[test]
+fn a_rust_log_that_can_not_be_understood_is_a_failure_that_names_it() {
+    for wrong in ["[connection]=debug", "pipe_server=debug=trace"] {
+        let name = unique_name();
+        let mut command = server(&name, &[]);
+        let command = command.env("RUST_LOG", wrong).stderr(Stdio::piped());
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let line = String::from_utf8(output.stderr).unwrap();
+        assert!(line.contains("RUST_LOG"), "{line}");
+        assert!(line.contains("pipe_server=debug"), "{line}");
+        assert_eq!(line.lines().count(), 1, "{line}");
+    }
+}

@@ -3,7 +3,7 @@
 use std::{
     borrow::Cow,
     fs::OpenOptions,
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, Write as _},
     path::Path,
     sync::{
         Arc,
@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use crate::{
-    conversation::Conversation, messages::Notation, options::Options, replies::Replies,
+    conversation::Conversation, messages::MessageNotation, options::Options, replies::Replies,
     write_failure,
 };
 
@@ -39,18 +39,13 @@ const MESSAGES_TO_SHOW: usize = 64;
 /// The pause before the next attempt to show a message.
 const SHOW_PAUSE: Duration = Duration::from_millis(20);
 
-/// Whether there is a terminal to have the conversation at.
-pub(crate) fn is_possible() -> bool {
-    io::stdin().is_terminal() && io::stdout().is_terminal()
-}
-
 /// Sends the lines that the user enters until Ctrl-D.
 pub(crate) async fn converse(
     conversation: &mut Conversation,
     replies: &mut Replies,
     options: &Options,
 ) -> Result<(), Failure> {
-    let notation = Notation::new(options);
+    let notation = MessageNotation::new(options);
     let mut prompt = Prompt::start(options.history.as_deref())?;
     let mut to_show = None;
     loop {

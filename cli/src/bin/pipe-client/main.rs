@@ -1,6 +1,10 @@
 //! `pipe-client`: sends messages to a pipe's server and prints its replies.
 
-use std::{io, process::ExitCode, time::Instant};
+use std::{
+    io::{self, IsTerminal as _},
+    process::ExitCode,
+    time::Instant,
+};
 
 use pipe_server::ConnectError;
 use pipe_server_cli::{
@@ -34,6 +38,16 @@ fn main() -> ExitCode {
 }
 
 async fn run(options: Options) -> Result<(), Failure> {
+    // Without a terminal there is nothing to edit lines at: they are read from stdin as always.
+    let at_a_prompt =
+        options.interactive && io::stdin().is_terminal() && io::stdout().is_terminal();
+    #[cfg(not(feature = "interactive"))]
+    if at_a_prompt {
+        return Err(Failure::usage(
+            "--interactive: this pipe-client was built without a prompt: build it with --features interactive"
+                .to_owned(),
+        ));
+    }
     // Before connecting: it may fail.
     let messages = Messages::new(&options)?;
     let address = options.pipe_name.to_path().display().to_string();
@@ -42,7 +56,7 @@ async fn run(options: Options) -> Result<(), Failure> {
     let mut replies = Replies::new(&options, address.clone());
     let mut conversation = Conversation::new(client, address);
     #[cfg(feature = "interactive")]
-    if options.is_interactive() && interactive::is_possible() {
+    if at_a_prompt {
         return interactive::converse(&mut conversation, &mut replies, &options).await;
     }
     exchange_all(&mut conversation, &mut replies, messages, options.repeat).await

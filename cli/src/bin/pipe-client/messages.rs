@@ -28,7 +28,7 @@ pub(crate) enum Messages {
 impl Messages {
     /// Reads all but the lines of stdin, so that nothing is sent if one of them can't be.
     pub(crate) fn new(options: &Options) -> Result<Self, Failure> {
-        let notation = Notation::new(options);
+        let notation = MessageNotation::new(options);
         let given: Result<Vec<Bytes>, Failure> = if !options.file.is_empty() {
             let files = options.file.iter();
             files
@@ -44,7 +44,7 @@ impl Messages {
                     })
                 })
                 .collect()
-        } else if options.ping || !options.is_interactive() && io::stdin().is_terminal() {
+        } else if options.ping || !options.interactive && io::stdin().is_terminal() {
             // At a terminal, waiting for input would look like hanging. The stdin of a health check may be
             // anything.
             let message = Form::encode(options.form(), DEFAULT_MESSAGE);
@@ -72,12 +72,12 @@ impl Messages {
 
 /// How MESSAGE and the lines of stdin stand for messages.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Notation {
+pub(crate) enum MessageNotation {
     Text(Form),
     Hex,
 }
 
-impl Notation {
+impl MessageNotation {
     pub(crate) fn new(options: &Options) -> Self {
         match options.hex {
             true => Self::Hex,
@@ -165,7 +165,7 @@ pub(crate) struct Lines {
     end: u8,
     /// The longest one in bytes, without its end.
     longest: usize,
-    notation: Notation,
+    notation: MessageNotation,
 }
 
 impl Lines {
@@ -224,17 +224,17 @@ mod tests {
 
     #[test]
     fn hexadecimal_may_have_spaces_and_either_case() {
-        let message = Notation::Hex.encode(b" 00 fF\tA b ");
+        let message = MessageNotation::Hex.encode(b" 00 fF\tA b ");
         assert_eq!(message.unwrap(), &b"\x00\xff\xab"[..]);
         for (wrong, why) in [("0", "Odd"), ("0g", "'g'"), (" ", "empty")] {
-            let problem = Notation::Hex.encode(wrong.as_bytes()).unwrap_err();
+            let problem = MessageNotation::Hex.encode(wrong.as_bytes()).unwrap_err();
             assert!(problem.contains(why), "{problem}");
         }
     }
 
     #[test]
     fn narrow_text_may_be_any_bytes_and_wide_text_may_not() {
-        let form = |wide, terminated| Notation::Text(Form { wide, terminated });
+        let form = |wide, terminated| MessageNotation::Text(Form { wide, terminated });
         assert_eq!(form(false, false).encode(b"\xff").unwrap(), &b"\xff"[..]);
         assert_eq!(form(false, true).encode(b"a").unwrap(), &b"a\0"[..]);
         assert_eq!(form(true, false).encode(b"a").unwrap(), &b"a\0"[..]);

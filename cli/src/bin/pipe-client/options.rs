@@ -129,7 +129,6 @@ pub(crate) struct Options {
     /// Each line is a message, and the next message of the server is its reply. What the server sends at other times
     /// is shown at once, above the prompt, and its end of the connection ends the program. Without a terminal there
     /// is no prompt, and the lines of stdin are sent.
-    #[cfg(feature = "interactive")]
     #[arg(short, long, conflicts_with_all = ["messages", "file", "raw", "nul", "ping"])]
     pub(crate) interactive: bool,
 
@@ -215,14 +214,6 @@ impl Options {
                 Terminator::None => false,
             },
         }
-    }
-
-    /// Whether to have a conversation at the terminal, if there is one.
-    pub(crate) fn is_interactive(&self) -> bool {
-        #[cfg(feature = "interactive")]
-        return self.interactive;
-        #[cfg(not(feature = "interactive"))]
-        false
     }
 
     /// The connection's options. Options that were not given keep the library's default.

@@ -32,7 +32,7 @@ of the servers of this project; the owner is a user's name, or else a number.";
 
 /// A pipe.
 #[derive(Debug)]
-pub(crate) struct Pipe {
+pub(crate) struct ListedPipe {
     path: PathBuf,
     serving: bool,
     process_id: Option<u32>,
@@ -47,7 +47,7 @@ struct Socket {
 }
 
 /// The pipes, by path.
-pub(crate) fn pipes() -> Result<Vec<Pipe>, Failure> {
+pub(crate) fn pipes() -> Result<Vec<ListedPipe>, Failure> {
     let read = |path: &str| {
         fs::read(path).map_err(|error| Failure::new(format!("can't read {path}: {error}")))
     };
@@ -67,7 +67,7 @@ pub(crate) fn pipes() -> Result<Vec<Pipe>, Failure> {
             _ => return None,
         };
         let process_id = lock_of(&path).and_then(|lock| locks.get(&lock).copied());
-        Some(Pipe {
+        Some(ListedPipe {
             // In another network namespace the socket is not in the list.
             serving: listening.contains(&path) || process_id.is_some(),
             path,
@@ -78,7 +78,7 @@ pub(crate) fn pipes() -> Result<Vec<Pipe>, Failure> {
     Ok(pipes.collect())
 }
 
-impl Pipe {
+impl ListedPipe {
     pub(crate) fn cells(&self) -> Cells {
         let socket = self.socket.as_ref();
         let state = if self.serving { "serving" } else { "stale" };

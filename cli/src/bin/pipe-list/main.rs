@@ -50,7 +50,12 @@ fn run(options: Options) -> Result<(), Failure> {
     let pipes = system::pipes()?;
     let text = match options.json {
         true => pipes.iter().map(|pipe| json(&pipe.cells())).collect(),
-        false => table(&pipes.iter().map(system::Pipe::cells).collect::<Vec<_>>()),
+        false => table(
+            &pipes
+                .iter()
+                .map(system::ListedPipe::cells)
+                .collect::<Vec<_>>(),
+        ),
     };
     let mut stdout = io::stdout().lock();
     match stdout

@@ -15,18 +15,18 @@ client. The server's process and user are not shown: to ask for them would take 
 
 /// A pipe of any server.
 #[derive(Debug)]
-pub(crate) struct Pipe {
+pub(crate) struct ListedPipe {
     name: String,
     instances: Option<u64>,
 }
 
 /// All pipes, by name.
-pub(crate) fn pipes() -> Result<Vec<Pipe>, Failure> {
+pub(crate) fn pipes() -> Result<Vec<ListedPipe>, Failure> {
     let failure = |error| Failure::new(format!("can't list the pipes: {error}"));
     let mut pipes = Vec::new();
     for entry in fs::read_dir(r"\\.\pipe\").map_err(failure)? {
         let entry = entry.map_err(failure)?;
-        pipes.push(Pipe {
+        pipes.push(ListedPipe {
             name: entry.file_name().to_string_lossy().into_owned(),
             // It comes with the entry: no pipe is opened. The size of a pipe is its number of instances. Windows
             // does not document that; Sysinternals' PipeList shows it, and ReactOS does the same (`EndOfFile` in
@@ -38,7 +38,7 @@ pub(crate) fn pipes() -> Result<Vec<Pipe>, Failure> {
     Ok(pipes)
 }
 
-impl Pipe {
+impl ListedPipe {
     pub(crate) fn cells(&self) -> Cells {
         vec![
             ("name", self.name.as_str().into()),

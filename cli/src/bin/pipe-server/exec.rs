@@ -7,7 +7,7 @@ use std::{
 };
 
 use pipe_server::{Peer, Request, UserId};
-use pipe_server_cli::family::{Family, is_shortage, shell};
+use pipe_server_cli::process_group::{ProcessGroup, is_shortage, shell};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     process::Command,
@@ -88,8 +88,8 @@ impl Exec {
     /// is.
     pub(crate) async fn run(&self, request: &Request) -> Result<Vec<u8>, ExecError> {
         // Dropped after the command.
-        let (_permit, mut family) = self.start(request).await?;
-        let (stdin, stdout, stderr) = family.take_pipes();
+        let (_permit, mut group) = self.start(request).await?;
+        let (stdin, stdout, stderr) = group.take_pipes();
 
         // Concurrently: a command may print before it has read everything.
         let newline = if self.trim_newline { NEWLINE } else { 0 };
@@ -99,7 +99,7 @@ impl Exec {
             read_beginning(stderr),
             feed(stdin, request.bytes()),
         )?;
-        let status = family.wait().await.map_err(ExecError::Io)?;
+        let status = group.wait().await.map_err(ExecError::Io)?;
 
         if !status.success() {
             let stderr = String::from_utf8_lossy(&stderr).trim().to_owned();
@@ -120,15 +120,15 @@ impl Exec {
     pub(crate) async fn start(
         &self,
         request: &Request,
-    ) -> Result<(OwnedSemaphorePermit, Family), ExecError> {
+    ) -> Result<(OwnedSemaphorePermit, ProcessGroup), ExecError> {
         // Asked first: the system may not know it later.
         let environment = environment(request);
         // While this waits, the server checks whether the client is still connected.
         yield_now().await;
         let permit = self.permit().await;
-        let mut family = self.start_in(request, &environment).await?;
-        debug!(command.pid = family.id(), "command started");
-        Ok((permit, family))
+        let mut group = self.start_in(request, &environment).await?;
+        debug!(command.pid = group.id(), "command started");
+        Ok((permit, group))
     }
 
     async fn permit(&self) -> OwnedSemaphorePermit {
@@ -145,10 +145,10 @@ impl Exec {
         &self,
         request: &Request,
         environment: &[Variable],
-    ) -> Result<Family, ExecError> {
+    ) -> Result<ProcessGroup, ExecError> {
         let mut pause = FIRST_START_PAUSE;
         loop {
-            match Family::start(self.shell(environment)) {
+            match ProcessGroup::start(self.shell(environment)) {
                 Err(error) if is_shortage(&error) => {
                     self.log_shortage(request, &error);
                     sleep(pause).await;

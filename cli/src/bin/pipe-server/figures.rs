@@ -9,12 +9,12 @@ use tracing::info;
 /// Logs `stats` every `time`, if it is set, and at each SIGUSR1 (Linux) or Ctrl-Break (Windows), until the runtime
 /// shuts down.
 pub(crate) fn log(stats: Stats, time: Option<Duration>) -> io::Result<()> {
-    let mut asked = Asked::new()?;
+    let mut signal = FiguresSignal::new()?;
     tokio::spawn(async move {
         let mut ticks = time.map(|time| interval_at(Instant::now() + time, time));
         loop {
             tokio::select! {
-                () = asked.next() => {}
+                () = signal.next() => {}
                 () = async {
                     match &mut ticks {
                         Some(ticks) => _ = ticks.tick().await,
@@ -49,10 +49,10 @@ fn write(stats: &Stats) {
 }
 
 #[cfg(unix)]
-struct Asked(tokio::signal::unix::Signal);
+struct FiguresSignal(tokio::signal::unix::Signal);
 
 #[cfg(unix)]
-impl Asked {
+impl FiguresSignal {
     fn new() -> io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
 
@@ -65,10 +65,10 @@ impl Asked {
 }
 
 #[cfg(windows)]
-struct Asked(tokio::signal::windows::CtrlBreak);
+struct FiguresSignal(tokio::signal::windows::CtrlBreak);
 
 #[cfg(windows)]
-impl Asked {
+impl FiguresSignal {
     fn new() -> io::Result<Self> {
         tokio::signal::windows::ctrl_break().map(Self)
     }

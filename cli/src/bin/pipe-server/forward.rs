@@ -156,7 +156,7 @@ impl Target {
     }
 
     /// Connects, once.
-    async fn connect(&self, link: &Arc<Link>) -> Result<Client, String> {
+    async fn connect(&self, link: &Arc<NatsLink>) -> Result<Client, String> {
         let options = match &self.credentials {
             Credentials::None => ConnectOptions::new(),
             Credentials::Token(token) => ConnectOptions::with_token(token.clone()),
@@ -220,7 +220,7 @@ fn decode(text: &str) -> Result<String, String> {
 /// The way to the subscribers.
 #[derive(Debug)]
 pub(crate) struct Forward {
-    link: Arc<Link>,
+    link: Arc<NatsLink>,
     subject: Subject,
     /// The longest reply, in bytes.
     limit: usize,
@@ -254,11 +254,11 @@ impl Forward {
     /// Up to `most` requests are in flight at the same time.
     pub(crate) fn start(target: Target, most: usize, limit: usize) -> Self {
         let most = most.min(Semaphore::MAX_PERMITS);
-        let link = Link::new(target.server.to_string(), most);
+        let link = NatsLink::new(target.server.to_string(), most);
         Self::over(link, target, limit)
     }
 
-    fn over(link: Link, target: Target, limit: usize) -> Self {
+    fn over(link: NatsLink, target: Target, limit: usize) -> Self {
         let subject = Subject::from(target.subject.as_str());
         let most = link.most;
         let link = Arc::new(link);
@@ -335,7 +335,7 @@ impl Forward {
 /// Not `Client::request`: it keeps an entry for every request without a reply, also when nobody waits for it
 /// any more, so that clients could fill the memory.
 #[derive(Debug)]
-struct Link {
+struct NatsLink {
     /// Without credentials.
     address: String,
     most: usize,
@@ -351,13 +351,13 @@ struct Link {
 
 #[derive(Debug, Default)]
 struct LinkState {
-    connection: Option<Arc<Connection>>,
+    connection: Option<Arc<NatsConnection>>,
     /// What the last event said. It may be missing, because `async-nats` drops events when there are many.
     up: bool,
 }
 
 #[derive(Debug)]
-struct Connection {
+struct NatsConnection {
     client: Client,
     /// The subject below which replies arrive. It is random, so that others can't guess it.
     inbox: String,
@@ -379,7 +379,7 @@ struct Complaint {
     logged: Instant,
 }
 
-impl Link {
+impl NatsLink {
     fn new(address: String, most: usize) -> Self {
         Self {
             address,
@@ -420,7 +420,7 @@ impl Link {
         let replies = client.subscribe(format!("{inbox}.*")).await;
         let replies = replies.map_err(|error| error.to_string())?;
         self.state.send_replace(LinkState {
-            connection: Some(Arc::new(Connection { client, inbox })),
+            connection: Some(Arc::new(NatsConnection { client, inbox })),
             up: true,
         });
         Ok(replies)
@@ -462,7 +462,7 @@ impl Link {
     }
 
     /// Waits until there is a connection. Cancel safe.
-    async fn connection(&self) -> Arc<Connection> {
+    async fn connection(&self) -> Arc<NatsConnection> {
         let mut state = self.state.subscribe();
         let state = state.wait_for(LinkState::is_up).await;
         let state = state.expect("the sender is in this link");
@@ -550,13 +550,13 @@ async fn next(replies: &mut Subscriber) -> Option<Message> {
 /// A request that waits for its reply. Dropping it forgets the request.
 #[derive(Debug)]
 struct Waiting {
-    link: Arc<Link>,
+    link: Arc<NatsLink>,
     token: u64,
     reply: oneshot::Receiver<Message>,
 }
 
 impl Waiting {
-    fn new(link: &Arc<Link>) -> Self {
+    fn new(link: &Arc<NatsLink>) -> Self {
         let (sender, reply) = oneshot::channel();
         let token = link.next.fetch_add(1, Ordering::Relaxed);
         link.waiting().insert(token, sender);
@@ -596,7 +596,7 @@ mod tests {
             nats::echo(next(), "a", "nothing");
             drop(held);
         });
-        let mut link = Link::new(String::new(), 1);
+        let mut link = NatsLink::new(String::new(), 1);
         link.reconnect_timeout = Duration::from_millis(50);
         let forward = Forward::over(link, Target::parse(&url).unwrap(), 1000);
         silent.await.unwrap();
@@ -607,7 +607,7 @@ mod tests {
 
     #[test]
     fn a_request_that_is_given_up_is_forgotten() {
-        let link = Arc::new(Link::new(String::new(), 1));
+        let link = Arc::new(NatsLink::new(String::new(), 1));
         let waiting = Waiting::new(&link);
         assert_eq!(link.waiting().len(), 1);
         drop(waiting);
@@ -616,7 +616,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_complaint_is_not_repeated_at_once() {
-        let link = Link::new(String::new(), 1);
+        let link = NatsLink::new(String::new(), 1);
         let logged = || link.complaint().as_ref().map(|last| last.logged);
         link.complain("a");
         let first = logged();

@@ -21,13 +21,14 @@ use tracing::{
     level_filters::LevelFilter, warn,
 };
 use tracing_subscriber::{
-    EnvFilter,
     field::RecordFields,
+    filter::Targets,
     fmt::{
-        FmtContext, FormatEvent, FormatFields, MakeWriter,
+        self as lines, FmtContext, FormatEvent, FormatFields, MakeWriter,
         format::{DefaultFields, Format, Json, JsonFields, Writer},
     },
-    registry::LookupSpan,
+    layer::SubscriberExt as _,
+    registry::{LookupSpan, Registry},
     util::SubscriberInitExt as _,
 };
 
@@ -91,7 +92,8 @@ where
 {
     let filter = filter(options)?;
     // For the log thread's own lines.
-    let direct = dispatch(options.log_format, color, EnvFilter::new("warn"), direct);
+    let problems = Targets::new().with_default(LevelFilter::WARN);
+    let direct = dispatch(options.log_format, color, problems, direct);
     let report = move |lines: u64| {
         dispatcher::with_default(&direct, || {
             warn!(
@@ -108,21 +110,25 @@ where
     Ok(Log { queue })
 }
 
-fn dispatch<W>(format: LogFormat, color: bool, filter: EnvFilter, writer: W) -> Dispatch
+fn dispatch<W>(format: LogFormat, color: bool, filter: Targets, writer: W) -> Dispatch
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let log = lines::layer()
         .with_writer(writer)
         .with_ansi(color)
         // The default prints with `eprintln!`, which can block, and panics if stderr is closed.
         .log_internal_errors(false);
+    let filtered = Registry::default().with(filter);
     match format {
-        LogFormat::Text => log.fmt_fields(EscapedFields::default()).into(),
-        LogFormat::Json => log
-            .fmt_fields(JsonFields::new())
-            .event_format(EscapedJson(Format::default().json()))
+        LogFormat::Text => filtered
+            .with(log.fmt_fields(EscapedFields::default()))
+            .into(),
+        LogFormat::Json => filtered
+            .with(
+                log.fmt_fields(JsonFields::new())
+                    .event_format(EscapedJson(Format::default().json())),
+            )
             .into(),
     }
 }
@@ -177,14 +183,23 @@ fn panic_text(payload: &(dyn Any + Send)) -> &str {
         .unwrap_or("(no text)")
 }
 
-fn filter(options: &LoggingOptions) -> Result<EnvFilter, Failure> {
-    if env::var_os("RUST_LOG").is_some_and(|directives| !directives.is_empty()) {
-        let filter = EnvFilter::try_from_default_env().map_err(|error| {
+/// What is logged: by level, and by the module that logs it.
+fn filter(options: &LoggingOptions) -> Result<Targets, Failure> {
+    if let Some(directives) = env::var_os("RUST_LOG").filter(|text| !text.is_empty()) {
+        let wrong = |problem: &str| {
             Failure::new(format!(
-                "RUST_LOG can't be understood: {error}; give a level, as in debug, or unset it"
+                "RUST_LOG can't be understood: {problem}; give a level, as in debug, or levels of modules, as in \
+                 warn,pipe_server=debug, or unset it"
             ))
-        });
-        return filter.map(without_secrets);
+        };
+        let directives = directives.to_string_lossy();
+        // Otherwise it would be taken for the name of a module, and nothing would be logged.
+        if directives.contains('[') {
+            return Err(wrong("spans can't be filtered"));
+        }
+        let filter = directives.parse::<Targets>();
+        let filter = filter.map_err(|error| wrong(&error.to_string()))?;
+        return Ok(without_secrets(filter));
     }
     let level = match (options.quiet, options.verbose) {
         (true, _) => LevelFilter::ERROR,
@@ -193,22 +208,19 @@ fn filter(options: &LoggingOptions) -> Result<EnvFilter, Failure> {
         (false, _) => LevelFilter::TRACE,
     };
     // The level is for this server; what lies below it is logged only if it fails.
-    let below = level.min(LevelFilter::WARN);
-    let filter = format!("{below},pipe_server={level}");
+    let filter = Targets::new()
+        .with_default(level.min(LevelFilter::WARN))
+        .with_target("pipe_server", level);
     // What async-nats reports is logged by `forward.rs`, with the address.
     #[cfg(feature = "nats")]
-    let filter = format!("{filter},async_nats=off");
-    Ok(EnvFilter::new(filter))
+    let filter = filter.with_target("async_nats", LevelFilter::OFF);
+    Ok(filter)
 }
 
 /// Keeps the password of `--forward` out of the log: at trace, async-nats logs what it sends.
-fn without_secrets(filter: EnvFilter) -> EnvFilter {
+fn without_secrets(filter: Targets) -> Targets {
     #[cfg(feature = "nats")]
-    let filter = filter.add_directive(
-        "async_nats::connection=off"
-            .parse()
-            .expect("it is a directive"),
-    );
+    let filter = filter.with_target("async_nats::connection", LevelFilter::OFF);
     filter
 }
 

@@ -19,7 +19,9 @@ use tracing::info;
 
 #[cfg(feature = "nats")]
 use crate::forward::{Forward, ForwardUrl};
-use crate::{answer::Answer, capacity::Capacity, options::Options, place::Place, signals::Signals};
+use crate::{
+    answer::Answer, capacity::Capacity, options::Options, pipe_source::PipeSource, signals::Signals,
+};
 mod answer;
 mod capacity;
 mod exec;
@@ -28,7 +30,7 @@ mod figures;
 mod forward;
 mod logging;
 mod options;
-mod place;
+mod pipe_source;
 #[cfg(windows)]
 mod service;
 mod signals;
@@ -58,13 +60,13 @@ fn start(parsed: Parsed<Options>) -> Result<ExitCode, Failure> {
         return service::perform(action, parsed);
     }
     let options = parsed.options;
-    let place = Place::find(&options)?;
+    let source = PipeSource::find(&options)?;
     // Dropped after the last line, and before a failure is reported.
     let _log = logging::start(&options.logging)?;
-    run(options, place)
+    run(options, source)
 }
 
-fn run(options: Options, place: Place) -> Result<ExitCode, Failure> {
+fn run(options: Options, source: PipeSource) -> Result<ExitCode, Failure> {
     let io_driver = options.need_io_driver();
     let mut builder = Builder::new_multi_thread();
     if !options.engine_needs_io_driver() {
@@ -72,7 +74,7 @@ fn run(options: Options, place: Place) -> Result<ExitCode, Failure> {
         // worker would look there only once in tens of polls, and clients that were idle would wait for the others.
         builder.global_queue_interval(1);
     }
-    let ended = runtime::run(builder, io_driver, serve_until_signal(options, place))?;
+    let ended = runtime::run(builder, io_driver, serve_until_signal(options, source))?;
     let Some(summary) = ended? else {
         return Ok(ExitCode::from(INTERRUPTED));
     };
@@ -89,16 +91,19 @@ fn run(options: Options, place: Place) -> Result<ExitCode, Failure> {
 }
 
 /// Serves until a signal; `None` if a second one cut the drain short.
-async fn serve_until_signal(options: Options, place: Place) -> Result<Option<Summary>, Failure> {
+async fn serve_until_signal(
+    options: Options,
+    source: PipeSource,
+) -> Result<Option<Summary>, Failure> {
     #[cfg(feature = "nats")]
     let target = options.answer.forward.as_ref();
     #[cfg(feature = "nats")]
     let target = target.map(ForwardUrl::target).transpose()?;
     let capacity = Capacity::new(&options)?;
     #[cfg(target_os = "linux")]
-    let obstacle = place.obstacle(&options);
+    let obstacle = source.obstacle(&options);
     let listener = options.listener().max_instances(capacity.max_instances);
-    let listener = place.listen(&listener).map_err(bind_failure)?;
+    let listener = source.listen(&listener).map_err(bind_failure)?;
     let address = listener.path().display().to_string();
     #[cfg(target_os = "linux")]
     if let Some(obstacle) = obstacle {

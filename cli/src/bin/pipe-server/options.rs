@@ -79,7 +79,8 @@ const USER: &str = "UID";
 const AFTER_HELP: &str = "\
 Sizes are in bytes, or have a unit: 4096, 64KiB, 1MB. Times have a unit: 500ms, 10s, 5min. For no
 limit give none.
-RUST_LOG, if set, decides what is logged in place of -v and -q.
+RUST_LOG, if set, decides what is logged in place of -v and -q: a level, or levels of modules, as in
+warn,pipe_server=debug.
 Exit codes: 0 after a signal, 1 for a failure, 2 for bad usage, 130 after a second signal.";
 
 impl Options {

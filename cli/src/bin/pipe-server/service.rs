@@ -29,7 +29,7 @@ use self::install::{install, remove};
 use crate::{
     logging,
     options::{LoggingOptions, Options, ServiceAction},
-    place::Place,
+    pipe_source::PipeSource,
 };
 
 mod install;
@@ -57,20 +57,20 @@ define_windows_service!(entry, service_main);
 
 /// What the command line says of the service that this process is to be.
 #[derive(Debug)]
-pub(crate) struct Given {
+pub(crate) struct ServiceArguments {
     name: String,
     logging: LoggingOptions,
 }
 
 /// Whether this process is to be a service (`--service run`). Nothing else is read yet: only a process that has connected
 /// to the service manager can tell it what is wrong.
-pub(crate) fn given() -> Option<Given> {
+pub(crate) fn given() -> Option<ServiceArguments> {
     let matches = command_line::given::<Options>()?;
     if matches.get_one("action") != Some(&ServiceAction::Run) {
         return None;
     }
     let logging = LoggingOptions::from_arg_matches(&matches);
-    Some(Given {
+    Some(ServiceArguments {
         name: matches.get_one("name").cloned().unwrap_or_default(),
         // If one of them is wrong, the place of the log is enough.
         logging: logging.unwrap_or_else(|_| LoggingOptions {
@@ -109,7 +109,7 @@ fn stop_time(options: &Options) -> Duration {
 }
 
 /// Runs the service in this process, which the service manager has started, until it has stopped.
-pub(crate) fn run(given: Given) -> Result<(), Failure> {
+pub(crate) fn run(given: ServiceArguments) -> Result<(), Failure> {
     let name = given.name;
     *lock(&LOGGING) = Some(given.logging);
     // The system ignores the name in a process of one service.
@@ -159,8 +159,8 @@ fn serve(options: Result<Options, Failure>) -> u8 {
         return NO_LOG;
     };
     let ended = options.and_then(|options| {
-        let place = Place::find(&options)?;
-        crate::run(options, place)
+        let source = PipeSource::find(&options)?;
+        crate::run(options, source)
     });
     match ended {
         Ok(_) => 0,

@@ -3,7 +3,7 @@
 use std::{mem, sync::Arc, time::Duration};
 
 use pipe_server::Request;
-use pipe_server_cli::family::Family;
+use pipe_server_cli::process_group::ProcessGroup;
 use tokio::{
     io::{
         AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _,
@@ -32,11 +32,11 @@ pub(crate) enum Framing {
 pub(crate) struct ClientCommand {
     exec: Arc<Exec>,
     framing: Framing,
-    state: Mutex<State>,
+    state: Mutex<WorkerState>,
 }
 
 #[derive(Debug)]
-enum State {
+enum WorkerState {
     NotStarted,
     Running(Box<Worker>),
     /// Killed: a request was dropped or failed in the middle, and what comes next on its stdout is unknown.
@@ -48,7 +48,7 @@ impl ClientCommand {
         Self {
             exec,
             framing,
-            state: Mutex::new(State::NotStarted),
+            state: Mutex::new(WorkerState::NotStarted),
         }
     }
 
@@ -65,16 +65,16 @@ impl ClientCommand {
             return Err(ExecError::NotALine);
         }
         let mut state = self.state.lock().await;
-        let mut worker = match mem::replace(&mut *state, State::Lost) {
-            State::NotStarted => Box::new(Worker::start(&self.exec, request).await?),
-            State::Running(worker) => worker,
-            State::Lost => return Err(ExecError::Lost),
+        let mut worker = match mem::replace(&mut *state, WorkerState::Lost) {
+            WorkerState::NotStarted => Box::new(Worker::start(&self.exec, request).await?),
+            WorkerState::Running(worker) => worker,
+            WorkerState::Lost => return Err(ExecError::Lost),
         };
         let limit = self.exec.limit;
         let reply = worker
             .exchange(request.bytes(), self.framing, limit)
             .await?;
-        *state = State::Running(worker);
+        *state = WorkerState::Running(worker);
         Ok(reply)
     }
 }
@@ -83,7 +83,7 @@ impl ClientCommand {
 #[derive(Debug)]
 struct Worker {
     // Killed before the permit is dropped.
-    family: Family,
+    group: ProcessGroup,
     stdin: Option<ChildStdin>,
     stdout: Option<BufReader<ChildStdout>>,
     stderr: Option<ChildStderr>,
@@ -92,10 +92,10 @@ struct Worker {
 
 impl Worker {
     async fn start(exec: &Exec, request: &Request) -> Result<Self, ExecError> {
-        let (permit, mut family) = exec.start(request).await?;
-        let (stdin, stdout, stderr) = family.take_pipes();
+        let (permit, mut group) = exec.start(request).await?;
+        let (stdin, stdout, stderr) = group.take_pipes();
         Ok(Self {
-            family,
+            group,
             stdin,
             stdout: stdout.map(BufReader::new),
             stderr,
@@ -144,12 +144,12 @@ impl Worker {
     /// Why the command has closed its stdout.
     async fn ended(&mut self, mut complaint: Vec<u8>) -> ExecError {
         self.stdin = None;
-        let family = &mut self.family;
+        let group = &mut self.group;
         let end = async {
             while self.stderr.is_some() {
                 read_some(&mut self.stderr, &mut complaint).await;
             }
-            family.wait().await
+            group.wait().await
         };
         let status = match timeout(END_TIMEOUT, end).await {
             Ok(Ok(status)) => status.to_string(),

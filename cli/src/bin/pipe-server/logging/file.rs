@@ -18,10 +18,10 @@ use tracing::warn;
 ///
 /// Not `file-rotate`, which cuts lines at a limit of bytes or exceeds it, and depends on a calendar and a compressor.
 #[derive(Clone, Debug)]
-pub(crate) struct LogFile(Arc<Mutex<State>>);
+pub(crate) struct LogFile(Arc<Mutex<RotatedFile>>);
 
 #[derive(Debug)]
-struct State {
+struct RotatedFile {
     path: PathBuf,
     file: File,
     limit: Option<u64>,
@@ -32,14 +32,14 @@ struct State {
 impl LogFile {
     /// Opens the file, and creates it if it does not exist.
     pub(crate) fn open(path: &Path, limit: Option<u64>) -> io::Result<Self> {
-        let state = State {
+        let rotated = RotatedFile {
             file: options().open(path)?,
             // A link stays, and what it leads to is renamed.
             path: fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()),
             limit,
             full: limit.unwrap_or(u64::MAX),
         };
-        Ok(Self(Arc::new(Mutex::new(state))))
+        Ok(Self(Arc::new(Mutex::new(rotated))))
     }
 }
 
@@ -63,7 +63,7 @@ impl Write for LogFile {
     }
 }
 
-impl State {
+impl RotatedFile {
     fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
         let first = lines.iter().position(|&byte| byte == b'\n');
         let first = first.map_or(lines.len(), |newline| newline + 1);

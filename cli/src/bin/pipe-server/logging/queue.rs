@@ -23,12 +23,12 @@ pub(crate) struct Queue(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    state: Mutex<State>,
+    state: Mutex<QueuedLines>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct QueuedLines {
     waiting: Vec<u8>,
     /// How many lines did not fit since the thread took the last ones. They belong after `waiting`, so
     /// no line is added until the thread has taken both.
@@ -73,7 +73,7 @@ impl Queue {
     }
 }
 
-impl State {
+impl QueuedLines {
     fn is_empty(&self) -> bool {
         self.waiting.is_empty() && self.dropped == 0
     }
@@ -112,7 +112,7 @@ impl Shared {
 }
 
 /// A panic while it is locked leaves the state as good as before.
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+fn lock(state: &Mutex<QueuedLines>) -> MutexGuard<'_, QueuedLines> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

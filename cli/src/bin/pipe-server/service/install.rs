@@ -35,7 +35,7 @@ use windows_sys::Win32::Foundation::{
 };
 
 use super::stop_time;
-use crate::{bind_failure, capacity::Capacity, logging, options::Options, place::Place};
+use crate::{bind_failure, capacity::Capacity, logging, options::Options, pipe_source::PipeSource};
 
 /// When the service is started again after a failure, after the one before it and so on; the last time is for all later
 /// failures. A server that can't start, because its name is taken, tries again every minute.
@@ -159,7 +159,7 @@ fn check(options: &Options) -> Result<(), Failure> {
                 .to_owned(),
         ));
     }
-    Place::find(options)?;
+    PipeSource::find(options)?;
     let capacity = Capacity::new(options)?;
     // The limits are checked by the listener, on a pipe that nobody can connect to.
     let listener = options

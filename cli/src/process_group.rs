@@ -18,14 +18,14 @@ use process_wrap::tokio::{
 /// On Windows a job could (`JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE`), but it would also kill processes that
 /// outlive the command, and Unix has no equivalent.
 #[derive(Debug)]
-pub struct Family {
+pub struct ProcessGroup {
     #[cfg(unix)]
     command: Child,
     #[cfg(windows)]
     command: Box<dyn TokioChildWrapper>,
 }
 
-impl Family {
+impl ProcessGroup {
     /// Starts a command from [`shell`].
     pub fn start(mut shell: Command) -> io::Result<Self> {
         shell
@@ -39,7 +39,7 @@ impl Family {
         #[cfg(windows)]
         let command = TokioCommandWrap::from(shell)
             .wrap(JobObject)
-            .wrap(Flags)
+            .wrap(CommandFlags)
             .spawn()?;
         Ok(Self { command })
     }
@@ -72,7 +72,7 @@ impl Family {
     }
 }
 
-impl Drop for Family {
+impl Drop for ProcessGroup {
     fn drop(&mut self) {
         // None once the command has been waited for. From then on its id may belong to another process on
         // Unix; until then it does not, even if the command has ended.
@@ -94,7 +94,7 @@ impl Drop for Family {
     }
 }
 
-/// A shell command for [`Family::start`].
+/// A shell command for [`ProcessGroup::start`].
 #[cfg(unix)]
 pub fn shell(command: &str) -> Command {
     let mut shell = Command::new("sh");
@@ -103,7 +103,7 @@ pub fn shell(command: &str) -> Command {
     shell
 }
 
-/// A shell command for [`Family::start`].
+/// A shell command for [`ProcessGroup::start`].
 #[cfg(windows)]
 pub fn shell(command: &str) -> Command {
     let mut shell = Command::new("cmd");
@@ -114,7 +114,7 @@ pub fn shell(command: &str) -> Command {
     shell
 }
 
-/// Whether [`Family::start`] failed because the system or this process ran out of memory, processes or open
+/// Whether [`ProcessGroup::start`] failed because the system or this process ran out of memory, processes or open
 /// files. It may succeed later.
 #[cfg(unix)]
 pub fn is_shortage(error: &io::Error) -> bool {
@@ -126,7 +126,7 @@ pub fn is_shortage(error: &io::Error) -> bool {
     )
 }
 
-/// Whether [`Family::start`] failed because the system or this process ran out of memory, processes or
+/// Whether [`ProcessGroup::start`] failed because the system or this process ran out of memory, processes or
 /// handles. It may succeed later.
 #[cfg(windows)]
 pub fn is_shortage(error: &io::Error) -> bool {
@@ -170,10 +170,10 @@ pub fn is_shortage(error: &io::Error) -> bool {
 /// (process-wrap#36). So both are set here, after it.
 #[cfg(windows)]
 #[derive(Debug)]
-struct Flags;
+struct CommandFlags;
 
 #[cfg(windows)]
-impl Wrapper for Flags {
+impl Wrapper for CommandFlags {
     fn pre_spawn(&mut self, command: &mut Command, _: &TokioCommandWrap) -> io::Result<()> {
         /// Its own console: no window, and Ctrl-C on the server's console reaches only the server.
         const CREATE_NO_WINDOW: u32 = 0x0800_0000;

@@ -1,4 +1,4 @@
-//! Where the server listens.
+//! The pipe that the server listens on.
 
 #[cfg(target_os = "linux")]
 use std::os::fd::OwnedFd;
@@ -13,16 +13,16 @@ use crate::systemd;
 /// The sample's pipe (*Multithreaded Pipe Server*).
 const DEFAULT_NAME: &str = "mynamedpipe";
 
-/// Where the server listens.
+/// The pipe to listen on: a name, or a socket that is listened on already.
 #[derive(Debug)]
-pub(crate) enum Place {
+pub(crate) enum PipeSource {
     Name(PipeName),
     /// On a socket that systemd listens on.
     #[cfg(target_os = "linux")]
     Socket(OwnedFd),
 }
 
-impl Place {
+impl PipeSource {
     /// The one that the options name, or that systemd has passed. Called before this process opens anything.
     pub(crate) fn find(options: &Options) -> Result<Self, Failure> {
         #[cfg(target_os = "linux")]
