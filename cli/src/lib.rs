@@ -19,8 +19,3 @@ pub mod process_group;
 pub mod runtime;
 pub mod text;
 pub mod values;
-
-/// The former names of [`process_group`], for `tests/it/programs.rs`.
-pub mod family {
-    pub use crate::process_group::{ProcessGroup as Family, shell};
-}

@@ -138,11 +138,11 @@ impl Drop for Model {
     fn drop(&mut self) {
         // After `finish`, `stop` does nothing. During a panic the remaining state may be
         // inconsistent, so no packets are delivered.
-        if !thread::panicking() {
-            self.stop();
-        } else {
+        if thread::panicking() {
             self.world.lock().stopping = true;
             self.world.changed.notify_all();
+        } else {
+            self.stop();
         }
         lock(&WORLDS).remove(&self.world.id);
         ENTERED.with_borrow_mut(|entered| {

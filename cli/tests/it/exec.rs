@@ -7,7 +7,7 @@ use std::{
 };
 
 use pipe_server::{Client, Connection, PipeListener};
-use pipe_server_cli::family::{Family, shell};
+use pipe_server_cli::process_group::{ProcessGroup, shell};
 use support::{UniqueName, unique_name};
 use tokio::{
     runtime::{Builder, Runtime},
@@ -308,7 +308,7 @@ fn a_command_is_killed_with_its_children_when_the_runtime_ends() {
     let mut presence = Presence::new();
     let command = presence.endless_family();
     let runtime = Runtime::new().unwrap();
-    runtime.spawn(async move { Family::start(shell(&command)).unwrap().wait().await });
+    runtime.spawn(async move { ProcessGroup::start(shell(&command)).unwrap().wait().await });
     let mut family = presence.accept_family();
     drop(runtime);
     presence.assert_gone(&mut family);
@@ -319,9 +319,9 @@ fn what_a_command_leaves_running_goes_on() {
     let mut presence = Presence::new();
     let command = in_background(&presence.process("left behind")) + "echo done";
     let pipes = Presence::wait_for(&presence.runtime, async {
-        let mut family = Family::start(shell(&command)).unwrap();
-        let pipes = family.take_pipes();
-        assert!(family.wait().await.unwrap().success());
+        let mut group = ProcessGroup::start(shell(&command)).unwrap();
+        let pipes = group.take_pipes();
+        assert!(group.wait().await.unwrap().success());
         pipes
     });
     let mut process = presence.accept();
