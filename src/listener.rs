@@ -253,7 +253,7 @@ impl PipeListener {
     ///
     /// Cancel safe: if the future is dropped, no client is lost.
     pub async fn accept(&mut self) -> io::Result<Connection> {
-        let (channel, outcome) = poll_fn(|cx| self.instances.poll_accept(cx)).await?;
+        let (channel, problems) = poll_fn(|cx| self.instances.poll_accept(cx)).await?;
         self.last_id += 1;
         let instances = Arc::clone(&self.instances);
         let connection = Connection::new(
@@ -262,7 +262,7 @@ impl PipeListener {
             self.last_id,
             self.max_message_size,
         );
-        self.instances.log(&outcome);
+        self.instances.log(&problems);
         Ok(connection)
     }
 

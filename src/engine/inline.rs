@@ -4,7 +4,7 @@
 //! [`InlineTask`] that is woken inside [`complete`] is polled right there instead. Every other wake-up goes
 //! through the runtime.
 //!
-//! - **One thread polls at a time.** [`State::stage`] says which. Whoever finds the future taken leaves a note
+//! - **One thread polls at a time.** [`PolledFuture::future`] says which. Whoever finds the future taken leaves a note
 //!   for the one that has it, so no wake-up is lost.
 //! - **No thread is held for long.** A completion polls one task once, within Tokio's coop budget. A task that
 //!   wakes itself, as it does when it yields, continues on a worker.
@@ -47,15 +47,15 @@ impl InlineTasks {
 
     /// A task to spawn, which runs `future`.
     pub(crate) fn task<F: Future>(&self, future: F) -> InlineTask<F> {
-        let running = Running {
+        let running = LiveFuture {
             future: Box::pin(future),
             _alive: self.alive.clone(),
         };
         InlineTask {
-            shared: Arc::new(Shared {
+            shared: Arc::new(SharedFuture {
                 runtime: self.runtime.clone(),
-                state: Mutex::new(State {
-                    stage: Stage::Idle(running),
+                state: Mutex::new(PolledFuture {
+                    future: FutureState::Idle(running),
                     task: Waker::noop().clone(),
                 }),
             }),
@@ -75,23 +75,23 @@ impl InlineTasks {
 
 /// Runs a future: on a worker of the runtime, and on threads that complete its I/O.
 pub(crate) struct InlineTask<F: Future> {
-    shared: Arc<Shared<F>>,
+    shared: Arc<SharedFuture<F>>,
 }
 
-struct Shared<F: Future> {
+struct SharedFuture<F: Future> {
     runtime: Handle,
-    state: Mutex<State<F>>,
+    state: Mutex<PolledFuture<F>>,
 }
 
-struct State<F: Future> {
-    stage: Stage<F>,
+struct PolledFuture<F: Future> {
+    future: FutureState<F>,
     /// Wakes the task of the runtime.
     task: Waker,
 }
 
-enum Stage<F: Future> {
+enum FutureState<F: Future> {
     /// Nobody polls it.
-    Idle(Running<F>),
+    Idle(LiveFuture<F>),
     /// The task has it, or had it when it ended.
     InTask,
     /// A thread that completed its I/O has it. `woken`: it has to be polled again.
@@ -103,7 +103,7 @@ enum Stage<F: Future> {
 }
 
 /// A future, and the sign that it exists. The future is dropped first.
-struct Running<F> {
+struct LiveFuture<F> {
     future: Pin<Box<F>>,
     _alive: mpsc::Sender<Infallible>,
 }
@@ -117,24 +117,24 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let mut state = self.shared.state.lock();
         state.task.clone_from(cx.waker());
-        let mut running = match mem::replace(&mut state.stage, Stage::InTask) {
-            Stage::Idle(running) => running,
-            Stage::Ended(Ok(output)) => return Poll::Ready(output),
-            Stage::Ended(Err(panic)) => {
+        let mut running = match mem::replace(&mut state.future, FutureState::InTask) {
+            FutureState::Idle(running) => running,
+            FutureState::Ended(Ok(output)) => return Poll::Ready(output),
+            FutureState::Ended(Err(panic)) => {
                 drop(state);
                 resume_unwind(panic);
             }
             // The thread that has it wakes this task.
-            Stage::Inline { .. } => {
-                state.stage = Stage::Inline { woken: true };
+            FutureState::Inline { .. } => {
+                state.future = FutureState::Inline { woken: true };
                 return Poll::Pending;
             }
-            Stage::InTask | Stage::Aborted => panic!("polled after it has ended"),
+            FutureState::InTask | FutureState::Aborted => panic!("polled after it has ended"),
         };
         drop(state);
         let polled = self.shared.poll(&mut running);
         if polled.is_pending() {
-            self.shared.state.lock().stage = Stage::Idle(running);
+            self.shared.state.lock().future = FutureState::Idle(running);
         }
         polled
     }
@@ -142,17 +142,17 @@ where
 
 impl<F: Future> Drop for InlineTask<F> {
     fn drop(&mut self) {
-        let stage = mem::replace(&mut self.shared.state.lock().stage, Stage::Aborted);
+        let future = mem::replace(&mut self.shared.state.lock().future, FutureState::Aborted);
         // Outside the lock. A future that is being polled is dropped by the thread that has it.
-        drop(stage);
+        drop(future);
     }
 }
 
-impl<F> Shared<F>
+impl<F> SharedFuture<F>
 where
     F: Future<Output: Send> + Send + 'static,
 {
-    fn poll(self: &Arc<Self>, running: &mut Running<F>) -> Poll<F::Output> {
+    fn poll(self: &Arc<Self>, running: &mut LiveFuture<F>) -> Poll<F::Output> {
         let waker = Waker::from(Arc::clone(self));
         running
             .future
@@ -163,19 +163,19 @@ where
     /// Wakes the task of the runtime, unless it is woken later anyway.
     fn wake_task(&self) {
         let mut state = self.state.lock();
-        match &mut state.stage {
-            Stage::Idle(_) | Stage::InTask => {
+        match &mut state.future {
+            FutureState::Idle(_) | FutureState::InTask => {
                 let task = state.task.clone();
                 drop(state);
                 task.wake();
             }
-            Stage::Inline { woken } => *woken = true,
-            Stage::Ended(_) | Stage::Aborted => {}
+            FutureState::Inline { woken } => *woken = true,
+            FutureState::Ended(_) | FutureState::Aborted => {}
         }
     }
 }
 
-impl<F> Wake for Shared<F>
+impl<F> Wake for SharedFuture<F>
 where
     F: Future<Output: Send> + Send + 'static,
 {
@@ -198,17 +198,17 @@ trait Inline: Send + Sync {
     fn poll_inline(self: Arc<Self>);
 }
 
-impl<F> Inline for Shared<F>
+impl<F> Inline for SharedFuture<F>
 where
     F: Future<Output: Send> + Send + 'static,
 {
     fn poll_inline(self: Arc<Self>) {
         let mut state = self.state.lock();
-        let inline = Stage::Inline { woken: false };
-        let mut running = match mem::replace(&mut state.stage, inline) {
-            Stage::Idle(running) => running,
-            stage => {
-                state.stage = stage;
+        let inline = FutureState::Inline { woken: false };
+        let mut running = match mem::replace(&mut state.future, inline) {
+            FutureState::Idle(running) => running,
+            future => {
+                state.future = future;
                 drop(state);
                 return self.wake_task();
             }
@@ -219,8 +219,8 @@ where
             let ended = match polled {
                 Ok(Poll::Pending) => {
                     let mut state = self.state.lock();
-                    if let Stage::Inline { woken } = state.stage {
-                        state.stage = Stage::Idle(running);
+                    if let FutureState::Inline { woken } = state.future {
+                        state.future = FutureState::Idle(running);
                         drop(state);
                         if woken {
                             self.wake_task();
@@ -237,8 +237,8 @@ where
             let dropped = catch_unwind(AssertUnwindSafe(|| drop(running)));
             let Some(ended) = ended else { return };
             let mut state = self.state.lock();
-            if let Stage::Inline { .. } = state.stage {
-                state.stage = Stage::Ended(dropped.and(ended));
+            if let FutureState::Inline { .. } = state.future {
+                state.future = FutureState::Ended(dropped.and(ended));
                 let task = state.task.clone();
                 drop(state);
                 task.wake();

@@ -15,12 +15,12 @@ use crate::{
 
 /// The instances of one pipe, shared by its listener and its connections.
 pub(crate) struct Instances {
-    state: Mutex<State>,
+    state: Mutex<InstanceSet>,
     telemetry: Telemetry,
 }
 
 /// What failed when the number of connected clients changed.
-pub(crate) struct Outcome {
+pub(crate) struct Problems {
     /// Telling the engine that it reached or left the limit.
     limit: io::Result<()>,
     /// Creating the next instance.
@@ -29,7 +29,7 @@ pub(crate) struct Outcome {
 
 /// The limit is enforced here and not by the system. When a connection ends at the limit, its replacement
 /// must exist before the old instance closes, or the name would briefly disappear.
-struct State {
+struct InstanceSet {
     /// `None` once the listener is dropped.
     endpoint: Option<Box<dyn Endpoint>>,
     waiting: Vec<Box<dyn Instance>>,
@@ -50,7 +50,7 @@ impl Instances {
         backlog: usize,
         max: usize,
     ) -> io::Result<Arc<Self>> {
-        let mut state = State {
+        let mut state = InstanceSet {
             backlog: backlog.min(endpoint.useful_backlog()),
             max,
             endpoint: Some(endpoint),
@@ -70,7 +70,10 @@ impl Instances {
 
     /// Returns a connected channel, for which [`release`](Self::release) must be called, and what to
     /// [`log`](Self::log).
-    pub(crate) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Channel, Outcome)>> {
+    pub(crate) fn poll_accept(
+        &self,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<(Channel, Problems)>> {
         let mut state = self.state.lock();
         let accepted = state.poll_accept(cx);
         let change = self.count(&state);
@@ -95,8 +98,8 @@ impl Instances {
     }
 
     /// Called outside the lock: a log subscriber is user code, which may call back into this type.
-    pub(crate) fn log(&self, outcome: &Outcome) {
-        let Outcome { limit, instance } = outcome;
+    pub(crate) fn log(&self, problems: &Problems) {
+        let Problems { limit, instance } = problems;
         if let Err(error) = limit {
             self.telemetry
                 .report(Reason::Queue, error, Details::default());
@@ -116,7 +119,7 @@ impl Instances {
     }
 
     /// Called under the lock, so that an older count does not replace a newer one.
-    fn count(&self, state: &State) -> InstancesChange {
+    fn count(&self, state: &InstanceSet) -> InstancesChange {
         self.stats()
             .set_instances(state.connected, state.waiting.len())
     }
@@ -138,14 +141,14 @@ impl Origin for Instances {
         // a connection or the listener, or block.
         drop(state);
         self.stats().publish_instances(change);
-        self.log(&Outcome { limit, instance });
+        self.log(&Problems { limit, instance });
         if let Some(acceptor) = acceptor {
             acceptor.wake();
         }
     }
 }
 
-impl State {
+impl InstanceSet {
     /// Sets the number of connected clients, and tells the engine when it reaches or leaves the limit.
     fn set_connected(&mut self, connected: usize) -> io::Result<()> {
         let was_full = self.connected == self.max;
@@ -169,7 +172,7 @@ impl State {
         Ok(())
     }
 
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Channel, Outcome)>> {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Channel, Problems)>> {
         let topped_up = self.top_up();
         // Every waiting instance is polled: the system chooses which one a client gets.
         for index in 0..self.waiting.len() {
@@ -179,7 +182,7 @@ impl State {
                     let limit = self.set_connected(self.connected + 1);
                     drop(self.waiting.remove(index));
                     let instance = self.top_up();
-                    return Poll::Ready(Ok((channel, Outcome { limit, instance })));
+                    return Poll::Ready(Ok((channel, Problems { limit, instance })));
                 }
                 Poll::Ready(Err(error)) => {
                     // Create the replacement first here, too. Until that succeeds, the instance is kept and

@@ -31,7 +31,7 @@ use crate::{
     telemetry::{Details, Reason, Stats, StatsSnapshot, Telemetry},
 };
 
-/// Runs `code` for every connection of `listener`, each in a task of its own.
+/// Runs `handler` for every connection of `listener`, each in a task of its own.
 ///
 /// [`serve`](crate::serve()) is built on this. It is for code that needs the whole connection: to push messages,
 /// to receive without replying, or to speak another protocol. The connection is closed when the code drops
@@ -57,14 +57,14 @@ use crate::{
 /// # Ok(()) }
 /// # use std::future::IntoFuture;
 /// ```
-pub fn serve_connections<F, Running>(listener: PipeListener, code: F) -> ServeConnections<F>
+pub fn serve_connections<F, Running>(listener: PipeListener, handler: F) -> ServeConnections<F>
 where
     F: Fn(Connection, Shutdown) -> Running + Send + Sync + 'static,
     Running: Future<Output: IntoResult> + Send + 'static,
 {
     ServeConnections {
         listener,
-        code,
+        handler,
         drain_timeout: Some(defaults::DRAIN_TIMEOUT),
         inline_completions: false,
         signal: pending(),
@@ -75,7 +75,7 @@ where
 #[must_use = "a server does nothing unless it is awaited"]
 pub struct ServeConnections<F, S = Pending<()>> {
     listener: PipeListener,
-    code: F,
+    handler: F,
     drain_timeout: Option<Duration>,
     /// Set only by `os::windows`.
     pub(crate) inline_completions: bool,
@@ -120,14 +120,14 @@ impl<F, S> ServeConnections<F, S> {
     {
         let Self {
             listener,
-            code,
+            handler,
             drain_timeout,
             inline_completions,
             ..
         } = self;
         ServeConnections {
             listener,
-            code,
+            handler,
             drain_timeout,
             inline_completions,
             signal,
@@ -203,7 +203,7 @@ where
         let telemetry = self.listener.telemetry().clone();
         let (begin_shutdown, begun) = watch::channel(());
         let mut acceptor = Acceptor {
-            code: Arc::new(self.code),
+            handler: Arc::new(self.handler),
             shutdown: Shutdown::new(begun),
             tasks: Tasks::new(self.inline_completions),
             served: 0,
@@ -226,7 +226,7 @@ where
 
 /// Accepts connections, and has a task for each.
 struct Acceptor<F> {
-    code: Arc<F>,
+    handler: Arc<F>,
     shutdown: Shutdown,
     tasks: Tasks,
     /// How many tasks have completed.
@@ -285,7 +285,7 @@ where
         );
         connection.record_peer_in(&span);
         let running = run_one(
-            Arc::clone(&self.code),
+            Arc::clone(&self.handler),
             connection,
             self.shutdown.clone(),
             self.telemetry.clone(),
@@ -331,7 +331,7 @@ where
 }
 
 async fn run_one<F, Running>(
-    code: Arc<F>,
+    handler: Arc<F>,
     connection: Connection,
     shutdown: Shutdown,
     telemetry: Telemetry,
@@ -348,7 +348,7 @@ async fn run_one<F, Running>(
         telemetry.report(failure.reason(), &failure, details);
     };
     // Created in place: a future in a variable would take its space twice.
-    let mut running = pin!(match call_caught(|| code(connection, shutdown)) {
+    let mut running = pin!(match call_caught(|| handler(connection, shutdown)) {
         Ok(running) => running,
         Err(panic) => return report(Failure::CodePanic(panic)),
     });

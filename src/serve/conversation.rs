@@ -19,7 +19,7 @@ use super::{
     concurrent::InFlight,
     failure::Failure,
     guard,
-    inbound::{Inbound, Message, Next},
+    inbound::{Inbound, Message, NextRequest},
     outbound::Outbound,
     shutdown::Shutdown,
 };
@@ -225,9 +225,9 @@ impl<H: Handler<T>, T> Conversation<H, T> {
             return None;
         }
         match self.inbound.poll_next(cx, is_alone) {
-            Ok(Next::Request(message)) => return Some(message),
-            Ok(Next::NotYet) => {}
-            Ok(Next::End) => self.ended = Some(Ok(())),
+            Ok(NextRequest::Ready(message)) => return Some(message),
+            Ok(NextRequest::NotYet) => {}
+            Ok(NextRequest::End) => self.ended = Some(Ok(())),
             Err(failure) => self.ended = Some(Err(failure)),
         }
         None

@@ -45,8 +45,8 @@ pub(super) struct Message {
 }
 
 /// What came of looking for the next request.
-pub(super) enum Next {
-    Request(Message),
+pub(super) enum NextRequest {
+    Ready(Message),
     NotYet,
     /// The conversation is over.
     End,
@@ -84,45 +84,45 @@ impl Inbound {
         &mut self,
         cx: &mut Context<'_>,
         is_alone: bool,
-    ) -> Result<Next, Failure> {
+    ) -> Result<NextRequest, Failure> {
         let next = match self.early.pop_front() {
-            Some(message) => Next::Request(message),
+            Some(message) => NextRequest::Ready(message),
             None => self.read_next(cx, is_alone)?,
         };
         match next {
-            Next::Request(_) => {
+            NextRequest::Ready(_) => {
                 self.turn += 1;
                 self.idle_timeout.stop();
             }
-            Next::NotYet => self.turn = 0,
-            Next::End => {}
+            NextRequest::NotYet => self.turn = 0,
+            NextRequest::End => {}
         }
         Ok(next)
     }
 
-    fn read_next(&mut self, cx: &mut Context<'_>, is_alone: bool) -> Result<Next, Failure> {
+    fn read_next(&mut self, cx: &mut Context<'_>, is_alone: bool) -> Result<NextRequest, Failure> {
         if is_alone {
             // The message of this turn, if there was one, is answered.
             self.share.end_turn();
         }
         if self.share.poll_admit(cx, is_alone).is_pending() {
-            return Ok(Next::NotYet);
+            return Ok(NextRequest::NotYet);
         }
         let next = self.poll_recv(cx)?;
-        if let Next::NotYet = next {
+        if let NextRequest::NotYet = next {
             self.share.end_turn();
         }
         Ok(next)
     }
 
-    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Result<Next, Failure> {
+    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Result<NextRequest, Failure> {
         Ok(match self.receiver.poll_recv(cx)? {
-            Poll::Ready(Some(bytes)) => Next::Request(Message {
+            Poll::Ready(Some(bytes)) => NextRequest::Ready(Message {
                 held: self.share.hold(bytes.len()),
                 bytes,
             }),
-            Poll::Ready(None) => Next::End,
-            Poll::Pending => Next::NotYet,
+            Poll::Ready(None) => NextRequest::End,
+            Poll::Pending => NextRequest::NotYet,
         })
     }
 
@@ -165,9 +165,9 @@ impl Inbound {
             && self.share.is_free()
         {
             match self.poll_recv(cx)? {
-                Next::Request(message) => self.early.push_back(message),
-                Next::NotYet => return Poll::Pending,
-                Next::End => {}
+                NextRequest::Ready(message) => self.early.push_back(message),
+                NextRequest::NotYet => return Poll::Pending,
+                NextRequest::End => {}
             }
         }
         Poll::Ready(Ok(()))

@@ -20,24 +20,40 @@ const WINDOW: Duration = Duration::from_secs(1);
 pub(super) struct LogLimit {
     pipe: PipeName,
     /// Indexed by [`Reason::index`].
-    kinds: Mutex<[Kind; Reason::ALL.len()]>,
+    lines: Mutex<[ReasonLines; Reason::ALL.len()]>,
     has_suppressed: Notify,
 }
 
 /// The lines of one reason.
 #[derive(Clone, Copy, Debug)]
-struct Kind {
+struct ReasonLines {
     window: Instant,
     logged: u32,
     /// How many lines were suppressed since the last one.
     suppressed: u64,
 }
 
-impl Kind {
+impl ReasonLines {
     /// When to log the number of suppressed lines by itself: once no other line could have for a whole
     /// window.
     fn quiet_at(&self) -> Option<Instant> {
         (self.suppressed > 0).then(|| self.window + 2 * WINDOW)
+    }
+
+    fn permit(&mut self, now: Instant) -> Option<LogPermit> {
+        if now - self.window >= WINDOW {
+            self.window = now;
+            self.logged = 0;
+        }
+        if self.logged == LINES {
+            self.suppressed += 1;
+            return None;
+        }
+        self.logged += 1;
+        let suppressed = mem::take(&mut self.suppressed);
+        Some(LogPermit {
+            suppressed: (suppressed > 0).then_some(suppressed),
+        })
     }
 }
 
@@ -50,14 +66,14 @@ pub(super) struct LogPermit {
 
 impl LogLimit {
     pub(super) fn new(pipe: PipeName) -> Self {
-        let kind = Kind {
+        let lines = ReasonLines {
             window: Instant::now(),
             logged: 0,
             suppressed: 0,
         };
         Self {
             pipe,
-            kinds: Mutex::new([kind; Reason::ALL.len()]),
+            lines: Mutex::new([lines; Reason::ALL.len()]),
             has_suppressed: Notify::new(),
         }
     }
@@ -70,33 +86,18 @@ impl LogLimit {
     /// Whether a line may be logged now. If not, it is counted.
     pub(super) fn permit(&self, reason: Reason) -> Option<LogPermit> {
         let now = Instant::now();
-        let mut kinds = self.kinds.lock();
-        let kind = &mut kinds[reason.index()];
-        if now - kind.window >= WINDOW {
-            kind.window = now;
-            kind.logged = 0;
-        }
-        if kind.logged < LINES {
-            kind.logged += 1;
-            let suppressed = mem::take(&mut kind.suppressed);
-            return Some(LogPermit {
-                suppressed: (suppressed > 0).then_some(suppressed),
-            });
-        }
-        kind.suppressed += 1;
-        let first = kind.suppressed == 1;
-        drop(kinds);
-        if first {
+        let permit = self.lines.lock()[reason.index()].permit(now);
+        if permit.is_none() {
             // Outside the lock: a waker is user code.
             self.has_suppressed.notify_one();
         }
-        None
+        permit
     }
 
     /// Logs how many lines were suppressed, for each reason once it is quiet. Never ends.
     pub(super) async fn run(&self) -> Infallible {
         loop {
-            let next = self.kinds.lock().iter().filter_map(Kind::quiet_at).min();
+            let next = self.next_quiet();
             match next {
                 Some(next) => {
                     sleep_until(next).await;
@@ -107,20 +108,26 @@ impl LogLimit {
         }
     }
 
+    /// When the next reason is quiet.
+    fn next_quiet(&self) -> Option<Instant> {
+        let lines = self.lines.lock();
+        lines.iter().filter_map(ReasonLines::quiet_at).min()
+    }
+
     /// Logs how many lines were suppressed.
     pub(super) fn flush(&self) {
-        self.flush_kinds(|_| true);
+        self.flush_where(|_| true);
     }
 
     fn flush_at(&self, now: Instant) {
-        self.flush_kinds(|kind| kind.quiet_at().is_some_and(|quiet| quiet <= now));
+        self.flush_where(|lines| lines.quiet_at().is_some_and(|quiet| quiet <= now));
     }
 
-    fn flush_kinds(&self, chosen: impl Fn(&Kind) -> bool) {
+    fn flush_where(&self, chosen: impl Fn(&ReasonLines) -> bool) {
         let pipe = &self.pipe;
         for reason in Reason::ALL {
-            let suppressed = match &mut self.kinds.lock()[reason.index()] {
-                kind if chosen(kind) => mem::take(&mut kind.suppressed),
+            let suppressed = match &mut self.lines.lock()[reason.index()] {
+                lines if chosen(lines) => mem::take(&mut lines.suppressed),
                 _ => 0,
             };
             // A subscriber is user code as well.
