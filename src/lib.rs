@@ -62,23 +62,22 @@
 //!
 //! # Layout
 //!
-//! | file | what is in it |
+//! | room | what is in it |
 //! |---|---|
-//! | `json.rs`, `postcard.rs` | `Json` and `Postcard`: typed requests and replies, on both sides |
-//! | `os.rs` | what only one system has: extensions of the types below |
-//! | `serve.rs` | [`serve`](serve()); below it [`serve_connections`] with the accept loop, and one client's conversation |
-//! | `handler.rs` | [`Handler`]; what it takes and returns is in `from_request.rs`, `request.rs`, `session.rs`, `into_reply.rs` |
-//! | `shared_client.rs` | [`SharedClient`]: below it, which connection a call uses, and what a connection does |
-//! | `client.rs`, `listener.rs` | [`Client`], [`PipeListener`] and their options; `memory_pipe.rs` adds to them |
-//! | `trust.rs` | [`Trust`]: whose server a client talks to |
-//! | `connection.rs`, `instances.rs` | [`Connection`] and its halves; how an instance is kept waiting |
-//! | `engine.rs` | the internal interface of an engine; the engines are below it, and `engine/native.rs` chooses one |
-//! | `engine/windows/sys/` | the only unsafe code |
-//! | `inline.rs` | on Windows, tasks that run on the thread that completes their I/O |
-//! | `stats.rs`, `reason.rs` | [`Stats`] (what a server has done), [`Reason`] (what went wrong); `log_limit.rs` bounds how often it is logged |
-//! | `access.rs`, `peer.rs`, `name.rs`, `error.rs` | [`Access`] (who may connect), [`Peer`] (who did), [`PipeName`] |
+//! | `os` | what only one system has: extensions of the types below |
+//! | `memory_pipe` | pipes inside the process, for tests |
+//! | `serve` | [`serve`](serve()) and [`serve_connections`]: accept loop, admission, one client's conversation, shutdown |
+//! | `handler` | [`Handler`], and what it takes and returns |
+//! | `client` | [`Client`] and its options; below it [`SharedClient`] |
+//! | `listener` | [`PipeListener`], its options, and how an instance is kept waiting |
+//! | `connection` | [`Connection`] and its halves |
+//! | `trust` | [`Trust`]: whose server a client talks to |
+//! | `engine` | the internal interface of an engine; below it the engines. `native` chooses one, `windows/sys/` is the only unsafe code |
+//! | `telemetry` | [`Stats`], [`Reason`], and the one way to report an error |
+//! | `access`, `peer`, `name`, `error`, `defaults` | the types that all of them use |
+//! | `backoff`, `mutex` | helpers |
 //!
-//! A file imports only from its own row of this table and the rows below.
+//! A module imports only from its own row and the rows below.
 
 #![warn(missing_docs)]
 // The examples on these pages are compiled with the doc tests.

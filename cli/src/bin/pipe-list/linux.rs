@@ -1,7 +1,7 @@
 //! Pipes on Linux: SEQPACKET sockets with a path.
 //!
 //! A connection would count as a client. So the kernel's lists are read: /proc/net/unix says who listens, and
-//! /proc/locks which process holds the lock file of a server (`engine/seqpacket/claim.rs`).
+//! /proc/locks which process holds the lock file of a server (`engine/linux/claim.rs`).
 
 use std::{
     collections::{BTreeSet, HashMap},
