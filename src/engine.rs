@@ -147,9 +147,9 @@ pub(crate) trait Receive: Send {
     /// Receives the next message. Not polled again after anything but a message.
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>>;
 
-    /// Whether another message can be received without a system call. An engine that receives several in one call
-    /// has them in hand. No on an engine that can't tell.
-    fn has_received(&self) -> bool {
+    /// Whether to ask for another message before replies are flushed: one is in hand, or the peer sends ahead.
+    /// No on an engine that can't tell.
+    fn expects_more(&self) -> bool {
         false
     }
 

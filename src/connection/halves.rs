@@ -115,9 +115,9 @@ impl RecvHalf {
         self.ended
     }
 
-    /// Whether another message can be received without a system call.
-    pub(crate) fn has_received(&self) -> bool {
-        self.ended.is_none() && self.receiver.has_received()
+    /// Same as [`Receive::expects_more`].
+    pub(crate) fn expects_more(&self) -> bool {
+        self.ended.is_none() && self.receiver.expects_more()
     }
 
     /// How many messages in a row a task should receive before others run.

@@ -474,8 +474,8 @@ struct FaultyReceiver {
 }
 
 impl Receive for FaultyReceiver {
-    fn has_received(&self) -> bool {
-        self.received.is_some() || self.receiver.has_received()
+    fn expects_more(&self) -> bool {
+        self.received.is_some() || self.receiver.expects_more()
     }
 
     fn turn(&self) -> u32 {

@@ -306,7 +306,7 @@ struct MemoryReceiver {
 }
 
 impl Receive for MemoryReceiver {
-    fn has_received(&self) -> bool {
+    fn expects_more(&self) -> bool {
         !self.link.inbound.state.lock().messages.is_empty()
     }
 

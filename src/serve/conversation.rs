@@ -177,9 +177,9 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         Ok(())
     }
 
-    /// Finds what to do next, in the order of a message's way: answers first, then a request that is in hand, then
-    /// the flush, then a request that the system may have. So a reply is never held back while its client waits: it
-    /// is flushed as soon as no request is in hand, or the next one is not answered at once.
+    /// Finds what to do next: answers first, then a request that the engine expects to have, then the flush, then any
+    /// request. So a reply is never held back while its client waits: it is flushed as soon as there is no further
+    /// request, or the next one is not answered at once.
     fn poll_step<F: Future<Output = Result<Reply, Failure>>>(
         &mut self,
         cx: &mut Context<'_>,
@@ -193,7 +193,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         }
         let may_take = in_flight.has_room() && !self.shutdown.is_shutdown();
         let is_turn_over = self.inbound.is_turn_over();
-        if may_take && !is_turn_over && !self.outbound.is_full() && self.inbound.has_next() {
+        if may_take && !is_turn_over && !self.outbound.is_full() && self.inbound.expects_next() {
             if let Some(message) = self.take_next(cx, false) {
                 return Poll::Ready(Ok(Step::Answer(message)));
             }

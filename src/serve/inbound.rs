@@ -64,9 +64,9 @@ impl Inbound {
         }
     }
 
-    /// Whether another request can be taken without a system call.
-    pub(super) fn has_next(&self) -> bool {
-        !self.early.is_empty() || (self.receiver.has_received() && self.share.is_free())
+    /// Whether to take the next request before replies are flushed.
+    pub(super) fn expects_next(&self) -> bool {
+        !self.early.is_empty() || (self.receiver.expects_more() && self.share.is_free())
     }
 
     /// Whether other tasks should run before the next request is taken.

@@ -157,8 +157,8 @@ impl Receive for SeqpacketReceiver {
         }
     }
 
-    fn has_received(&self) -> bool {
-        !self.inbox.packets.is_empty()
+    fn expects_more(&self) -> bool {
+        !self.inbox.packets.is_empty() || self.inbox.batching.is_on
     }
 
     fn turn(&self) -> u32 {

@@ -58,7 +58,7 @@ impl Receive for Bursts {
         Poll::Ready(Ok(Received::Message("request".into())))
     }
 
-    fn has_received(&self) -> bool {
+    fn expects_more(&self) -> bool {
         self.is_amid()
     }
 
