@@ -2,13 +2,14 @@
 
 use std::{
     fmt,
-    future::{Future, IntoFuture, Pending, pending},
+    future::{Future, IntoFuture, pending},
     marker::PhantomData,
     sync::Arc,
     time::Duration,
 };
 
 use self::{
+    accept::Signal,
     admission::{Admission, Authorize, OnConnect, UserLimit, Users},
     budget::Budget,
     conversation::{Conversation, Options, Server},
@@ -93,14 +94,14 @@ pub fn serve<H: Handler<T>, T>(listener: PipeListener, handler: H) -> Serve<H, T
         authorize: None,
         on_connect: None,
         drain_timeout: Some(defaults::DRAIN_TIMEOUT),
-        signal: pending(),
+        signal: Box::pin(pending()),
         _requests: PhantomData,
     }
 }
 
 /// A server that is ready to run, from [`serve`]. Await it.
 #[must_use = "a server does nothing unless it is awaited"]
-pub struct Serve<H, T, S = Pending<()>> {
+pub struct Serve<H, T> {
     listener: PipeListener,
     handler: H,
     /// `os` has options for one system.
@@ -108,11 +109,11 @@ pub struct Serve<H, T, S = Pending<()>> {
     authorize: Option<Authorize>,
     on_connect: Option<OnConnect>,
     drain_timeout: Option<Duration>,
-    signal: S,
+    signal: Signal,
     _requests: PhantomData<fn(T)>,
 }
 
-impl<H, T, S> Serve<H, T, S> {
+impl<H, T> Serve<H, T> {
     /// A handle to the server's live figures. Its [`Summary`] has the final ones.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -123,30 +124,12 @@ impl<H, T, S> Serve<H, T, S> {
     /// sends their replies, and aborts the rest after the drain timeout.
     ///
     /// Sent replies can still be read after the server has shut down.
-    pub fn with_graceful_shutdown<S2>(self, signal: S2) -> Serve<H, T, S2>
-    where
-        S2: Future<Output = ()> + Send + 'static,
-    {
-        let Self {
-            listener,
-            handler,
-            options,
-            authorize,
-            on_connect,
-            drain_timeout,
-            _requests,
-            ..
-        } = self;
-        Serve {
-            listener,
-            handler,
-            options,
-            authorize,
-            on_connect,
-            drain_timeout,
-            signal,
-            _requests,
-        }
+    pub fn with_graceful_shutdown(
+        mut self,
+        signal: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
+        self.signal = Box::pin(signal);
+        self
     }
 
     /// How long requests in flight may take once a shutdown has begun; `None` for no limit. Default:
@@ -389,7 +372,7 @@ impl<H, T, S> Serve<H, T, S> {
     }
 }
 
-impl<H, T, S> fmt::Debug for Serve<H, T, S> {
+impl<H, T> fmt::Debug for Serve<H, T> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("Serve")
@@ -400,11 +383,10 @@ impl<H, T, S> fmt::Debug for Serve<H, T, S> {
     }
 }
 
-impl<H, T, S> IntoFuture for Serve<H, T, S>
+impl<H, T> IntoFuture for Serve<H, T>
 where
     H: Handler<T>,
     T: 'static,
-    S: Future<Output = ()> + Send + 'static,
 {
     type Output = Summary;
     type IntoFuture = ServeFuture;
@@ -414,11 +396,10 @@ where
     }
 }
 
-impl<H, T, S> Serve<H, T, S>
+impl<H, T> Serve<H, T>
 where
     H: Handler<T>,
     T: 'static,
-    S: Future<Output = ()> + Send + 'static,
 {
     async fn run(self) -> Summary {
         let server = Arc::new(Server {

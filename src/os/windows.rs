@@ -106,14 +106,14 @@ pub trait ServeExt: Sealed {
     fn inline_completions(self, inline: bool) -> Self;
 }
 
-impl<H, T, S> ServeExt for Serve<H, T, S> {
+impl<H, T> ServeExt for Serve<H, T> {
     fn inline_completions(mut self, inline: bool) -> Self {
         self.options.inline_completions = inline;
         self
     }
 }
 
-impl<F, S> ServeExt for ServeConnections<F, S> {
+impl<F> ServeExt for ServeConnections<F> {
     fn inline_completions(mut self, inline: bool) -> Self {
         self.inline_completions = inline;
         self

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    future::{Future, IntoFuture, Pending, pending, poll_fn},
+    future::{Future, IntoFuture, pending, poll_fn},
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
@@ -67,19 +67,22 @@ where
         handler,
         drain_timeout: Some(defaults::DRAIN_TIMEOUT),
         inline_completions: false,
-        signal: pending(),
+        signal: Box::pin(pending()),
     }
 }
 
+/// Begins a graceful shutdown.
+pub(super) type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// A server that is ready to run, from [`serve_connections`]. Await it.
 #[must_use = "a server does nothing unless it is awaited"]
-pub struct ServeConnections<F, S = Pending<()>> {
+pub struct ServeConnections<F> {
     listener: PipeListener,
     handler: F,
     drain_timeout: Option<Duration>,
     /// Set only by `os::windows`.
     pub(crate) inline_completions: bool,
-    signal: S,
+    signal: Signal,
 }
 
 /// What a server has done, once it has shut down.
@@ -102,7 +105,7 @@ pub struct Summary {
     pub stats: StatsSnapshot,
 }
 
-impl<F, S> ServeConnections<F, S> {
+impl<F> ServeConnections<F> {
     /// A handle to the server's live figures. Those of requests, replies and handlers stay 0, because they
     /// are counted only by [`serve`](crate::serve()).
     #[must_use]
@@ -114,24 +117,12 @@ impl<F, S> ServeConnections<F, S> {
     /// through [`Shutdown`], and aborts the rest after the drain timeout.
     ///
     /// Sent messages can still be read after the server has shut down.
-    pub fn with_graceful_shutdown<S2>(self, signal: S2) -> ServeConnections<F, S2>
-    where
-        S2: Future<Output = ()> + Send + 'static,
-    {
-        let Self {
-            listener,
-            handler,
-            drain_timeout,
-            inline_completions,
-            ..
-        } = self;
-        ServeConnections {
-            listener,
-            handler,
-            drain_timeout,
-            inline_completions,
-            signal,
-        }
+    pub fn with_graceful_shutdown(
+        mut self,
+        signal: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
+        self.signal = Box::pin(signal);
+        self
     }
 
     /// How long the connections' code may run once a shutdown has begun; `None` for no limit.
@@ -142,7 +133,7 @@ impl<F, S> ServeConnections<F, S> {
     }
 }
 
-impl<F, S> fmt::Debug for ServeConnections<F, S> {
+impl<F> fmt::Debug for ServeConnections<F> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("ServeConnections")
@@ -152,11 +143,10 @@ impl<F, S> fmt::Debug for ServeConnections<F, S> {
     }
 }
 
-impl<F, Running, S> IntoFuture for ServeConnections<F, S>
+impl<F, Running> IntoFuture for ServeConnections<F>
 where
     F: Fn(Connection, Shutdown) -> Running + Send + Sync + 'static,
     Running: Future<Output: IntoResult> + Send + 'static,
-    S: Future<Output = ()> + Send + 'static,
 {
     type Output = Summary;
     type IntoFuture = ServeFuture;
@@ -193,11 +183,10 @@ impl fmt::Debug for ServeFuture {
     }
 }
 
-impl<F, Running, S> ServeConnections<F, S>
+impl<F, Running> ServeConnections<F>
 where
     F: Fn(Connection, Shutdown) -> Running + Send + Sync + 'static,
     Running: Future<Output: IntoResult> + Send + 'static,
-    S: Future<Output = ()> + Send + 'static,
 {
     pub(super) async fn run(self) -> Summary {
         let telemetry = self.listener.telemetry().clone();

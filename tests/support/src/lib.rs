@@ -248,7 +248,7 @@ thread_local! {
 }
 
 /// Sets the options of a server that the kind of this thread's last pipe asks for.
-pub fn tuned<H, T, S>(serving: Serve<H, T, S>) -> Serve<H, T, S> {
+pub fn tuned<H, T>(serving: Serve<H, T>) -> Serve<H, T> {
     #[cfg(windows)]
     return pipe_server::os::windows::ServeExt::inline_completions(serving, INLINE.get());
     #[cfg(not(windows))]
