@@ -155,6 +155,7 @@ fn channel(pipe: PipeEnd, peer: fn(&PipeEnd) -> io::Result<Peer>, sizes: Sizes) 
             longest_room: FIRST_ROOM.max(sizes.buffer_size as usize),
             last_long: 0,
             reading: false,
+            found_at_once: false,
         }),
         sender: Box::new(OverlappedSender {
             link: Arc::clone(&link),
@@ -191,15 +192,23 @@ struct OverlappedReceiver {
     last_long: usize,
     /// Whether a read is in flight, which then has the buffer.
     reading: bool,
+    /// Whether the last message was there when its read was started.
+    found_at_once: bool,
 }
 
 impl Receive for OverlappedReceiver {
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
         // A client that always has the next message ready must not starve the others.
         let budget = ready!(coop::poll_proceed(cx));
+        self.found_at_once = !self.reading;
         let received = ready!(self.poll_message(cx));
         budget.made_progress();
         Poll::Ready(received)
+    }
+
+    /// The next read is needed anyway, and may be started while a reply is being written.
+    fn expects_more(&self) -> bool {
+        self.found_at_once
     }
 
     fn turn(&self) -> u32 {
