@@ -13,6 +13,7 @@ use crate::{exit::Failure, runtime};
 
 mod conversation;
 mod idle;
+mod latencies;
 pub mod memory;
 mod options;
 mod pipe;

@@ -10,10 +10,11 @@ use pipe_server::Bytes;
 use tokio::{task::JoinSet, time::sleep};
 
 use super::{
+    latencies::{Latencies, latencies, nanoseconds},
     options::{Options, Verify},
     progress::Count,
     report::Report,
-    run::{self, Latencies, Until, Work, latencies, nanoseconds, unwind},
+    run::{self, Until, Work, unwind},
     transport::{Receiver, Sender, Transport},
 };
 use crate::exit::Failure;

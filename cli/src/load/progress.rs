@@ -10,7 +10,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{options::Limit, run::nanoseconds};
+use super::{latencies::nanoseconds, options::Limit};
 
 /// What one client has done so far. It has cache lines of its own, so that counting does not slow down its
 /// neighbours.

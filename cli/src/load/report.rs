@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::{Map, Value};
 
-use super::run::Latencies;
+use super::latencies::Latencies;
 use crate::exit::Failure;
 
 /// Named figures, in display order.

@@ -6,7 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hdrhistogram::Histogram;
 use tokio::{
     sync::Barrier,
     task::{JoinError, JoinSet},
@@ -18,19 +17,6 @@ use super::{
     progress::{Count, Progress},
 };
 use crate::exit::Failure;
-
-/// Latencies are kept with a resolution of 16 ns and three digits, up to one minute. 32-bit counts halve the
-/// memory of a client, which shares the processor's cache with its messages.
-pub(crate) type Latencies = Histogram<u32>;
-
-pub(crate) fn latencies() -> Latencies {
-    let longest = Duration::from_secs(60);
-    Histogram::new_with_bounds(16, nanoseconds(longest), 3).expect("the bounds make sense")
-}
-
-pub(crate) fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
 
 /// A client's work.
 pub(crate) trait Work: Send + 'static {

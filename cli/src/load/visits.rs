@@ -6,10 +6,11 @@ use pipe_server::Bytes;
 
 use super::{
     conversation::content,
+    latencies::{Latencies, latencies, nanoseconds},
     options::Options,
     progress::Count,
     report::Report,
-    run::{self, Latencies, Until, Work, latencies, nanoseconds},
+    run::{self, Until, Work},
     transport::{Receiver, Sender, Transport},
 };
 use crate::exit::Failure;
