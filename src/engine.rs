@@ -34,6 +34,7 @@ use std::{
 use bytes::Bytes;
 
 use crate::{
+    access::Access,
     defaults,
     error::{OutOfRange, RecvError, SendError},
     peer::Peer,
@@ -182,6 +183,28 @@ pub(crate) trait Link: Send + Sync {
 
     /// Whether the other side is gone, even if messages from it can still be received.
     fn is_hung_up(&self) -> bool;
+}
+
+/// The options of a listener that its engine applies.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct EngineOptions {
+    pub(crate) access: Access,
+    pub(crate) max_message_size: Option<usize>,
+    pub(crate) buffer_size: usize,
+    #[cfg(target_os = "linux")]
+    pub(crate) socket_group: Option<u32>,
+    #[cfg(windows)]
+    pub(crate) allow_remote: bool,
+    #[cfg(windows)]
+    pub(crate) engine: Engine,
+}
+
+impl EngineOptions {
+    /// The sizes of a pipe on an engine that carries messages of `longest` bytes. `carrier` is its name in the
+    /// error.
+    pub(crate) fn sizes(&self, carrier: &str, longest: usize) -> Result<Sizes, OutOfRange> {
+        Sizes::new(self.max_message_size, self.buffer_size, carrier, longest)
+    }
 }
 
 /// The sizes given to an engine when a pipe is bound or connected to.

@@ -1,7 +1,7 @@
 //! A pipe inside this process, for tests.
 #![cfg(feature = "test-util")]
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use crate::{
     client::{Client, ClientOptions},
@@ -11,10 +11,8 @@ use crate::{
         faulty::Faults,
         memory::{self, Switchboard},
     },
-    error::{BindError, ConnectError, OutOfRange},
+    error::{BindError, ConnectError},
     listener::{ListenerOptions, PipeListener},
-    name::PipeName,
-    telemetry::Telemetry,
 };
 
 /// A pipe inside this process, from [`ListenerOptions::bind_memory`].
@@ -88,14 +86,12 @@ impl ListenerOptions {
         faults: Option<Faults>,
     ) -> Result<(PipeListener, MemoryPipe), BindError> {
         self.check()?;
-        let (mut endpoint, board) = memory::bind(sizes(self.max_message_size, self.buffer_size)?);
+        let (mut endpoint, board) = memory::bind(self.engine.sizes("memory", usize::MAX)?);
         if let Some(faults) = &faults {
             endpoint = faults.bound(endpoint);
         }
-        let name: PipeName = "memory".parse()?;
-        let path = PathBuf::from("memory");
-        let telemetry = Telemetry::new(name.clone());
-        let listener = self.listen(name, path, endpoint, self.admits_others(), telemetry)?;
+        let (name, path) = ("memory".parse()?, Path::new("memory"));
+        let listener = self.listen(&name, path, self.admits_others(), |_| Ok(endpoint))?;
         if let Some(faults) = &faults {
             faults.start();
         }
@@ -114,7 +110,8 @@ impl ClientOptions {
     ///
     /// Cancel safe, as [`connect`](Self::connect).
     pub async fn connect_memory(&self, pipe: &MemoryPipe) -> Result<Client, ConnectError> {
-        let sizes = sizes(self.max_message_size, defaults::BUFFER_SIZE)?;
+        let buffer_size = defaults::BUFFER_SIZE;
+        let sizes = Sizes::new(self.max_message_size, buffer_size, "memory", usize::MAX)?;
         let open = || memory::connect(&pipe.board, sizes.max_message_size, pipe.faults.as_ref());
         let channel = self.retry("the memory pipe", open).await?;
         Ok(Client::new(
@@ -123,9 +120,4 @@ impl ClientOptions {
             self.call_timeout,
         ))
     }
-}
-
-/// Memory carries messages of any length.
-fn sizes(max_message_size: Option<usize>, buffer_size: usize) -> Result<Sizes, OutOfRange> {
-    Sizes::new(max_message_size, buffer_size, "memory", usize::MAX)
 }

@@ -26,8 +26,10 @@ use self::{
     claim::{Claim, check_directory, directory_of, make_directory, make_system_directory},
     socket::Socket,
 };
-use super::{Channel, Endpoint, Instance, Sizes, native::ToBind};
-use crate::{access::Access, error::OutOfRange, telemetry::Telemetry};
+use super::{Channel, Endpoint, EngineOptions, Instance, Sizes};
+use crate::{
+    access::Access, error::OutOfRange, name::PipeName, peer::UserId, telemetry::Telemetry,
+};
 
 mod channel;
 mod claim;
@@ -44,22 +46,28 @@ const QUEUE_LENGTH: i32 = 1024;
 /// net/unix/af_unix.c), so the shortest queue holds one. Clients already in the queue stay there.
 const SHORTEST_QUEUE: i32 = 0;
 
-/// Serves `pipe`. From the moment the socket exists, only those whom its options allow can connect. The
-/// directory of a short name belongs to the user and is created, and so is that of a system name if this user
-/// may; that of any other path is used as it is.
-pub(crate) fn bind(pipe: &ToBind<'_>, sizes: Sizes) -> io::Result<Box<dyn Endpoint>> {
-    let own_directory = pipe.name.short().is_some();
-    let group = group(pipe.socket_group, own_directory)?;
-    let directory = directory_of(pipe.path);
+/// Serves the pipe `name`, whose path is `path`. From the moment the socket exists, only those whom `options`
+/// allow can connect. The directory of a short name belongs to the user and is created, and so is that of a
+/// system name if this user may; that of any other path is used as it is.
+pub(crate) fn bind(
+    name: &PipeName,
+    path: &Path,
+    options: &EngineOptions,
+    telemetry: &Telemetry,
+) -> io::Result<Box<dyn Endpoint>> {
+    let sizes = sizes(options)?;
+    let own_directory = name.short().is_some();
+    let group = group(options.socket_group, own_directory)?;
+    let directory = directory_of(path);
     if own_directory {
         make_directory(directory)?;
-    } else if pipe.name.is_system() {
+    } else if name.is_system() {
         make_system_directory(directory)?;
     } else {
         check_directory(directory)?;
     }
-    let mut claim = Claim::new(pipe.path.to_owned())?;
-    let mode = match (pipe.access, group) {
+    let mut claim = Claim::new(path.to_owned())?;
+    let mode = match (&options.access, group) {
         (Access::CurrentUser, None) => 0o600,
         (Access::CurrentUser, Some(_)) => 0o660,
         (Access::Everyone, _) => 0o666,
@@ -71,7 +79,7 @@ pub(crate) fn bind(pipe: &ToBind<'_>, sizes: Sizes) -> io::Result<Box<dyn Endpoi
         None => mode,
     };
     let mut socket = Socket::new()?;
-    socket.telemetry = Some(pipe.telemetry.clone());
+    socket.telemetry = Some(telemetry.clone());
     let grow_send_buffers = socket.grow_send_buffer(sizes)?;
     // Linux gives the socket file the mode of the socket itself, less the umask (unix_bind in
     // net/unix/af_unix.c). Set before bind, so that nobody gets in between.
@@ -91,9 +99,10 @@ pub(crate) fn bind(pipe: &ToBind<'_>, sizes: Sizes) -> io::Result<Box<dyn Endpoi
 /// Serves a listening socket that was created elsewhere, and that [`listening`] has checked.
 pub(crate) fn listen_on(
     socket: OwnedFd,
+    options: &EngineOptions,
     telemetry: &Telemetry,
-    sizes: Sizes,
 ) -> io::Result<Box<dyn Endpoint>> {
+    let sizes = sizes(options)?;
     // A socket of ours has the kernel's defaults, as an accepted one will. This one need not.
     let grow_send_buffers = Socket::new()?.grow_send_buffer(sizes)?;
     let sets_queue = inherited::is_ours(&socket)?;
@@ -119,6 +128,11 @@ pub(crate) fn connect_on(socket: OwnedFd, sizes: Sizes) -> io::Result<Channel> {
     channel(socket, sizes.max_message_size)
 }
 
+/// The limit of a socket is known once it exists.
+fn sizes(options: &EngineOptions) -> Result<Sizes, OutOfRange> {
+    options.sizes("this system", usize::MAX)
+}
+
 /// Checks the group of the socket file.
 fn group(id: Option<u32>, own_directory: bool) -> Result<Option<Gid>, OutOfRange> {
     let problem = match id {
@@ -139,12 +153,19 @@ fn group(id: Option<u32>, own_directory: bool) -> Result<Option<Gid>, OutOfRange
 /// # Errors
 ///
 /// Returns the system's error, and `PermissionDenied` if other users can write to it.
-pub(crate) fn owner_of_directory(path: &Path) -> io::Result<Option<u32>> {
-    claim::owner_of_directory(directory_of(path))
+pub(crate) fn owner_of_directory(path: &Path) -> io::Result<Option<UserId>> {
+    let owner = claim::owner_of_directory(directory_of(path))?;
+    Ok(owner.map(UserId::Uid))
 }
 
-/// Connects to the socket at `path`. `ResourceBusy` if its queue is full, which can't be waited for.
-pub(crate) fn connect(path: &Path, sizes: Sizes) -> io::Result<Channel> {
+/// Connects to the socket at `path`. `ResourceBusy` if its queue is full, which can't be waited for. The channel
+/// can always be asked for its peer.
+pub(crate) fn connect(
+    _name: &PipeName,
+    path: &Path,
+    sizes: Sizes,
+    _identify: bool,
+) -> io::Result<Channel> {
     let socket = Socket::new()?;
     socket.grow_send_buffer(sizes)?;
     match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {

@@ -11,7 +11,6 @@ use crate::{
     listener::{ListenerOptions, PipeListener},
     name::PipeName,
     peer::Peer,
-    telemetry::Telemetry,
 };
 
 /// What Linux adds to [`ListenerOptions`].
@@ -65,7 +64,7 @@ pub trait ListenerOptionsExt: Sealed {
 
 impl ListenerOptionsExt for ListenerOptions {
     fn socket_group(mut self, group_id: impl Into<Option<u32>>) -> Self {
-        self.socket_group = group_id.into();
+        self.engine.socket_group = group_id.into();
         self
     }
 
@@ -80,11 +79,9 @@ impl ListenerOptionsExt for ListenerOptions {
             problem,
         })?;
         let name = PipeName::at(&path)?;
-        let telemetry = Telemetry::new(name.clone());
-        let endpoint =
-            native::listen_on(socket, &telemetry, self.max_message_size, self.buffer_size)
-                .map_err(|error| BindError::create(path.display().to_string(), error))?;
-        self.listen(name, path, endpoint, true, telemetry)
+        self.listen(&name, &path, true, |telemetry| {
+            native::listen_on(socket, &self.engine, telemetry)
+        })
     }
 }
 
@@ -93,13 +90,13 @@ impl ListenerOptions {
     fn check_no_access(&self) -> Result<(), OutOfRange> {
         let problem = "has no effect on a socket that was created elsewhere: set it there (in a systemd unit, \
                        SocketMode=, SocketUser= and SocketGroup=)";
-        if self.access != Access::CurrentUser {
+        if self.engine.access != Access::CurrentUser {
             return Err(OutOfRange::new("access", problem));
         }
-        match self.socket_group {
-            Some(_) => Err(OutOfRange::new("socket_group", problem)),
-            None => Ok(()),
+        if self.engine.socket_group.is_some() {
+            return Err(OutOfRange::new("socket_group", problem));
         }
+        Ok(())
     }
 }
 

@@ -23,12 +23,12 @@ pub trait ListenerOptionsExt: Sealed {
 
 impl ListenerOptionsExt for ListenerOptions {
     fn engine(mut self, engine: Engine) -> Self {
-        self.engine = engine;
+        self.engine.engine = engine;
         self
     }
 
     fn allow_remote(mut self, allow: bool) -> Self {
-        self.allow_remote = allow;
+        self.engine.allow_remote = allow;
         self
     }
 }
