@@ -9,7 +9,7 @@ use crate::{
     engine::{
         Sizes,
         faulty::Faults,
-        memory::{self, Switchboard},
+        memory::{self, MemoryName, Wire},
     },
     error::{BindError, ConnectError},
     listener::{ListenerOptions, PipeListener},
@@ -18,7 +18,7 @@ use crate::{
 /// A pipe inside this process, from [`ListenerOptions::bind_memory`].
 #[derive(Clone, Debug)]
 pub struct MemoryPipe {
-    board: Switchboard,
+    name: Arc<MemoryName>,
     /// The faults of connections made through this value.
     faults: Option<Faults>,
 }
@@ -42,7 +42,7 @@ impl MemoryPipe {
     #[must_use]
     pub fn without_faults(&self) -> Self {
         Self {
-            board: Arc::clone(&self.board),
+            name: Arc::clone(&self.name),
             faults: None,
         }
     }
@@ -52,8 +52,7 @@ impl MemoryPipe {
     /// Lets a test check that a connection has released its instance.
     #[must_use]
     pub fn instances(&self) -> usize {
-        let board = self.board.lock();
-        board.instances()
+        self.name.instances()
     }
 }
 
@@ -86,16 +85,17 @@ impl ListenerOptions {
         faults: Option<Faults>,
     ) -> Result<(PipeListener, MemoryPipe), BindError> {
         self.check()?;
-        let (mut endpoint, board) = memory::bind(self.engine.sizes("memory", usize::MAX)?);
+        let (mut endpoint, name) = memory::bind(self.engine.sizes("memory", usize::MAX)?);
         if let Some(faults) = &faults {
             endpoint = faults.bound(endpoint);
         }
+        let pipe = MemoryPipe { name, faults };
         let (name, path) = ("memory".parse()?, Path::new("memory"));
         let listener = self.listen(&name, path, self.admits_others(), |_| Ok(endpoint))?;
-        if let Some(faults) = &faults {
+        if let Some(faults) = &pipe.faults {
             faults.start();
         }
-        Ok((listener, MemoryPipe { board, faults }))
+        Ok((listener, pipe))
     }
 }
 
@@ -112,7 +112,11 @@ impl ClientOptions {
     pub async fn connect_memory(&self, pipe: &MemoryPipe) -> Result<Client, ConnectError> {
         let buffer_size = defaults::BUFFER_SIZE;
         let sizes = Sizes::new(self.max_message_size, buffer_size, "memory", usize::MAX)?;
-        let open = || memory::connect(&pipe.board, sizes.max_message_size, pipe.faults.as_ref());
+        let wrap = |ends, wire: &Wire| match &pipe.faults {
+            Some(faults) => faults.connected(ends, wire),
+            None => ends,
+        };
+        let open = || memory::connect(&pipe.name, sizes.max_message_size, wrap);
         let channel = self.retry("the memory pipe", open).await?;
         Ok(Client::new(
             channel,

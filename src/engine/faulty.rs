@@ -17,7 +17,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use tokio::time::{Sleep, sleep};
 
-use super::{Channel, Endpoint, Instance, Link, Receive, Received, Transmit, memory::MemoryLink};
+use super::{Channel, Endpoint, Instance, Link, Receive, Received, Transmit, memory::Wire};
 use crate::{
     error::{RecvError, SendError},
     mutex::Mutex,
@@ -181,52 +181,37 @@ impl Faults {
     }
 
     /// Both ends of a new connection, the server's first, with their faults.
-    pub(super) fn connected(
-        &self,
-        server: (Channel, Arc<MemoryLink>),
-        client: (Channel, Arc<MemoryLink>),
-    ) -> (Channel, Channel) {
+    pub(crate) fn connected(&self, [server, client]: [Channel; 2], wire: &Wire) -> [Channel; 2] {
         let (mut random, recv, send) = {
             let mut schedule = self.lock();
             (schedule.connections.fork(), schedule.recv, schedule.send)
         };
-        let server = self.channel(server, &mut random, (recv, send));
-        let client = self.channel(client, &mut random, (None, None));
-        (server, client)
-    }
-
-    fn channel(
-        &self,
-        (channel, link): (Channel, Arc<MemoryLink>),
-        random: &mut Rng,
-        (recv, send): (Option<u64>, Option<u64>),
-    ) -> Channel {
         let mut plan = |fails_at| Plan {
             faults: self.clone(),
+            wire: wire.clone(),
             random: random.fork(),
             fails_at,
             operations: 0,
+            current: None,
         };
-        Channel {
-            receiver: Box::new(FaultyReceiver {
-                receiver: channel.receiver,
-                link: Arc::clone(&link),
-                plan: plan(recv),
-                step: Step::Begin,
-                received: None,
-            }),
-            sender: Box::new(FaultySender {
-                sender: channel.sender,
-                link,
-                plan: plan(send),
-                step: Step::Begin,
-                messages: VecDeque::new(),
-                failed: false,
-            }),
-            link: Arc::new(FaultyLink {
-                link: channel.link,
-                plan: Mutex::new(plan(None)),
-            }),
+        let server = channel(server, [plan(recv), plan(send), plan(None)]);
+        let client = channel(client, [plan(None), plan(None), plan(None)]);
+        [server, client]
+    }
+
+    /// Fails if an attempt of the listener is to fail now.
+    fn attempt(
+        &self,
+        operation: &str,
+        failures: fn(&mut Schedule) -> &mut Failures,
+    ) -> io::Result<()> {
+        let mut schedule = self.lock();
+        let by_chance = schedule.random;
+        let fails = failures(&mut schedule).fails(by_chance);
+        drop(schedule);
+        match fails {
+            true => Err(self.error(operation)),
+            false => Ok(()),
         }
     }
 
@@ -293,14 +278,8 @@ struct FaultyEndpoint {
 
 impl Endpoint for FaultyEndpoint {
     fn create(&self) -> io::Result<Box<dyn Instance>> {
-        let fails = {
-            let mut schedule = self.faults.lock();
-            let by_chance = schedule.random;
-            schedule.create.fails(by_chance)
-        };
-        if fails {
-            return Err(self.faults.error("creating an instance"));
-        }
+        self.faults
+            .attempt("creating an instance", |schedule| &mut schedule.create)?;
         Ok(Box::new(FaultyInstance {
             instance: self.endpoint.create()?,
             faults: self.faults.clone(),
@@ -330,46 +309,61 @@ struct FaultyInstance {
 
 impl Instance for FaultyInstance {
     fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>> {
-        if self.connected.is_none() {
-            match self.instance.poll_connect(cx) {
-                Poll::Ready(channel) => {
-                    let channel = channel?;
-                    let mut schedule = self.faults.lock();
-                    let pause = match schedule.random {
-                        true => Pause::draw(&mut schedule.accept.random),
-                        false => Pause::None,
-                    };
-                    self.connected = Some((channel, pause));
-                }
-                // Only while nobody is connected, so that no client is lost.
-                Poll::Pending => {
-                    let fails = {
-                        let mut schedule = self.faults.lock();
-                        let by_chance = schedule.random;
-                        schedule.accept.fails(by_chance)
-                    };
-                    return match fails {
-                        true => Poll::Ready(Err(self.faults.error("accepting a client"))),
-                        false => Poll::Pending,
-                    };
-                }
+        let (channel, mut pause) = match self.connected.take() {
+            Some(connected) => connected,
+            None => {
+                let Poll::Ready(channel) = self.instance.poll_connect(cx) else {
+                    // Only while nobody is connected, so that no client is lost.
+                    self.faults
+                        .attempt("accepting a client", |schedule| &mut schedule.accept)?;
+                    return Poll::Pending;
+                };
+                let mut schedule = self.faults.lock();
+                let pause = match schedule.random {
+                    true => Pause::draw(&mut schedule.accept.random),
+                    false => Pause::Polls(0),
+                };
+                (channel?, pause)
             }
+        };
+        if pause.poll(cx).is_pending() {
+            self.connected = Some((channel, pause));
+            return Poll::Pending;
         }
-        if let Some((_, pause)) = &mut self.connected {
-            ready!(pause.poll(cx));
-        }
-        let connected = self.connected.take().ok_or(io::ErrorKind::NotConnected)?;
-        Poll::Ready(Ok(connected.0))
+        Poll::Ready(Ok(channel))
+    }
+}
+
+fn channel(channel: Channel, [receiving, sending, identifying]: [Plan; 3]) -> Channel {
+    Channel {
+        receiver: Box::new(FaultyReceiver {
+            receiver: channel.receiver,
+            plan: receiving,
+            received: None,
+        }),
+        sender: Box::new(FaultySender {
+            sender: channel.sender,
+            plan: sending,
+            messages: VecDeque::new(),
+            failed: false,
+        }),
+        link: Arc::new(FaultyLink {
+            link: channel.link,
+            plan: Mutex::new(identifying),
+        }),
     }
 }
 
 /// The faults of one half of a connection.
 struct Plan {
     faults: Faults,
+    wire: Wire,
     random: Rng,
     /// The number of the operation that fails.
     fails_at: Option<u64>,
     operations: u64,
+    /// The operation in progress.
+    current: Option<(Option<Fault>, Pause)>,
 }
 
 /// How an operation fails.
@@ -384,14 +378,14 @@ enum Fault {
 }
 
 impl Plan {
-    /// Returns what happens to the next operation.
-    fn next(&mut self) -> (Option<Fault>, Pause) {
+    /// Decides what happens to the next operation.
+    fn draw(&mut self) -> (Option<Fault>, Pause) {
         self.operations += 1;
         if self.fails_at == Some(self.operations) {
-            return (Some(Fault::Midway), Pause::None);
+            return (Some(Fault::Midway), Pause::Polls(0));
         }
         if !self.faults.lock().random {
-            return (None, Pause::None);
+            return (None, Pause::Polls(0));
         }
         let fault = match self.random.u32(..OPERATIONS_PER_FAULT * 3) {
             0 => Some(Fault::Error),
@@ -402,16 +396,30 @@ impl Plan {
         (fault, Pause::draw(&mut self.random))
     }
 
+    /// How the operation in progress fails. Begins one if there is none.
+    fn fault(&mut self) -> Option<Fault> {
+        let current = self.current.take().unwrap_or_else(|| self.draw());
+        self.current.insert(current).0
+    }
+
+    /// Ready after the delay of the operation in progress, which has then ended.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some((_, pause)) = &mut self.current {
+            ready!(pause.poll(cx));
+        }
+        self.current = None;
+        Poll::Ready(())
+    }
+
     /// Breaks the connection.
-    fn cut(&self, link: &MemoryLink) {
+    fn cut(&self) {
         self.faults.lock().injected += 1;
-        link.cut();
+        self.wire.cut();
     }
 }
 
-/// What delays an operation.
+/// A delay. Not polled again once it is over.
 enum Pause {
-    None,
     /// This many polls.
     Polls(u32),
     Time(Pin<Box<Sleep>>),
@@ -425,51 +433,27 @@ impl Pause {
                 Self::Time(Box::pin(sleep(time)))
             }
             1..4 => Self::Polls(random.u32(1..4)),
-            _ => Self::None,
+            _ => Self::Polls(0),
         }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
-            Self::None | Self::Polls(0) => {}
+            Self::Polls(0) => Poll::Ready(()),
             Self::Polls(left) => {
                 *left -= 1;
                 cx.waker().wake_by_ref();
-                return Poll::Pending;
+                Poll::Pending
             }
-            Self::Time(sleep) => ready!(sleep.as_mut().poll(cx)),
-        }
-        *self = Self::None;
-        Poll::Ready(())
-    }
-}
-
-/// The progress of an operation.
-enum Step {
-    Begin,
-    Under(Option<Fault>, Pause),
-}
-
-impl Step {
-    /// Decides what happens to the operation, once.
-    fn begin(&mut self, plan: &mut Plan) -> (Option<Fault>, &mut Pause) {
-        if let Self::Begin = self {
-            let (fault, pause) = plan.next();
-            *self = Self::Under(fault, pause);
-        }
-        match self {
-            Self::Under(fault, pause) => (*fault, pause),
-            Self::Begin => unreachable!("the step began above"),
+            Self::Time(sleep) => sleep.as_mut().poll(cx),
         }
     }
 }
 
 struct FaultyReceiver {
     receiver: Box<dyn Receive>,
-    link: Arc<MemoryLink>,
     plan: Plan,
-    step: Step,
-    /// What was received and is held back.
+    /// Received and held back.
     received: Option<Received>,
 }
 
@@ -483,14 +467,14 @@ impl Receive for FaultyReceiver {
     }
 
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
-        let (fault, pause) = self.step.begin(&mut self.plan);
+        let fault = self.plan.fault();
         match fault {
             Some(Fault::Error) => {
                 let error = self.plan.faults.error("receiving");
                 return Poll::Ready(Err(RecvError::Io(error)));
             }
             Some(Fault::Cut) => {
-                self.plan.cut(&self.link);
+                self.plan.cut();
                 return Poll::Ready(Ok(Received::Closed));
             }
             Some(Fault::Midway) | None => {}
@@ -498,12 +482,11 @@ impl Receive for FaultyReceiver {
         if self.received.is_none() {
             self.received = Some(ready!(self.receiver.poll_recv(cx))?);
         }
-        ready!(pause.poll(cx));
-        self.step = Step::Begin;
+        ready!(self.plan.poll_end(cx));
         let received = self.received.take().unwrap_or(Received::Closed);
         Poll::Ready(match (fault, &received) {
             (Some(Fault::Midway), Received::Message(_)) => {
-                self.plan.cut(&self.link);
+                self.plan.cut();
                 Err(RecvError::Incomplete)
             }
             _ => Ok(received),
@@ -513,9 +496,7 @@ impl Receive for FaultyReceiver {
 
 struct FaultySender {
     sender: Box<dyn Transmit>,
-    link: Arc<MemoryLink>,
     plan: Plan,
-    step: Step,
     /// Messages that were started and are not in the pipe yet.
     messages: VecDeque<Bytes>,
     failed: bool,
@@ -543,8 +524,7 @@ impl Transmit for FaultySender {
             if self.messages.is_empty() {
                 return Poll::Ready(Ok(()));
             }
-            let (fault, pause) = self.step.begin(&mut self.plan);
-            match fault {
+            match self.plan.fault() {
                 Some(Fault::Error | Fault::Midway) => {
                     self.failed = true;
                     let error = self.plan.faults.error("sending");
@@ -552,13 +532,12 @@ impl Transmit for FaultySender {
                 }
                 Some(Fault::Cut) => {
                     self.failed = true;
-                    self.plan.cut(&self.link);
+                    self.plan.cut();
                     return Poll::Ready(Err(SendError::Closed));
                 }
                 None => {}
             }
-            ready!(pause.poll(cx));
-            self.step = Step::Begin;
+            ready!(self.plan.poll_end(cx));
             if let Some(message) = self.messages.pop_front() {
                 self.sender.start_send(message)?;
             }
@@ -574,7 +553,7 @@ struct FaultyLink {
 impl Link for FaultyLink {
     fn peer(&self) -> io::Result<Peer> {
         let mut plan = self.plan.lock();
-        match plan.next().0 {
+        match plan.draw().0 {
             Some(_) => Err(plan.faults.error("asking for the peer")),
             None => self.link.peer(),
         }

@@ -8,16 +8,16 @@
 
 use std::{
     collections::VecDeque,
-    io,
-    sync::Arc,
-    task::{Context, Poll, Waker},
+    io, iter,
+    pin::Pin,
+    sync::{Arc, MutexGuard},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 
-use super::{
-    Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit, faulty::Faults,
-};
+use super::{Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit};
 use crate::{
     error::{RecvError, SendError},
     mutex::Mutex,
@@ -28,99 +28,76 @@ use crate::{
 const TURN: u32 = 64;
 
 /// The name that a memory pipe's clients connect to.
-pub(crate) type Switchboard = Arc<Mutex<Board>>;
-
-/// The waiting instances of one memory pipe.
 #[derive(Debug)]
-pub(crate) struct Board {
-    served: bool,
-    waiting: VecDeque<Arc<Mutex<Socket>>>,
+pub(crate) struct MemoryName {
+    sizes: Sizes,
     /// Cloned for each instance, to count them.
     instances: Arc<()>,
-    sizes: Sizes,
+    /// Gives each waiting instance its end of a connection. `None` once the name is no longer served.
+    waiting: Mutex<Option<VecDeque<oneshot::Sender<Channel>>>>,
 }
 
-impl Board {
-    /// How many instances exist, waiting or connected.
+impl MemoryName {
+    /// The number of instances, waiting or connected.
     pub(crate) fn instances(&self) -> usize {
         Arc::strong_count(&self.instances) - 1
     }
+
+    fn take_waiting(&self) -> io::Result<oneshot::Sender<Channel>> {
+        let mut waiting = self.waiting.lock();
+        let waiting = waiting.as_mut().ok_or(io::ErrorKind::NotFound)?;
+        iter::from_fn(|| waiting.pop_front())
+            .find(|instance| !instance.is_closed())
+            .ok_or_else(|| match self.instances() {
+                0 => io::ErrorKind::NotFound.into(),
+                _ => io::ErrorKind::ResourceBusy.into(),
+            })
+    }
 }
 
-/// A waiting instance: empty until a client puts the server's end into it.
-#[derive(Default, Debug)]
-struct Socket {
-    channel: Option<Channel>,
-    waker: Option<Waker>,
-}
-
-pub(crate) fn bind(sizes: Sizes) -> (Box<dyn Endpoint>, Switchboard) {
-    let board = Arc::new(Mutex::new(Board {
-        served: true,
-        waiting: VecDeque::new(),
-        instances: Arc::default(),
+pub(crate) fn bind(sizes: Sizes) -> (Box<dyn Endpoint>, Arc<MemoryName>) {
+    let name = Arc::new(MemoryName {
         sizes,
-    }));
-    (
-        Box::new(MemoryEndpoint {
-            board: Arc::clone(&board),
-            max_message_size: sizes.max_message_size,
-        }),
-        board,
-    )
+        instances: Arc::default(),
+        waiting: Mutex::new(Some(VecDeque::new())),
+    });
+    (Box::new(MemoryEndpoint(Arc::clone(&name))), name)
 }
 
-/// Connects to a waiting instance, as `CreateFile` does. `faults` apply to both ends of the connection.
+/// Connects to a waiting instance, as `CreateFile` does. `wrap` may replace the channels of both ends, the
+/// server's first.
 ///
 /// # Errors
 ///
 /// `NotFound` if the pipe is no longer served, `ResourceBusy` if no instance is waiting.
 pub(crate) fn connect(
-    board: &Switchboard,
+    name: &MemoryName,
     max_message_size: usize,
-    faults: Option<&Faults>,
+    wrap: impl FnOnce([Channel; 2], &Wire) -> [Channel; 2],
 ) -> io::Result<Channel> {
-    let (socket, instance, sizes) = {
-        let mut board = board.lock();
-        if !board.served || board.instances() == 0 {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        let socket = board.waiting.pop_front();
-        let socket = socket.ok_or(io::ErrorKind::ResourceBusy)?;
-        (socket, Arc::clone(&board.instances), board.sizes)
+    let instance = name.take_waiting()?;
+    let buffer_size = name.sizes.buffer_size as usize;
+    let (up, down) = (Queue::new(buffer_size), Queue::new(buffer_size));
+    let server = MemoryLink {
+        inbound: Arc::clone(&up),
+        outbound: Arc::clone(&down),
+        _instance: Some(Arc::clone(&name.instances)),
     };
-    let buffer_size = sizes.buffer_size as usize;
-    let up = Queue::new(buffer_size);
-    let down = Queue::new(buffer_size);
-    let link = |inbound, outbound, instance| {
-        Arc::new(MemoryLink {
-            inbound: Arc::clone(inbound),
-            outbound: Arc::clone(outbound),
-            _instance: instance,
-        })
+    let client = MemoryLink {
+        inbound: Arc::clone(&down),
+        outbound: Arc::clone(&up),
+        _instance: None,
     };
-    let server = link(&up, &down, Some(instance));
-    let client = link(&down, &up, None);
-    let (server, client) = match faults {
-        None => (
-            channel(server, sizes.max_message_size),
-            channel(client, max_message_size),
-        ),
-        Some(faults) => faults.connected(
-            (channel(Arc::clone(&server), sizes.max_message_size), server),
-            (channel(Arc::clone(&client), max_message_size), client),
-        ),
-    };
-    let waker = {
-        let mut socket = socket.lock();
-        socket.channel = Some(server);
-        socket.waker.take()
-    };
-    wake(waker);
+    let server = channel(server, name.sizes.max_message_size);
+    let client = channel(client, max_message_size);
+    let [server, client] = wrap([server, client], &Wire([up, down]));
+    // If the listener was dropped meanwhile, the client finds the connection closed.
+    _ = instance.send(server);
     Ok(client)
 }
 
-fn channel(link: Arc<MemoryLink>, max_message_size: usize) -> Channel {
+fn channel(link: MemoryLink, max_message_size: usize) -> Channel {
+    let link = Arc::new(link);
     Channel {
         receiver: Box::new(MemoryReceiver {
             link: Arc::clone(&link),
@@ -134,57 +111,55 @@ fn channel(link: Arc<MemoryLink>, max_message_size: usize) -> Channel {
     }
 }
 
-struct MemoryEndpoint {
-    board: Switchboard,
-    max_message_size: usize,
-}
+struct MemoryEndpoint(Arc<MemoryName>);
 
 impl Endpoint for MemoryEndpoint {
     fn create(&self) -> io::Result<Box<dyn Instance>> {
-        let socket = Arc::default();
-        let mut board = self.board.lock();
-        board.waiting.push_back(Arc::clone(&socket));
+        let (connection, channel) = oneshot::channel();
+        if let Some(waiting) = &mut *self.0.waiting.lock() {
+            waiting.retain(|instance| !instance.is_closed());
+            waiting.push_back(connection);
+        }
         Ok(Box::new(MemoryInstance {
-            board: Arc::clone(&self.board),
-            socket,
-            _instance: Arc::clone(&board.instances),
+            channel,
+            _instance: Arc::clone(&self.0.instances),
         }))
     }
 
     fn max_message_size(&self) -> usize {
-        self.max_message_size
+        self.0.sizes.max_message_size
     }
 }
 
 impl Drop for MemoryEndpoint {
     fn drop(&mut self) {
-        self.board.lock().served = false;
+        *self.0.waiting.lock() = None;
     }
 }
 
 struct MemoryInstance {
-    board: Switchboard,
-    socket: Arc<Mutex<Socket>>,
+    channel: oneshot::Receiver<Channel>,
     _instance: Arc<()>,
 }
 
 impl Instance for MemoryInstance {
     fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>> {
-        let mut socket = self.socket.lock();
-        if let Some(channel) = socket.channel.take() {
-            return Poll::Ready(Ok(channel));
-        }
-        socket.waker = Some(cx.waker().clone());
-        Poll::Pending
+        let channel = ready!(Pin::new(&mut self.channel).poll(cx));
+        Poll::Ready(channel.map_err(io::Error::other))
     }
 }
 
-impl Drop for MemoryInstance {
-    fn drop(&mut self) {
-        self.board
-            .lock()
-            .waiting
-            .retain(|socket| !Arc::ptr_eq(socket, &self.socket));
+/// Both directions of a connection.
+#[derive(Clone)]
+pub(crate) struct Wire([Arc<Queue>; 2]);
+
+impl Wire {
+    /// Breaks the connection for both sides. Messages in flight are lost.
+    pub(super) fn cut(&self) {
+        for queue in &self.0 {
+            queue.abandon();
+            queue.finish(Last::Closed);
+        }
     }
 }
 
@@ -203,8 +178,8 @@ struct QueueState {
     /// How the sender finished: it ended the conversation, or is gone.
     last: Option<Last>,
     reader_gone: bool,
-    reader: Option<Waker>,
-    writer: Option<Waker>,
+    /// The reader's while there is no message, the sender's while there is no room.
+    waker: Option<Waker>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -221,39 +196,37 @@ impl Queue {
         })
     }
 
+    /// The sender sends nothing more.
     fn finish(&self, last: Last) {
-        let reader = {
-            let mut state = self.state.lock();
-            state.last.get_or_insert(last);
-            state.reader.take()
-        };
-        wake(reader);
+        let mut state = self.state.lock();
+        state.last.get_or_insert(last);
+        unlock(state);
+    }
+
+    /// The reader receives nothing more.
+    fn abandon(&self) {
+        let mut state = self.state.lock();
+        state.reader_gone = true;
+        state.messages.clear();
+        unlock(state);
+    }
+}
+
+/// Wakes the task that waits for a change of the queue.
+fn unlock(mut state: MutexGuard<'_, QueueState>) {
+    let waker = state.waker.take();
+    drop(state);
+    if let Some(waker) = waker {
+        waker.wake();
     }
 }
 
 /// One side's end of both queues.
-pub(super) struct MemoryLink {
+struct MemoryLink {
     inbound: Arc<Queue>,
     outbound: Arc<Queue>,
     /// The server's end counts as an instance.
     _instance: Option<Arc<()>>,
-}
-
-impl MemoryLink {
-    /// Breaks the connection for both sides. Messages in flight are lost.
-    pub(super) fn cut(&self) {
-        for queue in [&self.inbound, &self.outbound] {
-            let (reader, writer) = {
-                let mut state = queue.state.lock();
-                state.last = Some(Last::Closed);
-                state.reader_gone = true;
-                state.messages.clear();
-                (state.reader.take(), state.writer.take())
-            };
-            wake(reader);
-            wake(writer);
-        }
-    }
 }
 
 impl Peer {
@@ -267,13 +240,11 @@ impl Peer {
         let user = UserId::Uid(rustix::process::geteuid().as_raw());
         #[cfg(windows)]
         let user = UserId::Sid(super::windows::current_user()?);
-        let peer = Self::new(std::process::id(), user);
-        #[cfg(target_os = "linux")]
-        let peer = Self {
+        Ok(Self {
+            #[cfg(target_os = "linux")]
             group_id: rustix::process::getegid().as_raw(),
-            ..peer
-        };
-        Ok(peer)
+            ..Self::new(std::process::id(), user)
+        })
     }
 }
 
@@ -290,13 +261,7 @@ impl Link for MemoryLink {
 impl Drop for MemoryLink {
     fn drop(&mut self) {
         self.outbound.finish(Last::Closed);
-        let writer = {
-            let mut inbound = self.inbound.state.lock();
-            inbound.reader_gone = true;
-            inbound.messages.clear();
-            inbound.writer.take()
-        };
-        wake(writer);
+        self.inbound.abandon();
     }
 }
 
@@ -316,27 +281,22 @@ impl Receive for MemoryReceiver {
 
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
         let mut state = self.link.inbound.state.lock();
-        if let Some(message) = state.messages.pop_front() {
-            state.held -= message.len();
-            let writer = state.writer.take();
-            drop(state);
-            wake(writer);
-            return Poll::Ready(if message.len() > self.max_message_size {
-                Err(RecvError::TooLong {
-                    limit: self.max_message_size,
-                })
-            } else {
-                Ok(Received::Message(message))
-            });
-        }
-        match state.last {
-            Some(Last::End) => Poll::Ready(Ok(Received::End)),
-            Some(Last::Closed) => Poll::Ready(Ok(Received::Closed)),
-            None => {
-                state.reader = Some(cx.waker().clone());
-                Poll::Pending
-            }
-        }
+        let Some(message) = state.messages.pop_front() else {
+            return match state.last {
+                Some(Last::End) => Poll::Ready(Ok(Received::End)),
+                Some(Last::Closed) => Poll::Ready(Ok(Received::Closed)),
+                None => {
+                    state.waker = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+            };
+        };
+        state.held -= message.len();
+        unlock(state);
+        Poll::Ready(match self.max_message_size {
+            limit if message.len() > limit => Err(RecvError::TooLong { limit }),
+            _ => Ok(Received::Message(message)),
+        })
     }
 }
 
@@ -365,7 +325,7 @@ impl Transmit for MemorySender {
             return Poll::Ready(Err(SendError::Closed));
         }
         if state.held > 0 && state.held + message.len() > queue.buffer_size {
-            state.writer = Some(cx.waker().clone());
+            state.waker = Some(cx.waker().clone());
             self.pending = Some(message);
             return Poll::Pending;
         }
@@ -373,15 +333,7 @@ impl Transmit for MemorySender {
         // when the buffer is empty, so that one task can play both sides.
         state.held += message.len();
         state.messages.push_back(message);
-        let reader = state.reader.take();
-        drop(state);
-        wake(reader);
+        unlock(state);
         Poll::Ready(Ok(()))
-    }
-}
-
-fn wake(waker: Option<Waker>) {
-    if let Some(waker) = waker {
-        waker.wake();
     }
 }
