@@ -33,6 +33,7 @@ use crate::{
 
 mod channel;
 mod claim;
+mod descriptors;
 mod inherited;
 mod lingering;
 mod scratch;
