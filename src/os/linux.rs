@@ -78,7 +78,7 @@ impl ListenerOptionsExt for ListenerOptions {
             descriptor: socket.as_raw_fd(),
             problem,
         })?;
-        let name = PipeName::at(&path)?;
+        let name = PipeName::at(path.as_os_str())?;
         self.listen(&name, &path, true, |telemetry| {
             native::listen_on(socket, &self.engine, telemetry)
         })
