@@ -6,7 +6,7 @@
 
 use std::{
     collections::VecDeque,
-    fmt, io,
+    io,
     pin::Pin,
     sync::{Arc, MutexGuard},
     task::{Context, Poll, ready},
@@ -74,11 +74,12 @@ const LONGEST_DELAY: u64 = 20;
 ///     // … the test, which names the seed when it panics
 /// }
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug, Default)]
 pub struct Faults {
     schedule: Arc<Mutex<Schedule>>,
 }
 
+#[derive(Debug, Default)]
 struct Schedule {
     /// `None` if nothing fails at random.
     seed: Option<u64>,
@@ -96,7 +97,7 @@ impl Faults {
     /// Creates faults that occur only as requested through the other methods.
     #[must_use]
     pub fn new() -> Self {
-        Self::with(None)
+        Self::default()
     }
 
     /// Creates random faults from `seed`. The same seed gives the same faults.
@@ -110,23 +111,15 @@ impl Faults {
     /// a current-thread runtime with a paused clock.
     #[must_use]
     pub fn seeded(seed: u64) -> Self {
-        Self::with(Some(seed))
-    }
-
-    fn with(seed: Option<u64>) -> Self {
-        let mut random = Rng::with_seed(seed.unwrap_or_default());
-        Self {
-            schedule: Arc::new(Mutex::new(Schedule {
-                seed,
-                random: false,
-                create: Failures::new(random.fork()),
-                accept: Failures::new(random.fork()),
-                connections: random.fork(),
-                recv: None,
-                send: None,
-                injected: 0,
-            })),
-        }
+        let faults = Self::new();
+        let mut random = Rng::with_seed(seed);
+        let mut schedule = faults.lock();
+        schedule.seed = Some(seed);
+        schedule.create.random = random.fork();
+        schedule.accept.random = random.fork();
+        schedule.connections = random.fork();
+        drop(schedule);
+        faults
     }
 
     /// Makes the next `attempts` to create an instance fail, including those of `bind`.
@@ -230,34 +223,14 @@ impl Faults {
     }
 }
 
-impl Default for Faults {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl fmt::Debug for Faults {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let schedule = self.lock();
-        formatter
-            .debug_struct("Faults")
-            .field("seed", &schedule.seed)
-            .field("injected", &schedule.injected)
-            .finish_non_exhaustive()
-    }
-}
-
 /// Failures of the listener, several in a row.
+#[derive(Debug, Default)]
 struct Failures {
     random: Rng,
     left: u32,
 }
 
 impl Failures {
-    fn new(random: Rng) -> Self {
-        Self { random, left: 0 }
-    }
-
     fn fails(&mut self, by_chance: bool) -> bool {
         if self.left > 0 {
             self.left -= 1;
