@@ -27,6 +27,8 @@ mod request;
 mod session;
 #[cfg(feature = "tower")]
 mod tower;
+#[cfg(any(feature = "json", feature = "postcard"))]
+mod typed;
 
 /// Answers requests.
 ///

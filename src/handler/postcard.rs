@@ -9,7 +9,7 @@ use serde_core::{Serialize, de::DeserializeOwned};
 use crate::{
     client::Client,
     error::{BoxError, CallError},
-    handler::{FromRequest, IntoReply, Reply, Request},
+    handler::{FromRequest, IntoReply, Reply, Request, typed::typed_format},
 };
 
 /// How much of the stack decoding may use, in bytes. Postcard has no limit of its own: without this, a few
@@ -104,20 +104,7 @@ impl<T: Serialize> Postcard<T> {
     }
 }
 
-impl<T: DeserializeOwned> FromRequest for Postcard<T> {
-    type Rejection = PostcardRejection;
-
-    fn from_request(request: &Request) -> Result<Self, PostcardRejection> {
-        Self::from_bytes(request.bytes())
-    }
-}
-
-impl<T: Serialize> IntoReply for Postcard<T> {
-    fn into_reply(self) -> Result<Reply, BoxError> {
-        let message = self.to_bytes().map_err(EncodeReplyError)?;
-        Ok(Reply::new(message))
-    }
-}
+typed_format! { Postcard, "postcard", call_postcard, Error, PostcardRejection, PostcardCallError }
 
 impl Client {
     /// Sends a request in postcard and receives its reply in postcard. See [`call`](Self::call).
@@ -179,36 +166,6 @@ pub enum PostcardRejection {
         /// How many bytes were read.
         at: usize,
     },
-}
-
-/// A handler's reply can't be encoded.
-#[derive(Debug, thiserror::Error)]
-#[error("the reply can't be encoded as postcard")]
-struct EncodeReplyError(#[source] Error);
-
-/// An error returned when [`Client::call_postcard`] fails.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum PostcardCallError {
-    /// The request can't be encoded. Nothing was sent.
-    #[error("the request can't be encoded as postcard; nothing was sent")]
-    Encode(#[source] Error),
-    /// There is no reply.
-    #[error(transparent)]
-    Call(#[from] CallError),
-    /// The reply can't be decoded. The client remains usable.
-    #[error("the reply can't be decoded")]
-    Decode(#[source] PostcardRejection),
-}
-
-impl From<PostcardCallError> for io::Error {
-    fn from(error: PostcardCallError) -> Self {
-        match error {
-            PostcardCallError::Encode(_) => Self::new(io::ErrorKind::InvalidInput, error),
-            PostcardCallError::Call(error) => error.into(),
-            PostcardCallError::Decode(_) => Self::new(io::ErrorKind::InvalidData, error),
-        }
-    }
 }
 
 /// What is left to decode of a message.
