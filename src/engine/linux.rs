@@ -81,20 +81,14 @@ pub(crate) fn bind(
     };
     let mut socket = Socket::new()?;
     socket.telemetry = Some(telemetry.clone());
-    let grow_send_buffers = socket.grow_send_buffer(sizes)?;
+    socket.grow_send_buffer(sizes)?;
     // Linux gives the socket file the mode of the socket itself, less the umask (unix_bind in
     // net/unix/af_unix.c). Set before bind, so that nobody gets in between.
     fchmod(&socket, Mode::from_raw_mode(first_mode))?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(&claim.path)?)?;
     claim.take_socket_file(mode, group)?;
     rustix::net::listen(&socket, QUEUE_LENGTH)?;
-    Ok(Box::new(SeqpacketEndpoint {
-        listener: Arc::new(socket.register(Interest::READABLE)?),
-        sizes,
-        grow_send_buffers,
-        sets_queue: true,
-        _claim: Some(claim),
-    }))
+    endpoint(socket, sizes, true, Some(claim))
 }
 
 /// Serves a listening socket that was created elsewhere, and that [`listening`] has checked.
@@ -104,8 +98,9 @@ pub(crate) fn listen_on(
     telemetry: &Telemetry,
 ) -> io::Result<Box<dyn Endpoint>> {
     let sizes = sizes(options)?;
-    // A socket of ours has the kernel's defaults, as an accepted one will. This one need not.
-    let grow_send_buffers = Socket::new()?.grow_send_buffer(sizes)?;
+    // Finds out whether the system carries such messages. Clients' sockets have the kernel's defaults, as this one
+    // has; the listening socket need not.
+    Socket::new()?.grow_send_buffer(sizes)?;
     let sets_queue = inherited::is_ours(&socket)?;
     let mut socket = Socket::shared(socket)?;
     socket.telemetry = Some(telemetry.clone());
@@ -113,12 +108,20 @@ pub(crate) fn listen_on(
         // It may be as short as a killed server has left it.
         rustix::net::listen(&socket, QUEUE_LENGTH)?;
     }
+    endpoint(socket, sizes, sets_queue, None)
+}
+
+fn endpoint(
+    socket: Socket,
+    sizes: Sizes,
+    sets_queue: bool,
+    claim: Option<Claim>,
+) -> io::Result<Box<dyn Endpoint>> {
     Ok(Box::new(SeqpacketEndpoint {
         listener: Arc::new(socket.register(Interest::READABLE)?),
         sizes,
-        grow_send_buffers,
         sets_queue,
-        _claim: None,
+        _claim: claim,
     }))
 }
 
@@ -188,8 +191,6 @@ pub(crate) fn connect(
 struct SeqpacketEndpoint {
     listener: Arc<AsyncFd<Socket>>,
     sizes: Sizes,
-    /// Whether the kernel's default send buffer is too small, for the clients' sockets as well.
-    grow_send_buffers: bool,
     /// Whether the length of the queue is ours to set.
     sets_queue: bool,
     /// Released after the socket is closed. `None` for a socket that was created elsewhere.
@@ -201,7 +202,6 @@ impl Endpoint for SeqpacketEndpoint {
         Ok(Box::new(SeqpacketInstance {
             listener: Arc::clone(&self.listener),
             sizes: self.sizes,
-            grow_send_buffer: self.grow_send_buffers,
         }))
     }
 
@@ -237,7 +237,6 @@ impl Drop for SeqpacketEndpoint {
 struct SeqpacketInstance {
     listener: Arc<AsyncFd<Socket>>,
     sizes: Sizes,
-    grow_send_buffer: bool,
 }
 
 impl Instance for SeqpacketInstance {
@@ -258,9 +257,7 @@ impl Instance for SeqpacketInstance {
                 Err(_would_block) => {}
             }
         };
-        if self.grow_send_buffer {
-            socket.grow_send_buffer(self.sizes)?;
-        }
+        socket.grow_send_buffer(self.sizes)?;
         Poll::Ready(channel(socket, self.sizes.max_message_size))
     }
 }

@@ -35,14 +35,12 @@ const STACK_SIZE: usize = 64 * 1024;
 
 static CLOSING: Mutex<Closing> = Mutex::new(Closing {
     threads: 0,
-    unclosed: 0,
     waiting: VecDeque::new(),
 });
 
 struct Closing {
+    /// Each is closing one socket.
     threads: usize,
-    /// The sockets that wait, and those that a thread is closing. Bounded: see [`is_full`].
-    unclosed: usize,
     waiting: VecDeque<Lingering>,
 }
 
@@ -57,7 +55,7 @@ struct Lingering {
 /// clients can't exhaust the process's descriptors.
 pub(super) fn is_full() -> bool {
     let mut closing = CLOSING.lock();
-    let is_full = closing.unclosed >= MAX_THREADS;
+    let is_full = closing.waiting.len() + closing.threads >= MAX_THREADS;
     // None could be started, and no further socket has to be closed that would start one.
     if is_full && closing.threads == 0 && start_thread().is_ok() {
         closing.threads += 1;
@@ -84,7 +82,6 @@ fn close_on(
     start: impl FnOnce() -> io::Result<()>,
 ) {
     let mut closing = CLOSING.lock();
-    closing.unclosed += 1;
     closing.waiting.push_back(socket);
     if closing.threads == MAX_THREADS {
         return;
@@ -111,7 +108,6 @@ fn run() {
         }
         drop(socket);
         closing = CLOSING.lock();
-        closing.unclosed -= 1;
     }
     closing.threads -= 1;
 }

@@ -112,19 +112,19 @@ impl Socket {
         descriptors::peek(self)
     }
 
-    /// Makes room for the longest message, and returns whether the kernel's default was too small. Never
-    /// shrinks the buffer: that would lower the limit for messages that are sent.
+    /// Makes room for the longest message. Never shrinks the buffer: that would lower the limit for messages that
+    /// are sent.
     ///
     /// # Errors
     ///
     /// [`OutOfRange`] when the system allows less than `max_message_size`.
-    pub(super) fn grow_send_buffer(&self, sizes: Sizes) -> io::Result<bool> {
+    pub(super) fn grow_send_buffer(&self, sizes: Sizes) -> io::Result<()> {
         let wanted = sizes
             .max_message_size
             .saturating_add(SEND_OVERHEAD)
             .max(sizes.buffer_size as usize);
         if sockopt::socket_send_buffer_size(self)? >= wanted {
-            return Ok(false);
+            return Ok(());
         }
         // The kernel doubles the value and caps it at net.core.wmem_max, socket(7).
         sockopt::set_socket_send_buffer_size(self, wanted.min(i32::MAX as usize))?;
@@ -137,7 +137,7 @@ impl Socket {
             );
             return Err(OutOfRange::new("max_message_size", problem).into());
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Reads and discards what is left. Returns whether the socket can be closed without blocking.
