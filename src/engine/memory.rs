@@ -76,20 +76,18 @@ pub(crate) fn connect(
     wrap: impl FnOnce([Channel; 2], &Wire) -> [Channel; 2],
 ) -> io::Result<Channel> {
     let instance = name.take_waiting()?;
-    let buffer_size = name.sizes.buffer_size as usize;
-    let (up, down) = (Queue::new(buffer_size), Queue::new(buffer_size));
-    let server = MemoryLink {
-        inbound: Arc::clone(&up),
-        outbound: Arc::clone(&down),
-        _instance: Some(Arc::clone(&name.instances)),
+    let (up, down) = (Queue::new(name.sizes), Queue::new(name.sizes));
+    let link = |inbound: &Arc<_>, outbound: &Arc<_>, instance| MemoryLink {
+        inbound: Arc::clone(inbound),
+        outbound: Arc::clone(outbound),
+        _instance: instance,
     };
-    let client = MemoryLink {
-        inbound: Arc::clone(&down),
-        outbound: Arc::clone(&up),
-        _instance: None,
-    };
-    let server = channel(server, name.sizes.max_message_size);
-    let client = channel(client, max_message_size);
+    let instances = Arc::clone(&name.instances);
+    let server = channel(
+        link(&up, &down, Some(instances)),
+        name.sizes.max_message_size,
+    );
+    let client = channel(link(&down, &up, None), max_message_size);
     let [server, client] = wrap([server, client], &Wire([up, down]));
     // If the listener was dropped meanwhile, the client finds the connection closed.
     _ = instance.send(server);
@@ -151,27 +149,23 @@ impl Instance for MemoryInstance {
 
 /// Both directions of a connection.
 #[derive(Clone)]
-pub(crate) struct Wire([Arc<Queue>; 2]);
+pub(crate) struct Wire([Arc<Mutex<Queue>>; 2]);
 
 impl Wire {
     /// Breaks the connection for both sides. Messages in flight are lost.
     pub(super) fn cut(&self) {
         for queue in &self.0 {
-            queue.abandon();
-            queue.finish(Last::Closed);
+            abandon(queue);
+            finish(queue, Last::Closed);
         }
     }
 }
 
 /// The messages in flight in one direction.
-#[derive(Debug)]
+#[derive(Default)]
 struct Queue {
-    state: Mutex<QueueState>,
+    /// How many bytes it takes before the sender waits.
     buffer_size: usize,
-}
-
-#[derive(Default, Debug)]
-struct QueueState {
     messages: VecDeque<Bytes>,
     /// The bytes in `messages`.
     held: usize,
@@ -182,40 +176,40 @@ struct QueueState {
     waker: Option<Waker>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 enum Last {
     End,
     Closed,
 }
 
 impl Queue {
-    fn new(buffer_size: usize) -> Arc<Self> {
-        Arc::new(Self {
-            state: Mutex::default(),
-            buffer_size,
-        })
-    }
-
-    /// The sender sends nothing more.
-    fn finish(&self, last: Last) {
-        let mut state = self.state.lock();
-        state.last.get_or_insert(last);
-        unlock(state);
-    }
-
-    /// The reader receives nothing more.
-    fn abandon(&self) {
-        let mut state = self.state.lock();
-        state.reader_gone = true;
-        state.messages.clear();
-        unlock(state);
+    fn new(sizes: Sizes) -> Arc<Mutex<Self>> {
+        Arc::new(Mutex::new(Self {
+            buffer_size: sizes.buffer_size as usize,
+            ..Self::default()
+        }))
     }
 }
 
+/// The sender sends nothing more.
+fn finish(queue: &Mutex<Queue>, last: Last) {
+    let mut queue = queue.lock();
+    queue.last.get_or_insert(last);
+    unlock(queue);
+}
+
+/// The reader receives nothing more.
+fn abandon(queue: &Mutex<Queue>) {
+    let mut queue = queue.lock();
+    queue.reader_gone = true;
+    queue.messages.clear();
+    unlock(queue);
+}
+
 /// Wakes the task that waits for a change of the queue.
-fn unlock(mut state: MutexGuard<'_, QueueState>) {
-    let waker = state.waker.take();
-    drop(state);
+fn unlock(mut queue: MutexGuard<'_, Queue>) {
+    let waker = queue.waker.take();
+    drop(queue);
     if let Some(waker) = waker {
         waker.wake();
     }
@@ -223,8 +217,8 @@ fn unlock(mut state: MutexGuard<'_, QueueState>) {
 
 /// One side's end of both queues.
 struct MemoryLink {
-    inbound: Arc<Queue>,
-    outbound: Arc<Queue>,
+    inbound: Arc<Mutex<Queue>>,
+    outbound: Arc<Mutex<Queue>>,
     /// The server's end counts as an instance.
     _instance: Option<Arc<()>>,
 }
@@ -254,14 +248,14 @@ impl Link for MemoryLink {
     }
 
     fn is_hung_up(&self) -> bool {
-        self.outbound.state.lock().reader_gone
+        self.outbound.lock().reader_gone
     }
 }
 
 impl Drop for MemoryLink {
     fn drop(&mut self) {
-        self.outbound.finish(Last::Closed);
-        self.inbound.abandon();
+        finish(&self.outbound, Last::Closed);
+        abandon(&self.inbound);
     }
 }
 
@@ -272,7 +266,7 @@ struct MemoryReceiver {
 
 impl Receive for MemoryReceiver {
     fn has_received(&self) -> bool {
-        !self.link.inbound.state.lock().messages.is_empty()
+        !self.link.inbound.lock().messages.is_empty()
     }
 
     fn turn(&self) -> u32 {
@@ -280,19 +274,19 @@ impl Receive for MemoryReceiver {
     }
 
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
-        let mut state = self.link.inbound.state.lock();
-        let Some(message) = state.messages.pop_front() else {
-            return match state.last {
+        let mut queue = self.link.inbound.lock();
+        let Some(message) = queue.messages.pop_front() else {
+            return match queue.last {
                 Some(Last::End) => Poll::Ready(Ok(Received::End)),
                 Some(Last::Closed) => Poll::Ready(Ok(Received::Closed)),
                 None => {
-                    state.waker = Some(cx.waker().clone());
+                    queue.waker = Some(cx.waker().clone());
                     Poll::Pending
                 }
             };
         };
-        state.held -= message.len();
-        unlock(state);
+        queue.held -= message.len();
+        unlock(queue);
         Poll::Ready(match self.max_message_size {
             limit if message.len() > limit => Err(RecvError::TooLong { limit }),
             _ => Ok(Received::Message(message)),
@@ -317,23 +311,23 @@ impl Transmit for MemorySender {
         };
         let queue = &self.link.outbound;
         if message.is_empty() {
-            queue.finish(Last::End);
+            finish(queue, Last::End);
             return Poll::Ready(Ok(()));
         }
-        let mut state = queue.state.lock();
-        if state.reader_gone || state.last.is_some() {
+        let mut queue = queue.lock();
+        if queue.reader_gone || queue.last.is_some() {
             return Poll::Ready(Err(SendError::Closed));
         }
-        if state.held > 0 && state.held + message.len() > queue.buffer_size {
-            state.waker = Some(cx.waker().clone());
+        if queue.held > 0 && queue.held + message.len() > queue.buffer_size {
+            queue.waker = Some(cx.waker().clone());
             self.pending = Some(message);
             return Poll::Pending;
         }
         // On a real pipe, a message longer than the whole buffer waits for its reader. Here it is accepted
         // when the buffer is empty, so that one task can play both sides.
-        state.held += message.len();
-        state.messages.push_back(message);
-        unlock(state);
+        queue.held += message.len();
+        queue.messages.push_back(message);
+        unlock(queue);
         Poll::Ready(Ok(()))
     }
 }
