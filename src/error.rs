@@ -75,7 +75,7 @@ pub enum BindError {
 impl BindError {
     /// Classifies an engine's error.
     pub(crate) fn create(address: impl Into<String>, source: io::Error) -> Self {
-        let source = match OutOfRange::take(source) {
+        let source = match source.downcast::<OutOfRange>() {
             Ok(out_of_range) => return out_of_range.into(),
             Err(source) => source,
         };
@@ -195,7 +195,7 @@ pub enum ConnectError {
 impl ConnectError {
     /// Classifies an engine's error that a retry would not resolve.
     pub(crate) fn open(address: impl Into<String>, source: io::Error) -> Self {
-        let source = match OutOfRange::take(source) {
+        let source = match source.downcast::<OutOfRange>() {
             Ok(out_of_range) => return out_of_range.into(),
             Err(source) => source,
         };
@@ -205,9 +205,7 @@ impl ConnectError {
             _ => Self::Io { address, source },
         }
     }
-}
 
-impl ConnectError {
     fn kind(&self) -> io::ErrorKind {
         match self {
             Self::Name(_) | Self::Option { .. } | Self::Remote { .. } | Self::Descriptor { .. } => {
@@ -250,13 +248,12 @@ pub enum RecvError {
 
 impl From<RecvError> for io::Error {
     fn from(error: RecvError) -> Self {
-        match error {
-            RecvError::Io(error) => error,
-            too_long @ RecvError::TooLong { .. } => Self::new(io::ErrorKind::InvalidData, too_long),
-            incomplete @ RecvError::Incomplete => {
-                Self::new(io::ErrorKind::UnexpectedEof, incomplete)
-            }
-        }
+        let kind = match error {
+            RecvError::Io(error) => return error,
+            RecvError::TooLong { .. } => io::ErrorKind::InvalidData,
+            RecvError::Incomplete => io::ErrorKind::UnexpectedEof,
+        };
+        Self::new(kind, error)
     }
 }
 
@@ -446,11 +443,6 @@ impl OutOfRange {
     pub(crate) fn new(option: &'static str, problem: impl Into<String>) -> Self {
         let problem = problem.into();
         Self { option, problem }
-    }
-
-    /// Extracts it from `error`, or returns `error`.
-    fn take(error: io::Error) -> Result<Self, io::Error> {
-        error.downcast()
     }
 }
 
