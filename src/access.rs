@@ -72,10 +72,9 @@ impl fmt::Display for Access {
 
 /// An error returned when parsing an [`Access`] fails.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} does not say who may connect: write {expected}")]
+#[error("{text:?} does not say who may connect: write {EXPECTED}")]
 pub struct AccessError {
     text: String,
-    expected: &'static str,
 }
 
 #[cfg(windows)]
@@ -98,19 +97,15 @@ impl FromStr for Access {
             return Ok(Self::Sddl(descriptor.to_owned()));
         }
         #[cfg(unix)]
-        if let Some(Ok(mode)) = text
-            .strip_prefix("mode:")
+        if let Some(octal) = text.strip_prefix("mode:") {
             // `from_str_radix` also accepts a sign.
-            .filter(|octal| !octal.starts_with('+'))
-            .map(|octal| u32::from_str_radix(octal, 8))
-        {
-            if mode <= 0o777 {
+            let mode = u32::from_str_radix(octal, 8);
+            if let (Ok(mode @ ..=0o777), false) = (mode, octal.starts_with('+')) {
                 return Ok(Self::Mode(mode));
             }
         }
         Err(AccessError {
             text: text.to_owned(),
-            expected: EXPECTED,
         })
     }
 }

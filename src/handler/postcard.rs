@@ -75,7 +75,11 @@ impl<T: DeserializeOwned> Postcard<T> {
     /// Returns the rejection if the message is not exactly one `T`, or if decoding it would use more than
     /// 256 KiB of the stack, as a deeply nested value of a recursive type does.
     pub fn from_bytes(message: &[u8]) -> Result<Self, PostcardRejection> {
-        let mut deserializer = Deserializer::from_flavor(Unread::new(message));
+        let mut deserializer = Deserializer::from_flavor(Unread {
+            bytes: message,
+            stack: end_of_stack(),
+            too_deep: false,
+        });
         let decoded = T::deserialize(&mut deserializer);
         let unread = deserializer.finalize().expect("Unread's never fails");
         let length = message.len();
@@ -168,22 +172,12 @@ pub enum PostcardRejection {
     },
 }
 
-/// What is left to decode of a message.
+/// The part of a message that is left to decode.
 struct Unread<'a> {
     bytes: &'a [u8],
     /// The end of the stack when decoding began.
     stack: usize,
     too_deep: bool,
-}
-
-impl<'a> Unread<'a> {
-    fn new(bytes: &'a [u8]) -> Self {
-        Self {
-            bytes,
-            stack: end_of_stack(),
-            too_deep: false,
-        }
-    }
 }
 
 impl<'a> Flavor<'a> for Unread<'a> {
