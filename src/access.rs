@@ -1,15 +1,15 @@
-//! Who may connect.
+//! The clients that may connect.
 
 use std::{fmt, str::FromStr};
 
-/// Who may connect to a pipe.
+/// The clients that may connect to a pipe.
 ///
 /// Parsed from `current-user`, `everyone`, on Windows `sddl:D:P(A;;GA;;;OW)(A;;0x12019b;;;AU)` and on Linux
 /// `mode:0660`.
 ///
 /// # Windows
 ///
-/// Who may connect, with the documentation it follows from. The tests cover the first four rows, and only on
+/// The clients that may connect, with the documentation it follows from. The tests cover the first four rows, and only on
 /// a model of Windows (`docs/wine.md`); the others are untested.
 ///
 /// | client | `CurrentUser` | `Everyone` | source |
@@ -47,11 +47,11 @@ pub enum Access {
     Everyone,
     /// The access list of this security descriptor, in the *Security Descriptor String Format*.
     ///
-    /// It must let this process create further instances (0x12019f), or `bind` fails. An entry for `OW`, the
+    /// The list must let this process create further instances (0x12019f), or `bind` fails. An entry for `OW`, the
     /// owner's rights, does so for any user.
     #[cfg(windows)]
     Sddl(String),
-    /// This mode of the socket, regardless of the umask. Connecting requires write permission (unix(7)).
+    /// A mode of the socket, regardless of the umask. Connecting requires write permission (unix(7)).
     #[cfg(unix)]
     Mode(u32),
 }

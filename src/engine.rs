@@ -57,7 +57,7 @@ mod unsupported;
 #[cfg(windows)]
 pub(crate) mod windows;
 
-/// How bytes move under a connection on Windows.
+/// The I/O under a connection on Windows.
 #[cfg(windows)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -102,7 +102,7 @@ pub(crate) trait Endpoint: Send + Sync {
         Ok(())
     }
 
-    /// How many waiting instances are useful: one, where the system itself queues clients.
+    /// The number of waiting instances that are useful: one, where the system itself queues clients.
     fn useful_backlog(&self) -> usize {
         usize::MAX
     }
@@ -132,7 +132,7 @@ impl fmt::Debug for Channel {
     }
 }
 
-/// What was received.
+/// The result of receiving.
 #[derive(Debug)]
 pub(crate) enum Received {
     /// A message, never empty.
@@ -154,7 +154,7 @@ pub(crate) trait Receive: Send {
         false
     }
 
-    /// How many messages in a row a task should receive before others run.
+    /// The number of messages that a task should receive in a row before others run.
     fn turn(&self) -> u32;
 }
 
@@ -178,7 +178,7 @@ pub(crate) trait Transmit: Send {
 /// The system's object under a channel. The connection is closed when the last reference to it is dropped;
 /// each half holds one.
 pub(crate) trait Link: Send + Sync {
-    /// Who is on the other side.
+    /// The process and the user on the other side.
     fn peer(&self) -> io::Result<Peer>;
 
     /// Whether the other side is gone, even if messages from it can still be received.
@@ -212,7 +212,7 @@ impl EngineOptions {
 pub(crate) struct Sizes {
     /// The longest message that may be received, in bytes.
     pub(crate) max_message_size: usize,
-    /// How many bytes the pipe buffers in each direction before a writer waits.
+    /// The number of bytes that the pipe buffers in each direction before a writer waits.
     pub(crate) buffer_size: u32,
 }
 

@@ -20,7 +20,7 @@ pub enum BindError {
     Option {
         /// The option's method on [`ListenerOptions`](crate::ListenerOptions).
         option: &'static str,
-        /// What is wrong with its value, and the accepted range.
+        /// The fault of its value, and the accepted range.
         problem: String,
     },
     /// The pipe is on another machine.
@@ -36,7 +36,7 @@ pub enum BindError {
     Descriptor {
         /// The descriptor's number.
         descriptor: i32,
-        /// What it is instead, and what to do.
+        /// The kind of descriptor it is instead, and what to do.
         problem: String,
     },
     /// There is no Tokio runtime to serve the pipe on.
@@ -116,7 +116,7 @@ pub enum ConnectError {
     Option {
         /// The option's method on [`ClientOptions`](crate::ClientOptions).
         option: &'static str,
-        /// What is wrong with its value, and the accepted range.
+        /// The fault of its value, and the accepted range.
         problem: String,
     },
     /// The descriptor is not one of a connected socket that carries messages (`os::linux`).
@@ -125,7 +125,7 @@ pub enum ConnectError {
     Descriptor {
         /// The descriptor's number.
         descriptor: i32,
-        /// What it is instead, and what to do.
+        /// The kind of descriptor it is instead, and what to do.
         problem: String,
     },
     /// There is no Tokio runtime to connect on.
@@ -156,7 +156,7 @@ pub enum ConnectError {
     Busy {
         /// The pipe's address.
         address: String,
-        /// How long this client waited.
+        /// The time that this client waited.
         waited: Duration,
     },
     /// The server does not let this user in.
@@ -330,7 +330,7 @@ impl From<CallError> for io::Error {
 
 /// An error returned when a call of a [`SharedClient`](crate::SharedClient) gets no reply.
 ///
-/// Which variant it is decides whether the request can be sent again. The source says what went wrong.
+/// The variant decides whether the request can be sent again. The source is the failure.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum SharedCallError {
     /// The request was not sent, so the server has not executed it.
@@ -349,7 +349,7 @@ impl SharedCallError {
         }
     }
 
-    /// What went wrong.
+    /// The failure.
     #[must_use]
     pub fn failure(&self) -> &CallFailure {
         match self {
@@ -364,8 +364,8 @@ impl From<SharedCallError> for io::Error {
     }
 }
 
-/// Why a call of a [`SharedClient`](crate::SharedClient) failed. One failure can end many calls, so it can be
-/// cloned.
+/// The reason why a call of a [`SharedClient`](crate::SharedClient) failed. One failure can end many calls, so
+/// it can be cloned.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CallFailure {
@@ -464,8 +464,8 @@ impl From<OutOfRange> for io::Error {
     }
 }
 
-/// An error followed by its sources, as in `a: b: c`, for the log. Many errors already print their source,
-/// which is not repeated.
+/// Writes an error followed by its sources, as in `a: b: c`, for the log. A source that the error already prints
+/// is not repeated.
 pub(crate) struct Chain<'a>(pub(crate) &'a (dyn Error + 'static));
 
 impl fmt::Display for Chain<'_> {

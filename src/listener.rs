@@ -62,7 +62,7 @@ impl ListenerOptions {
         }
     }
 
-    /// How many clients are served at once; at least 1. `None`, the default, sets no limit.
+    /// The maximum number of clients that are served at once; at least 1. `None`, the default, sets no limit.
     ///
     /// At the limit, further clients see a busy pipe and wait up to their connect timeout: `ERROR_PIPE_BUSY`
     /// on Windows, `EAGAIN` on Linux. The shortest queue on Linux holds one client, so one client over the
@@ -87,7 +87,7 @@ impl ListenerOptions {
         self
     }
 
-    /// How many bytes the pipe buffers in each direction before a writer waits for the reader; 1 to
+    /// The number of bytes that the pipe buffers in each direction before a writer waits for the reader; 1 to
     /// 4,294,967,295. Default: [`defaults::BUFFER_SIZE`], 65,536.
     ///
     /// `nInBufferSize` and `nOutBufferSize` on Windows; `SO_SNDBUF` on Linux, where it is never reduced.
@@ -96,7 +96,7 @@ impl ListenerOptions {
         self
     }
 
-    /// How many instances wait for clients; at least 1. Default: [`defaults::BACKLOG`], 2.
+    /// The number of instances that wait for clients; at least 1. Default: [`defaults::BACKLOG`], 2.
     ///
     /// A larger number accepts a larger burst of clients at once, where some would have to retry. While fewer
     /// than `max_instances` clients are served, Linux queues 1,024 whatever the number.
@@ -105,7 +105,7 @@ impl ListenerOptions {
         self
     }
 
-    /// Who may connect. Default: [`Access::CurrentUser`].
+    /// The clients that may connect. Default: [`Access::CurrentUser`].
     pub fn access(mut self, access: Access) -> Self {
         self.engine.access = access;
         self

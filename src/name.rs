@@ -42,7 +42,7 @@ const SYSTEM_DIRECTORY: &str = "/run/pipe-server";
 ///
 /// Windows ignores case in names; Linux does not.
 ///
-/// Whatever takes a name accepts any type that converts to one: `PipeName`, `&str`, `String`, `&Path`,
+/// A function that takes a name accepts any type that converts to one: `PipeName`, `&str`, `String`, `&Path`,
 /// `PathBuf`, `&OsStr` and `OsString`. A path on Linux need not be UTF-8; a short name must be. Control
 /// characters are not allowed.
 ///
@@ -67,13 +67,13 @@ pub struct PipeName {
     location: Location,
 }
 
-/// Where the socket is.
+/// The location of the socket.
 #[cfg(unix)]
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Location {
-    /// In this user's directory of pipes.
+    /// A name in this user's directory of pipes.
     Short(String),
-    /// In the system's directory of pipes.
+    /// A name in the system's directory of pipes.
     System(String),
     Path(PathBuf),
 }
@@ -107,7 +107,7 @@ pub enum NameError {
     TooLong {
         /// The address of the pipe.
         address: String,
-        /// Its length: UTF-16 units on Windows, bytes on Linux.
+        /// The length of the address: UTF-16 units on Windows, bytes on Linux.
         length: usize,
         /// The longest address that the system allows, in the same unit.
         limit: usize,

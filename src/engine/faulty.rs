@@ -31,14 +31,15 @@ const OPERATIONS_PER_FAULT: u32 = 24;
 const ATTEMPTS_PER_FAILURE: u32 = 12;
 const LONGEST_FAILURE: u32 = 8;
 
-/// How many messages wait in a sender for the flush, as on an engine that sends several at once.
+/// The maximum number of messages that wait in a sender for the flush, as on an engine that sends several at
+/// once.
 const ROOM: usize = 4;
 
 /// The longest delay, in milliseconds.
 const LONGEST_DELAY: u64 = 20;
 
-/// What fails on a pipe of [`bind_memory_with_faults`](crate::ListenerOptions::bind_memory_with_faults), to
-/// test a handler, a client or a protocol on a failing transport.
+/// Failures of a pipe of [`bind_memory_with_faults`](crate::ListenerOptions::bind_memory_with_faults), to test a
+/// handler, a client or a protocol on a failing transport.
 ///
 /// Clones share their faults. Delays need a Tokio runtime with time enabled; its clock may be paused.
 ///
@@ -167,13 +168,13 @@ impl Faults {
         schedule.random = schedule.seed.is_some();
     }
 
-    /// `endpoint`, with its faults.
+    /// Wraps `endpoint` so that creating and accepting fail.
     pub(crate) fn bound(&self, endpoint: Box<dyn Endpoint>) -> Box<dyn Endpoint> {
         let faults = self.clone();
         Box::new(FaultyEndpoint { endpoint, faults })
     }
 
-    /// Both ends of a new connection, the server's first, with their faults.
+    /// Wraps both ends of a new connection, the server's first, so that their operations fail.
     pub(crate) fn connected(&self, [server, client]: [Channel; 2], wire: &Wire) -> [Channel; 2] {
         let (mut random, recv, send) = {
             let mut schedule = self.lock();
@@ -339,7 +340,7 @@ struct Plan {
     current: Option<(Option<Fault>, Pause)>,
 }
 
-/// How an operation fails.
+/// A failure of an operation.
 #[derive(Clone, Copy)]
 enum Fault {
     /// With an error of the system.
@@ -369,7 +370,7 @@ impl Plan {
         (fault, Pause::draw(&mut self.random))
     }
 
-    /// How the operation in progress fails. Begins one if there is none.
+    /// The fault of the operation in progress, which begins if there is none.
     fn fault(&mut self) -> Option<Fault> {
         let current = self.current.take().unwrap_or_else(|| self.draw());
         self.current.insert(current).0
@@ -393,7 +394,7 @@ impl Plan {
 
 /// A delay. Not polled again once it is over.
 enum Pause {
-    /// This many polls.
+    /// A number of polls.
     Polls(u32),
     Time(Pin<Box<Sleep>>),
 }

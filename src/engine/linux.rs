@@ -1,6 +1,6 @@
 //! The Linux engine: `AF_UNIX` sockets of type `SOCK_SEQPACKET`, which preserve message boundaries.
 //!
-//! It uses rustix's system calls on Tokio's `AsyncFd`. nix provides the two things that rustix lacks:
+//! The system calls are rustix's, on Tokio's `AsyncFd`. nix provides the two things that rustix lacks:
 //! recvmmsg(2), and socket options that are newer than the crate. tokio-seqpacket has neither, and mistakes a
 //! full queue for a connection.
 
@@ -39,7 +39,7 @@ mod lingering;
 mod scratch;
 mod socket;
 
-/// How many clients the kernel queues until they are accepted; by default it allows at most 4,096
+/// The number of clients that the kernel queues until they are accepted; by default it allows at most 4,096
 /// (`net.core.somaxconn`). Long, because a client that finds the queue full has to poll.
 const QUEUE_LENGTH: i32 = 1024;
 
@@ -105,7 +105,7 @@ pub(crate) fn listen_on(
     let mut socket = Socket::shared(socket)?;
     socket.telemetry = Some(telemetry.clone());
     if sets_queue {
-        // It may be as short as a killed server has left it.
+        // A server that was killed at `max_instances` left a short queue.
         rustix::net::listen(&socket, QUEUE_LENGTH)?;
     }
     endpoint(socket, sizes, sets_queue, None)
@@ -177,13 +177,10 @@ pub(crate) fn connect(
         Err(Errno::AGAIN) => Err(io::ErrorKind::ResourceBusy.into()),
         // The socket file of a server that was killed: nobody serves it.
         Err(Errno::CONNREFUSED) => Err(io::ErrorKind::NotFound.into()),
-        Err(Errno::PROTOTYPE) => {
-            let problem = "the socket there is not a SEQPACKET socket: it may be another program's, and does not preserve message boundaries";
-            Err(io::Error::new(
-                io::Error::from(Errno::PROTOTYPE).kind(),
-                problem,
-            ))
-        }
+        Err(Errno::PROTOTYPE) => Err(io::Error::other(
+            "the socket there is not a SEQPACKET socket: it may be another program's, and does not preserve \
+                 message boundaries",
+        )),
         Err(error) => Err(error.into()),
     }
 }

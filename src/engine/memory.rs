@@ -24,7 +24,7 @@ use crate::{
     peer::{Peer, UserId},
 };
 
-/// As long as that of a socket on Linux.
+/// The turn of a socket on Linux.
 const TURN: u32 = 64;
 
 /// The name that a memory pipe's clients connect to.
@@ -33,7 +33,7 @@ pub(crate) struct MemoryName {
     sizes: Sizes,
     /// Cloned for each instance, to count them.
     instances: Arc<()>,
-    /// Gives each waiting instance its end of a connection. `None` once the name is no longer served.
+    /// Hands each waiting instance its end of a connection. `None` once the listener is dropped.
     waiting: Mutex<Option<VecDeque<oneshot::Sender<Channel>>>>,
 }
 
@@ -164,15 +164,15 @@ impl Wire {
 /// The messages in flight in one direction.
 #[derive(Default)]
 struct Queue {
-    /// How many bytes it takes before the sender waits.
+    /// The number of bytes it takes before the sender waits.
     buffer_size: usize,
     messages: VecDeque<Bytes>,
     /// The bytes in `messages`.
     held: usize,
-    /// How the sender finished: it ended the conversation, or is gone.
+    /// The end, once the sender has ended the conversation or is gone.
     last: Option<Last>,
     reader_gone: bool,
-    /// The reader's while there is no message, the sender's while there is no room.
+    /// The reader waits while there is no message, the sender while there is no room: never both.
     waker: Option<Waker>,
 }
 

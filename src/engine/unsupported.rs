@@ -26,7 +26,7 @@ pub(crate) fn connect(
     Err(unsupported("connect_memory"))
 }
 
-/// Why a pipe can't be served or connected to. `memory` is the method that works instead.
+/// The error of serving and of connecting. `memory` is the method that works instead.
 fn unsupported(memory: &str) -> io::Error {
     io::Error::new(
         io::ErrorKind::Unsupported,

@@ -114,10 +114,10 @@ impl Client {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JsonRejection {
-    /// It is not JSON, or nested too deeply.
+    /// The message is not JSON, or nested too deeply.
     #[error("the message can't be parsed as JSON (line {}, column {})", .0.line(), .0.column())]
     Syntax(#[source] serde_json::Error),
-    /// It is JSON up to this place, but not a `T`.
+    /// The message is JSON up to this place, but not a `T`.
     #[error("the message is not the JSON that is expected here (line {}, column {})", .0.line(), .0.column())]
     Data(#[source] serde_json::Error),
 }

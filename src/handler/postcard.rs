@@ -12,7 +12,7 @@ use crate::{
     handler::{FromRequest, IntoReply, Reply, Request, typed::typed_format},
 };
 
-/// How much of the stack decoding may use, in bytes. Postcard has no limit of its own: without this, a few
+/// The maximum size of the stack while decoding, in bytes. Postcard has no limit of its own: without this, a few
 /// thousand bytes nested in a recursive type would overflow the stack, which aborts the process. It is a
 /// quarter of the smallest stack that Tokio runs on by default, that of the main thread on Windows.
 const STACK: usize = 256 * 1024;
@@ -139,35 +139,35 @@ impl Client {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PostcardRejection {
-    /// It is not a `T`.
+    /// The message is not a `T`.
     #[error("the message is not the postcard value that is expected here (byte {at} of {length})")]
     #[non_exhaustive]
     Data {
-        /// How many bytes were read.
+        /// The number of bytes that were read.
         at: usize,
         /// The message's length, in bytes.
         length: usize,
-        /// What is wrong.
+        /// The error of postcard.
         source: Error,
     },
-    /// It is a `T`, and more follows.
+    /// The message is a `T`, and more follows.
     #[error(
         "the message has {length} bytes, but the postcard value that is expected here ends at byte {at}"
     )]
     #[non_exhaustive]
     TrailingBytes {
-        /// How many bytes were read.
+        /// The number of bytes that were read.
         at: usize,
         /// The message's length, in bytes.
         length: usize,
     },
-    /// It is nested too deeply.
+    /// The message is nested too deeply.
     #[error(
         "the message is nested too deeply (byte {at}): decoding it would use more than {STACK} bytes of the stack"
     )]
     #[non_exhaustive]
     TooDeep {
-        /// How many bytes were read.
+        /// The number of bytes that were read.
         at: usize,
     },
 }

@@ -4,7 +4,7 @@ use std::{any::type_name, fmt, io, ops::Deref, sync::Arc};
 
 use crate::{connection::Identity, peer::Peer};
 
-/// What [`Serve::on_connect`](crate::Serve::on_connect) returned for the client of this request.
+/// The value that [`Serve::on_connect`](crate::Serve::on_connect) returned for the client of this request.
 ///
 /// Handlers take it as an argument. Clones are cheap and refer to the same value. It is dropped once the
 /// client is gone and the last clone and the last [`Request`](crate::Request) of that client are dropped.
@@ -73,7 +73,7 @@ impl ConnectionInfo {
         self.identity.id
     }
 
-    /// Who is on the other side. See [`Connection::peer`](crate::Connection::peer).
+    /// The client. See [`Connection::peer`](crate::Connection::peer).
     ///
     /// # Errors
     ///

@@ -13,11 +13,11 @@ use crate::{
     peer::Peer,
 };
 
-/// What Linux adds to [`ListenerOptions`].
+/// Linux-specific extensions to [`ListenerOptions`].
 pub trait ListenerOptionsExt: Sealed {
     /// The group of the socket file, by its id; `None`, the default, for the group that the system gives it.
     ///
-    /// Its members may connect: with [`Access::CurrentUser`] the socket's mode is then 0660. With another
+    /// The members of the group may connect: with [`Access::CurrentUser`] the socket's mode is then 0660. With another
     /// `Access` the mode is what that says. Clients of other users have to trust this user: see
     /// [`ClientOptions::trust`].
     ///
@@ -29,7 +29,7 @@ pub trait ListenerOptionsExt: Sealed {
     /// Serves a listening socket that was created elsewhere: by a service manager, as in systemd's socket
     /// activation, or by a parent process. It is of type `SOCK_SEQPACKET` and bound to a path.
     ///
-    /// Who may connect was decided where it was created. Its path is never removed, and the clients in its
+    /// Access was decided where the socket was created. Its path is never removed, and the clients in its
     /// queue stay there when the listener is dropped, for whoever else holds the socket. The socket is made
     /// non-blocking, which all who hold it share.
     ///

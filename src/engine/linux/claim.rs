@@ -283,7 +283,7 @@ fn is_at(path: &Path, file: (u64, u64)) -> bool {
     fs::symlink_metadata(path).is_ok_and(|metadata| identity(&metadata) == file)
 }
 
-/// Why a lock file can't be opened: usually because its directory does not exist.
+/// The error of a lock file that can't be opened: usually its directory does not exist.
 fn unopened(path: &Path, error: &io::Error) -> io::Error {
     let problem = match path.parent() {
         Some(directory) if error.kind() == io::ErrorKind::NotFound => format!(

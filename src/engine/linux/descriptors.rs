@@ -28,7 +28,7 @@ use nix::{
 };
 use rustix::{io::Errno, net::sockopt};
 
-/// How the workers are kept from closing descriptors that the other side passes.
+/// The way in which the workers are kept from closing descriptors that the other side passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Descriptors {
     /// The kernel refuses them.
@@ -37,7 +37,7 @@ pub(super) enum Descriptors {
     Detected,
 }
 
-/// What is next in a socket.
+/// The next packet of a socket.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
     /// The other side has closed or ended the conversation, and everything was read.

@@ -83,7 +83,7 @@ impl Socket {
     pub(super) fn accept(&self) -> io::Result<Self> {
         let fd = accept_with(self, FLAGS)?;
         let mut socket = if self.shared && !descriptors::are_refused(&fd) {
-            // It has the options that the shared socket had when the client connected.
+            // The client's socket has the options that the shared one had when the client connected.
             Self::connected(fd)?
         } else {
             Self::of(fd, self.descriptors)
@@ -182,7 +182,8 @@ impl Drop for Socket {
                 return;
             }
         }
-        // Its queue is left to those who share it. If nobody does, closing it closes the queued clients.
+        // The queue of a shared socket is left to those who share it. If nobody does, closing it closes the queued
+        // clients.
         if let Some(fd) = self.fd.take() {
             lingering::close(fd, self.shared, self.telemetry.as_ref());
         }
