@@ -9,8 +9,8 @@ use std::{fmt, str::FromStr};
 ///
 /// # Windows
 ///
-/// The clients that may connect, with the documentation it follows from. The tests cover the first four rows, and only on
-/// a model of Windows (`docs/wine.md`); the others are untested.
+/// The clients that may connect, with the documentation it follows from. The tests cover the first four rows, and
+/// only on a model of Windows (`docs/wine.md`); the others are untested.
 ///
 /// | client | `CurrentUser` | `Everyone` | source |
 /// |---|---|---|---|

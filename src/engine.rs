@@ -133,7 +133,7 @@ impl fmt::Debug for Channel {
 }
 
 /// The result of receiving.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Received {
     /// A message, never empty.
     Message(Bytes),

@@ -245,6 +245,7 @@ impl Failures {
     }
 }
 
+/// Has the trait's own `set_full` and `useful_backlog`, as the memory engine has.
 struct FaultyEndpoint {
     endpoint: Box<dyn Endpoint>,
     faults: Faults,
@@ -263,14 +264,6 @@ impl Endpoint for FaultyEndpoint {
 
     fn max_message_size(&self) -> usize {
         self.endpoint.max_message_size()
-    }
-
-    fn set_full(&self, full: bool) -> io::Result<()> {
-        self.endpoint.set_full(full)
-    }
-
-    fn useful_backlog(&self) -> usize {
-        self.endpoint.useful_backlog()
     }
 }
 

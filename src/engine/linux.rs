@@ -56,7 +56,8 @@ pub(crate) fn bind(
     options: &EngineOptions,
     telemetry: &Telemetry,
 ) -> io::Result<Box<dyn Endpoint>> {
-    let sizes = sizes(options)?;
+    // The limit of a socket is known once it exists.
+    let sizes = options.sizes("this system", usize::MAX)?;
     let own_directory = name.short().is_some();
     let group = group(options.socket_group, own_directory)?;
     let directory = directory_of(path);
@@ -97,7 +98,7 @@ pub(crate) fn listen_on(
     options: &EngineOptions,
     telemetry: &Telemetry,
 ) -> io::Result<Box<dyn Endpoint>> {
-    let sizes = sizes(options)?;
+    let sizes = options.sizes("this system", usize::MAX)?;
     // Finds out whether the system carries such messages. Clients' sockets have the kernel's defaults, as this one
     // has; the listening socket need not.
     Socket::new()?.grow_send_buffer(sizes)?;
@@ -130,11 +131,6 @@ pub(crate) fn connect_on(socket: OwnedFd, sizes: Sizes) -> io::Result<Channel> {
     let socket = Socket::connected(socket)?;
     socket.grow_send_buffer(sizes)?;
     channel(socket, sizes.max_message_size)
-}
-
-/// The limit of a socket is known once it exists.
-fn sizes(options: &EngineOptions) -> Result<Sizes, OutOfRange> {
-    options.sizes("this system", usize::MAX)
 }
 
 /// Checks the group of the socket file.

@@ -156,7 +156,7 @@ impl Wire {
     pub(super) fn cut(&self) {
         for queue in &self.0 {
             abandon(queue);
-            finish(queue, Last::Closed);
+            finish(queue, Received::Closed);
         }
     }
 }
@@ -169,17 +169,11 @@ struct Queue {
     messages: VecDeque<Bytes>,
     /// The bytes in `messages`.
     held: usize,
-    /// The end, once the sender has ended the conversation or is gone.
-    last: Option<Last>,
+    /// `End` or `Closed`, once the sender has ended the conversation or is gone.
+    last: Option<Received>,
     reader_gone: bool,
     /// The reader waits while there is no message, the sender while there is no room: never both.
     waker: Option<Waker>,
-}
-
-#[derive(Clone, Copy)]
-enum Last {
-    End,
-    Closed,
 }
 
 impl Queue {
@@ -192,7 +186,7 @@ impl Queue {
 }
 
 /// The sender sends nothing more.
-fn finish(queue: &Mutex<Queue>, last: Last) {
+fn finish(queue: &Mutex<Queue>, last: Received) {
     let mut queue = queue.lock();
     queue.last.get_or_insert(last);
     unlock(queue);
@@ -254,7 +248,7 @@ impl Link for MemoryLink {
 
 impl Drop for MemoryLink {
     fn drop(&mut self) {
-        finish(&self.outbound, Last::Closed);
+        finish(&self.outbound, Received::Closed);
         abandon(&self.inbound);
     }
 }
@@ -276,14 +270,11 @@ impl Receive for MemoryReceiver {
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
         let mut queue = self.link.inbound.lock();
         let Some(message) = queue.messages.pop_front() else {
-            return match queue.last {
-                Some(Last::End) => Poll::Ready(Ok(Received::End)),
-                Some(Last::Closed) => Poll::Ready(Ok(Received::Closed)),
-                None => {
-                    queue.waker = Some(cx.waker().clone());
-                    Poll::Pending
-                }
-            };
+            if let Some(last) = &queue.last {
+                return Poll::Ready(Ok(last.clone()));
+            }
+            queue.waker = Some(cx.waker().clone());
+            return Poll::Pending;
         };
         queue.held -= message.len();
         unlock(queue);
@@ -311,7 +302,7 @@ impl Transmit for MemorySender {
         };
         let queue = &self.link.outbound;
         if message.is_empty() {
-            finish(queue, Last::End);
+            finish(queue, Received::End);
             return Poll::Ready(Ok(()));
         }
         let mut queue = queue.lock();

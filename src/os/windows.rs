@@ -73,8 +73,8 @@ pub trait ServeExt: Sealed {
     /// another task's, still go through the runtime, and so does a client that has sent many requests ahead, so
     /// that it does not hold a thread.
     ///
-    /// The option is safe for code that never blocks and does not compute for long. All pipes of the process, clients and
-    /// servers, share two of these threads for each processor, and at least four. While code holds all of them, no pipe
+    /// The option is safe for code that never blocks and does not compute for long. All pipes of the process, clients
+    /// and servers, share two of these threads for each processor, and at least four. While code holds all of them, no pipe
     /// of the process receives anything. Code that blocks belongs into
     /// [`spawn_blocking`](tokio::task::spawn_blocking), or this option has to stay off.
     ///
