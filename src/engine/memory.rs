@@ -131,7 +131,9 @@ impl Endpoint for MemoryEndpoint {
 
 impl Drop for MemoryEndpoint {
     fn drop(&mut self) {
-        *self.0.waiting.lock() = None;
+        let waiting = self.0.waiting.lock().take();
+        // Outside the lock: it wakes the tasks that wait.
+        drop(waiting);
     }
 }
 
