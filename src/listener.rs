@@ -39,7 +39,7 @@ mod instances;
 pub struct ListenerOptions {
     max_instances: Option<usize>,
     backlog: usize,
-    pub(crate) engine: EngineOptions,
+    pub(crate) for_engine: EngineOptions,
 }
 
 impl Default for ListenerOptions {
@@ -55,7 +55,7 @@ impl ListenerOptions {
         Self {
             max_instances: None,
             backlog: defaults::BACKLOG,
-            engine: EngineOptions {
+            for_engine: EngineOptions {
                 buffer_size: defaults::BUFFER_SIZE,
                 ..EngineOptions::default()
             },
@@ -83,7 +83,7 @@ impl ListenerOptions {
     /// A client that sends a longer message loses its connection. On Linux the system's limit is about twice
     /// `net.core.wmem_max`.
     pub fn max_message_size(mut self, bytes: impl Into<Option<usize>>) -> Self {
-        self.engine.max_message_size = bytes.into();
+        self.for_engine.max_message_size = bytes.into();
         self
     }
 
@@ -92,7 +92,7 @@ impl ListenerOptions {
     ///
     /// `nInBufferSize` and `nOutBufferSize` on Windows; `SO_SNDBUF` on Linux, where it is never reduced.
     pub fn buffer_size(mut self, bytes: usize) -> Self {
-        self.engine.buffer_size = bytes;
+        self.for_engine.buffer_size = bytes;
         self
     }
 
@@ -107,7 +107,7 @@ impl ListenerOptions {
 
     /// The clients that may connect. Default: [`Access::CurrentUser`].
     pub fn access(mut self, access: Access) -> Self {
-        self.engine.access = access;
+        self.for_engine.access = access;
         self
     }
 
@@ -133,7 +133,7 @@ impl ListenerOptions {
             let address = path.display().to_string();
             return Err(BindError::Remote { address });
         }
-        let bind = |telemetry: &Telemetry| native::bind(&name, &path, &self.engine, telemetry);
+        let bind = |telemetry: &Telemetry| native::bind(&name, &path, &self.for_engine, telemetry);
         self.listen(&name, &path, self.admits_others(), bind)
     }
 
@@ -151,10 +151,10 @@ impl ListenerOptions {
     /// Whether other users than this one and the system's can connect.
     pub(crate) fn admits_others(&self) -> bool {
         #[cfg(target_os = "linux")]
-        if self.engine.socket_group.is_some() {
+        if self.for_engine.socket_group.is_some() {
             return true;
         }
-        self.engine.access != Access::CurrentUser
+        self.for_engine.access != Access::CurrentUser
     }
 
     /// Creates the endpoint with `bind`, and its first instances.

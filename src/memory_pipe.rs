@@ -85,7 +85,7 @@ impl ListenerOptions {
         faults: Option<Faults>,
     ) -> Result<(PipeListener, MemoryPipe), BindError> {
         self.check()?;
-        let (mut endpoint, name) = memory::bind(self.engine.sizes("memory", usize::MAX)?);
+        let (mut endpoint, name) = memory::bind(self.for_engine.sizes("memory", usize::MAX)?);
         if let Some(faults) = &faults {
             endpoint = faults.bound(endpoint);
         }

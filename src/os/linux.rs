@@ -64,7 +64,7 @@ pub trait ListenerOptionsExt: Sealed {
 
 impl ListenerOptionsExt for ListenerOptions {
     fn socket_group(mut self, group_id: impl Into<Option<u32>>) -> Self {
-        self.engine.socket_group = group_id.into();
+        self.for_engine.socket_group = group_id.into();
         self
     }
 
@@ -80,7 +80,7 @@ impl ListenerOptionsExt for ListenerOptions {
         })?;
         let name = PipeName::at(path.as_os_str())?;
         self.listen(&name, &path, true, |telemetry| {
-            native::listen_on(socket, &self.engine, telemetry)
+            native::listen_on(socket, &self.for_engine, telemetry)
         })
     }
 }
@@ -90,10 +90,10 @@ impl ListenerOptions {
     fn check_no_access(&self) -> Result<(), OutOfRange> {
         let problem = "has no effect on a socket that was created elsewhere: set it there (in a systemd unit, \
                        SocketMode=, SocketUser= and SocketGroup=)";
-        if self.engine.access != Access::CurrentUser {
+        if self.for_engine.access != Access::CurrentUser {
             return Err(OutOfRange::new("access", problem));
         }
-        if self.engine.socket_group.is_some() {
+        if self.for_engine.socket_group.is_some() {
             return Err(OutOfRange::new("socket_group", problem));
         }
         Ok(())

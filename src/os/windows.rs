@@ -23,12 +23,12 @@ pub trait ListenerOptionsExt: Sealed {
 
 impl ListenerOptionsExt for ListenerOptions {
     fn engine(mut self, engine: Engine) -> Self {
-        self.engine.engine = engine;
+        self.for_engine.engine = engine;
         self
     }
 
     fn allow_remote(mut self, allow: bool) -> Self {
-        self.engine.allow_remote = allow;
+        self.for_engine.allow_remote = allow;
         self
     }
 }
