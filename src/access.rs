@@ -1,16 +1,16 @@
-//! Who may connect.
+//! The clients that may connect.
 
 use std::{fmt, str::FromStr};
 
-/// Who may connect to a pipe.
+/// The clients that may connect to a pipe.
 ///
 /// Parsed from `current-user`, `everyone`, on Windows `sddl:D:P(A;;GA;;;OW)(A;;0x12019b;;;AU)` and on Linux
 /// `mode:0660`.
 ///
 /// # Windows
 ///
-/// Who may connect, with the documentation it follows from. The tests cover the first four rows, and only on
-/// a model of Windows (`docs/wine.md`); the others are untested.
+/// The clients that may connect, with the documentation it follows from. The tests cover the first four rows, and
+/// only on a model of Windows (`docs/wine.md`); the others are untested.
 ///
 /// | client | `CurrentUser` | `Everyone` | source |
 /// |---|---|---|---|
@@ -47,11 +47,11 @@ pub enum Access {
     Everyone,
     /// The access list of this security descriptor, in the *Security Descriptor String Format*.
     ///
-    /// It must let this process create further instances (0x12019f), or `bind` fails. An entry for `OW`, the
+    /// The list must let this process create further instances (0x12019f), or `bind` fails. An entry for `OW`, the
     /// owner's rights, does so for any user.
     #[cfg(windows)]
     Sddl(String),
-    /// This mode of the socket, regardless of the umask. Connecting requires write permission (unix(7)).
+    /// A mode of the socket, regardless of the umask. Connecting requires write permission (unix(7)).
     #[cfg(unix)]
     Mode(u32),
 }
@@ -72,10 +72,9 @@ impl fmt::Display for Access {
 
 /// An error returned when parsing an [`Access`] fails.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} does not say who may connect: write {expected}")]
+#[error("{text:?} does not say who may connect: write {EXPECTED}")]
 pub struct AccessError {
     text: String,
-    expected: &'static str,
 }
 
 #[cfg(windows)]
@@ -98,19 +97,15 @@ impl FromStr for Access {
             return Ok(Self::Sddl(descriptor.to_owned()));
         }
         #[cfg(unix)]
-        if let Some(Ok(mode)) = text
-            .strip_prefix("mode:")
+        if let Some(octal) = text.strip_prefix("mode:") {
             // `from_str_radix` also accepts a sign.
-            .filter(|octal| !octal.starts_with('+'))
-            .map(|octal| u32::from_str_radix(octal, 8))
-        {
-            if mode <= 0o777 {
+            let mode = u32::from_str_radix(octal, 8);
+            if let (Ok(mode @ ..=0o777), false) = (mode, octal.starts_with('+')) {
                 return Ok(Self::Mode(mode));
             }
         }
         Err(AccessError {
             text: text.to_owned(),
-            expected: EXPECTED,
         })
     }
 }

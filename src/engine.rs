@@ -34,6 +34,7 @@ use std::{
 use bytes::Bytes;
 
 use crate::{
+    access::Access,
     defaults,
     error::{OutOfRange, RecvError, SendError},
     peer::Peer,
@@ -56,7 +57,7 @@ mod unsupported;
 #[cfg(windows)]
 pub(crate) mod windows;
 
-/// How bytes move under a connection on Windows.
+/// The I/O under a connection on Windows.
 #[cfg(windows)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -101,7 +102,7 @@ pub(crate) trait Endpoint: Send + Sync {
         Ok(())
     }
 
-    /// How many waiting instances are useful: one, where the system itself queues clients.
+    /// The number of waiting instances that are useful: one, where the system itself queues clients.
     fn useful_backlog(&self) -> usize {
         usize::MAX
     }
@@ -131,8 +132,8 @@ impl fmt::Debug for Channel {
     }
 }
 
-/// What was received.
-#[derive(Debug)]
+/// The result of receiving.
+#[derive(Clone, Debug)]
 pub(crate) enum Received {
     /// A message, never empty.
     Message(Bytes),
@@ -153,7 +154,7 @@ pub(crate) trait Receive: Send {
         false
     }
 
-    /// How many messages in a row a task should receive before others run.
+    /// The number of messages that a task should receive in a row before others run.
     fn turn(&self) -> u32;
 }
 
@@ -177,11 +178,33 @@ pub(crate) trait Transmit: Send {
 /// The system's object under a channel. The connection is closed when the last reference to it is dropped;
 /// each half holds one.
 pub(crate) trait Link: Send + Sync {
-    /// Who is on the other side.
+    /// The process and the user on the other side.
     fn peer(&self) -> io::Result<Peer>;
 
     /// Whether the other side is gone, even if messages from it can still be received.
     fn is_hung_up(&self) -> bool;
+}
+
+/// The options of a listener that its engine applies.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct EngineOptions {
+    pub(crate) access: Access,
+    pub(crate) max_message_size: Option<usize>,
+    pub(crate) buffer_size: usize,
+    #[cfg(target_os = "linux")]
+    pub(crate) socket_group: Option<u32>,
+    #[cfg(windows)]
+    pub(crate) allow_remote: bool,
+    #[cfg(windows)]
+    pub(crate) engine: Engine,
+}
+
+impl EngineOptions {
+    /// The sizes of a pipe on an engine that carries messages of `longest` bytes. `carrier` is its name in the
+    /// error.
+    pub(crate) fn sizes(&self, carrier: &str, longest: usize) -> Result<Sizes, OutOfRange> {
+        Sizes::new(self.max_message_size, self.buffer_size, carrier, longest)
+    }
 }
 
 /// The sizes given to an engine when a pipe is bound or connected to.
@@ -189,7 +212,7 @@ pub(crate) trait Link: Send + Sync {
 pub(crate) struct Sizes {
     /// The longest message that may be received, in bytes.
     pub(crate) max_message_size: usize,
-    /// How many bytes the pipe buffers in each direction before a writer waits.
+    /// The number of bytes that the pipe buffers in each direction before a writer waits.
     pub(crate) buffer_size: u32,
 }
 

@@ -20,7 +20,7 @@ pub enum BindError {
     Option {
         /// The option's method on [`ListenerOptions`](crate::ListenerOptions).
         option: &'static str,
-        /// What is wrong with its value, and the accepted range.
+        /// The fault of its value, and the accepted range.
         problem: String,
     },
     /// The pipe is on another machine.
@@ -36,7 +36,7 @@ pub enum BindError {
     Descriptor {
         /// The descriptor's number.
         descriptor: i32,
-        /// What it is instead, and what to do.
+        /// The kind of descriptor it is instead, and what to do.
         problem: String,
     },
     /// There is no Tokio runtime to serve the pipe on.
@@ -75,7 +75,7 @@ pub enum BindError {
 impl BindError {
     /// Classifies an engine's error.
     pub(crate) fn create(address: impl Into<String>, source: io::Error) -> Self {
-        let source = match OutOfRange::take(source) {
+        let source = match source.downcast::<OutOfRange>() {
             Ok(out_of_range) => return out_of_range.into(),
             Err(source) => source,
         };
@@ -116,7 +116,7 @@ pub enum ConnectError {
     Option {
         /// The option's method on [`ClientOptions`](crate::ClientOptions).
         option: &'static str,
-        /// What is wrong with its value, and the accepted range.
+        /// The fault of its value, and the accepted range.
         problem: String,
     },
     /// The descriptor is not one of a connected socket that carries messages (`os::linux`).
@@ -125,7 +125,7 @@ pub enum ConnectError {
     Descriptor {
         /// The descriptor's number.
         descriptor: i32,
-        /// What it is instead, and what to do.
+        /// The kind of descriptor it is instead, and what to do.
         problem: String,
     },
     /// There is no Tokio runtime to connect on.
@@ -156,7 +156,7 @@ pub enum ConnectError {
     Busy {
         /// The pipe's address.
         address: String,
-        /// How long this client waited.
+        /// The time that this client waited.
         waited: Duration,
     },
     /// The server does not let this user in.
@@ -195,7 +195,7 @@ pub enum ConnectError {
 impl ConnectError {
     /// Classifies an engine's error that a retry would not resolve.
     pub(crate) fn open(address: impl Into<String>, source: io::Error) -> Self {
-        let source = match OutOfRange::take(source) {
+        let source = match source.downcast::<OutOfRange>() {
             Ok(out_of_range) => return out_of_range.into(),
             Err(source) => source,
         };
@@ -205,9 +205,7 @@ impl ConnectError {
             _ => Self::Io { address, source },
         }
     }
-}
 
-impl ConnectError {
     fn kind(&self) -> io::ErrorKind {
         match self {
             Self::Name(_) | Self::Option { .. } | Self::Remote { .. } | Self::Descriptor { .. } => {
@@ -250,13 +248,12 @@ pub enum RecvError {
 
 impl From<RecvError> for io::Error {
     fn from(error: RecvError) -> Self {
-        match error {
-            RecvError::Io(error) => error,
-            too_long @ RecvError::TooLong { .. } => Self::new(io::ErrorKind::InvalidData, too_long),
-            incomplete @ RecvError::Incomplete => {
-                Self::new(io::ErrorKind::UnexpectedEof, incomplete)
-            }
-        }
+        let kind = match error {
+            RecvError::Io(error) => return error,
+            RecvError::TooLong { .. } => io::ErrorKind::InvalidData,
+            RecvError::Incomplete => io::ErrorKind::UnexpectedEof,
+        };
+        Self::new(kind, error)
     }
 }
 
@@ -333,7 +330,7 @@ impl From<CallError> for io::Error {
 
 /// An error returned when a call of a [`SharedClient`](crate::SharedClient) gets no reply.
 ///
-/// Which variant it is decides whether the request can be sent again. The source says what went wrong.
+/// The variant decides whether the request can be sent again. The source is the failure.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum SharedCallError {
     /// The request was not sent, so the server has not executed it.
@@ -352,7 +349,7 @@ impl SharedCallError {
         }
     }
 
-    /// What went wrong.
+    /// The failure.
     #[must_use]
     pub fn failure(&self) -> &CallFailure {
         match self {
@@ -367,8 +364,8 @@ impl From<SharedCallError> for io::Error {
     }
 }
 
-/// Why a call of a [`SharedClient`](crate::SharedClient) failed. One failure can end many calls, so it can be
-/// cloned.
+/// The reason why a call of a [`SharedClient`](crate::SharedClient) failed. One failure can end many calls, so
+/// it can be cloned.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CallFailure {
@@ -447,11 +444,6 @@ impl OutOfRange {
         let problem = problem.into();
         Self { option, problem }
     }
-
-    /// Extracts it from `error`, or returns `error`.
-    fn take(error: io::Error) -> Result<Self, io::Error> {
-        error.downcast()
-    }
 }
 
 impl From<OutOfRange> for BindError {
@@ -472,8 +464,8 @@ impl From<OutOfRange> for io::Error {
     }
 }
 
-/// An error followed by its sources, as in `a: b: c`, for the log. Many errors already print their source,
-/// which is not repeated.
+/// Writes an error followed by its sources, as in `a: b: c`, for the log. A source that the error already prints
+/// is not repeated.
 pub(crate) struct Chain<'a>(pub(crate) &'a (dyn Error + 'static));
 
 impl fmt::Display for Chain<'_> {

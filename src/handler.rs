@@ -27,6 +27,8 @@ mod request;
 mod session;
 #[cfg(feature = "tower")]
 mod tower;
+#[cfg(any(feature = "json", feature = "postcard"))]
+mod typed;
 
 /// Answers requests.
 ///
@@ -101,8 +103,8 @@ pub trait Handler<T = Request>: Send + Sync + 'static {
 
     /// Returns the handler for a newly accepted connection. By default all connections share this one.
     ///
-    /// For handlers that need a value per connection other than a [`Session`](crate::Session), such as
-    /// [`TowerHandler`](crate::TowerHandler), which clones its service. Middleware forwards the call to the
+    /// For handlers that need a value per connection other than a [`Session`], such as
+    /// [`TowerHandler`], which clones its service. Middleware forwards the call to the
     /// handler that it wraps.
     fn connected(self: &Arc<Self>) -> Arc<Self> {
         Arc::clone(self)

@@ -8,16 +8,11 @@ use std::{
     sync::Arc,
 };
 
-#[cfg(windows)]
-use crate::engine::Engine;
 use crate::{
     access::Access,
     connection::Connection,
     defaults,
-    engine::{
-        Endpoint,
-        native::{self, ToBind},
-    },
+    engine::{Endpoint, EngineOptions, native},
     error::{BindError, OutOfRange},
     name::{NameError, PipeName},
     telemetry::{Stats, Telemetry},
@@ -43,16 +38,8 @@ mod instances;
 #[must_use = "options do nothing until bind is called"]
 pub struct ListenerOptions {
     max_instances: Option<usize>,
-    pub(crate) max_message_size: Option<usize>,
-    pub(crate) buffer_size: usize,
     backlog: usize,
-    pub(crate) access: Access,
-    #[cfg(target_os = "linux")]
-    pub(crate) socket_group: Option<u32>,
-    #[cfg(windows)]
-    pub(crate) allow_remote: bool,
-    #[cfg(windows)]
-    pub(crate) engine: Engine,
+    pub(crate) for_engine: EngineOptions,
 }
 
 impl Default for ListenerOptions {
@@ -67,20 +54,15 @@ impl ListenerOptions {
     pub fn new() -> Self {
         Self {
             max_instances: None,
-            max_message_size: None,
-            buffer_size: defaults::BUFFER_SIZE,
             backlog: defaults::BACKLOG,
-            access: Access::default(),
-            #[cfg(target_os = "linux")]
-            socket_group: None,
-            #[cfg(windows)]
-            allow_remote: false,
-            #[cfg(windows)]
-            engine: Engine::default(),
+            for_engine: EngineOptions {
+                buffer_size: defaults::BUFFER_SIZE,
+                ..EngineOptions::default()
+            },
         }
     }
 
-    /// How many clients are served at once; at least 1. `None`, the default, sets no limit.
+    /// The maximum number of clients that are served at once; at least 1. `None`, the default, sets no limit.
     ///
     /// At the limit, further clients see a busy pipe and wait up to their connect timeout: `ERROR_PIPE_BUSY`
     /// on Windows, `EAGAIN` on Linux. The shortest queue on Linux holds one client, so one client over the
@@ -101,20 +83,20 @@ impl ListenerOptions {
     /// A client that sends a longer message loses its connection. On Linux the system's limit is about twice
     /// `net.core.wmem_max`.
     pub fn max_message_size(mut self, bytes: impl Into<Option<usize>>) -> Self {
-        self.max_message_size = bytes.into();
+        self.for_engine.max_message_size = bytes.into();
         self
     }
 
-    /// How many bytes the pipe buffers in each direction before a writer waits for the reader; 1 to
+    /// The number of bytes that the pipe buffers in each direction before a writer waits for the reader; 1 to
     /// 4,294,967,295. Default: [`defaults::BUFFER_SIZE`], 65,536.
     ///
     /// `nInBufferSize` and `nOutBufferSize` on Windows; `SO_SNDBUF` on Linux, where it is never reduced.
     pub fn buffer_size(mut self, bytes: usize) -> Self {
-        self.buffer_size = bytes;
+        self.for_engine.buffer_size = bytes;
         self
     }
 
-    /// How many instances wait for clients; at least 1. Default: [`defaults::BACKLOG`], 2.
+    /// The number of instances that wait for clients; at least 1. Default: [`defaults::BACKLOG`], 2.
     ///
     /// A larger number accepts a larger burst of clients at once, where some would have to retry. While fewer
     /// than `max_instances` clients are served, Linux queues 1,024 whatever the number.
@@ -123,9 +105,9 @@ impl ListenerOptions {
         self
     }
 
-    /// Who may connect. Default: [`Access::CurrentUser`].
+    /// The clients that may connect. Default: [`Access::CurrentUser`].
     pub fn access(mut self, access: Access) -> Self {
-        self.access = access;
+        self.for_engine.access = access;
         self
     }
 
@@ -151,26 +133,8 @@ impl ListenerOptions {
             let address = path.display().to_string();
             return Err(BindError::Remote { address });
         }
-        let telemetry = Telemetry::new(name.clone());
-        let endpoint = native::bind(&ToBind {
-            name: &name,
-            #[cfg(target_os = "linux")]
-            path: &path,
-            #[cfg(target_os = "linux")]
-            telemetry: &telemetry,
-            access: &self.access,
-            #[cfg(target_os = "linux")]
-            socket_group: self.socket_group,
-            max_message_size: self.max_message_size,
-            buffer_size: self.buffer_size,
-            #[cfg(windows)]
-            allow_remote: self.allow_remote,
-            #[cfg(windows)]
-            engine: self.engine,
-        });
-        let endpoint =
-            endpoint.map_err(|error| BindError::create(path.display().to_string(), error))?;
-        self.listen(name, path, endpoint, self.admits_others(), telemetry)
+        let bind = |telemetry: &Telemetry| native::bind(&name, &path, &self.for_engine, telemetry);
+        self.listen(&name, &path, self.admits_others(), bind)
     }
 
     pub(crate) fn check(&self) -> Result<(), OutOfRange> {
@@ -187,28 +151,30 @@ impl ListenerOptions {
     /// Whether other users than this one and the system's can connect.
     pub(crate) fn admits_others(&self) -> bool {
         #[cfg(target_os = "linux")]
-        if self.socket_group.is_some() {
+        if self.for_engine.socket_group.is_some() {
             return true;
         }
-        self.access != Access::CurrentUser
+        self.for_engine.access != Access::CurrentUser
     }
 
+    /// Creates the endpoint with `bind`, and its first instances.
     pub(crate) fn listen(
         &self,
-        name: PipeName,
-        path: PathBuf,
-        endpoint: Box<dyn Endpoint>,
+        name: &PipeName,
+        path: &Path,
         admits_others: bool,
-        telemetry: Telemetry,
+        bind: impl FnOnce(&Telemetry) -> io::Result<Box<dyn Endpoint>>,
     ) -> Result<PipeListener, BindError> {
+        let refuse = |error| BindError::create(path.display().to_string(), error);
+        let telemetry = Telemetry::new(name.clone());
+        let endpoint = bind(&telemetry).map_err(refuse)?;
         let max_message_size = endpoint.max_message_size();
         let max_instances = self.max_instances.unwrap_or(usize::MAX);
-        let instances = Instances::new(telemetry, endpoint, self.backlog, max_instances)
-            .map_err(|error| BindError::create(path.display().to_string(), error))?;
+        let instances = Instances::new(telemetry, endpoint, self.backlog, max_instances);
         Ok(PipeListener {
-            name,
-            path,
-            instances,
+            name: name.clone(),
+            path: path.to_owned(),
+            instances: instances.map_err(refuse)?,
             max_message_size,
             admits_others,
             last_id: 0,

@@ -1,7 +1,7 @@
 //! A pipe inside this process, for tests.
 #![cfg(feature = "test-util")]
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use crate::{
     client::{Client, ClientOptions},
@@ -9,18 +9,16 @@ use crate::{
     engine::{
         Sizes,
         faulty::Faults,
-        memory::{self, Switchboard},
+        memory::{self, MemoryName, Wire},
     },
-    error::{BindError, ConnectError, OutOfRange},
+    error::{BindError, ConnectError},
     listener::{ListenerOptions, PipeListener},
-    name::PipeName,
-    telemetry::Telemetry,
 };
 
 /// A pipe inside this process, from [`ListenerOptions::bind_memory`].
 #[derive(Clone, Debug)]
 pub struct MemoryPipe {
-    board: Switchboard,
+    name: Arc<MemoryName>,
     /// The faults of connections made through this value.
     faults: Option<Faults>,
 }
@@ -44,7 +42,7 @@ impl MemoryPipe {
     #[must_use]
     pub fn without_faults(&self) -> Self {
         Self {
-            board: Arc::clone(&self.board),
+            name: Arc::clone(&self.name),
             faults: None,
         }
     }
@@ -54,8 +52,7 @@ impl MemoryPipe {
     /// Lets a test check that a connection has released its instance.
     #[must_use]
     pub fn instances(&self) -> usize {
-        let board = self.board.lock();
-        board.instances()
+        self.name.instances()
     }
 }
 
@@ -88,18 +85,17 @@ impl ListenerOptions {
         faults: Option<Faults>,
     ) -> Result<(PipeListener, MemoryPipe), BindError> {
         self.check()?;
-        let (mut endpoint, board) = memory::bind(sizes(self.max_message_size, self.buffer_size)?);
+        let (mut endpoint, name) = memory::bind(self.for_engine.sizes("memory", usize::MAX)?);
         if let Some(faults) = &faults {
             endpoint = faults.bound(endpoint);
         }
-        let name: PipeName = "memory".parse()?;
-        let path = PathBuf::from("memory");
-        let telemetry = Telemetry::new(name.clone());
-        let listener = self.listen(name, path, endpoint, self.admits_others(), telemetry)?;
-        if let Some(faults) = &faults {
+        let pipe = MemoryPipe { name, faults };
+        let (name, path) = ("memory".parse()?, Path::new("memory"));
+        let listener = self.listen(&name, path, self.admits_others(), |_| Ok(endpoint))?;
+        if let Some(faults) = &pipe.faults {
             faults.start();
         }
-        Ok((listener, MemoryPipe { board, faults }))
+        Ok((listener, pipe))
     }
 }
 
@@ -114,8 +110,13 @@ impl ClientOptions {
     ///
     /// Cancel safe, as [`connect`](Self::connect).
     pub async fn connect_memory(&self, pipe: &MemoryPipe) -> Result<Client, ConnectError> {
-        let sizes = sizes(self.max_message_size, defaults::BUFFER_SIZE)?;
-        let open = || memory::connect(&pipe.board, sizes.max_message_size, pipe.faults.as_ref());
+        let buffer_size = defaults::BUFFER_SIZE;
+        let sizes = Sizes::new(self.max_message_size, buffer_size, "memory", usize::MAX)?;
+        let wrap = |ends, wire: &Wire| match &pipe.faults {
+            Some(faults) => faults.connected(ends, wire),
+            None => ends,
+        };
+        let open = || memory::connect(&pipe.name, sizes.max_message_size, wrap);
         let channel = self.retry("the memory pipe", open).await?;
         Ok(Client::new(
             channel,
@@ -123,9 +124,4 @@ impl ClientOptions {
             self.call_timeout,
         ))
     }
-}
-
-/// Memory carries messages of any length.
-fn sizes(max_message_size: Option<usize>, buffer_size: usize) -> Result<Sizes, OutOfRange> {
-    Sizes::new(max_message_size, buffer_size, "memory", usize::MAX)
 }

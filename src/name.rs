@@ -11,12 +11,12 @@ use std::{
 /// The longest pipe name on Windows, including the prefix, in UTF-16 units (*CreateNamedPipeW function*,
 /// `lpName`).
 #[cfg(windows)]
-const MAX_ADDRESS_UNITS: usize = 256;
+const MAX_ADDRESS_LENGTH: usize = 256;
 
 /// The longest socket path on Linux, in bytes: `sun_path` has 108, one of them for the terminating NUL
 /// (unix(7)).
 #[cfg(unix)]
-const MAX_ADDRESS_BYTES: usize = 107;
+const MAX_ADDRESS_LENGTH: usize = 107;
 
 /// The directory of system names. No environment changes it.
 #[cfg(unix)]
@@ -42,7 +42,7 @@ const SYSTEM_DIRECTORY: &str = "/run/pipe-server";
 ///
 /// Windows ignores case in names; Linux does not.
 ///
-/// Whatever takes a name accepts any type that converts to one: `PipeName`, `&str`, `String`, `&Path`,
+/// A function that takes a name accepts any type that converts to one: `PipeName`, `&str`, `String`, `&Path`,
 /// `PathBuf`, `&OsStr` and `OsString`. A path on Linux need not be UTF-8; a short name must be. Control
 /// characters are not allowed.
 ///
@@ -64,16 +64,16 @@ pub struct PipeName {
     #[cfg(windows)]
     address: String,
     #[cfg(unix)]
-    place: Place,
+    location: Location,
 }
 
-/// Where the socket is.
+/// The location of the socket.
 #[cfg(unix)]
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Place {
-    /// In this user's directory of pipes.
+enum Location {
+    /// A name in this user's directory of pipes.
     Short(String),
-    /// In the system's directory of pipes.
+    /// A name in the system's directory of pipes.
     System(String),
     Path(PathBuf),
 }
@@ -107,7 +107,7 @@ pub enum NameError {
     TooLong {
         /// The address of the pipe.
         address: String,
-        /// Its length: UTF-16 units on Windows, bytes on Linux.
+        /// The length of the address: UTF-16 units on Windows, bytes on Linux.
         length: usize,
         /// The longest address that the system allows, in the same unit.
         limit: usize,
@@ -147,17 +147,15 @@ impl PipeName {
     /// # Ok::<(), pipe_server::NameError>(())
     /// ```
     pub fn system(name: &str) -> Result<Self, NameError> {
-        let short = without_local_prefix(name).unwrap_or(name);
-        check_short(short, name)?;
+        let short = short_name(name)?;
         #[cfg(windows)]
-        return parse(short);
+        let name = parse(short)?;
         #[cfg(unix)]
-        {
-            let place = Place::System(short.to_owned());
-            let name = Self { place };
-            name.resolve()?;
-            Ok(name)
-        }
+        let name = Self {
+            location: Location::System(short.to_owned()),
+        };
+        name.resolve()?;
+        Ok(name)
     }
 
     /// The short name, or `None` for a path, a system name on Linux or a pipe on another machine.
@@ -166,9 +164,9 @@ impl PipeName {
         #[cfg(windows)]
         return self.address.strip_prefix(LOCAL_PREFIX);
         #[cfg(unix)]
-        match &self.place {
-            Place::Short(short) => Some(short),
-            Place::System(_) | Place::Path(_) => None,
+        match &self.location {
+            Location::Short(short) => Some(short),
+            Location::System(_) | Location::Path(_) => None,
         }
     }
 
@@ -181,30 +179,33 @@ impl PipeName {
         #[cfg(windows)]
         return PathBuf::from(&self.address);
         #[cfg(unix)]
-        match &self.place {
-            Place::Short(short) => directory().join(format!("{short}.pipe")),
-            Place::System(short) => Path::new(SYSTEM_DIRECTORY).join(format!("{short}.pipe")),
-            Place::Path(path) => path.clone(),
+        match &self.location {
+            Location::Short(short) => directory().join(format!("{short}.pipe")),
+            Location::System(short) => Path::new(SYSTEM_DIRECTORY).join(format!("{short}.pipe")),
+            Location::Path(path) => path.clone(),
         }
     }
 
     /// Whether it is in the system's directory of pipes.
     #[cfg(target_os = "linux")]
     pub(crate) fn is_system(&self) -> bool {
-        matches!(self.place, Place::System(_))
+        matches!(self.location, Location::System(_))
     }
 
     /// The name of the socket at `path`, which need not contain a `/`.
-    #[cfg(target_os = "linux")]
-    pub(crate) fn at(socket: &Path) -> Result<Self, NameError> {
-        path(socket.as_os_str())
+    #[cfg(unix)]
+    pub(crate) fn at(path: &OsStr) -> Result<Self, NameError> {
+        let name = path.to_string_lossy();
+        // A path with a newline could forge the lines that contain it.
+        refuse(&name, &name, char::is_control)?;
+        check_length(path)?;
+        let location = Location::Path(PathBuf::from(path));
+        Ok(Self { location })
     }
 
     /// The path, if it is not too long for the system.
     pub(crate) fn resolve(&self) -> Result<PathBuf, NameError> {
         let path = self.to_path();
-        // On Windows it was checked when parsed: no environment can change it.
-        #[cfg(unix)]
         check_length(path.as_os_str())?;
         Ok(path)
     }
@@ -249,7 +250,7 @@ impl TryFrom<&OsStr> for PipeName {
         }
         #[cfg(unix)]
         if name.as_encoded_bytes().contains(&b'/') {
-            return path(name);
+            return Self::at(name);
         }
         Err(NameError::NotUnicode {
             name: name.to_owned(),
@@ -285,56 +286,64 @@ const LOCAL_PREFIX: &str = r"\\.\pipe\";
 /// Strips the prefix of a local pipe's path from `name`, if present. Windows accepts either slash and either
 /// case.
 fn without_local_prefix(name: &str) -> Option<&str> {
-    let prefix = name.get(..LOCAL_PREFIX.len())?;
-    let same = prefix
-        .chars()
-        .map(|c| {
-            if c == '/' {
-                '\\'
-            } else {
-                c.to_ascii_lowercase()
-            }
-        })
-        .eq(LOCAL_PREFIX.chars());
-    same.then(|| &name[LOCAL_PREFIX.len()..])
+    let (prefix, short) = name.split_at_checked(LOCAL_PREFIX.len())?;
+    let prefix = prefix.replace('/', r"\");
+    prefix.eq_ignore_ascii_case(LOCAL_PREFIX).then_some(short)
 }
 
-/// Rejects characters that the last component of a pipe's path can't contain.
-fn check_short(short: &str, whole: &str) -> Result<(), NameError> {
-    if short.is_empty() {
+/// The short name, which may have been given with the prefix of a local pipe's path.
+fn short_name(name: &str) -> Result<&str, NameError> {
+    let short = without_local_prefix(name).unwrap_or(name);
+    check_component(short, name)?;
+    Ok(short)
+}
+
+/// Refuses an empty component of a path, and characters that one can't contain.
+fn check_component(component: &str, name: &str) -> Result<(), NameError> {
+    if component.is_empty() {
         return Err(NameError::Empty);
     }
-    match short
-        .chars()
-        .find(|&c| c == '\\' || c == '/' || c.is_control())
-    {
+    refuse(component, name, |c| {
+        matches!(c, '\\' | '/') || c.is_control()
+    })
+}
+
+fn refuse(part: &str, name: &str, refused: impl Fn(char) -> bool) -> Result<(), NameError> {
+    match part.chars().find(|&c| refused(c)) {
         Some(character) => Err(NameError::Character {
-            name: whole.to_owned(),
+            name: name.to_owned(),
             character,
         }),
         None => Ok(()),
     }
 }
 
+fn check_length(address: &OsStr) -> Result<(), NameError> {
+    #[cfg(windows)]
+    let length = address.to_string_lossy().encode_utf16().count();
+    #[cfg(unix)]
+    let length = address.len();
+    if length <= MAX_ADDRESS_LENGTH {
+        return Ok(());
+    }
+    Err(NameError::TooLong {
+        address: Path::new(address).display().to_string(),
+        length,
+        limit: MAX_ADDRESS_LENGTH,
+    })
+}
+
 #[cfg(windows)]
 fn parse(name: &str) -> Result<PipeName, NameError> {
-    let address = if let Some((host, short)) = remote_parts(name) {
-        check_short(host, name)?;
-        check_short(short, name)?;
-        format!(r"\\{host}\pipe\{short}")
-    } else {
-        let short = without_local_prefix(name).unwrap_or(name);
-        check_short(short, name)?;
-        format!("{LOCAL_PREFIX}{short}")
+    let address = match remote_parts(name) {
+        Some((host, short)) => {
+            check_component(host, name)?;
+            check_component(short, name)?;
+            format!(r"\\{host}\pipe\{short}")
+        }
+        None => format!("{LOCAL_PREFIX}{}", short_name(name)?),
     };
-    let length = address.encode_utf16().count();
-    if length > MAX_ADDRESS_UNITS {
-        return Err(NameError::TooLong {
-            address,
-            length,
-            limit: MAX_ADDRESS_UNITS,
-        });
-    }
+    check_length(OsStr::new(&address))?;
     Ok(PipeName { address })
 }
 
@@ -348,58 +357,23 @@ fn remote_parts(name: &str) -> Option<(&str, &str)> {
 
 #[cfg(unix)]
 fn parse(name: &str) -> Result<PipeName, NameError> {
-    let short = match without_local_prefix(name) {
-        Some(short) => short,
-        None if name.contains('/') => return path(OsStr::new(name)),
-        None => name,
-    };
-    check_short(short, name)?;
+    if name.contains('/') && without_local_prefix(name).is_none() {
+        return PipeName::at(OsStr::new(name));
+    }
+    let short = short_name(name)?;
     // Checked again, with its directory, when it is resolved.
     check_length(OsStr::new(short))?;
-    let place = Place::Short(short.to_owned());
-    Ok(PipeName { place })
-}
-
-#[cfg(unix)]
-fn path(name: &OsStr) -> Result<PipeName, NameError> {
-    let text = name.to_string_lossy();
-    // A path with a newline could forge the lines that contain it.
-    if let Some(character) = text.chars().find(|c| c.is_control()) {
-        return Err(NameError::Character {
-            name: text.into_owned(),
-            character,
-        });
-    }
-    check_length(name)?;
-    let place = Place::Path(PathBuf::from(name));
-    Ok(PipeName { place })
-}
-
-#[cfg(unix)]
-fn check_length(address: &OsStr) -> Result<(), NameError> {
-    let length = address.len();
-    if length > MAX_ADDRESS_BYTES {
-        let address = Path::new(address).display().to_string();
-        return Err(NameError::TooLong {
-            address,
-            length,
-            limit: MAX_ADDRESS_BYTES,
-        });
-    }
-    Ok(())
+    let location = Location::Short(short.to_owned());
+    Ok(PipeName { location })
 }
 
 /// The directory of this user's pipes.
 #[cfg(unix)]
 fn directory() -> PathBuf {
-    match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(runtime_dir) if !runtime_dir.is_empty() => {
-            PathBuf::from(runtime_dir).join("pipe-server")
-        }
-        _ => PathBuf::from(format!(
-            "/tmp/pipe-server-{}",
-            rustix::process::getuid().as_raw()
-        )),
+    let runtime_directory = std::env::var_os("XDG_RUNTIME_DIR");
+    match runtime_directory.filter(|directory| !directory.is_empty()) {
+        Some(directory) => PathBuf::from(directory).join("pipe-server"),
+        None => format!("/tmp/pipe-server-{}", rustix::process::getuid().as_raw()).into(),
     }
 }
 

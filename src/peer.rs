@@ -86,7 +86,7 @@ impl fmt::Display for UserId {
     }
 }
 
-/// Why a text is not a [`UserId`].
+/// An error returned when parsing a [`UserId`] fails.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a user: write {USER}")]
 pub struct UserIdError {

@@ -1,4 +1,4 @@
-//! Which servers a client trusts.
+//! The servers that a client trusts.
 
 use std::{fmt, io, str::FromStr};
 
@@ -7,7 +7,7 @@ use crate::{
     peer::{USER, UserId},
 };
 
-/// Which servers a [`Client`](crate::Client) trusts.
+/// The servers that a [`Client`](crate::Client) trusts.
 ///
 /// Any local program can take a pipe's name before its server does, and would then receive what is meant for
 /// that server. So a client asks the system for the server's user before it sends anything, and disconnects

@@ -6,7 +6,7 @@
 
 use std::{
     collections::VecDeque,
-    fmt, io,
+    io,
     pin::Pin,
     sync::{Arc, MutexGuard},
     task::{Context, Poll, ready},
@@ -17,7 +17,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use tokio::time::{Sleep, sleep};
 
-use super::{Channel, Endpoint, Instance, Link, Receive, Received, Transmit, memory::MemoryLink};
+use super::{Channel, Endpoint, Instance, Link, Receive, Received, Transmit, memory::Wire};
 use crate::{
     error::{RecvError, SendError},
     mutex::Mutex,
@@ -31,14 +31,15 @@ const OPERATIONS_PER_FAULT: u32 = 24;
 const ATTEMPTS_PER_FAILURE: u32 = 12;
 const LONGEST_FAILURE: u32 = 8;
 
-/// How many messages wait in a sender for the flush, as on an engine that sends several at once.
+/// The maximum number of messages that wait in a sender for the flush, as on an engine that sends several at
+/// once.
 const ROOM: usize = 4;
 
 /// The longest delay, in milliseconds.
 const LONGEST_DELAY: u64 = 20;
 
-/// What fails on a pipe of [`bind_memory_with_faults`](crate::ListenerOptions::bind_memory_with_faults), to
-/// test a handler, a client or a protocol on a failing transport.
+/// Failures of a pipe of [`bind_memory_with_faults`](crate::ListenerOptions::bind_memory_with_faults), to test a
+/// handler, a client or a protocol on a failing transport.
 ///
 /// Clones share their faults. Delays need a Tokio runtime with time enabled; its clock may be paused.
 ///
@@ -74,11 +75,12 @@ const LONGEST_DELAY: u64 = 20;
 ///     // … the test, which names the seed when it panics
 /// }
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug, Default)]
 pub struct Faults {
     schedule: Arc<Mutex<Schedule>>,
 }
 
+#[derive(Debug, Default)]
 struct Schedule {
     /// `None` if nothing fails at random.
     seed: Option<u64>,
@@ -96,7 +98,7 @@ impl Faults {
     /// Creates faults that occur only as requested through the other methods.
     #[must_use]
     pub fn new() -> Self {
-        Self::with(None)
+        Self::default()
     }
 
     /// Creates random faults from `seed`. The same seed gives the same faults.
@@ -110,23 +112,15 @@ impl Faults {
     /// a current-thread runtime with a paused clock.
     #[must_use]
     pub fn seeded(seed: u64) -> Self {
-        Self::with(Some(seed))
-    }
-
-    fn with(seed: Option<u64>) -> Self {
-        let mut random = Rng::with_seed(seed.unwrap_or_default());
-        Self {
-            schedule: Arc::new(Mutex::new(Schedule {
-                seed,
-                random: false,
-                create: Failures::new(random.fork()),
-                accept: Failures::new(random.fork()),
-                connections: random.fork(),
-                recv: None,
-                send: None,
-                injected: 0,
-            })),
-        }
+        let faults = Self::new();
+        let mut random = Rng::with_seed(seed);
+        let mut schedule = faults.lock();
+        schedule.seed = Some(seed);
+        schedule.create.random = random.fork();
+        schedule.accept.random = random.fork();
+        schedule.connections = random.fork();
+        drop(schedule);
+        faults
     }
 
     /// Makes the next `attempts` to create an instance fail, including those of `bind`.
@@ -174,59 +168,44 @@ impl Faults {
         schedule.random = schedule.seed.is_some();
     }
 
-    /// `endpoint`, with its faults.
+    /// Wraps `endpoint` so that creating and accepting fail.
     pub(crate) fn bound(&self, endpoint: Box<dyn Endpoint>) -> Box<dyn Endpoint> {
         let faults = self.clone();
         Box::new(FaultyEndpoint { endpoint, faults })
     }
 
-    /// Both ends of a new connection, the server's first, with their faults.
-    pub(super) fn connected(
-        &self,
-        server: (Channel, Arc<MemoryLink>),
-        client: (Channel, Arc<MemoryLink>),
-    ) -> (Channel, Channel) {
+    /// Wraps both ends of a new connection, the server's first, so that their operations fail.
+    pub(crate) fn connected(&self, [server, client]: [Channel; 2], wire: &Wire) -> [Channel; 2] {
         let (mut random, recv, send) = {
             let mut schedule = self.lock();
             (schedule.connections.fork(), schedule.recv, schedule.send)
         };
-        let server = self.channel(server, &mut random, (recv, send));
-        let client = self.channel(client, &mut random, (None, None));
-        (server, client)
-    }
-
-    fn channel(
-        &self,
-        (channel, link): (Channel, Arc<MemoryLink>),
-        random: &mut Rng,
-        (recv, send): (Option<u64>, Option<u64>),
-    ) -> Channel {
         let mut plan = |fails_at| Plan {
             faults: self.clone(),
+            wire: wire.clone(),
             random: random.fork(),
             fails_at,
             operations: 0,
+            current: None,
         };
-        Channel {
-            receiver: Box::new(FaultyReceiver {
-                receiver: channel.receiver,
-                link: Arc::clone(&link),
-                plan: plan(recv),
-                step: Step::Begin,
-                received: None,
-            }),
-            sender: Box::new(FaultySender {
-                sender: channel.sender,
-                link,
-                plan: plan(send),
-                step: Step::Begin,
-                messages: VecDeque::new(),
-                failed: false,
-            }),
-            link: Arc::new(FaultyLink {
-                link: channel.link,
-                plan: Mutex::new(plan(None)),
-            }),
+        let server = channel(server, [plan(recv), plan(send), plan(None)]);
+        let client = channel(client, [plan(None), plan(None), plan(None)]);
+        [server, client]
+    }
+
+    /// Fails if an attempt of the listener is to fail now.
+    fn attempt(
+        &self,
+        operation: &str,
+        failures: fn(&mut Schedule) -> &mut Failures,
+    ) -> io::Result<()> {
+        let mut schedule = self.lock();
+        let by_chance = schedule.random;
+        let fails = failures(&mut schedule).fails(by_chance);
+        drop(schedule);
+        match fails {
+            true => Err(self.error(operation)),
+            false => Ok(()),
         }
     }
 
@@ -245,34 +224,14 @@ impl Faults {
     }
 }
 
-impl Default for Faults {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl fmt::Debug for Faults {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let schedule = self.lock();
-        formatter
-            .debug_struct("Faults")
-            .field("seed", &schedule.seed)
-            .field("injected", &schedule.injected)
-            .finish_non_exhaustive()
-    }
-}
-
 /// Failures of the listener, several in a row.
+#[derive(Debug, Default)]
 struct Failures {
     random: Rng,
     left: u32,
 }
 
 impl Failures {
-    fn new(random: Rng) -> Self {
-        Self { random, left: 0 }
-    }
-
     fn fails(&mut self, by_chance: bool) -> bool {
         if self.left > 0 {
             self.left -= 1;
@@ -286,6 +245,7 @@ impl Failures {
     }
 }
 
+/// Has the trait's own `set_full` and `useful_backlog`, as the memory engine has.
 struct FaultyEndpoint {
     endpoint: Box<dyn Endpoint>,
     faults: Faults,
@@ -293,14 +253,8 @@ struct FaultyEndpoint {
 
 impl Endpoint for FaultyEndpoint {
     fn create(&self) -> io::Result<Box<dyn Instance>> {
-        let fails = {
-            let mut schedule = self.faults.lock();
-            let by_chance = schedule.random;
-            schedule.create.fails(by_chance)
-        };
-        if fails {
-            return Err(self.faults.error("creating an instance"));
-        }
+        self.faults
+            .attempt("creating an instance", |schedule| &mut schedule.create)?;
         Ok(Box::new(FaultyInstance {
             instance: self.endpoint.create()?,
             faults: self.faults.clone(),
@@ -310,14 +264,6 @@ impl Endpoint for FaultyEndpoint {
 
     fn max_message_size(&self) -> usize {
         self.endpoint.max_message_size()
-    }
-
-    fn set_full(&self, full: bool) -> io::Result<()> {
-        self.endpoint.set_full(full)
-    }
-
-    fn useful_backlog(&self) -> usize {
-        self.endpoint.useful_backlog()
     }
 }
 
@@ -330,49 +276,64 @@ struct FaultyInstance {
 
 impl Instance for FaultyInstance {
     fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>> {
-        if self.connected.is_none() {
-            match self.instance.poll_connect(cx) {
-                Poll::Ready(channel) => {
-                    let channel = channel?;
-                    let mut schedule = self.faults.lock();
-                    let pause = match schedule.random {
-                        true => Pause::draw(&mut schedule.accept.random),
-                        false => Pause::None,
-                    };
-                    self.connected = Some((channel, pause));
-                }
-                // Only while nobody is connected, so that no client is lost.
-                Poll::Pending => {
-                    let fails = {
-                        let mut schedule = self.faults.lock();
-                        let by_chance = schedule.random;
-                        schedule.accept.fails(by_chance)
-                    };
-                    return match fails {
-                        true => Poll::Ready(Err(self.faults.error("accepting a client"))),
-                        false => Poll::Pending,
-                    };
-                }
+        let (channel, mut pause) = match self.connected.take() {
+            Some(connected) => connected,
+            None => {
+                let Poll::Ready(channel) = self.instance.poll_connect(cx) else {
+                    // Only while nobody is connected, so that no client is lost.
+                    self.faults
+                        .attempt("accepting a client", |schedule| &mut schedule.accept)?;
+                    return Poll::Pending;
+                };
+                let mut schedule = self.faults.lock();
+                let pause = match schedule.random {
+                    true => Pause::draw(&mut schedule.accept.random),
+                    false => Pause::Polls(0),
+                };
+                (channel?, pause)
             }
+        };
+        if pause.poll(cx).is_pending() {
+            self.connected = Some((channel, pause));
+            return Poll::Pending;
         }
-        if let Some((_, pause)) = &mut self.connected {
-            ready!(pause.poll(cx));
-        }
-        let connected = self.connected.take().ok_or(io::ErrorKind::NotConnected)?;
-        Poll::Ready(Ok(connected.0))
+        Poll::Ready(Ok(channel))
+    }
+}
+
+fn channel(channel: Channel, [receiving, sending, identifying]: [Plan; 3]) -> Channel {
+    Channel {
+        receiver: Box::new(FaultyReceiver {
+            receiver: channel.receiver,
+            plan: receiving,
+            received: None,
+        }),
+        sender: Box::new(FaultySender {
+            sender: channel.sender,
+            plan: sending,
+            messages: VecDeque::new(),
+            failed: false,
+        }),
+        link: Arc::new(FaultyLink {
+            link: channel.link,
+            plan: Mutex::new(identifying),
+        }),
     }
 }
 
 /// The faults of one half of a connection.
 struct Plan {
     faults: Faults,
+    wire: Wire,
     random: Rng,
     /// The number of the operation that fails.
     fails_at: Option<u64>,
     operations: u64,
+    /// The operation in progress.
+    current: Option<(Option<Fault>, Pause)>,
 }
 
-/// How an operation fails.
+/// A failure of an operation.
 #[derive(Clone, Copy)]
 enum Fault {
     /// With an error of the system.
@@ -384,14 +345,14 @@ enum Fault {
 }
 
 impl Plan {
-    /// Returns what happens to the next operation.
-    fn next(&mut self) -> (Option<Fault>, Pause) {
+    /// Decides what happens to the next operation.
+    fn draw(&mut self) -> (Option<Fault>, Pause) {
         self.operations += 1;
         if self.fails_at == Some(self.operations) {
-            return (Some(Fault::Midway), Pause::None);
+            return (Some(Fault::Midway), Pause::Polls(0));
         }
         if !self.faults.lock().random {
-            return (None, Pause::None);
+            return (None, Pause::Polls(0));
         }
         let fault = match self.random.u32(..OPERATIONS_PER_FAULT * 3) {
             0 => Some(Fault::Error),
@@ -402,17 +363,31 @@ impl Plan {
         (fault, Pause::draw(&mut self.random))
     }
 
+    /// The fault of the operation in progress, which begins if there is none.
+    fn fault(&mut self) -> Option<Fault> {
+        let current = self.current.take().unwrap_or_else(|| self.draw());
+        self.current.insert(current).0
+    }
+
+    /// Ready after the delay of the operation in progress, which has then ended.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some((_, pause)) = &mut self.current {
+            ready!(pause.poll(cx));
+        }
+        self.current = None;
+        Poll::Ready(())
+    }
+
     /// Breaks the connection.
-    fn cut(&self, link: &MemoryLink) {
+    fn cut(&self) {
         self.faults.lock().injected += 1;
-        link.cut();
+        self.wire.cut();
     }
 }
 
-/// What delays an operation.
+/// A delay. Not polled again once it is over.
 enum Pause {
-    None,
-    /// This many polls.
+    /// A number of polls.
     Polls(u32),
     Time(Pin<Box<Sleep>>),
 }
@@ -425,51 +400,27 @@ impl Pause {
                 Self::Time(Box::pin(sleep(time)))
             }
             1..4 => Self::Polls(random.u32(1..4)),
-            _ => Self::None,
+            _ => Self::Polls(0),
         }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
-            Self::None | Self::Polls(0) => {}
+            Self::Polls(0) => Poll::Ready(()),
             Self::Polls(left) => {
                 *left -= 1;
                 cx.waker().wake_by_ref();
-                return Poll::Pending;
+                Poll::Pending
             }
-            Self::Time(sleep) => ready!(sleep.as_mut().poll(cx)),
-        }
-        *self = Self::None;
-        Poll::Ready(())
-    }
-}
-
-/// The progress of an operation.
-enum Step {
-    Begin,
-    Under(Option<Fault>, Pause),
-}
-
-impl Step {
-    /// Decides what happens to the operation, once.
-    fn begin(&mut self, plan: &mut Plan) -> (Option<Fault>, &mut Pause) {
-        if let Self::Begin = self {
-            let (fault, pause) = plan.next();
-            *self = Self::Under(fault, pause);
-        }
-        match self {
-            Self::Under(fault, pause) => (*fault, pause),
-            Self::Begin => unreachable!("the step began above"),
+            Self::Time(sleep) => sleep.as_mut().poll(cx),
         }
     }
 }
 
 struct FaultyReceiver {
     receiver: Box<dyn Receive>,
-    link: Arc<MemoryLink>,
     plan: Plan,
-    step: Step,
-    /// What was received and is held back.
+    /// Received and held back.
     received: Option<Received>,
 }
 
@@ -483,14 +434,14 @@ impl Receive for FaultyReceiver {
     }
 
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
-        let (fault, pause) = self.step.begin(&mut self.plan);
+        let fault = self.plan.fault();
         match fault {
             Some(Fault::Error) => {
                 let error = self.plan.faults.error("receiving");
                 return Poll::Ready(Err(RecvError::Io(error)));
             }
             Some(Fault::Cut) => {
-                self.plan.cut(&self.link);
+                self.plan.cut();
                 return Poll::Ready(Ok(Received::Closed));
             }
             Some(Fault::Midway) | None => {}
@@ -498,12 +449,11 @@ impl Receive for FaultyReceiver {
         if self.received.is_none() {
             self.received = Some(ready!(self.receiver.poll_recv(cx))?);
         }
-        ready!(pause.poll(cx));
-        self.step = Step::Begin;
+        ready!(self.plan.poll_end(cx));
         let received = self.received.take().unwrap_or(Received::Closed);
         Poll::Ready(match (fault, &received) {
             (Some(Fault::Midway), Received::Message(_)) => {
-                self.plan.cut(&self.link);
+                self.plan.cut();
                 Err(RecvError::Incomplete)
             }
             _ => Ok(received),
@@ -513,9 +463,7 @@ impl Receive for FaultyReceiver {
 
 struct FaultySender {
     sender: Box<dyn Transmit>,
-    link: Arc<MemoryLink>,
     plan: Plan,
-    step: Step,
     /// Messages that were started and are not in the pipe yet.
     messages: VecDeque<Bytes>,
     failed: bool,
@@ -543,8 +491,7 @@ impl Transmit for FaultySender {
             if self.messages.is_empty() {
                 return Poll::Ready(Ok(()));
             }
-            let (fault, pause) = self.step.begin(&mut self.plan);
-            match fault {
+            match self.plan.fault() {
                 Some(Fault::Error | Fault::Midway) => {
                     self.failed = true;
                     let error = self.plan.faults.error("sending");
@@ -552,13 +499,12 @@ impl Transmit for FaultySender {
                 }
                 Some(Fault::Cut) => {
                     self.failed = true;
-                    self.plan.cut(&self.link);
+                    self.plan.cut();
                     return Poll::Ready(Err(SendError::Closed));
                 }
                 None => {}
             }
-            ready!(pause.poll(cx));
-            self.step = Step::Begin;
+            ready!(self.plan.poll_end(cx));
             if let Some(message) = self.messages.pop_front() {
                 self.sender.start_send(message)?;
             }
@@ -574,7 +520,7 @@ struct FaultyLink {
 impl Link for FaultyLink {
     fn peer(&self) -> io::Result<Peer> {
         let mut plan = self.plan.lock();
-        match plan.next().0 {
+        match plan.draw().0 {
             Some(_) => Err(plan.faults.error("asking for the peer")),
             None => self.link.peer(),
         }

@@ -1,6 +1,6 @@
 //! The Linux engine: `AF_UNIX` sockets of type `SOCK_SEQPACKET`, which preserve message boundaries.
 //!
-//! It uses rustix's system calls on Tokio's `AsyncFd`. nix provides the two things that rustix lacks:
+//! The system calls are rustix's, on Tokio's `AsyncFd`. nix provides the two things that rustix lacks:
 //! recvmmsg(2), and socket options that are newer than the crate. tokio-seqpacket has neither, and mistakes a
 //! full queue for a connection.
 
@@ -26,17 +26,20 @@ use self::{
     claim::{Claim, check_directory, directory_of, make_directory, make_system_directory},
     socket::Socket,
 };
-use super::{Channel, Endpoint, Instance, Sizes, native::ToBind};
-use crate::{access::Access, error::OutOfRange, telemetry::Telemetry};
+use super::{Channel, Endpoint, EngineOptions, Instance, Sizes};
+use crate::{
+    access::Access, error::OutOfRange, name::PipeName, peer::UserId, telemetry::Telemetry,
+};
 
 mod channel;
 mod claim;
+mod descriptors;
 mod inherited;
 mod lingering;
 mod scratch;
 mod socket;
 
-/// How many clients the kernel queues until they are accepted; by default it allows at most 4,096
+/// The number of clients that the kernel queues until they are accepted; by default it allows at most 4,096
 /// (`net.core.somaxconn`). Long, because a client that finds the queue full has to poll.
 const QUEUE_LENGTH: i32 = 1024;
 
@@ -44,22 +47,29 @@ const QUEUE_LENGTH: i32 = 1024;
 /// net/unix/af_unix.c), so the shortest queue holds one. Clients already in the queue stay there.
 const SHORTEST_QUEUE: i32 = 0;
 
-/// Serves `pipe`. From the moment the socket exists, only those whom its options allow can connect. The
-/// directory of a short name belongs to the user and is created, and so is that of a system name if this user
-/// may; that of any other path is used as it is.
-pub(crate) fn bind(pipe: &ToBind<'_>, sizes: Sizes) -> io::Result<Box<dyn Endpoint>> {
-    let own_directory = pipe.name.short().is_some();
-    let group = group(pipe.socket_group, own_directory)?;
-    let directory = directory_of(pipe.path);
+/// Serves the pipe `name`, whose path is `path`. From the moment the socket exists, only those whom `options`
+/// allow can connect. The directory of a short name belongs to the user and is created, and so is that of a
+/// system name if this user may; that of any other path is used as it is.
+pub(crate) fn bind(
+    name: &PipeName,
+    path: &Path,
+    options: &EngineOptions,
+    telemetry: &Telemetry,
+) -> io::Result<Box<dyn Endpoint>> {
+    // The limit of a socket is known once it exists.
+    let sizes = options.sizes("this system", usize::MAX)?;
+    let own_directory = name.short().is_some();
+    let group = group(options.socket_group, own_directory)?;
+    let directory = directory_of(path);
     if own_directory {
         make_directory(directory)?;
-    } else if pipe.name.is_system() {
+    } else if name.is_system() {
         make_system_directory(directory)?;
     } else {
         check_directory(directory)?;
     }
-    let mut claim = Claim::new(pipe.path.to_owned())?;
-    let mode = match (pipe.access, group) {
+    let mut claim = Claim::new(path.to_owned())?;
+    let mode = match (&options.access, group) {
         (Access::CurrentUser, None) => 0o600,
         (Access::CurrentUser, Some(_)) => 0o660,
         (Access::Everyone, _) => 0o666,
@@ -71,44 +81,48 @@ pub(crate) fn bind(pipe: &ToBind<'_>, sizes: Sizes) -> io::Result<Box<dyn Endpoi
         None => mode,
     };
     let mut socket = Socket::new()?;
-    socket.telemetry = Some(pipe.telemetry.clone());
-    let grow_send_buffers = socket.grow_send_buffer(sizes)?;
+    socket.telemetry = Some(telemetry.clone());
+    socket.grow_send_buffer(sizes)?;
     // Linux gives the socket file the mode of the socket itself, less the umask (unix_bind in
     // net/unix/af_unix.c). Set before bind, so that nobody gets in between.
     fchmod(&socket, Mode::from_raw_mode(first_mode))?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(&claim.path)?)?;
     claim.take_socket_file(mode, group)?;
     rustix::net::listen(&socket, QUEUE_LENGTH)?;
-    Ok(Box::new(SeqpacketEndpoint {
-        listener: Arc::new(socket.register(Interest::READABLE)?),
-        sizes,
-        grow_send_buffers,
-        sets_queue: true,
-        _claim: Some(claim),
-    }))
+    endpoint(socket, sizes, true, Some(claim))
 }
 
 /// Serves a listening socket that was created elsewhere, and that [`listening`] has checked.
 pub(crate) fn listen_on(
     socket: OwnedFd,
+    options: &EngineOptions,
     telemetry: &Telemetry,
-    sizes: Sizes,
 ) -> io::Result<Box<dyn Endpoint>> {
-    // A socket of ours has the kernel's defaults, as an accepted one will. This one need not.
-    let grow_send_buffers = Socket::new()?.grow_send_buffer(sizes)?;
+    let sizes = options.sizes("this system", usize::MAX)?;
+    // Finds out whether the system carries such messages. Clients' sockets have the kernel's defaults, as this one
+    // has; the listening socket need not.
+    Socket::new()?.grow_send_buffer(sizes)?;
     let sets_queue = inherited::is_ours(&socket)?;
     let mut socket = Socket::shared(socket)?;
     socket.telemetry = Some(telemetry.clone());
     if sets_queue {
-        // It may be as short as a killed server has left it.
+        // A server that was killed at `max_instances` left a short queue.
         rustix::net::listen(&socket, QUEUE_LENGTH)?;
     }
+    endpoint(socket, sizes, sets_queue, None)
+}
+
+fn endpoint(
+    socket: Socket,
+    sizes: Sizes,
+    sets_queue: bool,
+    claim: Option<Claim>,
+) -> io::Result<Box<dyn Endpoint>> {
     Ok(Box::new(SeqpacketEndpoint {
         listener: Arc::new(socket.register(Interest::READABLE)?),
         sizes,
-        grow_send_buffers,
         sets_queue,
-        _claim: None,
+        _claim: claim,
     }))
 }
 
@@ -139,12 +153,19 @@ fn group(id: Option<u32>, own_directory: bool) -> Result<Option<Gid>, OutOfRange
 /// # Errors
 ///
 /// Returns the system's error, and `PermissionDenied` if other users can write to it.
-pub(crate) fn owner_of_directory(path: &Path) -> io::Result<Option<u32>> {
-    claim::owner_of_directory(directory_of(path))
+pub(crate) fn owner_of_directory(path: &Path) -> io::Result<Option<UserId>> {
+    let owner = claim::owner_of_directory(directory_of(path))?;
+    Ok(owner.map(UserId::Uid))
 }
 
-/// Connects to the socket at `path`. `ResourceBusy` if its queue is full, which can't be waited for.
-pub(crate) fn connect(path: &Path, sizes: Sizes) -> io::Result<Channel> {
+/// Connects to the socket at `path`. `ResourceBusy` if its queue is full, which can't be waited for. The channel
+/// can always be asked for its peer.
+pub(crate) fn connect(
+    _name: &PipeName,
+    path: &Path,
+    sizes: Sizes,
+    _identify: bool,
+) -> io::Result<Channel> {
     let socket = Socket::new()?;
     socket.grow_send_buffer(sizes)?;
     match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
@@ -152,13 +173,10 @@ pub(crate) fn connect(path: &Path, sizes: Sizes) -> io::Result<Channel> {
         Err(Errno::AGAIN) => Err(io::ErrorKind::ResourceBusy.into()),
         // The socket file of a server that was killed: nobody serves it.
         Err(Errno::CONNREFUSED) => Err(io::ErrorKind::NotFound.into()),
-        Err(Errno::PROTOTYPE) => {
-            let problem = "the socket there is not a SEQPACKET socket: it may be another program's, and does not preserve message boundaries";
-            Err(io::Error::new(
-                io::Error::from(Errno::PROTOTYPE).kind(),
-                problem,
-            ))
-        }
+        Err(Errno::PROTOTYPE) => Err(io::Error::other(
+            "the socket there is not a SEQPACKET socket: it may be another program's, and does not preserve \
+                 message boundaries",
+        )),
         Err(error) => Err(error.into()),
     }
 }
@@ -166,8 +184,6 @@ pub(crate) fn connect(path: &Path, sizes: Sizes) -> io::Result<Channel> {
 struct SeqpacketEndpoint {
     listener: Arc<AsyncFd<Socket>>,
     sizes: Sizes,
-    /// Whether the kernel's default send buffer is too small, for the clients' sockets as well.
-    grow_send_buffers: bool,
     /// Whether the length of the queue is ours to set.
     sets_queue: bool,
     /// Released after the socket is closed. `None` for a socket that was created elsewhere.
@@ -179,7 +195,6 @@ impl Endpoint for SeqpacketEndpoint {
         Ok(Box::new(SeqpacketInstance {
             listener: Arc::clone(&self.listener),
             sizes: self.sizes,
-            grow_send_buffer: self.grow_send_buffers,
         }))
     }
 
@@ -215,7 +230,6 @@ impl Drop for SeqpacketEndpoint {
 struct SeqpacketInstance {
     listener: Arc<AsyncFd<Socket>>,
     sizes: Sizes,
-    grow_send_buffer: bool,
 }
 
 impl Instance for SeqpacketInstance {
@@ -236,9 +250,7 @@ impl Instance for SeqpacketInstance {
                 Err(_would_block) => {}
             }
         };
-        if self.grow_send_buffer {
-            socket.grow_send_buffer(self.sizes)?;
-        }
+        socket.grow_send_buffer(self.sizes)?;
         Poll::Ready(channel(socket, self.sizes.max_message_size))
     }
 }

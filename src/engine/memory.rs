@@ -8,119 +8,94 @@
 
 use std::{
     collections::VecDeque,
-    io,
-    sync::Arc,
-    task::{Context, Poll, Waker},
+    io, iter,
+    pin::Pin,
+    sync::{Arc, MutexGuard},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 
-use super::{
-    Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit, faulty::Faults,
-};
+use super::{Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit};
 use crate::{
     error::{RecvError, SendError},
     mutex::Mutex,
     peer::{Peer, UserId},
 };
 
-/// As long as that of a socket on Linux.
+/// The turn of a socket on Linux.
 const TURN: u32 = 64;
 
 /// The name that a memory pipe's clients connect to.
-pub(crate) type Switchboard = Arc<Mutex<Board>>;
-
-/// The waiting instances of one memory pipe.
 #[derive(Debug)]
-pub(crate) struct Board {
-    served: bool,
-    waiting: VecDeque<Arc<Mutex<Socket>>>,
+pub(crate) struct MemoryName {
+    sizes: Sizes,
     /// Cloned for each instance, to count them.
     instances: Arc<()>,
-    sizes: Sizes,
+    /// Hands each waiting instance its end of a connection. `None` once the listener is dropped.
+    waiting: Mutex<Option<VecDeque<oneshot::Sender<Channel>>>>,
 }
 
-impl Board {
-    /// How many instances exist, waiting or connected.
+impl MemoryName {
+    /// The number of instances, waiting or connected.
     pub(crate) fn instances(&self) -> usize {
         Arc::strong_count(&self.instances) - 1
     }
+
+    fn take_waiting(&self) -> io::Result<oneshot::Sender<Channel>> {
+        let mut waiting = self.waiting.lock();
+        let waiting = waiting.as_mut().ok_or(io::ErrorKind::NotFound)?;
+        iter::from_fn(|| waiting.pop_front())
+            .find(|instance| !instance.is_closed())
+            .ok_or_else(|| match self.instances() {
+                0 => io::ErrorKind::NotFound.into(),
+                _ => io::ErrorKind::ResourceBusy.into(),
+            })
+    }
 }
 
-/// A waiting instance: empty until a client puts the server's end into it.
-#[derive(Default, Debug)]
-struct Socket {
-    channel: Option<Channel>,
-    waker: Option<Waker>,
-}
-
-pub(crate) fn bind(sizes: Sizes) -> (Box<dyn Endpoint>, Switchboard) {
-    let board = Arc::new(Mutex::new(Board {
-        served: true,
-        waiting: VecDeque::new(),
-        instances: Arc::default(),
+pub(crate) fn bind(sizes: Sizes) -> (Box<dyn Endpoint>, Arc<MemoryName>) {
+    let name = Arc::new(MemoryName {
         sizes,
-    }));
-    (
-        Box::new(MemoryEndpoint {
-            board: Arc::clone(&board),
-            max_message_size: sizes.max_message_size,
-        }),
-        board,
-    )
+        instances: Arc::default(),
+        waiting: Mutex::new(Some(VecDeque::new())),
+    });
+    (Box::new(MemoryEndpoint(Arc::clone(&name))), name)
 }
 
-/// Connects to a waiting instance, as `CreateFile` does. `faults` apply to both ends of the connection.
+/// Connects to a waiting instance, as `CreateFile` does. `wrap` may replace the channels of both ends, the
+/// server's first.
 ///
 /// # Errors
 ///
 /// `NotFound` if the pipe is no longer served, `ResourceBusy` if no instance is waiting.
 pub(crate) fn connect(
-    board: &Switchboard,
+    name: &MemoryName,
     max_message_size: usize,
-    faults: Option<&Faults>,
+    wrap: impl FnOnce([Channel; 2], &Wire) -> [Channel; 2],
 ) -> io::Result<Channel> {
-    let (socket, instance, sizes) = {
-        let mut board = board.lock();
-        if !board.served || board.instances() == 0 {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        let socket = board.waiting.pop_front();
-        let socket = socket.ok_or(io::ErrorKind::ResourceBusy)?;
-        (socket, Arc::clone(&board.instances), board.sizes)
+    let instance = name.take_waiting()?;
+    let (up, down) = (Queue::new(name.sizes), Queue::new(name.sizes));
+    let link = |inbound: &Arc<_>, outbound: &Arc<_>, instance| MemoryLink {
+        inbound: Arc::clone(inbound),
+        outbound: Arc::clone(outbound),
+        _instance: instance,
     };
-    let buffer_size = sizes.buffer_size as usize;
-    let up = Queue::new(buffer_size);
-    let down = Queue::new(buffer_size);
-    let link = |inbound, outbound, instance| {
-        Arc::new(MemoryLink {
-            inbound: Arc::clone(inbound),
-            outbound: Arc::clone(outbound),
-            _instance: instance,
-        })
-    };
-    let server = link(&up, &down, Some(instance));
-    let client = link(&down, &up, None);
-    let (server, client) = match faults {
-        None => (
-            channel(server, sizes.max_message_size),
-            channel(client, max_message_size),
-        ),
-        Some(faults) => faults.connected(
-            (channel(Arc::clone(&server), sizes.max_message_size), server),
-            (channel(Arc::clone(&client), max_message_size), client),
-        ),
-    };
-    let waker = {
-        let mut socket = socket.lock();
-        socket.channel = Some(server);
-        socket.waker.take()
-    };
-    wake(waker);
+    let instances = Arc::clone(&name.instances);
+    let server = channel(
+        link(&up, &down, Some(instances)),
+        name.sizes.max_message_size,
+    );
+    let client = channel(link(&down, &up, None), max_message_size);
+    let [server, client] = wrap([server, client], &Wire([up, down]));
+    // If the listener was dropped meanwhile, the client finds the connection closed.
+    _ = instance.send(server);
     Ok(client)
 }
 
-fn channel(link: Arc<MemoryLink>, max_message_size: usize) -> Channel {
+fn channel(link: MemoryLink, max_message_size: usize) -> Channel {
+    let link = Arc::new(link);
     Channel {
         receiver: Box::new(MemoryReceiver {
             link: Arc::clone(&link),
@@ -134,126 +109,114 @@ fn channel(link: Arc<MemoryLink>, max_message_size: usize) -> Channel {
     }
 }
 
-struct MemoryEndpoint {
-    board: Switchboard,
-    max_message_size: usize,
-}
+struct MemoryEndpoint(Arc<MemoryName>);
 
 impl Endpoint for MemoryEndpoint {
     fn create(&self) -> io::Result<Box<dyn Instance>> {
-        let socket = Arc::default();
-        let mut board = self.board.lock();
-        board.waiting.push_back(Arc::clone(&socket));
+        let (connection, channel) = oneshot::channel();
+        if let Some(waiting) = &mut *self.0.waiting.lock() {
+            waiting.retain(|instance| !instance.is_closed());
+            waiting.push_back(connection);
+        }
         Ok(Box::new(MemoryInstance {
-            board: Arc::clone(&self.board),
-            socket,
-            _instance: Arc::clone(&board.instances),
+            channel,
+            _instance: Arc::clone(&self.0.instances),
         }))
     }
 
     fn max_message_size(&self) -> usize {
-        self.max_message_size
+        self.0.sizes.max_message_size
     }
 }
 
 impl Drop for MemoryEndpoint {
     fn drop(&mut self) {
-        self.board.lock().served = false;
+        let waiting = self.0.waiting.lock().take();
+        // Outside the lock: it wakes the tasks that wait.
+        drop(waiting);
     }
 }
 
 struct MemoryInstance {
-    board: Switchboard,
-    socket: Arc<Mutex<Socket>>,
+    channel: oneshot::Receiver<Channel>,
     _instance: Arc<()>,
 }
 
 impl Instance for MemoryInstance {
     fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>> {
-        let mut socket = self.socket.lock();
-        if let Some(channel) = socket.channel.take() {
-            return Poll::Ready(Ok(channel));
-        }
-        socket.waker = Some(cx.waker().clone());
-        Poll::Pending
+        let channel = ready!(Pin::new(&mut self.channel).poll(cx));
+        Poll::Ready(channel.map_err(io::Error::other))
     }
 }
 
-impl Drop for MemoryInstance {
-    fn drop(&mut self) {
-        self.board
-            .lock()
-            .waiting
-            .retain(|socket| !Arc::ptr_eq(socket, &self.socket));
+/// Both directions of a connection.
+#[derive(Clone)]
+pub(crate) struct Wire([Arc<Mutex<Queue>>; 2]);
+
+impl Wire {
+    /// Breaks the connection for both sides. Messages in flight are lost.
+    pub(super) fn cut(&self) {
+        for queue in &self.0 {
+            abandon(queue);
+            finish(queue, Received::Closed);
+        }
     }
 }
 
 /// The messages in flight in one direction.
-#[derive(Debug)]
+#[derive(Default)]
 struct Queue {
-    state: Mutex<QueueState>,
+    /// The number of bytes it takes before the sender waits.
     buffer_size: usize,
-}
-
-#[derive(Default, Debug)]
-struct QueueState {
     messages: VecDeque<Bytes>,
     /// The bytes in `messages`.
     held: usize,
-    /// How the sender finished: it ended the conversation, or is gone.
-    last: Option<Last>,
+    /// `End` or `Closed`, once the sender has ended the conversation or is gone.
+    last: Option<Received>,
     reader_gone: bool,
-    reader: Option<Waker>,
-    writer: Option<Waker>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Last {
-    End,
-    Closed,
+    /// The reader waits while there is no message, the sender while there is no room: never both.
+    waker: Option<Waker>,
 }
 
 impl Queue {
-    fn new(buffer_size: usize) -> Arc<Self> {
-        Arc::new(Self {
-            state: Mutex::default(),
-            buffer_size,
-        })
+    fn new(sizes: Sizes) -> Arc<Mutex<Self>> {
+        Arc::new(Mutex::new(Self {
+            buffer_size: sizes.buffer_size as usize,
+            ..Self::default()
+        }))
     }
+}
 
-    fn finish(&self, last: Last) {
-        let reader = {
-            let mut state = self.state.lock();
-            state.last.get_or_insert(last);
-            state.reader.take()
-        };
-        wake(reader);
+/// The sender sends nothing more.
+fn finish(queue: &Mutex<Queue>, last: Received) {
+    let mut queue = queue.lock();
+    queue.last.get_or_insert(last);
+    unlock(queue);
+}
+
+/// The reader receives nothing more.
+fn abandon(queue: &Mutex<Queue>) {
+    let mut queue = queue.lock();
+    queue.reader_gone = true;
+    queue.messages.clear();
+    unlock(queue);
+}
+
+/// Wakes the task that waits for a change of the queue.
+fn unlock(mut queue: MutexGuard<'_, Queue>) {
+    let waker = queue.waker.take();
+    drop(queue);
+    if let Some(waker) = waker {
+        waker.wake();
     }
 }
 
 /// One side's end of both queues.
-pub(super) struct MemoryLink {
-    inbound: Arc<Queue>,
-    outbound: Arc<Queue>,
+struct MemoryLink {
+    inbound: Arc<Mutex<Queue>>,
+    outbound: Arc<Mutex<Queue>>,
     /// The server's end counts as an instance.
     _instance: Option<Arc<()>>,
-}
-
-impl MemoryLink {
-    /// Breaks the connection for both sides. Messages in flight are lost.
-    pub(super) fn cut(&self) {
-        for queue in [&self.inbound, &self.outbound] {
-            let (reader, writer) = {
-                let mut state = queue.state.lock();
-                state.last = Some(Last::Closed);
-                state.reader_gone = true;
-                state.messages.clear();
-                (state.reader.take(), state.writer.take())
-            };
-            wake(reader);
-            wake(writer);
-        }
-    }
 }
 
 impl Peer {
@@ -267,13 +230,11 @@ impl Peer {
         let user = UserId::Uid(rustix::process::geteuid().as_raw());
         #[cfg(windows)]
         let user = UserId::Sid(super::windows::current_user()?);
-        let peer = Self::new(std::process::id(), user);
-        #[cfg(target_os = "linux")]
-        let peer = Self {
+        Ok(Self {
+            #[cfg(target_os = "linux")]
             group_id: rustix::process::getegid().as_raw(),
-            ..peer
-        };
-        Ok(peer)
+            ..Self::new(std::process::id(), user)
+        })
     }
 }
 
@@ -283,20 +244,14 @@ impl Link for MemoryLink {
     }
 
     fn is_hung_up(&self) -> bool {
-        self.outbound.state.lock().reader_gone
+        self.outbound.lock().reader_gone
     }
 }
 
 impl Drop for MemoryLink {
     fn drop(&mut self) {
-        self.outbound.finish(Last::Closed);
-        let writer = {
-            let mut inbound = self.inbound.state.lock();
-            inbound.reader_gone = true;
-            inbound.messages.clear();
-            inbound.writer.take()
-        };
-        wake(writer);
+        finish(&self.outbound, Received::Closed);
+        abandon(&self.inbound);
     }
 }
 
@@ -307,7 +262,7 @@ struct MemoryReceiver {
 
 impl Receive for MemoryReceiver {
     fn expects_more(&self) -> bool {
-        !self.link.inbound.state.lock().messages.is_empty()
+        !self.link.inbound.lock().messages.is_empty()
     }
 
     fn turn(&self) -> u32 {
@@ -315,28 +270,20 @@ impl Receive for MemoryReceiver {
     }
 
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
-        let mut state = self.link.inbound.state.lock();
-        if let Some(message) = state.messages.pop_front() {
-            state.held -= message.len();
-            let writer = state.writer.take();
-            drop(state);
-            wake(writer);
-            return Poll::Ready(if message.len() > self.max_message_size {
-                Err(RecvError::TooLong {
-                    limit: self.max_message_size,
-                })
-            } else {
-                Ok(Received::Message(message))
-            });
-        }
-        match state.last {
-            Some(Last::End) => Poll::Ready(Ok(Received::End)),
-            Some(Last::Closed) => Poll::Ready(Ok(Received::Closed)),
-            None => {
-                state.reader = Some(cx.waker().clone());
-                Poll::Pending
+        let mut queue = self.link.inbound.lock();
+        let Some(message) = queue.messages.pop_front() else {
+            if let Some(last) = &queue.last {
+                return Poll::Ready(Ok(last.clone()));
             }
-        }
+            queue.waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        };
+        queue.held -= message.len();
+        unlock(queue);
+        Poll::Ready(match self.max_message_size {
+            limit if message.len() > limit => Err(RecvError::TooLong { limit }),
+            _ => Ok(Received::Message(message)),
+        })
     }
 }
 
@@ -357,31 +304,23 @@ impl Transmit for MemorySender {
         };
         let queue = &self.link.outbound;
         if message.is_empty() {
-            queue.finish(Last::End);
+            finish(queue, Received::End);
             return Poll::Ready(Ok(()));
         }
-        let mut state = queue.state.lock();
-        if state.reader_gone || state.last.is_some() {
+        let mut queue = queue.lock();
+        if queue.reader_gone || queue.last.is_some() {
             return Poll::Ready(Err(SendError::Closed));
         }
-        if state.held > 0 && state.held + message.len() > queue.buffer_size {
-            state.writer = Some(cx.waker().clone());
+        if queue.held > 0 && queue.held + message.len() > queue.buffer_size {
+            queue.waker = Some(cx.waker().clone());
             self.pending = Some(message);
             return Poll::Pending;
         }
         // On a real pipe, a message longer than the whole buffer waits for its reader. Here it is accepted
         // when the buffer is empty, so that one task can play both sides.
-        state.held += message.len();
-        state.messages.push_back(message);
-        let reader = state.reader.take();
-        drop(state);
-        wake(reader);
+        queue.held += message.len();
+        queue.messages.push_back(message);
+        unlock(queue);
         Poll::Ready(Ok(()))
-    }
-}
-
-fn wake(waker: Option<Waker>) {
-    if let Some(waker) = waker {
-        waker.wake();
     }
 }

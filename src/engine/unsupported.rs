@@ -1,9 +1,33 @@
 //! Systems other than Windows and Linux, which have no engine: only memory pipes work there.
 
-use std::{env::consts::OS, io};
+use std::{env::consts::OS, io, path::Path};
 
-/// Why a pipe can't be served or connected to. `memory` is the method that works instead.
-pub(super) fn error(memory: &str) -> io::Error {
+use super::{Channel, Endpoint, EngineOptions, Sizes};
+use crate::{name::PipeName, telemetry::Telemetry};
+
+/// Fails, after it has checked the options.
+pub(crate) fn bind(
+    _name: &PipeName,
+    _path: &Path,
+    options: &EngineOptions,
+    _telemetry: &Telemetry,
+) -> io::Result<Box<dyn Endpoint>> {
+    options.sizes("this system", usize::MAX)?;
+    Err(unsupported("bind_memory"))
+}
+
+/// Fails.
+pub(crate) fn connect(
+    _name: &PipeName,
+    _path: &Path,
+    _sizes: Sizes,
+    _identify: bool,
+) -> io::Result<Channel> {
+    Err(unsupported("connect_memory"))
+}
+
+/// The error of serving and of connecting. `memory` is the method that works instead.
+fn unsupported(memory: &str) -> io::Error {
     io::Error::new(
         io::ErrorKind::Unsupported,
         format!(

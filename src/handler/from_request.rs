@@ -65,7 +65,7 @@ use crate::{
             `ConnectionInfo` and `Session`, or with their features `Json` and `Postcard`"
 )]
 pub trait FromRequest: Sized {
-    /// Why a request is rejected.
+    /// The error of a request that is rejected.
     type Rejection: Into<BoxError>;
 
     /// Extracts the value from a request that other arguments need as well.

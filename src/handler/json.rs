@@ -9,7 +9,7 @@ use serde_json::error::Category;
 use crate::{
     client::Client,
     error::{BoxError, CallError},
-    handler::{FromRequest, IntoReply, Reply, Request},
+    handler::{FromRequest, IntoReply, Reply, Request, typed::typed_format},
 };
 
 /// A message in JSON: an argument of a handler, and a reply.
@@ -83,20 +83,7 @@ impl<T: Serialize> Json<T> {
     }
 }
 
-impl<T: DeserializeOwned> FromRequest for Json<T> {
-    type Rejection = JsonRejection;
-
-    fn from_request(request: &Request) -> Result<Self, JsonRejection> {
-        Self::from_bytes(request.bytes())
-    }
-}
-
-impl<T: Serialize> IntoReply for Json<T> {
-    fn into_reply(self) -> Result<Reply, BoxError> {
-        let message = self.to_bytes().map_err(EncodeReplyError)?;
-        Ok(Reply::new(message))
-    }
-}
+typed_format! { Json, "JSON", call_json, serde_json::Error, JsonRejection, JsonCallError }
 
 impl Client {
     /// Sends a request in JSON and receives its reply in JSON. See [`call`](Self::call).
@@ -127,40 +114,10 @@ impl Client {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JsonRejection {
-    /// It is not JSON, or nested too deeply.
+    /// The message is not JSON, or nested too deeply.
     #[error("the message can't be parsed as JSON (line {}, column {})", .0.line(), .0.column())]
     Syntax(#[source] serde_json::Error),
-    /// It is JSON up to this place, but not a `T`.
+    /// The message is JSON up to this place, but not a `T`.
     #[error("the message is not the JSON that is expected here (line {}, column {})", .0.line(), .0.column())]
     Data(#[source] serde_json::Error),
-}
-
-/// A handler's reply can't be encoded.
-#[derive(Debug, thiserror::Error)]
-#[error("the reply can't be encoded as JSON")]
-struct EncodeReplyError(#[source] serde_json::Error);
-
-/// An error returned when [`Client::call_json`] fails.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum JsonCallError {
-    /// The request can't be encoded. Nothing was sent.
-    #[error("the request can't be encoded as JSON; nothing was sent")]
-    Encode(#[source] serde_json::Error),
-    /// There is no reply.
-    #[error(transparent)]
-    Call(#[from] CallError),
-    /// The reply can't be decoded. The client remains usable.
-    #[error("the reply can't be decoded")]
-    Decode(#[source] JsonRejection),
-}
-
-impl From<JsonCallError> for io::Error {
-    fn from(error: JsonCallError) -> Self {
-        match error {
-            JsonCallError::Encode(_) => Self::new(io::ErrorKind::InvalidInput, error),
-            JsonCallError::Call(error) => error.into(),
-            JsonCallError::Decode(_) => Self::new(io::ErrorKind::InvalidData, error),
-        }
-    }
 }

@@ -9,10 +9,10 @@ use serde_core::{Serialize, de::DeserializeOwned};
 use crate::{
     client::Client,
     error::{BoxError, CallError},
-    handler::{FromRequest, IntoReply, Reply, Request},
+    handler::{FromRequest, IntoReply, Reply, Request, typed::typed_format},
 };
 
-/// How much of the stack decoding may use, in bytes. Postcard has no limit of its own: without this, a few
+/// The maximum size of the stack while decoding, in bytes. Postcard has no limit of its own: without this, a few
 /// thousand bytes nested in a recursive type would overflow the stack, which aborts the process. It is a
 /// quarter of the smallest stack that Tokio runs on by default, that of the main thread on Windows.
 const STACK: usize = 256 * 1024;
@@ -75,7 +75,11 @@ impl<T: DeserializeOwned> Postcard<T> {
     /// Returns the rejection if the message is not exactly one `T`, or if decoding it would use more than
     /// 256 KiB of the stack, as a deeply nested value of a recursive type does.
     pub fn from_bytes(message: &[u8]) -> Result<Self, PostcardRejection> {
-        let mut deserializer = Deserializer::from_flavor(Unread::new(message));
+        let mut deserializer = Deserializer::from_flavor(Unread {
+            bytes: message,
+            stack: end_of_stack(),
+            too_deep: false,
+        });
         let decoded = T::deserialize(&mut deserializer);
         let unread = deserializer.finalize().expect("Unread's never fails");
         let length = message.len();
@@ -104,20 +108,7 @@ impl<T: Serialize> Postcard<T> {
     }
 }
 
-impl<T: DeserializeOwned> FromRequest for Postcard<T> {
-    type Rejection = PostcardRejection;
-
-    fn from_request(request: &Request) -> Result<Self, PostcardRejection> {
-        Self::from_bytes(request.bytes())
-    }
-}
-
-impl<T: Serialize> IntoReply for Postcard<T> {
-    fn into_reply(self) -> Result<Reply, BoxError> {
-        let message = self.to_bytes().map_err(EncodeReplyError)?;
-        Ok(Reply::new(message))
-    }
-}
+typed_format! { Postcard, "postcard", call_postcard, Error, PostcardRejection, PostcardCallError }
 
 impl Client {
     /// Sends a request in postcard and receives its reply in postcard. See [`call`](Self::call).
@@ -148,85 +139,45 @@ impl Client {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PostcardRejection {
-    /// It is not a `T`.
+    /// The message is not a `T`.
     #[error("the message is not the postcard value that is expected here (byte {at} of {length})")]
     #[non_exhaustive]
     Data {
-        /// How many bytes were read.
+        /// The number of bytes that were read.
         at: usize,
         /// The message's length, in bytes.
         length: usize,
-        /// What is wrong.
+        /// The error of postcard.
         source: Error,
     },
-    /// It is a `T`, and more follows.
+    /// The message is a `T`, and more follows.
     #[error(
         "the message has {length} bytes, but the postcard value that is expected here ends at byte {at}"
     )]
     #[non_exhaustive]
     TrailingBytes {
-        /// How many bytes were read.
+        /// The number of bytes that were read.
         at: usize,
         /// The message's length, in bytes.
         length: usize,
     },
-    /// It is nested too deeply.
+    /// The message is nested too deeply.
     #[error(
         "the message is nested too deeply (byte {at}): decoding it would use more than {STACK} bytes of the stack"
     )]
     #[non_exhaustive]
     TooDeep {
-        /// How many bytes were read.
+        /// The number of bytes that were read.
         at: usize,
     },
 }
 
-/// A handler's reply can't be encoded.
-#[derive(Debug, thiserror::Error)]
-#[error("the reply can't be encoded as postcard")]
-struct EncodeReplyError(#[source] Error);
-
-/// An error returned when [`Client::call_postcard`] fails.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum PostcardCallError {
-    /// The request can't be encoded. Nothing was sent.
-    #[error("the request can't be encoded as postcard; nothing was sent")]
-    Encode(#[source] Error),
-    /// There is no reply.
-    #[error(transparent)]
-    Call(#[from] CallError),
-    /// The reply can't be decoded. The client remains usable.
-    #[error("the reply can't be decoded")]
-    Decode(#[source] PostcardRejection),
-}
-
-impl From<PostcardCallError> for io::Error {
-    fn from(error: PostcardCallError) -> Self {
-        match error {
-            PostcardCallError::Encode(_) => Self::new(io::ErrorKind::InvalidInput, error),
-            PostcardCallError::Call(error) => error.into(),
-            PostcardCallError::Decode(_) => Self::new(io::ErrorKind::InvalidData, error),
-        }
-    }
-}
-
-/// What is left to decode of a message.
+/// The part of a message that is left to decode.
 struct Unread<'a> {
     bytes: &'a [u8],
     /// The end of the stack when decoding began.
     stack: usize,
     too_deep: bool,
-}
-
-impl<'a> Unread<'a> {
-    fn new(bytes: &'a [u8]) -> Self {
-        Self {
-            bytes,
-            stack: end_of_stack(),
-            too_deep: false,
-        }
-    }
 }
 
 impl<'a> Flavor<'a> for Unread<'a> {

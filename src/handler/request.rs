@@ -64,7 +64,7 @@ impl Request {
         self.identity.id
     }
 
-    /// Who sent it. The system is asked once per connection.
+    /// The client that sent it. The system is asked once per connection.
     ///
     /// # Errors
     ///

@@ -4,7 +4,7 @@ use std::{any::type_name, fmt, io, ops::Deref, sync::Arc};
 
 use crate::{connection::Identity, peer::Peer};
 
-/// What [`Serve::on_connect`](crate::Serve::on_connect) returned for the client of this request.
+/// The value that [`Serve::on_connect`](crate::Serve::on_connect) returned for the client of this request.
 ///
 /// Handlers take it as an argument. Clones are cheap and refer to the same value. It is dropped once the
 /// client is gone and the last clone and the last [`Request`](crate::Request) of that client are dropped.
@@ -22,17 +22,15 @@ use crate::{connection::Identity, peer::Peer};
 ///     format!("hello {name}, that was request {number}")
 /// });
 /// ```
+#[derive(Debug)]
 pub struct Session<S>(Arc<S>);
 
 impl<S: Send + Sync + 'static> Session<S> {
     pub(crate) fn of(identity: &Identity) -> Result<Self, NoSession> {
         let session = identity.session().cloned();
-        match session.and_then(|session| session.downcast().ok()) {
-            Some(session) => Ok(Self(session)),
-            None => Err(NoSession {
-                wanted: type_name::<S>(),
-            }),
-        }
+        let wanted = type_name::<S>();
+        let session = session.and_then(|session| session.downcast().ok());
+        session.map(Self).ok_or(NoSession { wanted })
     }
 }
 
@@ -47,12 +45,6 @@ impl<S> Deref for Session<S> {
 
     fn deref(&self) -> &S {
         &self.0
-    }
-}
-
-impl<S: fmt::Debug> fmt::Debug for Session<S> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_tuple("Session").field(&**self).finish()
     }
 }
 
@@ -81,7 +73,7 @@ impl ConnectionInfo {
         self.identity.id
     }
 
-    /// Who is on the other side. See [`Connection::peer`](crate::Connection::peer).
+    /// The client. See [`Connection::peer`](crate::Connection::peer).
     ///
     /// # Errors
     ///

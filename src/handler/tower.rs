@@ -39,11 +39,9 @@ pub struct TowerHandler<S> {
     /// Locked only while it is polled: a service is called through `&mut`, and need not be `Sync`.
     service: Mutex<S>,
     /// Held while a request waits until the service is ready, because a service that is not ready remembers only
-    /// one task.
-    waiting: tokio::sync::Mutex<()>,
-    /// Whether the service belongs to one connection. Otherwise each request gets a clone, so that none waits for
-    /// another one.
-    connected: bool,
+    /// one task. `None` if the service belongs to no connection: each request then gets a clone, so that none waits
+    /// for another one.
+    turn: Option<tokio::sync::Mutex<()>>,
 }
 
 impl<S> TowerHandler<S> {
@@ -51,8 +49,7 @@ impl<S> TowerHandler<S> {
     pub fn new(service: S) -> Self {
         Self {
             service: Mutex::new(service),
-            waiting: tokio::sync::Mutex::default(),
-            connected: false,
+            turn: None,
         }
     }
 }
@@ -72,13 +69,12 @@ where
 {
     async fn call(&self, request: Request) -> Result<Reply, BoxError> {
         let clone;
-        let mut waiting = None;
-        let service = if self.connected {
-            waiting = Some(self.waiting.lock().await);
-            &self.service
-        } else {
-            clone = self.clone_service();
-            &clone
+        let (service, turn) = match &self.turn {
+            Some(turn) => (&self.service, Some(turn.lock().await)),
+            None => {
+                clone = self.clone_service();
+                (&clone, None)
+            }
         };
         let mut request = Some(request);
         // Under one lock, so that nobody else takes the capacity that `poll_ready` reserved.
@@ -93,15 +89,14 @@ where
             }
         });
         let answer = answer.await.map_err(Into::into)?;
-        drop(waiting);
+        drop(turn);
         answer.await.map_err(Into::into)?.into_reply()
     }
 
     fn connected(self: &Arc<Self>) -> Arc<Self> {
         Arc::new(Self {
             service: self.clone_service(),
-            waiting: tokio::sync::Mutex::default(),
-            connected: true,
+            turn: Some(tokio::sync::Mutex::default()),
         })
     }
 }

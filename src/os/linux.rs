@@ -11,14 +11,13 @@ use crate::{
     listener::{ListenerOptions, PipeListener},
     name::PipeName,
     peer::Peer,
-    telemetry::Telemetry,
 };
 
-/// What Linux adds to [`ListenerOptions`].
+/// Linux-specific extensions to [`ListenerOptions`].
 pub trait ListenerOptionsExt: Sealed {
     /// The group of the socket file, by its id; `None`, the default, for the group that the system gives it.
     ///
-    /// Its members may connect: with [`Access::CurrentUser`] the socket's mode is then 0660. With another
+    /// The members of the group may connect: with [`Access::CurrentUser`] the socket's mode is then 0660. With another
     /// `Access` the mode is what that says. Clients of other users have to trust this user: see
     /// [`ClientOptions::trust`].
     ///
@@ -30,7 +29,7 @@ pub trait ListenerOptionsExt: Sealed {
     /// Serves a listening socket that was created elsewhere: by a service manager, as in systemd's socket
     /// activation, or by a parent process. It is of type `SOCK_SEQPACKET` and bound to a path.
     ///
-    /// Who may connect was decided where it was created. Its path is never removed, and the clients in its
+    /// Access was decided where the socket was created. Its path is never removed, and the clients in its
     /// queue stay there when the listener is dropped, for whoever else holds the socket. The socket is made
     /// non-blocking, which all who hold it share.
     ///
@@ -65,7 +64,7 @@ pub trait ListenerOptionsExt: Sealed {
 
 impl ListenerOptionsExt for ListenerOptions {
     fn socket_group(mut self, group_id: impl Into<Option<u32>>) -> Self {
-        self.socket_group = group_id.into();
+        self.for_engine.socket_group = group_id.into();
         self
     }
 
@@ -79,12 +78,10 @@ impl ListenerOptionsExt for ListenerOptions {
             descriptor: socket.as_raw_fd(),
             problem,
         })?;
-        let name = PipeName::at(&path)?;
-        let telemetry = Telemetry::new(name.clone());
-        let endpoint =
-            native::listen_on(socket, &telemetry, self.max_message_size, self.buffer_size)
-                .map_err(|error| BindError::create(path.display().to_string(), error))?;
-        self.listen(name, path, endpoint, true, telemetry)
+        let name = PipeName::at(path.as_os_str())?;
+        self.listen(&name, &path, true, |telemetry| {
+            native::listen_on(socket, &self.for_engine, telemetry)
+        })
     }
 }
 
@@ -93,13 +90,13 @@ impl ListenerOptions {
     fn check_no_access(&self) -> Result<(), OutOfRange> {
         let problem = "has no effect on a socket that was created elsewhere: set it there (in a systemd unit, \
                        SocketMode=, SocketUser= and SocketGroup=)";
-        if self.access != Access::CurrentUser {
+        if self.for_engine.access != Access::CurrentUser {
             return Err(OutOfRange::new("access", problem));
         }
-        match self.socket_group {
-            Some(_) => Err(OutOfRange::new("socket_group", problem)),
-            None => Ok(()),
+        if self.for_engine.socket_group.is_some() {
+            return Err(OutOfRange::new("socket_group", problem));
         }
+        Ok(())
     }
 }
 

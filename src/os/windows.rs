@@ -12,7 +12,7 @@ pub use crate::engine::Engine;
 
 /// Windows-specific extensions to [`ListenerOptions`].
 pub trait ListenerOptionsExt: Sealed {
-    /// Which I/O the connections use. Default: [`Engine::Auto`].
+    /// The I/O that the connections use. Default: [`Engine::Auto`].
     #[must_use]
     fn engine(self, engine: Engine) -> Self;
 
@@ -23,12 +23,12 @@ pub trait ListenerOptionsExt: Sealed {
 
 impl ListenerOptionsExt for ListenerOptions {
     fn engine(mut self, engine: Engine) -> Self {
-        self.engine = engine;
+        self.for_engine.engine = engine;
         self
     }
 
     fn allow_remote(mut self, allow: bool) -> Self {
-        self.allow_remote = allow;
+        self.for_engine.allow_remote = allow;
         self
     }
 }
@@ -73,8 +73,8 @@ pub trait ServeExt: Sealed {
     /// another task's, still go through the runtime, and so does a client that has sent many requests ahead, so
     /// that it does not hold a thread.
     ///
-    /// This is safe for code that never blocks and does not compute for long. All pipes of the process, clients and
-    /// servers, share two of these threads for each processor, and at least four. While code holds all of them, no pipe
+    /// The option is safe for code that never blocks and does not compute for long. All pipes of the process, clients
+    /// and servers, share two of these threads for each processor, and at least four. While code holds all of them, no pipe
     /// of the process receives anything. Code that blocks belongs into
     /// [`spawn_blocking`](tokio::task::spawn_blocking), or this option has to stay off.
     ///

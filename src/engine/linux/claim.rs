@@ -53,19 +53,8 @@ pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
         }
         check_directory(runtime_directory)?;
     }
-    match fs::DirBuilder::new().mode(0o700).create(directory) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(io::Error::new(
-                error.kind(),
-                format!(
-                    "its directory {} can't be created: {error}; set XDG_RUNTIME_DIR to a directory of this \
-                     user, or use the pipe's full path",
-                    directory.display()
-                ),
-            ));
-        }
-        _ => {}
-    }
+    let advice = "set XDG_RUNTIME_DIR to a directory of this user, or use the pipe's full path";
+    create_directory(directory, 0o700, advice)?;
     match owner_of_directory(directory)? {
         Some(owner) if owner != geteuid().as_raw() => Err(denied(format!(
             "the directory {} belongs to another user (uid {owner})",
@@ -84,33 +73,36 @@ pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
 pub(super) fn make_system_directory(directory: &Path) -> io::Result<()> {
     let advice = "run the server as root, let systemd create the socket (a .socket unit) or the directory \
                   (RuntimeDirectory= and User= in the service's unit), or use a name of this user";
-    match fs::DirBuilder::new().mode(0o755).create(directory) {
+    if create_directory(directory, 0o755, advice)? {
         // The umask may have closed it.
-        Ok(()) => fs::set_permissions(directory, fs::Permissions::from_mode(0o755))?,
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => {
-            return Err(io::Error::new(
-                error.kind(),
-                format!(
-                    "its directory {} can't be created: {error}; {advice}",
-                    directory.display()
-                ),
-            ));
-        }
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o755))?;
     }
+    let owner = owner_of_directory(directory)?;
     let own = geteuid().as_raw();
-    match owner_of_directory(directory)? {
+    let directory = directory.display();
+    match owner {
         Some(owner) if owner != own && own != 0 => Err(denied(format!(
-            "the directory {} belongs to another user (uid {owner}): {advice}",
-            directory.display()
+            "the directory {directory} belongs to another user (uid {owner}): {advice}"
         ))),
         // Root could create one there, but that user could replace it.
         Some(owner) if owner != own => Err(denied(format!(
-            "the directory {} belongs to a user (uid {owner}) who could replace the socket: serve the pipe as that \
-             user, or give the directory to root",
-            directory.display()
+            "the directory {directory} belongs to a user (uid {owner}) who could replace the socket: serve the \
+             pipe as that user, or give the directory to root"
         ))),
         _ => Ok(()),
+    }
+}
+
+/// Creates a directory of pipes, and returns whether it is new.
+fn create_directory(directory: &Path, mode: u32, advice: &str) -> io::Result<bool> {
+    match fs::DirBuilder::new().mode(mode).create(directory) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => {
+            let directory = directory.display();
+            let problem = format!("its directory {directory} can't be created: {error}; {advice}");
+            Err(io::Error::new(error.kind(), problem))
+        }
     }
 }
 
@@ -120,10 +112,8 @@ pub(super) fn make_system_directory(directory: &Path) -> io::Result<()> {
 ///
 /// Returns the system's error, and `PermissionDenied` if anyone but its owner can write to it.
 pub(super) fn owner_of_directory(directory: &Path) -> io::Result<Option<u32>> {
-    let metadata = match fs::symlink_metadata(directory) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
+    let Some(metadata) = look_up(directory, fs::symlink_metadata)? else {
+        return Ok(None);
     };
     if !metadata.is_dir() || metadata.mode() & 0o022 != 0 {
         return Err(denied(format!(
@@ -140,13 +130,8 @@ pub(super) fn owner_of_directory(directory: &Path) -> io::Result<Option<u32>> {
 ///
 /// `PermissionDenied`.
 pub(super) fn check_directory(directory: &Path) -> io::Result<()> {
-    let metadata = match fs::metadata(directory) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => {
-            let problem = format!("{} can't be read: {error}", directory.display());
-            return Err(io::Error::new(error.kind(), problem));
-        }
+    let Some(metadata) = look_up(directory, fs::metadata)? else {
+        return Ok(());
     };
     let directory = directory.display();
     if !is_ours(&metadata) && metadata.uid() != 0 {
@@ -165,12 +150,27 @@ pub(super) fn check_directory(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// The metadata of the file at `path`, or `None` if there is none.
+fn look_up<'a>(
+    path: &'a Path,
+    read: impl FnOnce(&'a Path) -> io::Result<fs::Metadata>,
+) -> io::Result<Option<fs::Metadata>> {
+    match read(path) {
+        Ok(metadata) => Ok(Some(metadata)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => {
+            let problem = format!("{} can't be read: {error}", path.display());
+            Err(io::Error::new(error.kind(), problem))
+        }
+    }
+}
+
 fn is_ours(metadata: &fs::Metadata) -> bool {
     metadata.uid() == geteuid().as_raw()
 }
 
-fn denied(problem: String) -> io::Error {
-    io::Error::new(io::ErrorKind::PermissionDenied, problem)
+fn denied(problem: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, problem.into())
 }
 
 /// The right to serve a path, held through a lock file beside it. Only what a killed server left behind is
@@ -214,8 +214,7 @@ impl Claim {
         if !is_new || !is_ours(&metadata) {
             return Err(denied(
                 "the socket was replaced while it was being created: choose a directory that only this user can \
-                 write to"
-                    .to_owned(),
+                 write to",
             ));
         }
         self.bound = Some(identity(&metadata));
@@ -244,10 +243,8 @@ impl Claim {
     }
 
     fn remove_stale_socket(&self) -> io::Result<()> {
-        let metadata = match fs::symlink_metadata(&self.path) {
-            Ok(metadata) => metadata,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error),
+        let Some(metadata) = look_up(&self.path, fs::symlink_metadata)? else {
+            return Ok(());
         };
         if !metadata.file_type().is_socket() {
             return Err(io::Error::new(
@@ -270,8 +267,7 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let ours = |metadata: &fs::Metadata| self.bound == Some(identity(metadata));
-        if fs::symlink_metadata(&self.path).is_ok_and(|metadata| ours(&metadata)) {
+        if self.bound.is_some_and(|bound| is_at(&self.path, bound)) {
             _ = fs::remove_file(&self.path);
         }
         _ = fs::remove_file(&self.lock_path);
@@ -282,7 +278,12 @@ fn identity(metadata: &fs::Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-/// Why a lock file can't be opened: usually because its directory does not exist.
+/// Whether a file, given by device and inode, is at `path`.
+fn is_at(path: &Path, file: (u64, u64)) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| identity(&metadata) == file)
+}
+
+/// The error of a lock file that can't be opened: usually its directory does not exist.
 fn unopened(path: &Path, error: &io::Error) -> io::Error {
     let problem = match path.parent() {
         Some(directory) if error.kind() == io::ErrorKind::NotFound => format!(
@@ -323,9 +324,8 @@ fn lock_file(path: &Path) -> io::Result<File> {
             Err(Errno::WOULDBLOCK) => return Err(io::ErrorKind::AddrInUse.into()),
             Err(error) => return Err(error.into()),
         }
-        match fs::symlink_metadata(path) {
-            Ok(there) if identity(&there) == identity(&metadata) => return Ok(file),
-            _ => {}
+        if is_at(path, identity(&metadata)) {
+            return Ok(file);
         }
     }
 }

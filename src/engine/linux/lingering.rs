@@ -1,9 +1,10 @@
-//! Sockets whose close may block, closed outside the runtime's workers (see [`socket`](super::socket)).
+//! Sockets whose close may block, closed outside the runtime's workers (see [`descriptors`](super::descriptors)).
 
 use std::{
     collections::VecDeque,
     io::{self, IoSliceMut},
     mem::MaybeUninit,
+    os::fd::{AsFd, OwnedFd},
     thread,
 };
 
@@ -11,18 +12,19 @@ use rustix::{
     cmsg_space,
     io::Errno,
     net::{
-        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, Shutdown, recvmsg, shutdown, sockopt,
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, Shutdown, SocketFlags, accept_with,
+        recvmsg, shutdown, sockopt,
     },
 };
 
-use super::socket::{Next, Socket};
+use super::descriptors::{Next, peek};
 use crate::{
     mutex::Mutex,
-    telemetry::{Details, Reason, report_alone},
+    telemetry::{Details, Reason, Telemetry, report_alone},
 };
 
-/// How many of them are closed at the same time, in the whole process. One thread each, since a close may
-/// block as long as another process likes.
+/// The maximum number of sockets that are closed at the same time, in the whole process. One thread each, since
+/// a close may block as long as another process likes.
 const MAX_THREADS: usize = 64;
 
 /// The maximum number of descriptors in one message (`SCM_MAX_FD` in include/net/scm.h).
@@ -33,22 +35,27 @@ const STACK_SIZE: usize = 64 * 1024;
 
 static CLOSING: Mutex<Closing> = Mutex::new(Closing {
     threads: 0,
-    unclosed: 0,
     waiting: VecDeque::new(),
 });
 
 struct Closing {
+    /// Each is closing one socket.
     threads: usize,
-    /// Those that wait and those that a thread is closing. Bounded: see [`is_full`].
-    unclosed: usize,
-    waiting: VecDeque<Socket>,
+    waiting: VecDeque<Lingering>,
+}
+
+/// A socket to close.
+struct Lingering {
+    fd: OwnedFd,
+    /// Whether other processes may hold it, so that its contents are left to them.
+    shared: bool,
 }
 
 /// Whether there may be no thread left for another one. Meanwhile no client is accepted, so that hostile
 /// clients can't exhaust the process's descriptors.
 pub(super) fn is_full() -> bool {
     let mut closing = CLOSING.lock();
-    let is_full = closing.unclosed >= MAX_THREADS;
+    let is_full = closing.waiting.len() + closing.threads >= MAX_THREADS;
     // None could be started, and no further socket has to be closed that would start one.
     if is_full && closing.threads == 0 && start_thread().is_ok() {
         closing.threads += 1;
@@ -56,9 +63,9 @@ pub(super) fn is_full() -> bool {
     is_full
 }
 
-/// Closes `socket`, which was shut down, on another thread.
-pub(super) fn close(socket: Socket) {
-    close_on(socket, start_thread);
+/// Closes `fd` on another thread. It was shut down unless it is `shared`: other processes may hold it.
+pub(super) fn close(fd: OwnedFd, shared: bool, telemetry: Option<&Telemetry>) {
+    close_on(Lingering { fd, shared }, telemetry, start_thread);
 }
 
 fn start_thread() -> io::Result<()> {
@@ -69,10 +76,12 @@ fn start_thread() -> io::Result<()> {
 }
 
 /// Closes `socket` on a thread that `start` starts, or on one that runs already if it can't.
-fn close_on(socket: Socket, start: impl FnOnce() -> io::Result<()>) {
-    let telemetry = socket.telemetry.clone();
+fn close_on(
+    socket: Lingering,
+    telemetry: Option<&Telemetry>,
+    start: impl FnOnce() -> io::Result<()>,
+) {
     let mut closing = CLOSING.lock();
-    closing.unclosed += 1;
     closing.waiting.push_back(socket);
     if closing.threads == MAX_THREADS {
         return;
@@ -94,27 +103,24 @@ fn run() {
     let mut closing = CLOSING.lock();
     while let Some(socket) = closing.waiting.pop_front() {
         drop(closing);
-        discard(&socket);
+        if !socket.shared {
+            discard(&socket.fd);
+        }
         drop(socket);
         closing = CLOSING.lock();
-        closing.unclosed -= 1;
     }
     closing.threads -= 1;
 }
 
 /// Receives what the socket still holds, so that closing it closes nothing else.
-fn discard(socket: &Socket) {
-    if socket.shared {
-        return;
-    }
+fn discard(socket: impl AsFd + Copy) {
     // The clients in the queue of a listening socket.
-    while let Ok(queued) = socket.accept() {
+    while let Ok(queued) = accept_with(socket, SocketFlags::CLOEXEC) {
         _ = shutdown(&queued, Shutdown::Both);
-        discard(&queued);
-        queued.set_drained();
+        discard(queued.as_fd());
     }
     loop {
-        match socket.peek() {
+        match peek(socket) {
             Ok(Next::Packet(_) | Next::Descriptors) => close_next(socket),
             Err(Errno::INTR | Errno::CONNRESET) => {}
             Ok(Next::End) | Err(_) => return,
@@ -124,13 +130,13 @@ fn discard(socket: &Socket) {
 
 /// Receives a packet and closes its descriptors. For sockets among them, lingering is turned off first, which
 /// leaves few that block.
-fn close_next(socket: &Socket) {
+fn close_next(socket: impl AsFd + Copy) {
     // The sender's credentials would take up room for descriptors.
     _ = sockopt::set_socket_passcred(socket, false);
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-    // One buffer, as in `Socket::peek`.
+    // One buffer, as in `peek`.
     let mut nothing = [IoSliceMut::new(&mut [])];
     _ = recvmsg(socket, &mut nothing, &mut control, flags);
     for message in control.drain() {
@@ -151,19 +157,15 @@ mod tests {
     use support::log::Log;
 
     use super::*;
-    use crate::{
-        engine::linux::socket::{Descriptors, FLAGS},
-        telemetry::Telemetry,
-    };
 
     const DEADLINE: Duration = Duration::from_secs(60);
 
-    fn socket(telemetry: &Telemetry) -> Socket {
-        let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None).unwrap();
-        let mut socket = Socket::of(fd, Descriptors::Detected);
-        socket.set_drained();
-        socket.telemetry = Some(telemetry.clone());
-        socket
+    fn socket() -> Lingering {
+        let flags = SocketFlags::CLOEXEC;
+        Lingering {
+            fd: socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap(),
+            shared: false,
+        }
     }
 
     fn no_thread() -> io::Result<()> {
@@ -175,7 +177,7 @@ mod tests {
         let log = Log::start();
         let telemetry = Telemetry::new("threadless".parse().unwrap());
         for _ in 0..20 {
-            close_on(socket(&telemetry), no_thread);
+            close_on(socket(), Some(&telemetry), no_thread);
         }
         assert_eq!(telemetry.stats().snapshot().errors.get(Reason::Close), 20);
         assert_eq!(log.lines_with(r#"reason="close""#).len(), 5);
@@ -185,7 +187,7 @@ mod tests {
     fn clients_are_accepted_again_once_a_thread_can_be_started() {
         let telemetry = Telemetry::new("threadless".parse().unwrap());
         for _ in 0..MAX_THREADS {
-            close_on(socket(&telemetry), no_thread);
+            close_on(socket(), Some(&telemetry), no_thread);
         }
         let begun = Instant::now();
         while is_full() {

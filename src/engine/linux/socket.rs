@@ -1,34 +1,11 @@
 //! The sockets of this engine: their options, and how they are closed.
-//!
-//! # Passed descriptors
-//!
-//! A client can attach open files to a message (`SCM_RIGHTS`, unix(7)). Closing the last reference to a file
-//! may block: a TCP socket with `SO_LINGER` and unsent data does, for as long as its peer likes. Discarding
-//! such a message closes its files: a receive without a control buffer does so, and so does closing a socket
-//! that still holds one. No worker may do either.
-//!
-//! On Linux 6.16 and later the kernel refuses descriptors for us (`SO_PASSRIGHTS`): the sender gets `EPERM`
-//! and nothing is sent. On older systems each packet is peeked before it is received, which leaves the
-//! descriptors in the socket. That costs one call per message, and messages can't be received in batches. A
-//! connection that passes a descriptor is closed on a separate thread (see [`lingering`]).
-//!
-//! Receiving the descriptors in a control buffer to close them elsewhere was rejected. If the process runs
-//! out of descriptors, the kernel closes those that it can't install, in the receiving thread, and a message
-//! can hold 253.
 
 use std::{
-    io::{self, IoSliceMut},
+    io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use nix::{
-    cmsg_space, getsockopt_impl, libc, setsockopt_impl,
-    sys::socket::{
-        GetSockOpt as _, MsgFlags, SetSockOpt as _, UnixCredentials, recvmsg,
-        sockopt::{GetBool, SetBool},
-    },
-};
 use rustix::{
     io::{Errno, FdFlags, fcntl_setfd, ioctl_fionbio},
     net::{
@@ -38,9 +15,10 @@ use rustix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-// `lingering` also imports this module: dropping a socket may hand it to a thread that drops it.
-use super::lingering;
+use super::{descriptors, lingering};
 use crate::{engine::Sizes, error::OutOfRange, telemetry::Telemetry};
+
+pub(super) use super::descriptors::{Descriptors, Next};
 
 /// Every socket of this engine is created with these.
 pub(super) const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
@@ -61,38 +39,18 @@ pub(super) struct Socket {
     pub(super) shared: bool,
 }
 
-/// How the workers are kept from closing descriptors that the other side passes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Descriptors {
-    /// The kernel refuses them.
-    Refused,
-    /// Each packet is peeked first.
-    Detected,
-}
-
-/// What is next in a socket.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Next {
-    /// The other side has closed or ended the conversation, and everything was read.
-    End,
-    /// A packet of this length.
-    Packet(usize),
-    /// A packet with descriptors, which must not be received.
-    Descriptors,
-}
-
 impl Socket {
     /// Creates a socket that accepts no descriptors. The sockets that it accepts inherit that.
     pub(super) fn new() -> io::Result<Self> {
         let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None)?;
-        let descriptors = refuse_descriptors(&fd)?;
+        let descriptors = descriptors::refuse(&fd)?;
         Ok(Self::of(fd, descriptors))
     }
 
     /// Takes over a listening socket that was created elsewhere.
     pub(super) fn shared(fd: OwnedFd) -> io::Result<Self> {
         set_flags(&fd)?;
-        let descriptors = refuse_descriptors(&fd)?;
+        let descriptors = descriptors::refuse(&fd)?;
         let mut socket = Self::of(fd, descriptors);
         socket.shared = true;
         Ok(socket)
@@ -101,8 +59,8 @@ impl Socket {
     /// Takes over a connected socket that may hold packets from before its options were set.
     pub(super) fn connected(fd: OwnedFd) -> io::Result<Self> {
         set_flags(&fd)?;
-        let refused = refuse_descriptors(&fd)? == Descriptors::Refused;
-        detect_descriptors(&fd)?;
+        let refused = descriptors::refuse(&fd)? == Descriptors::Refused;
+        descriptors::detect(&fd)?;
         let mut socket = Self::of(fd, Descriptors::Detected);
         if refused && socket.peek() == Err(Errno::AGAIN) {
             sockopt::set_socket_passcred(&socket, false)?;
@@ -124,8 +82,8 @@ impl Socket {
     /// Accepts the next client in its queue.
     pub(super) fn accept(&self) -> io::Result<Self> {
         let fd = accept_with(self, FLAGS)?;
-        let mut socket = if self.shared && PassRights.get(&fd) != Ok(false) {
-            // It has the options that the shared socket had when the client connected.
+        let mut socket = if self.shared && !descriptors::are_refused(&fd) {
+            // The client's socket has the options that the shared one had when the client connected.
             Self::connected(fd)?
         } else {
             Self::of(fd, self.descriptors)
@@ -149,43 +107,24 @@ impl Socket {
         self.drained.store(true, Ordering::Relaxed);
     }
 
-    /// Peeks what can be received next. Only for [`Descriptors::Detected`].
+    /// Peeks at the next packet. Only for [`Descriptors::Detected`].
     pub(super) fn peek(&self) -> Result<Next, Errno> {
-        let mut control = cmsg_space!(UnixCredentials);
-        let room = control.capacity();
-        control.resize(room, 0);
-        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT;
-        // One buffer without room, because with none QEMU's user mode returns 0 without a system call.
-        let mut nothing = [IoSliceMut::new(&mut [])];
-        let packet = recvmsg::<()>(self.as_raw_fd(), &mut nothing, Some(&mut control), flags)
-            .map_err(|error| Errno::from_raw_os_error(error as i32))?;
-        // Has room for the sender's credentials, which every packet has and the end does not, and for nothing
-        // else.
-        if packet.flags.contains(MsgFlags::MSG_CTRUNC) {
-            return Ok(Next::Descriptors);
-        }
-        let is_end = packet
-            .cmsgs()
-            .is_ok_and(|mut control| control.next().is_none());
-        Ok(match is_end {
-            true => Next::End,
-            false => Next::Packet(packet.bytes),
-        })
+        descriptors::peek(self)
     }
 
-    /// Makes room for the longest message, and returns whether the kernel's default was too small. Never
-    /// shrinks the buffer: that would lower the limit for messages that are sent.
+    /// Makes room for the longest message. Never shrinks the buffer: that would lower the limit for messages that
+    /// are sent.
     ///
     /// # Errors
     ///
     /// [`OutOfRange`] when the system allows less than `max_message_size`.
-    pub(super) fn grow_send_buffer(&self, sizes: Sizes) -> io::Result<bool> {
+    pub(super) fn grow_send_buffer(&self, sizes: Sizes) -> io::Result<()> {
         let wanted = sizes
             .max_message_size
             .saturating_add(SEND_OVERHEAD)
             .max(sizes.buffer_size as usize);
         if sockopt::socket_send_buffer_size(self)? >= wanted {
-            return Ok(false);
+            return Ok(());
         }
         // The kernel doubles the value and caps it at net.core.wmem_max, socket(7).
         sockopt::set_socket_send_buffer_size(self, wanted.min(i32::MAX as usize))?;
@@ -198,7 +137,7 @@ impl Socket {
             );
             return Err(OutOfRange::new("max_message_size", problem).into());
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Reads and discards what is left. Returns whether the socket can be closed without blocking.
@@ -220,11 +159,10 @@ impl Socket {
                     Ok(Next::Descriptors) | Err(_) => return false,
                 }
             }
-            match recv(self, &mut nothing, RecvFlags::DONTWAIT) {
-                Ok((0, _)) if self.descriptors == Descriptors::Refused => return true,
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(_) if self.descriptors == Descriptors::Refused => return true,
-                Err(_) => {}
+            let received = recv(self, &mut nothing, RecvFlags::DONTWAIT);
+            let may_hold_more = matches!(received, Ok((1.., _)) | Err(Errno::INTR));
+            if self.descriptors == Descriptors::Refused && !may_hold_more {
+                return true;
             }
         }
     }
@@ -244,14 +182,10 @@ impl Drop for Socket {
                 return;
             }
         }
-        // Its queue is left to those who share it. If nobody does, closing it closes the queued clients.
+        // The queue of a shared socket is left to those who share it. If nobody does, closing it closes the queued
+        // clients.
         if let Some(fd) = self.fd.take() {
-            let mut rest = Self::of(fd, self.descriptors);
-            rest.telemetry = self.telemetry.take();
-            rest.shared = self.shared;
-            // Dropping this socket only closes it.
-            rest.set_drained();
-            lingering::close(rest);
+            lingering::close(fd, self.shared, self.telemetry.as_ref());
         }
     }
 }
@@ -273,37 +207,6 @@ fn set_flags(fd: impl AsFd) -> io::Result<()> {
     fcntl_setfd(&fd, FdFlags::CLOEXEC)?;
     Ok(ioctl_fionbio(&fd, true)?)
 }
-
-/// Refuses descriptors from now on if the kernel can, and detects them if not.
-fn refuse_descriptors(fd: impl AsFd) -> io::Result<Descriptors> {
-    match PassRights.set(&fd, &false) {
-        Ok(()) => Ok(Descriptors::Refused),
-        Err(nix::errno::Errno::ENOPROTOOPT) => {
-            detect_descriptors(fd)?;
-            Ok(Descriptors::Detected)
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Lets [`Socket::peek`] distinguish an empty packet from the end: from now on every packet carries its
-/// sender's credentials.
-pub(super) fn detect_descriptors(fd: impl AsFd) -> io::Result<()> {
-    Ok(sockopt::set_socket_passcred(fd, true)?)
-}
-
-/// include/uapi/asm-generic/socket.h and arch/sparc/include/uapi/asm/socket.h.
-const SO_PASSRIGHTS: libc::c_int = match cfg!(any(target_arch = "sparc", target_arch = "sparc64")) {
-    true => 92,
-    false => 83,
-};
-
-#[derive(Clone, Copy)]
-struct PassRights;
-
-// rustix has neither this option nor a way to set arbitrary ones.
-setsockopt_impl!(PassRights, libc::SOL_SOCKET, SO_PASSRIGHTS, bool, SetBool);
-getsockopt_impl!(PassRights, libc::SOL_SOCKET, SO_PASSRIGHTS, bool, GetBool);
 
 /// Kernels that refuse descriptors never reach the code that detects them, so it is tested here.
 #[cfg(test)]
@@ -333,7 +236,7 @@ mod tests {
     fn pair() -> (Socket, OwnedFd) {
         let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None);
         let (ours, theirs) = pair.unwrap();
-        detect_descriptors(&ours).unwrap();
+        descriptors::detect(&ours).unwrap();
         (Socket::of(ours, Descriptors::Detected), theirs)
     }
 
@@ -413,7 +316,7 @@ mod tests {
         let listener = Socket::new().unwrap();
         rustix::net::bind(&listener, &address).unwrap();
         // From before it was shared, so the kernel does not refuse it.
-        _ = PassRights.set(&listener, &true);
+        descriptors::allow(&listener);
         listen(&listener, 1).unwrap();
         let client = Socket::new().unwrap();
         connect(&client, &address).unwrap();
@@ -436,7 +339,7 @@ mod tests {
         let address = SocketAddrUnix::new(directory.path().join("socket")).unwrap();
         let listener =
             socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None).unwrap();
-        detect_descriptors(&listener).unwrap();
+        descriptors::detect(&listener).unwrap();
         rustix::net::bind(&listener, &address).unwrap();
         listen(&listener, 1).unwrap();
         let listener = Socket::of(listener, Descriptors::Detected);
