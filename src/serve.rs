@@ -43,29 +43,33 @@ mod outbound;
 mod shutdown;
 mod tasks;
 
-/// Serves every client of `listener` with `handler`, each in a task of its own.
+/// Serves every client of `listener` with `handler`, each in its own task.
 ///
-/// The handler runs in two spans of `tracing`. `connection`, at INFO, has `pipe.name`, `connection.id` and, once
-/// they are known, `peer.pid` and `peer.user`; `request`, at DEBUG, has `request.bytes` and, once the handler has
-/// returned, `request.latency_us` and `reply.bytes`. [`Reason`](crate::Reason) lists what is logged as a warning or
-/// an error.
+/// The handler runs in two `tracing` spans. The span `connection`, at INFO, has the fields
+/// `pipe.name`, `connection.id` and, once they are known, `peer.pid` and `peer.user`. The span
+/// `request`, at DEBUG, has `request.bytes` and, once the handler has returned,
+/// `request.latency_us` and `reply.bytes`. [`Reason`](crate::Reason) lists the warnings and errors
+/// that are logged.
 ///
-/// Await the result. It ends only after [`Serve::with_graceful_shutdown`]; dropping it ends every
-/// connection at once. With thousands of short connections, spawn it: a spawned task accepts faster than the
-/// future that `block_on` or `#[tokio::main]` runs, which does not run on a worker.
+/// The server runs once the returned value is awaited, until the signal given to
+/// [`Serve::with_graceful_shutdown`] completes. Dropping its future aborts every connection. For
+/// thousands of short connections, spawn it: a spawned task runs on a worker and accepts faster
+/// than the future that `block_on` or `#[tokio::main]` runs.
 ///
-/// On Windows, build the runtime with `global_queue_interval(1)` if some clients are busy and others need short
-/// latencies. The overlapped engine wakes tasks through the queue that all workers share, and a busy worker looks
-/// there only once in tens of polls by default. Under Wine, beside 16 clients with 16 requests in flight each, 99 % of
-/// an idle client's requests then waited for at most 47 other requests instead of 191, at no lower rate. `pipe-server`
-/// sets it. On Linux the workers themselves wake the tasks.
+/// On Windows, build the runtime with `global_queue_interval(1)` if some clients are busy and
+/// others need low latency. The overlapped engine wakes tasks through the runtime's global queue,
+/// which a busy worker checks only once in tens of polls by default. In a measurement under Wine,
+/// with 16 busy clients of 16 requests in flight each, 99 % of the requests of an otherwise idle
+/// client waited for at most 47 other requests instead of 191, at no lower throughput. The
+/// `pipe-server` program sets this interval. On Linux the workers wake the tasks themselves.
 ///
-/// On Windows, `os::windows::ServeExt::inline_completions` saves a switch of threads for each request.
+/// On Windows, `os::windows::ServeExt::inline_completions` saves a thread switch per request.
 ///
 /// # Examples
 ///
 /// ```
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use pipe_server::{Bytes, Client, PipeListener, serve};
 ///
 /// let name = format!("serve-example-{}", std::process::id());
@@ -104,7 +108,7 @@ pub fn serve<H: Handler<T>, T>(listener: PipeListener, handler: H) -> Serve<H, T
 pub struct Serve<H, T> {
     listener: PipeListener,
     handler: H,
-    /// `os` has options for one system.
+    /// `pub(crate)` for the options that `os` adds for one system.
     pub(crate) options: Options,
     authorize: Option<Authorize>,
     on_connect: Option<OnConnect>,
@@ -114,16 +118,17 @@ pub struct Serve<H, T> {
 }
 
 impl<H, T> Serve<H, T> {
-    /// A handle to the server's live figures. Its [`Summary`] has the final ones.
+    /// Returns a handle to the server's live statistics. The [`Summary`] has the final ones.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.listener.stats()
     }
 
-    /// Shuts down when `signal` completes: stops accepting, releases the name, lets requests in flight finish and
-    /// sends their replies, and aborts the rest after the drain timeout.
+    /// Shuts down gracefully when `signal` completes: stops accepting, releases the name, finishes
+    /// the requests in flight and sends their replies. Connections that are still open after the
+    /// drain timeout are aborted.
     ///
-    /// Sent replies can still be read after the server has shut down.
+    /// Clients can still read replies that were sent before the server shut down.
     pub fn with_graceful_shutdown(
         mut self,
         signal: impl Future<Output = ()> + Send + 'static,
@@ -132,29 +137,32 @@ impl<H, T> Serve<H, T> {
         self
     }
 
-    /// How long requests in flight may take once a shutdown has begun; `None` for no limit. Default:
-    /// [`defaults::DRAIN_TIMEOUT`], 10 s.
+    /// Sets the time limit for requests in flight once a shutdown has begun; `None` for no limit.
+    /// Default: [`defaults::DRAIN_TIMEOUT`], 10 s.
     pub fn drain_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.drain_timeout = time.into();
         self
     }
 
-    /// How many requests of one client may be in the handler at once. Default: [`defaults::CONCURRENCY`], 1.
+    /// Sets the number of requests of one client that the handler may process at once. Default:
+    /// [`defaults::CONCURRENCY`], 1.
     ///
-    /// This is for clients that pipeline: with 10, ten requests that each wait 50 ms take 50 ms together instead
-    /// of 500 ms. The handler's futures run in the connection's task, so they overlap only while they wait. For work
-    /// that keeps a processor busy, the handler uses [`tokio::spawn`] or [`tokio::task::spawn_blocking`].
+    /// Use this for clients that pipeline: with 10, ten requests that each wait 50 ms take 50 ms
+    /// together instead of 500 ms. The handler's futures run in the connection's task, so they
+    /// overlap only while they wait. For CPU-bound work, use [`tokio::spawn`] or
+    /// [`tokio::task::spawn_blocking`] in the handler.
     ///
-    /// The handler is called in the order of the requests, and replies are sent in that order: a reply may have to wait
-    /// for an earlier one. Waiting replies count, so that a client never has more than `requests` of both
-    /// together. Handlers must not depend on an earlier request of the client being finished, and share its
-    /// [`Session`](crate::Session).
+    /// The handler is called in the order of the requests, and replies are sent in that order, so a
+    /// reply may have to wait for an earlier one. A waiting reply counts towards `requests`.
+    /// Concurrent calls for one client share its [`Session`](crate::Session), and must not assume
+    /// that an earlier request has finished.
     ///
-    /// [`handler_timeout`](Self::handler_timeout) applies to each request. If a request exceeds it, fails or panics,
-    /// later ones are cancelled at once, earlier ones are still answered, and then the connection is closed. A reply
-    /// that is empty or too long closes the connection when it is about to be sent. If the client does not read its
-    /// replies in time or, with [`cancel_on_disconnect`](Self::cancel_on_disconnect), has disconnected, all requests
-    /// are cancelled. If the client ends the conversation, or the server shuts down gracefully, all
+    /// [`handler_timeout`](Self::handler_timeout) applies to each request. If a request exceeds it,
+    /// fails or panics, later ones are cancelled at once, earlier ones are still answered, and then
+    /// the connection is closed. An empty or too long reply closes the connection when it is about
+    /// to be sent. If the client does not read its replies in time or, with
+    /// [`cancel_on_disconnect`](Self::cancel_on_disconnect), has disconnected, all requests are
+    /// cancelled. If the client ends the conversation, or the server shuts down gracefully, all
     /// requests in flight are answered.
     ///
     /// # Panics
@@ -164,7 +172,8 @@ impl<H, T> Serve<H, T> {
     /// # Examples
     ///
     /// ```
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// use std::{future::IntoFuture, time::Duration};
     /// use pipe_server::{Bytes, Client, PipeListener, serve};
     /// use tokio::time::sleep;
@@ -194,69 +203,78 @@ impl<H, T> Serve<H, T> {
         self
     }
 
-    /// How long a client may send no request before its connection is closed; `None`, the default, for no
-    /// limit. Time during which a request of that client is in the handler does not count.
+    /// Sets how long a client may be idle before its connection is closed; `None`, the default, for
+    /// no limit. A client is idle while it sends no request and none of its requests is being
+    /// answered.
     pub fn idle_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.options.idle_timeout = time.into();
         self
     }
 
-    /// How long the handler may take for one request, and `authorize` and `on_connect` for one client, before that
-    /// client's connection is closed; `None`, the default, for no limit.
+    /// Sets the time limit of the handler for one request, and of `authorize` and `on_connect` for
+    /// one client. When it expires, the connection of that client is closed. `None`, the default,
+    /// for no limit.
     pub fn handler_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.options.handler_timeout = time.into();
         self
     }
 
-    /// How long a reply may wait for a client that does not read before its connection is closed; `None` for no
-    /// limit. Default: [`defaults::WRITE_TIMEOUT`], 30 s.
+    /// Sets how long a reply may wait for a client that does not read before its connection is
+    /// closed; `None` for no limit. Default: [`defaults::WRITE_TIMEOUT`], 30 s.
     pub fn write_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.options.write_timeout = time.into();
         self
     }
 
-    /// Whether the handler's future is dropped when its client is found to have disconnected. Default: no, since
-    /// a client may send a request and disconnect without waiting for the reply.
+    /// Sets whether to drop the handler's future when its client disconnects. Default: no, since a
+    /// client may send a request and disconnect without waiting for the reply.
     ///
-    /// To detect it, up to 16 further requests, or 64 KiB of them, are read ahead while the handler runs. For a
-    /// client that has sent more, or has ended the conversation, and while the server holds
-    /// [`max_buffered_bytes`](Self::max_buffered_bytes), the system is asked once a second. A client that
-    /// has disconnected is not served further: its requests that were not begun are dropped.
+    /// To detect a disconnect, the server reads up to 16 further requests, or 64 KiB of them, while
+    /// the handler runs. It cannot read ahead if the client has sent more than that or has ended
+    /// the conversation, or while the server holds
+    /// [`max_buffered_bytes`](Self::max_buffered_bytes); it then asks the system once a second.
+    /// After a disconnect, requests that were not yet passed to the handler are dropped.
     pub fn cancel_on_disconnect(mut self, cancel: bool) -> Self {
         self.options.cancel_on_disconnect = cancel;
         self
     }
 
-    /// How many bytes the server may buffer for all of its clients together, in received requests and unsent
-    /// replies; `None` for no limit. Default: [`defaults::MAX_BUFFERED_BYTES`],
-    /// 256 MiB.
+    /// Sets the number of bytes that the server may buffer for all of its clients together, in
+    /// received requests and unsent replies; `None` for no limit. Default:
+    /// [`defaults::MAX_BUFFERED_BYTES`], 256 MiB.
     ///
-    /// At the limit, clients are read one at a time, in the order in which they sent: a request is answered, and
-    /// its reply sent, before the next client is read. No client is refused or lost, and the limit is exceeded
-    /// by at most one message per thread that runs handlers. Clients that wait for their turn are not subject to
-    /// [`idle_timeout`](Self::idle_timeout); set
-    /// [`handler_timeout`](Self::handler_timeout) as well, to limit how long they wait for a stuck handler.
+    /// At the limit, clients are read one at a time, in FIFO order: a request is answered, and its
+    /// reply sent, before the next client is read. No client is refused or loses a message, and the
+    /// limit is exceeded by at most one message per thread that runs handlers. Clients that wait to
+    /// be read are not subject to [`idle_timeout`](Self::idle_timeout). Set
+    /// [`handler_timeout`](Self::handler_timeout) as well, so that a stuck handler cannot block
+    /// them forever.
     ///
-    /// The bytes buffered for one client are limited too: the request being answered (with
-    /// [`concurrency`](Self::concurrency), that many requests or their replies), 256 KiB of replies and one more reply,
-    /// and with [`cancel_on_disconnect`](Self::cancel_on_disconnect) 64 KiB of requests and one more request. Not counted are the engine's buffers (on Linux, 16 messages of up to 64 KiB), differences of less
-    /// than 1 KiB per request, and what a handler keeps.
+    /// The bytes buffered for one client are limited too, to the sum of: the request being answered
+    /// (with [`concurrency`](Self::concurrency), that many requests or their replies), 256 KiB of
+    /// replies and one more reply, and one request read ahead (with
+    /// [`cancel_on_disconnect`](Self::cancel_on_disconnect), 64 KiB of requests and one more). The
+    /// count leaves out the engine's buffers (on Linux, 16 messages of up to 64 KiB per client),
+    /// differences of less than 1 KiB per client, and data that a handler keeps.
     pub fn max_buffered_bytes(mut self, bytes: impl Into<Option<usize>>) -> Self {
         self.options.max_buffered_bytes = bytes.into();
         self
     }
 
-    /// How many connections one user may have; further ones are refused. `None` for no limit.
+    /// Sets the number of connections that one user may have; further ones are refused. `None` for
+    /// no limit.
     ///
-    /// By default every user may have [`defaults::MAX_CONNECTIONS_PER_USER`], 256, except the server's own user
-    /// and the system (root; SYSTEM and Administrators), who have no limit because they could stop the server
-    /// anyway. This default applies only if [`access`](crate::ListenerOptions::access) lets other users connect. A
-    /// number set here applies to everyone.
+    /// By default every user may have [`defaults::MAX_CONNECTIONS_PER_USER`], 256. The server's own
+    /// user and the system (root; SYSTEM and Administrators) have no limit, because they could stop
+    /// the server anyway. This default applies only if [`access`](crate::ListenerOptions::access)
+    /// lets other users connect. A number set here applies to everyone.
     ///
-    /// Clients are refused as by [`authorize`](Self::authorize), and before it. On Windows a client is counted
-    /// once the system can identify it. One that never sends a message may stay unidentified, and is limited only by
+    /// Clients are refused in the same way as by [`authorize`](Self::authorize), and before it is
+    /// called. On Windows a client is counted once the system can identify it. A client that never
+    /// sends a message may remain unidentified, and is limited only by
     /// [`max_instances`](crate::ListenerOptions::max_instances) and
-    /// [`idle_timeout`](Self::idle_timeout). Clients that the system can't identify are counted together.
+    /// [`idle_timeout`](Self::idle_timeout). Clients that the system can't identify are counted as
+    /// one user.
     pub fn max_connections_per_user(mut self, connections: impl Into<Option<usize>>) -> Self {
         self.options.max_connections_per_user = match connections.into() {
             Some(limit) => UserLimit::Everybody(limit),
@@ -265,40 +283,44 @@ impl<H, T> Serve<H, T> {
         self
     }
 
-    /// Calls `authorize` for each client to decide whether to serve it: before its first request reaches the
-    /// handler, and before [`on_connect`](Self::on_connect). It returns a `bool`, or a `Result`
-    /// whose error says why not, and may take up to the [`handler_timeout`](Self::handler_timeout).
+    /// Calls `authorize` for each client to decide whether to serve it, before
+    /// [`on_connect`](Self::on_connect) and before the first request reaches the handler.
+    /// `authorize` returns a `bool`, or a `Result` whose error says why the client is refused,
+    /// within the [`handler_timeout`](Self::handler_timeout).
     ///
-    /// A refused client is disconnected and counted ([`Summary::refused`]), and a warning with its peer and the
-    /// error is logged.
+    /// A refused client is disconnected and counted in [`Summary::refused`]. A warning with its
+    /// peer and the error is logged.
     ///
-    /// On Linux this happens when the client connects. On Windows, too, if the system can identify the client by
-    /// then. Other clients, such as those that ask for dynamic tracking, are identified once their first
-    /// message has been received (*ImpersonateNamedPipeClient*). That message reaches the handler only if the
-    /// client is authorized, and `on_connect` runs after it. A client that can't be identified even then is
-    /// refused.
+    /// On Linux, `authorize` is called when the client connects. The same holds on Windows if the
+    /// system can identify the client by then. Other Windows clients, such as those that ask for
+    /// dynamic tracking, are identified once their first message has been received
+    /// (*ImpersonateNamedPipeClient*). That message reaches the handler only if the client is
+    /// authorized, and `on_connect` runs after it was received. A client that can't be identified
+    /// even then is refused.
     ///
     /// # Examples
     ///
     /// ```
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// use std::{collections::HashSet, future::IntoFuture, sync::Arc};
     /// use pipe_server::{Bytes, Client, Peer, PipeListener, UserId, serve};
     ///
     /// let name = format!("authorize-example-{}", std::process::id());
     /// let listener = PipeListener::bind(&name)?;
     /// let denied: Arc<HashSet<UserId>> = Arc::default();
-    /// let serving = serve(listener, |request: Bytes| async move { request }).authorize(move |peer: Peer| {
-    ///     let denied = Arc::clone(&denied);
-    ///     async move { !denied.contains(peer.user()) }
-    /// });
+    /// let serving = serve(listener, |request: Bytes| async move { request })
+    ///     .authorize(move |peer: Peer| {
+    ///         let denied = Arc::clone(&denied);
+    ///         async move { !denied.contains(peer.user()) }
+    ///     });
     /// tokio::spawn(serving.into_future());
     ///
     /// let mut client = Client::connect(&name).await?;
     /// assert_eq!(client.call("hello").await?, "hello");
     /// # Ok(()) }
     /// ```
-    // By value, as `on_connect`.
+    // The peer is passed by value for the same reason as in `on_connect`.
     pub fn authorize<A, Deciding>(mut self, authorize: A) -> Self
     where
         A: Fn(Peer) -> Deciding + Send + Sync + 'static,
@@ -317,21 +339,22 @@ impl<H, T> Serve<H, T> {
         self
     }
 
-    /// Runs `connect` for each client before its first request is read. The returned value belongs to that
-    /// client: handlers take it as [`Session<V>`](crate::Session), and it is dropped when the client
-    /// disconnects.
+    /// Runs `connect` for each client before its first request reaches the handler. The value that
+    /// it returns is the client's session: handlers take it as [`Session<V>`](crate::Session), and
+    /// it is dropped when the client disconnects.
     ///
-    /// An error refuses the client: its connection is closed, and a warning with its peer and the error is
-    /// logged. A server that only refuses clients, without a session, returns `Ok(())`.
+    /// If `connect` returns an error, the connection is closed, and a warning with its peer and the
+    /// error is logged. A server that only refuses clients, without a session, returns `Ok(())`.
     ///
-    /// On Windows some clients can be identified only once a message has been received from them, so
-    /// [`ConnectionInfo::peer`] may fail here. It does not if [`authorize`](Self::authorize) is set, since that
-    /// waits until they can.
+    /// On Windows some clients can be identified only once a message has been received from them,
+    /// so [`ConnectionInfo::peer`] may fail here. With [`authorize`](Self::authorize) it does not
+    /// fail, since `connect` then runs after the client was identified.
     ///
     /// # Examples
     ///
     /// ```
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// use std::{future::IntoFuture, sync::Mutex};
     /// use pipe_server::{BoxError, Client, ConnectionInfo, PipeListener, Session, serve};
     ///
@@ -353,7 +376,8 @@ impl<H, T> Serve<H, T> {
     /// assert_eq!(client.call("world").await?, "hello world");
     /// # Ok(()) }
     /// ```
-    // By value: a future can't borrow from the argument of the closure that creates it.
+    // The argument is passed by value: a future can't borrow from the argument of the closure that
+    // creates it.
     pub fn on_connect<C, Made, V, E>(mut self, connect: C) -> Self
     where
         C: Fn(ConnectionInfo) -> Made + Send + Sync + 'static,

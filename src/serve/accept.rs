@@ -1,4 +1,4 @@
-//! The accept loop: one task per connection, and a graceful shutdown.
+//! The accept loop, with one task per connection and a graceful shutdown.
 
 use std::{
     fmt,
@@ -31,26 +31,28 @@ use crate::{
     telemetry::{Details, Reason, Stats, StatsSnapshot, Telemetry},
 };
 
-/// Runs `handler` for every connection of `listener`, each in a task of its own.
+/// Runs `handler` for every connection of `listener`, each in its own task.
 ///
-/// [`serve`](crate::serve()) is built on this. It is for code that needs the whole connection: to push messages,
-/// to receive without replying, or to speak another protocol. The connection is closed when the code drops
-/// it. Errors and panics are logged with the connection's id. A panic closes its own connection only.
+/// [`serve`](crate::serve()) is built on this function. Use it for code that needs the whole
+/// connection: to push messages, to receive without replying, or to speak another protocol. The
+/// connection is closed when `handler` drops it. An error or a panic is logged with the
+/// connection's id. A panic closes only its own connection.
 ///
-/// Await the result, as with [`serve`](crate::serve()).
+/// The server runs once the returned value is awaited, as with [`serve`](crate::serve()).
 ///
 /// # Examples
 ///
 /// ```
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), pipe_server::BoxError> {
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), pipe_server::BoxError> {
 /// use pipe_server::{Client, Connection, PipeListener, SendError, Shutdown, serve_connections};
 ///
 /// let name = format!("serve-connections-example-{}", std::process::id());
 /// let listener = PipeListener::bind(&name)?;
-/// let serving = serve_connections(listener, |mut connection: Connection, _: Shutdown| async move {
+/// let greet = |mut connection: Connection, _: Shutdown| async move {
 ///     connection.send(format!("you are number {}", connection.id())).await
-/// });
-/// tokio::spawn(serving.into_future());
+/// };
+/// tokio::spawn(serve_connections(listener, greet).into_future());
 ///
 /// let mut client = Client::connect(&name).await?;
 /// assert_eq!(client.recv().await?.unwrap(), "you are number 1");
@@ -71,7 +73,7 @@ where
     }
 }
 
-/// Begins a graceful shutdown.
+/// The future whose completion begins a graceful shutdown.
 pub(super) type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A server that is ready to run, from [`serve_connections`]. Await it.
@@ -85,15 +87,15 @@ pub struct ServeConnections<F> {
     signal: Signal,
 }
 
-/// What a server has done, once it has shut down.
+/// The result of a server that has shut down.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Summary {
-    /// Connections that were served to their end.
+    /// Connections that ended without being aborted or refused.
     pub served: u64,
-    /// Connections aborted because they were still being served when the drain timeout expired.
+    /// Connections aborted because they were still open when the drain timeout expired.
     pub cut_off: u64,
-    /// Connections that were refused by [`authorize`](crate::Serve::authorize),
+    /// Connections refused by [`authorize`](crate::Serve::authorize),
     /// [`max_connections_per_user`](crate::Serve::max_connections_per_user) or
     /// [`on_connect`](crate::Serve::on_connect).
     pub refused: u64,
@@ -101,22 +103,23 @@ pub struct Summary {
     pub requests: u64,
     /// Replies sent by [`serve`](crate::serve()); 0 for [`serve_connections`].
     pub replies: u64,
-    /// All figures at the end: see [`Stats`].
+    /// The final statistics. See [`Stats`].
     pub stats: StatsSnapshot,
 }
 
 impl<F> ServeConnections<F> {
-    /// A handle to the server's live figures. Those of requests, replies and handlers stay 0, because they
-    /// are counted only by [`serve`](crate::serve()).
+    /// Returns a handle to the server's live statistics. The counts of requests and replies, and
+    /// the times of handlers, remain 0 because only [`serve`](crate::serve()) records them.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.listener.stats()
     }
 
-    /// Shuts down when `signal` completes: stops accepting, releases the name, notifies the connections' code
-    /// through [`Shutdown`], and aborts the rest after the drain timeout.
+    /// Shuts down gracefully when `signal` completes: stops accepting, releases the name, and
+    /// notifies the code of each connection through [`Shutdown`]. Connections that are still open
+    /// after the drain timeout are aborted.
     ///
-    /// Sent messages can still be read after the server has shut down.
+    /// The other side can still read messages that were sent before the server shut down.
     pub fn with_graceful_shutdown(
         mut self,
         signal: impl Future<Output = ()> + Send + 'static,
@@ -125,8 +128,8 @@ impl<F> ServeConnections<F> {
         self
     }
 
-    /// How long the connections' code may run once a shutdown has begun; `None` for no limit.
-    /// Default: [`defaults::DRAIN_TIMEOUT`], 10 s.
+    /// Sets how long the code of connections may run once a shutdown has begun; `None` for no
+    /// limit. Default: [`defaults::DRAIN_TIMEOUT`], 10 s.
     pub fn drain_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.drain_timeout = time.into();
         self
@@ -213,12 +216,12 @@ where
     }
 }
 
-/// Accepts connections, and has a task for each.
+/// Accepts connections and spawns a task for each.
 struct Acceptor<F> {
     handler: Arc<F>,
     shutdown: Shutdown,
     tasks: Tasks,
-    /// How many tasks have completed.
+    /// The number of tasks that have completed.
     served: u64,
     telemetry: Telemetry,
 }
@@ -228,8 +231,8 @@ where
     F: Fn(Connection, Shutdown) -> Running + Send + Sync + 'static,
     Running: Future<Output: IntoResult> + Send + 'static,
 {
-    /// Accepts connections until `signal` completes. From then on no client can connect. One that was not accepted yet
-    /// sees its pipe closed.
+    /// Accepts connections until `signal` completes, then drops the listener. From then on no
+    /// client can connect, and clients that were not accepted yet see the pipe closed.
     async fn accept_until(&mut self, mut listener: PipeListener, signal: impl Future<Output = ()>) {
         let mut signal = pin!(signal);
         let mut backoff = Backoff::default();
@@ -282,7 +285,7 @@ where
         self.tasks.spawn(running.instrument(span));
     }
 
-    /// Waits until every task has completed or the time is over.
+    /// Waits until every task has completed or the drain timeout has expired.
     async fn drain(&mut self, drain_timeout: Option<Duration>) {
         debug!(
             connections = self.tasks.len(),
@@ -301,7 +304,7 @@ where
         }
     }
 
-    /// Aborts the tasks that are left.
+    /// Aborts the remaining tasks and returns the summary.
     async fn end(mut self) -> Summary {
         let mut summary = Summary::default();
         self.tasks.abort_all();
@@ -336,7 +339,7 @@ async fn run_one<F, Running>(
         };
         telemetry.report(failure.reason(), &failure, details);
     };
-    // Created in place: a future in a variable would take its space twice.
+    // Pinned in place: a future moved from a variable would take its space twice.
     let mut running = pin!(match call_caught(|| handler(connection, shutdown)) {
         Ok(running) => running,
         Err(panic) => return report(Failure::CodePanic(panic)),

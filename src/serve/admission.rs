@@ -1,4 +1,4 @@
-//! Admission: who is served, and the limit on connections per user.
+//! Admission of clients, and the limit on connections per user.
 
 use std::{collections::HashMap, future::Future, io, pin::Pin, sync::Arc, time::Duration};
 
@@ -13,18 +13,18 @@ use crate::{
     trust::Trust,
 };
 
-/// Decides whether a client is served.
+/// A function that decides whether to serve a client.
 pub(super) type Authorize =
     Box<dyn Fn(Peer) -> Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>> + Send + Sync>;
 
-/// Creates a client's session, or refuses the client.
+/// A function that creates a client's session, or refuses the client.
 pub(super) type OnConnect = Box<
     dyn Fn(ConnectionInfo) -> Pin<Box<dyn Future<Output = Result<AnySession, BoxError>> + Send>>
         + Send
         + Sync,
 >;
 
-/// What decides on all clients of a server.
+/// The rules by which a server admits clients.
 pub(super) struct Admission {
     pub(super) authorize: Option<Authorize>,
     pub(super) on_connect: Option<OnConnect>,
@@ -32,7 +32,7 @@ pub(super) struct Admission {
     pub(super) time_limit: Option<Duration>,
 }
 
-/// How far the admission of one client has come.
+/// The progress of one client's admission.
 #[derive(Debug)]
 pub(super) struct Progress {
     is_identified: bool,
@@ -47,7 +47,7 @@ impl Progress {
 }
 
 impl Admission {
-    /// Begins to admit a client.
+    /// Begins the admission of a client.
     pub(super) fn begin(&self) -> Progress {
         Progress {
             is_identified: self.authorize.is_none() && !self.users.is_bounded(),
@@ -56,8 +56,9 @@ impl Admission {
         }
     }
 
-    /// Decides whether the client is served, and creates its session: when it connects or, if the system can't
-    /// identify it yet, once a message was `received`.
+    /// Decides whether to serve the client, and creates its session. Called when the client
+    /// connects and, until the admission is complete, once a message was `received`: the system may
+    /// not be able to identify the client before.
     pub(super) async fn admit(
         &self,
         progress: &mut Progress,
@@ -110,11 +111,11 @@ impl Admission {
     }
 }
 
-/// Whose connections are limited, and to how many.
+/// The users whose connections are limited, and the limit for each of them.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum UserLimit {
     Nobody,
-    /// Everyone except this user and the system, who could stop the server anyway.
+    /// Everyone except the server's own user and the system, who could stop the server anyway.
     Others(usize),
     Everybody(usize),
 }
@@ -126,7 +127,7 @@ impl Default for UserLimit {
 }
 
 impl UserLimit {
-    /// How many connections `user` may have. An unidentified user could be anyone.
+    /// The limit for `user`. An unidentified user could be anyone.
     fn of(self, user: Option<&UserId>) -> Option<usize> {
         match self {
             Self::Nobody => None,
@@ -148,7 +149,7 @@ pub(super) struct Users {
 }
 
 impl Users {
-    /// If no other user can connect, the default limit is dropped, because identifying a client takes
+    /// Drops the default limit if no other user can connect, because identifying a client takes
     /// several system calls on Windows.
     pub(super) fn new(limit: UserLimit, admits_others: bool) -> Self {
         let limit = match limit {
@@ -159,12 +160,13 @@ impl Users {
         Self { limit, connections }
     }
 
-    /// Whether any connections have to be counted.
+    /// Returns whether any connections have to be counted.
     pub(super) fn is_bounded(&self) -> bool {
         !matches!(self.limit, UserLimit::Nobody)
     }
 
-    /// Counts a connection of `user` until the returned value is dropped.
+    /// Counts a connection of `user` until the returned slot is dropped. Returns `None` if the user
+    /// has no limit.
     pub(super) fn enter(
         self: &Arc<Self>,
         user: Option<&UserId>,
@@ -185,7 +187,7 @@ impl Users {
     }
 }
 
-/// A user's connection, which counts until this is dropped.
+/// A counted connection of a user. Dropping it ends the count.
 #[derive(Debug)]
 pub(super) struct ConnectionSlot {
     users: Arc<Users>,

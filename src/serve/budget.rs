@@ -16,35 +16,35 @@ use tracing::warn;
 
 use crate::mutex::Mutex;
 
-/// A client's bytes are counted again once they have changed by this much, so that small messages do not
-/// touch memory shared by all connections.
+/// The budget is updated only when a client's bytes have changed by this much, so that small
+/// messages do not write to memory shared by all connections.
 const GRAIN: usize = 1024;
 
-/// The bytes that a server buffers for all of its clients.
+/// The limit on the bytes that a server buffers for all of its clients.
 ///
-/// Below the limit, every client is read. At the limit, clients are read in turns, in FIFO order: one message
-/// is read and answered, and its reply sent, before the next client is read. So one client can always make
-/// progress, whatever is buffered for the others.
+/// Below the limit, all clients are read. At the limit, clients are read in turns, in FIFO order:
+/// the request of one client is read and answered, and its reply sent, before the next client is
+/// read. So one client can always make progress, however much is buffered for the others.
 #[derive(Debug)]
 pub(super) struct Budget {
     limit: usize,
     held: AtomicUsize,
-    /// Its single permit is the turn.
+    /// Has a single permit: the client that holds it has the turn.
     queue: Arc<Semaphore>,
     turn: Mutex<Turn>,
-    /// Notified each time the server gets below the limit.
+    /// Notified each time the bytes fall below the limit.
     freed: Notify,
 }
 
-/// Whose turn it is.
+/// The turn of the client that is read while the server is at the limit.
 #[derive(Debug, Default)]
 struct Turn {
-    /// The number of the last turn.
+    /// The number of the current or last turn.
     number: u64,
-    /// `None` once that turn is over. Stored here and not with the client, because a turn ends as soon as
-    /// the server is below the limit, while its client may still be served.
+    /// `None` once that turn is over. Stored here and not in the `Share`, because a turn ends as
+    /// soon as the bytes fall below the limit, even if its client is still being served.
     permit: Option<OwnedSemaphorePermit>,
-    /// Whether reaching the limit was logged.
+    /// Whether the warning about the limit was logged.
     logged: bool,
 }
 
@@ -68,7 +68,7 @@ impl Budget {
         turn.number += 1;
         turn.permit = Some(permit);
         let number = turn.number;
-        // Checked again: it may have changed before the permit was stored.
+        // Checked again: the bytes may have fallen below the limit before the permit was stored.
         if !self.is_spent() {
             drop(turn);
             self.end_turn(number);
@@ -92,7 +92,7 @@ impl Budget {
             true => turn.permit.take(),
             false => None,
         };
-        // Outside the lock: this wakes the next client, and a waker is user code.
+        // Outside the lock: dropping the permit wakes the next client, and a waker is user code.
         drop(turn);
         drop(permit);
     }
@@ -114,24 +114,24 @@ impl Budget {
 /// One client's share of the budget.
 pub(super) struct Share {
     count: Arc<ShareCount>,
-    /// The number of this client's turn.
+    /// The number of this client's turn, if it has one.
     turn: Option<u64>,
-    /// What it waits for.
+    /// Waits for a turn or for free bytes. `None` while the client need not wait.
     admission: Option<Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>>,
-    /// Whether that is its turn.
+    /// Whether `admission` waits for a turn.
     is_queued: bool,
 }
 
-/// The bytes of one client. Only its task changes them.
+/// The bytes of one client. Only the task of this client changes them.
 #[derive(Debug)]
 struct ShareCount {
     budget: Arc<Budget>,
     held: AtomicUsize,
-    /// How many of them the budget counts.
+    /// The part of `held` that the budget counts.
     counted: AtomicUsize,
 }
 
-/// The bytes that one message occupies. They count until this is dropped.
+/// The bytes of one or more messages. They count until this value is dropped.
 #[derive(Debug)]
 pub(super) struct Held {
     count: Arc<ShareCount>,
@@ -152,7 +152,7 @@ impl Share {
         }
     }
 
-    /// Counts a message of this length.
+    /// Counts a message of `bytes` bytes.
     pub(super) fn hold(&self, bytes: usize) -> Held {
         let mut held = Held {
             count: Arc::clone(&self.count),
@@ -162,13 +162,14 @@ impl Share {
         held
     }
 
-    /// Whether every client may be read.
+    /// Returns whether the server is below the limit, so that every client may be read.
     pub(super) fn is_free(&self) -> bool {
         !self.count.budget.is_spent()
     }
 
-    /// Ready when this client may be read. At the limit, one that `may_queue` waits for its turn. Any other waits
-    /// until the server is below the limit: while it has requests in flight, its turn would not end before theirs.
+    /// Ready when this client may be read. At the limit, a client that `may_queue` waits for its
+    /// turn. Any other client waits until the server is below the limit: its turn could not end
+    /// before its earlier requests do.
     pub(super) fn poll_admit(&mut self, cx: &mut Context<'_>, may_queue: bool) -> Poll<()> {
         while !self.is_free() && (self.turn.is_none() || !may_queue) {
             if self.is_queued != may_queue {
@@ -190,12 +191,12 @@ impl Share {
         Poll::Ready(())
     }
 
-    /// Whether this client waits until it may be read.
+    /// Returns whether this client waits until it may be read.
     pub(super) fn is_waiting(&self) -> bool {
         self.admission.is_some()
     }
 
-    /// Ends the turn: its message is answered, or there was none.
+    /// Ends the turn: its request is answered, or there was none.
     pub(super) fn end_turn(&mut self) {
         if let Some(number) = self.turn.take() {
             self.count.budget.end_turn(number);
@@ -209,7 +210,7 @@ async fn turn(queue: Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
 
 async fn freed(budget: Arc<Budget>) -> Option<OwnedSemaphorePermit> {
     let mut freed = pin!(budget.freed.notified());
-    // Before the check: a notification between the two counts.
+    // Enabled before the check, so that a notification between the two is not missed.
     freed.as_mut().enable();
     if budget.is_spent() {
         freed.await;
@@ -228,7 +229,7 @@ impl Held {
         self.bytes
     }
 
-    /// Counts a message of this length instead.
+    /// Changes the count to `bytes`.
     pub(super) fn resize(&mut self, bytes: usize) {
         let count = &self.count;
         let held = count.held.load(Ordering::Relaxed) - self.bytes + bytes;
@@ -237,7 +238,7 @@ impl Held {
         count.settle(held);
     }
 
-    /// Takes over the bytes of `other`.
+    /// Adds the bytes of `other`, which then counts none.
     pub(super) fn absorb(&mut self, mut other: Self) {
         self.bytes += mem::take(&mut other.bytes);
     }
@@ -250,7 +251,8 @@ impl Drop for Held {
 }
 
 impl ShareCount {
-    /// Tells the budget if it is off by `GRAIN` or more. Zero is always told, or idle clients would add up.
+    /// Updates the budget if its count differs by `GRAIN` or more. A change to zero is always
+    /// reported, or the differences of idle clients would add up.
     fn settle(&self, held: usize) {
         let counted = self.counted.load(Ordering::Relaxed);
         if held.abs_diff(counted) < GRAIN && (held > 0 || counted == 0) {

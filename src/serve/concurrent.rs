@@ -1,4 +1,4 @@
-//! The requests of one client that are in the handler at once.
+//! The requests of one client that the handler processes at once.
 
 use std::{
     collections::VecDeque,
@@ -14,13 +14,14 @@ use std::{
 use super::{budget::Held, failure::Failure};
 use crate::{handler::Reply, mutex::Mutex};
 
-/// The requests of one client that are in the handler and the answers that wait for an earlier one, in the order of
-/// the requests.
+/// The requests of one client that are in the handler, and the answers that wait for an earlier
+/// one, in the order of the requests.
 ///
-/// The connection's task polls them. `FuturesOrdered` and a task per request were refused, since both allocate for
-/// every request. Here slots are reused, and a request that fails cancels those after it at once.
+/// The connection's task polls them. `FuturesOrdered` and a task per request were rejected because
+/// both allocate for every request. Here slots are reused, and a request that fails cancels the
+/// later ones at once.
 pub(super) struct InFlight<F> {
-    /// The slots in use, the oldest first, and then the spare ones.
+    /// The slots in use, oldest first, followed by spare ones.
     slots: VecDeque<Slot<F>>,
     used: usize,
     max: usize,
@@ -29,16 +30,16 @@ pub(super) struct InFlight<F> {
 }
 
 struct Slot<F> {
-    /// While the request is in the handler.
+    /// `Some` while the request is in the handler.
     future: Pin<Box<Option<F>>>,
     answer: Option<Result<Reply, Failure>>,
-    /// The bytes of the request, and then those of the reply.
+    /// Counts the bytes of the request and, once it is answered, of the reply.
     held: Option<Held>,
-    /// Created by the first poll; none where the task has only one slot.
+    /// Created by the first poll. `None` if only one request may be in flight.
     signal: Option<Signal>,
 }
 
-/// Tells whether a slot was woken, where several share a task.
+/// Wakes the task for one slot, and records that this slot was woken.
 struct Signal {
     shared: Arc<SharedSignal>,
     waker: Waker,
@@ -49,12 +50,12 @@ struct SharedSignal {
     task: Arc<Task>,
 }
 
-/// The connection's task.
+/// The waker of the connection's task.
 #[derive(Default)]
 struct Task(Mutex<Option<Waker>>);
 
 impl<F: Future<Output = Result<Reply, Failure>>> InFlight<F> {
-    /// For up to `max` requests at once.
+    /// Creates an empty set for up to `max` requests at once.
     pub(super) fn new(max: usize) -> Self {
         Self {
             slots: VecDeque::with_capacity(1),
@@ -69,12 +70,12 @@ impl<F: Future<Output = Result<Reply, Failure>>> InFlight<F> {
         self.used == 0
     }
 
-    /// Whether another request may be added. After a failure none may.
+    /// Returns whether another request may be added. None may after a failure.
     pub(super) fn has_room(&self) -> bool {
         self.used < self.max && !self.has_failed
     }
 
-    /// Adds a request, which `future` answers.
+    /// Adds a request that `future` answers.
     pub(super) fn push(&mut self, future: F, held: Held) {
         if self.used == self.slots.len() {
             self.slots.push_back(Slot::new());
@@ -94,7 +95,7 @@ impl<F: Future<Output = Result<Reply, Failure>>> InFlight<F> {
             return false;
         }
         if self.max == 1 {
-            // Only this one wakes the task while it is in flight, so it needs no signal.
+            // No other slot can wake the task, so this one needs no signal.
             self.slots[0].poll(cx);
         } else {
             self.poll_woken(cx);
@@ -103,7 +104,8 @@ impl<F: Future<Output = Result<Reply, Failure>>> InFlight<F> {
     }
 
     fn poll_woken(&mut self, cx: &mut Context<'_>) {
-        // Before the signals are read: from here on, one that is set wakes this task.
+        // Registered before the signals are read, so that a signal set from here on wakes this
+        // task.
         self.task.register(cx.waker());
         for index in 0..self.used {
             let slot = &mut self.slots[index];
@@ -117,7 +119,7 @@ impl<F: Future<Output = Result<Reply, Failure>>> InFlight<F> {
         }
     }
 
-    /// Removes the oldest request, which is answered, and returns its answer with the bytes that it holds.
+    /// Removes the oldest request if it is answered. Returns its answer and the count of its bytes.
     pub(super) fn pop(&mut self) -> Option<(Result<Reply, Failure>, Held)> {
         let slot = self.slots.front_mut()?;
         let (answer, held) = (slot.answer.take()?, slot.held.take()?);
@@ -126,7 +128,7 @@ impl<F: Future<Output = Result<Reply, Failure>>> InFlight<F> {
         Some((answer, held))
     }
 
-    /// Frees the memory of all slots but one.
+    /// Frees the spare slots, but keeps at least one slot.
     pub(super) fn shrink(&mut self) {
         if self.slots.len() > 1 {
             self.slots.truncate(self.used.max(1));
@@ -152,7 +154,7 @@ impl<F: Future<Output = Result<Reply, Failure>>> Slot<F> {
     fn poll_if_woken(&mut self, task: &Arc<Task>) {
         let signal = self.signal.take().unwrap_or_else(|| Signal::new(task));
         let is_woken = &signal.shared.is_woken;
-        // Acquire: the poll sees what happened before it was woken.
+        // Acquire: the poll observes everything that happened before the wake-up.
         if is_woken.load(Ordering::Relaxed) && is_woken.swap(false, Ordering::Acquire) {
             self.poll(&mut Context::from_waker(&signal.waker));
         }
@@ -167,7 +169,7 @@ impl<F: Future<Output = Result<Reply, Failure>>> Slot<F> {
         let Poll::Ready(answer) = future.poll(cx) else {
             return;
         };
-        // The handler's state is dropped now, not when the reply is sent.
+        // Drop the handler's state now and not when the reply is sent.
         self.future.set(None);
         if let Some(held) = &mut self.held {
             let reply = answer.as_ref().ok().and_then(Reply::message);

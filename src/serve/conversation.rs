@@ -1,4 +1,4 @@
-//! One client's conversation: requests in, replies out.
+//! One client's conversation: receives requests and sends replies.
 
 use std::{
     future::{Future, poll_fn},
@@ -29,15 +29,15 @@ use crate::{
     telemetry::{Details, Telemetry},
 };
 
-/// One client being served.
+/// The state of one client being served.
 pub(super) struct Conversation<H, T> {
     identity: Arc<Identity>,
     admission: Progress,
     inbound: Inbound,
     outbound: Outbound,
-    /// How many requests were received.
+    /// The number of requests received.
     requested: u64,
-    /// How receiving ended. What was received before is still answered.
+    /// The result of receiving, once it has ended. Requests received before are still answered.
     ended: Option<Result<(), Failure>>,
     handler: Arc<H>,
     server: Arc<Server<H>>,
@@ -45,7 +45,7 @@ pub(super) struct Conversation<H, T> {
     _requests: PhantomData<fn(T)>,
 }
 
-/// What all conversations share.
+/// The state that all conversations of a server share.
 pub(super) struct Server<H> {
     pub(super) handler: Arc<H>,
     pub(super) options: Options,
@@ -68,7 +68,7 @@ pub(crate) struct Options {
     pub(crate) inline_completions: bool,
 }
 
-/// What a conversation does next.
+/// The next action of a conversation.
 enum Step {
     /// Give a request to the handler.
     Answer(Message),
@@ -98,7 +98,8 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         }
     }
 
-    /// Runs it to completion. Called once, and by reference: a future stores an argument passed by value twice.
+    /// Runs the conversation to completion. Called once. Takes `self` by reference because a future
+    /// stores an argument passed by value twice.
     pub(super) async fn run(&mut self) {
         debug!("client connected");
         let ended = match self.admit(false).await {
@@ -134,7 +135,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
     async fn converse(&mut self) -> Result<(), Failure> {
         match self.answer_requests().await {
             Err(failure) if !failure.leaves_replies() => Err(failure),
-            // Whatever ended the conversation, earlier replies are still sent.
+            // Earlier replies are still sent, whatever ended the conversation.
             ended => ended.and(poll_fn(|cx| self.outbound.poll_flush(cx)).await),
         }
     }
@@ -166,7 +167,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         }
     }
 
-    /// Counts a request. Decides on the client at its first one, if that is not done yet.
+    /// Counts a request, and first completes the admission if it had to wait for a message.
     async fn receive(&mut self, message: &Bytes) -> Result<(), Failure> {
         trace!(bytes = message.len(), "request");
         if !self.admission.is_complete() {
@@ -177,9 +178,11 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         Ok(())
     }
 
-    /// Finds what to do next: answers first, then a request that the engine expects to have, then the flush, then any
-    /// request. So a reply is never held back while its client waits: it is flushed as soon as there is no further
-    /// request, or the next one is not answered at once.
+    /// Finds the next step. Polls the requests in flight first, then takes a request that the
+    /// engine expects to have, then flushes, then takes any request.
+    ///
+    /// A reply is therefore never held back while its client waits for it: replies are flushed as
+    /// soon as no further request is expected, or the next one is not answered at its first poll.
     fn poll_step<F: Future<Output = Result<Reply, Failure>>>(
         &mut self,
         cx: &mut Context<'_>,
@@ -219,7 +222,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         Poll::Pending
     }
 
-    /// Takes the next request. How receiving ended goes to `ended`.
+    /// Takes the next request. If receiving has ended, stores the result in `ended`.
     fn take_next(&mut self, cx: &mut Context<'_>, is_alone: bool) -> Option<Message> {
         if self.ended.is_some() {
             return None;
@@ -233,14 +236,16 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         None
     }
 
-    /// Reads a request while replies can't be sent: the client may be sending it, and read its replies only then.
+    /// Reads one request while replies can't be flushed. The client may be in the middle of sending
+    /// a long request, and read its replies only afterwards.
     fn read_one_early(&mut self, cx: &mut Context<'_>) {
         if let Poll::Ready(Err(failure)) = self.inbound.poll_read_early(cx, 1) {
             self.ended = Some(Err(failure));
         }
     }
 
-    /// Ready when the conversation is over. No request is in flight, and no reply is unsent.
+    /// Ready when the conversation is over. Called only if no request is in flight and no reply is
+    /// unsent.
     fn poll_end(
         &mut self,
         cx: &mut Context<'_>,
@@ -255,7 +260,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         self.inbound.poll_idle(cx).map(Err)
     }
 
-    /// Ready once the client is found to have disconnected while requests are in flight.
+    /// Ready once the client has disconnected. Called while requests are in flight.
     fn poll_disconnected(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
         match self.ended.take() {
             Some(Err(failure)) => Poll::Ready(failure),

@@ -1,4 +1,4 @@
-//! Why a client is no longer served.
+//! The reasons for which a client is no longer served.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::{
     telemetry::Reason,
 };
 
-/// Why a connection is closed before the client ends the conversation.
+/// The reason for which a connection is closed before the client ends the conversation.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     #[error("the handler failed")]
@@ -51,7 +51,7 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    /// The error that a handler has returned.
+    /// Converts an error returned by a handler.
     pub(super) fn handler(error: BoxError) -> Self {
         match error.downcast() {
             Ok(rejection) => Self::Rejected(*rejection),
@@ -59,12 +59,12 @@ impl Failure {
         }
     }
 
-    /// Whether replies can still be sent.
+    /// Returns whether earlier replies can still be sent.
     pub(super) fn leaves_replies(&self) -> bool {
         !matches!(self, Self::WriteTimeout(_) | Self::Send(_))
     }
 
-    /// Whether the client was refused.
+    /// Returns whether the client was refused.
     pub(super) fn is_refusal(&self) -> bool {
         matches!(
             self,

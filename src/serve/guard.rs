@@ -1,4 +1,4 @@
-//! How the user's code is run: within its time limit, in its span, timed, and with its panics caught.
+//! Runs the user's code: within its time limit, in its span, timed, and with its panics caught.
 
 use std::{
     any::Any,
@@ -29,7 +29,7 @@ pub(super) async fn answer<H: Handler<T>, T>(
     stats: &Stats,
 ) -> Result<Reply, Failure> {
     let timer = RequestTimer::start(request.bytes().len(), stats);
-    // `call` is inside the future so that its panics are caught as well.
+    // `call` runs inside the future so that its panics are caught as well.
     let mut handled = pin!(async move { handler.call(request).await });
     let mut caught = poll_fn(|cx| timer.in_scope(|| poll_caught(handled.as_mut(), cx)));
     let reply = within(limit, &mut caught)
@@ -41,8 +41,8 @@ pub(super) async fn answer<H: Handler<T>, T>(
     Ok(reply)
 }
 
-/// The span and the time of one request in the handler. Dropping it counts the time, also of a request that has
-/// failed or was cancelled.
+/// The span of one request, and the time that the handler takes for it. The time is recorded on
+/// drop, so that it includes requests that failed or were cancelled.
 struct RequestTimer<'a> {
     span: Span,
     start: Instant,
@@ -84,13 +84,13 @@ impl Drop for RequestTimer<'_> {
     }
 }
 
-/// Calls `function` and returns a panic's message as an error.
+/// Calls `function`. Returns the message of a panic as an error.
 pub(super) fn call_caught<T>(function: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(function)).map_err(|panic| text(&*panic))
 }
 
-/// Polls `future` and returns a panic's message as an error. State that a panic leaves inconsistent is
-/// dropped with the connection and never observed.
+/// Polls `future`. Returns the message of a panic as an error. State that a panic leaves
+/// inconsistent is dropped with the connection and never observed.
 pub(super) fn poll_caught<F: Future>(
     future: Pin<&mut F>,
     cx: &mut Context<'_>,
@@ -107,8 +107,8 @@ fn text(panic: &(dyn Any + Send)) -> String {
     text.unwrap_or("(no text)").to_owned()
 }
 
-/// The output of `future`, or the limit once it has expired. By reference: a future stores an argument passed
-/// by value twice.
+/// Returns the output of `future`, or `limit` as an error once it has expired. Takes `future` by
+/// reference because a future stores an argument passed by value twice.
 pub(super) async fn within<F: Future + Unpin>(
     limit: Option<Duration>,
     future: &mut F,
@@ -121,17 +121,18 @@ pub(super) async fn within<F: Future + Unpin>(
     .await
 }
 
-/// A time limit on something that is polled.
+/// A time limit for an operation that is polled.
 #[derive(Debug)]
 pub(super) struct Timer {
     limit: Option<Duration>,
-    /// Kept for the next time. Boxed, because most waits are over at once and need none.
+    /// Created by the first wait, and reused. Boxed because most operations complete at once and
+    /// need no timer.
     sleep: Option<Pin<Box<Sleep>>>,
     is_running: bool,
 }
 
 impl Timer {
-    /// `None` for no limit.
+    /// Creates a stopped timer. `None` sets no limit.
     pub(super) fn new(limit: Option<Duration>) -> Self {
         Self {
             limit,
@@ -140,7 +141,7 @@ impl Timer {
         }
     }
 
-    /// Ready with the limit once it has expired since the first poll after `stop`.
+    /// Ready with the limit once it has expired. Starts the timer if it is stopped.
     pub(super) fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
         let Some(limit) = self.limit else {
             return Poll::Pending;
@@ -148,16 +149,16 @@ impl Timer {
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep(limit)));
         if !self.is_running {
             self.is_running = true;
-            // Too far away to be reached, as `sleep` has it too.
+            // A limit that overflows is never reached, as in `tokio::time::sleep`.
             let deadline = Instant::now().checked_add(limit);
             sleep.as_mut().reset(deadline.unwrap_or_else(far_future));
         }
-        // Unconstrained, because what is limited may have used up the task's budget.
+        // Unconstrained because the limited operation may have used up the task's coop budget.
         let mut sleep = unconstrained(sleep.as_mut());
         Pin::new(&mut sleep).poll(cx).map(|()| limit)
     }
 
-    /// Starts over at the next poll.
+    /// Stops the timer. The next poll starts it from the beginning.
     pub(super) fn stop(&mut self) {
         self.is_running = false;
     }

@@ -1,4 +1,4 @@
-//! One client's requests: turns, and those that are read early.
+//! One client's requests: receiving them, reading ahead, and yielding after a turn.
 
 use std::{
     collections::VecDeque,
@@ -15,40 +15,41 @@ use super::{
 };
 use crate::connection::{RecvEnd, RecvHalf};
 
-/// How many requests are read early to detect a disconnect: more than most clients pipeline.
+/// The maximum number of requests that are read early to detect a disconnect. Most clients pipeline
+/// fewer.
 const EARLY_REQUESTS: usize = 16;
 
-/// Reading early stops at this many bytes: one message of the default limit.
+/// Reading early stops at this many bytes, which is one message of the default limit.
 const EARLY_BYTES: usize = 64 * 1024;
 
-/// How often the system is asked whether the client has disconnected once nothing more is read early. It costs
-/// one system call, and only while a handler runs this long.
+/// The interval at which the system is asked whether the client has disconnected, once no more
+/// requests can be read early. It costs one system call, and only while a handler runs this long.
 const HANG_UP_CHECK: Duration = Duration::from_secs(1);
 
 /// The requests of one client.
 pub(super) struct Inbound {
     receiver: RecvHalf,
-    /// Requests that were read before they could be answered.
+    /// Requests that were read early, before they could be answered.
     early: VecDeque<Message>,
     share: Share,
-    /// Runs while the client is waited for.
+    /// Runs while the client is idle.
     idle_timeout: Timer,
     hang_up_check: Timer,
-    /// How many requests were taken since other tasks last ran.
+    /// Requests taken in this turn: since the task last yielded, or found no request.
     turn: u32,
 }
 
-/// A request as it was received.
+/// A received request.
 pub(super) struct Message {
     pub(super) bytes: Bytes,
     pub(super) held: Held,
 }
 
-/// What came of looking for the next request.
+/// The result of `Inbound::poll_next`.
 pub(super) enum NextRequest {
     Ready(Message),
     NotYet,
-    /// The conversation is over.
+    /// The client has ended the conversation or closed.
     End,
 }
 
@@ -64,22 +65,23 @@ impl Inbound {
         }
     }
 
-    /// Whether to take the next request before replies are flushed.
+    /// Returns whether to take the next request before replies are flushed.
     pub(super) fn expects_next(&self) -> bool {
         !self.early.is_empty() || (self.receiver.expects_more() && self.share.is_free())
     }
 
-    /// Whether other tasks should run before the next request is taken.
+    /// Returns whether the task should yield before it takes the next request.
     pub(super) fn is_turn_over(&self) -> bool {
         self.turn >= self.receiver.turn()
     }
 
-    /// Other tasks have run.
+    /// Begins a new turn, after the task has yielded.
     pub(super) fn begin_turn(&mut self) {
         self.turn = 0;
     }
 
-    /// Takes the next request. `is_alone`: no earlier one is in flight or has an unsent reply.
+    /// Takes the next request. `is_alone` says that no earlier one is in flight or has an unsent
+    /// reply.
     pub(super) fn poll_next(
         &mut self,
         cx: &mut Context<'_>,
@@ -102,7 +104,7 @@ impl Inbound {
 
     fn read_next(&mut self, cx: &mut Context<'_>, is_alone: bool) -> Result<NextRequest, Failure> {
         if is_alone {
-            // The message of this turn, if there was one, is answered.
+            // The request of this client's turn in the budget, if it had one, is answered.
             self.share.end_turn();
         }
         if self.share.poll_admit(cx, is_alone).is_pending() {
@@ -126,7 +128,7 @@ impl Inbound {
         })
     }
 
-    /// Ready once the client has sent nothing for too long. The time that it waits for the budget does not count.
+    /// Ready once the client has been idle for too long. Waiting for the budget does not count.
     pub(super) fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
         if self.share.is_waiting() {
             self.idle_timeout.stop();
@@ -135,7 +137,7 @@ impl Inbound {
         self.idle_timeout.poll_expired(cx).map(Failure::IdleTimeout)
     }
 
-    /// Watches for a disconnect while the handler runs.
+    /// Ready once the client has disconnected. Called while the handler runs.
     pub(super) fn poll_disconnected(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
         if let Err(failure) = ready!(self.poll_read_early(cx, EARLY_REQUESTS)) {
             return Poll::Ready(failure);
@@ -143,7 +145,8 @@ impl Inbound {
         if self.receiver.end() == Some(RecvEnd::Closed) {
             return Poll::Ready(Failure::Disconnected);
         }
-        // Either it has sent more than is read early or nothing more will arrive: reading can't detect it.
+        // Reading can't detect a disconnect here: the client has sent more than may be read early,
+        // the budget is spent, or nothing more will arrive.
         while self.hang_up_check.poll_expired(cx).is_ready() {
             self.hang_up_check.stop();
             if self.receiver.is_hung_up() {
@@ -153,7 +156,8 @@ impl Inbound {
         Poll::Pending
     }
 
-    /// Reads requests early. Ready once `most` of them, or `EARLY_BYTES`, wait, or nothing more can be read.
+    /// Reads requests early. Ready once `most` of them or `EARLY_BYTES` wait, the budget is spent,
+    /// or nothing more can be read.
     pub(super) fn poll_read_early(
         &mut self,
         cx: &mut Context<'_>,

@@ -1,23 +1,25 @@
-//! What the user's code returns besides replies.
+//! Conversion of the values that the user's code returns, besides replies.
 
 use crate::error::BoxError;
 
-/// What `authorize` and the code of a connection return: a `Result`, whose error is logged.
+/// A value that `authorize` or the code of a connection returns. It converts to a `Result` whose
+/// error is logged.
 ///
-/// [`Serve::authorize`](crate::Serve::authorize) also takes a `bool`, which is whether to serve the client. The code of
-/// [`serve_connections`](crate::serve_connections) may also return nothing.
+/// [`Serve::authorize`](crate::Serve::authorize) also accepts a `bool`: whether to serve the
+/// client. The code of a connection, which is the future that the handler of
+/// [`serve_connections`](crate::serve_connections) returns, may also return `()`.
 ///
 /// This trait is sealed: it can't be implemented outside of this crate.
 pub trait IntoResult: sealed::Sealed {
-    /// Whether the type can say no.
+    /// Whether the type can express a refusal.
     #[doc(hidden)]
     const DECIDES: bool = true;
 
-    /// Converts it into a result.
+    /// Converts the value into a result.
     ///
     /// # Errors
     ///
-    /// The error to be logged.
+    /// Returns the error to be logged.
     fn into_result(self) -> Result<(), BoxError>;
 }
 

@@ -12,17 +12,17 @@ use tracing::trace;
 use super::{budget::Held, failure::Failure, guard::Timer};
 use crate::{connection::SendHalf, error::SendError, telemetry::Stats};
 
-/// How many bytes of replies may wait for the next one. This is more than a socket accepts at once by default,
-/// so a client that reads gets as much per call as without a limit.
+/// Replies are flushed once they have this many bytes. A socket accepts less than this at once by
+/// default, so a client that reads receives as much per call as it would without a limit.
 const BATCH_BYTES: usize = 256 * 1024;
 
 /// The replies to one client. The engine may send several together.
 pub(super) struct Outbound {
     sender: SendHalf,
     write_timeout: Timer,
-    /// How many replies were fed to the engine and not flushed.
+    /// Replies that were fed to the engine and not yet flushed.
     unsent: u64,
-    /// Their bytes.
+    /// Counts the bytes of the unsent replies.
     held: Option<Held>,
     sent: u64,
     stats: Stats,
@@ -40,12 +40,12 @@ impl Outbound {
         }
     }
 
-    /// The number of replies that were sent.
+    /// The number of replies sent.
     pub(super) fn sent(&self) -> u64 {
         self.sent
     }
 
-    /// Whether the replies have to be flushed before another request is answered.
+    /// Returns whether the replies must be flushed before another request is answered.
     pub(super) fn is_full(&self) -> bool {
         self.held
             .as_ref()
@@ -58,7 +58,7 @@ impl Outbound {
         self.limit(room, cx)
     }
 
-    /// Feeds a reply to the engine, once there is room for it.
+    /// Feeds a reply to the engine. Called once `poll_room` is ready.
     pub(super) fn feed(&mut self, reply: Bytes, held: Held) -> Result<(), Failure> {
         trace!(bytes = reply.len(), "reply");
         self.sender.start(reply).map_err(|error| match error {
@@ -74,7 +74,7 @@ impl Outbound {
         Ok(())
     }
 
-    /// Ready once every reply is sent.
+    /// Ready once all replies are sent.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         if self.unsent > 0 {
             let flushed = self.sender.poll_flush(cx);
@@ -87,7 +87,7 @@ impl Outbound {
         Poll::Ready(Ok(()))
     }
 
-    /// Applies the write timeout to a poll of the sender.
+    /// Applies the write timeout to the result of polling the sender.
     fn limit(
         &mut self,
         sent: Poll<Result<(), SendError>>,

@@ -1,4 +1,4 @@
-//! Notifies connections' code of a shutdown.
+//! The notification of a shutdown for the code of connections.
 
 use std::{
     fmt,
@@ -11,8 +11,9 @@ use tokio::sync::watch;
 
 /// A future that completes once the server shuts down or is dropped.
 ///
-/// From then on the connection's code has the [`drain_timeout`](crate::ServeConnections::drain_timeout)
-/// to finish. The future may be polled again after completion, and is ready again.
+/// The code of the connection then has the
+/// [`drain_timeout`](crate::ServeConnections::drain_timeout) to finish. After completion the future
+/// may be polled again and is ready at once.
 ///
 /// # Examples
 ///
@@ -33,7 +34,8 @@ use tokio::sync::watch;
 /// ```
 #[must_use = "futures do nothing unless they are awaited"]
 pub struct Shutdown {
-    /// Has one change, which is never marked as seen.
+    /// Changes once. The change is never marked as seen here, so `has_changed` keeps returning
+    /// true.
     begun: watch::Receiver<()>,
     waiting: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
 }
@@ -44,14 +46,14 @@ impl Shutdown {
         Self { begun, waiting }
     }
 
-    /// Whether the shutdown has begun.
+    /// Returns whether the shutdown has begun or the server was dropped.
     #[must_use]
     pub fn is_shutdown(&self) -> bool {
         // An error means that the server was dropped.
         self.begun.has_changed().unwrap_or(true)
     }
 
-    /// Like awaiting the future itself, without its allocation.
+    /// Waits like the future itself, without its allocation.
     pub(super) fn wait(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
         wait(self.begun.clone())
     }

@@ -1,4 +1,4 @@
-//! The tasks of one server, one for each connection.
+//! The tasks of one server: one for each connection.
 
 use std::future::Future;
 
@@ -6,14 +6,15 @@ use tokio::task::{JoinError, JoinSet};
 
 use crate::engine::inline::InlineTasks;
 
-/// The tasks of one server. Dropping them aborts all.
+/// The tasks of one server. Dropping this aborts all of them.
 pub(crate) struct Tasks {
     tasks: JoinSet<()>,
     inline: Option<InlineTasks>,
 }
 
 impl Tasks {
-    /// Called in the runtime that runs the tasks. With `inline`, the threads that complete their I/O run them too.
+    /// Creates an empty set. Called inside the runtime that runs the tasks. With `inline`, a thread
+    /// that completes I/O of a task also polls it.
     pub(crate) fn new(inline: bool) -> Self {
         Self {
             tasks: JoinSet::new(),
@@ -32,7 +33,7 @@ impl Tasks {
         };
     }
 
-    /// Waits until a task has ended; `None` if there is none.
+    /// Waits until a task has completed. Returns `None` if there is none.
     ///
     /// # Cancel safety
     ///
@@ -45,7 +46,7 @@ impl Tasks {
         self.tasks.abort_all();
     }
 
-    /// Waits until every future is dropped. All tasks have ended.
+    /// Waits until every future is dropped. Called once all tasks have completed.
     pub(crate) async fn ended(self) {
         if let Some(inline) = self.inline {
             inline.ended().await;

@@ -15,8 +15,8 @@ use crate::{
     serve::admission::Users,
 };
 
-/// A client that sends some requests at once, waits until it has all of their replies, and so on. It wakes nobody: a
-/// server that is not done with a burst when it waits will wait for ever.
+/// A client that sends a burst of requests, waits until it has all of the replies, and repeats. It
+/// wakes nobody: a server that waits before it has sent all replies of a burst will wait forever.
 #[derive(Clone)]
 struct Bursts {
     size: usize,
@@ -37,7 +37,7 @@ impl Bursts {
         }
     }
 
-    /// Whether the server has received a part of a burst.
+    /// Returns whether the server has received only a part of a burst.
     fn is_amid(&self) -> bool {
         self.received.load(Relaxed) % self.size > 0
     }
@@ -97,7 +97,7 @@ async fn echo(request: Bytes) -> Bytes {
     request
 }
 
-/// Serves `client` to its end.
+/// Serves `client` until it closes.
 async fn serve<H: Handler<T>, T>(client: &Bursts, concurrency: usize, handler: H) {
     let channel = Channel {
         receiver: Box::new(client.clone()),
