@@ -1,4 +1,4 @@
-//! What a pipe's server counts and logs.
+//! Statistics and logging of a pipe's server.
 
 use std::{convert::Infallible, error::Error, io, sync::Arc, time::Duration};
 
@@ -20,22 +20,22 @@ mod metrics;
 mod reason;
 mod stats;
 
-/// The figures and the log of one listener and its connections. A clone refers to the same ones.
+/// The statistics and the log of one listener and its connections. A clone refers to the same ones.
 #[derive(Clone)]
 pub(crate) struct Telemetry {
     stats: Stats,
     log_limit: Arc<LogLimit>,
 }
 
-/// What a log line says besides its reason and its error.
+/// The optional fields of a log line, besides its reason and its error.
 #[derive(Default)]
 pub(crate) struct Details {
-    /// `None` for what concerns the whole pipe.
+    /// The number of the connection. `None` if the line concerns the whole pipe.
     pub(crate) connection: Option<u64>,
     pub(crate) peer: Option<io::Result<Peer>>,
     pub(crate) requests: Option<u64>,
     pub(crate) replies: Option<u64>,
-    /// How long the server waits before it tries again.
+    /// The delay before the server retries.
     pub(crate) delay: Option<Duration>,
 }
 
@@ -51,9 +51,9 @@ impl Telemetry {
         &self.stats
     }
 
-    /// Counts an error, and logs it unless too many of its kind were logged.
+    /// Counts an error, and logs it unless the log limit of its reason is reached.
     ///
-    /// Called outside all locks: a log subscriber and a recorder of metrics are user code.
+    /// Called outside all locks: a log subscriber and a metrics recorder are user code.
     pub(crate) fn report(&self, reason: Reason, error: &(dyn Error + 'static), details: Details) {
         self.stats.count_error(reason);
         let permit = match reason.level() {
@@ -67,18 +67,18 @@ impl Telemetry {
         log(pipe, reason, error, permit, details);
     }
 
-    /// Logs how many lines were suppressed, for each reason once it is quiet. Never ends.
+    /// Logs the number of suppressed lines of each reason once it has been quiet. Never returns.
     pub(crate) async fn log_suppressed(&self) -> Infallible {
         self.log_limit.run().await
     }
 
-    /// Logs how many lines were suppressed.
+    /// Logs the number of suppressed lines of each reason now.
     pub(crate) fn flush_log(&self) {
         self.log_limit.flush();
     }
 }
 
-/// Reports a fault of a connection that belongs to no listener.
+/// Logs an error of a connection that belongs to no listener. It is not counted or limited.
 #[cfg(target_os = "linux")]
 pub(crate) fn report_alone(reason: Reason, error: &(dyn Error + 'static)) {
     log(

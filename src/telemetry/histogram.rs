@@ -5,14 +5,14 @@ use std::{
     time::Duration,
 };
 
-/// How many buckets a power of two is divided into: the numbers in one bucket differ by less than one eighth.
+/// The number of buckets per power of two. Numbers in one bucket differ by less than one eighth.
 const DIVISIONS: usize = 1 << DIVISION_BITS;
 const DIVISION_BITS: usize = 3;
 
-/// For every `u64`: about 4 KB.
+/// Enough buckets for every `u64`, of about 4 KB in total.
 const BUCKETS: usize = (64 - DIVISION_BITS + 1) * DIVISIONS;
 
-/// Times in nanoseconds.
+/// A histogram of times in nanoseconds.
 pub(super) struct Histogram {
     buckets: [AtomicU64; BUCKETS],
     longest: AtomicU64,
@@ -29,7 +29,7 @@ impl Histogram {
     pub(super) fn record(&self, time: Duration) {
         let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         self.buckets[bucket_of(nanoseconds)].fetch_add(1, Relaxed);
-        // Usually a load is enough, which does not invalidate other cores' cache lines.
+        // A load usually suffices, and does not invalidate other cores' cache lines.
         if nanoseconds > self.longest.load(Relaxed) {
             self.longest.fetch_max(nanoseconds, Relaxed);
         }
@@ -61,7 +61,8 @@ impl Times {
         Duration::from_nanos(self.longest)
     }
 
-    /// The upper end of the percentile's bucket, or the longest time if that is less. 0 without times.
+    /// Returns the upper end of the bucket of this percentile, or the longest time if that is less.
+    /// Returns 0 if no times were recorded.
     pub(super) fn percentile(&self, percent: u64) -> Duration {
         let total: u64 = self.counts.iter().sum();
         let rank = (u128::from(total) * u128::from(percent)).div_ceil(100);
@@ -76,7 +77,8 @@ impl Times {
     }
 }
 
-/// The bucket of a number: its four leading bits, and how many follow.
+/// Returns the bucket of a number. It is determined by the four leading bits of the number and the
+/// count of bits that follow.
 fn bucket_of(number: u64) -> usize {
     let Some(exponent) = number.checked_ilog2() else {
         return 0;
@@ -85,7 +87,7 @@ fn bucket_of(number: u64) -> usize {
     shift * DIVISIONS + (number >> shift) as usize
 }
 
-/// The largest number in a bucket.
+/// Returns the largest number in a bucket.
 fn last_of(bucket: usize) -> u64 {
     let shift = (bucket / DIVISIONS).saturating_sub(1);
     let digits = (bucket - shift * DIVISIONS) as u64;

@@ -1,4 +1,5 @@
-//! A rate limit for the log: clients cause most of what a server logs, and must not be able to fill it.
+//! A rate limit for the log. Clients cause most of the lines that a server logs, and must not be
+//! able to flood the log.
 
 use std::{convert::Infallible, mem, time::Duration};
 
@@ -11,11 +12,12 @@ use tracing::{Level, error, warn};
 use super::reason::Reason;
 use crate::{mutex::Mutex, name::PipeName};
 
-/// How many lines are logged per [`WINDOW`] and reason: enough to see what happens, and to whom.
+/// The maximum number of lines per [`WINDOW`] and reason. This is enough to show what happens, and
+/// to which clients.
 const LINES: u32 = 5;
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// The limit of one listener, separate for each [`Reason`].
+/// The log limit of one listener, separate for each [`Reason`].
 #[derive(Debug)]
 pub(super) struct LogLimit {
     pipe: PipeName,
@@ -24,18 +26,18 @@ pub(super) struct LogLimit {
     has_suppressed: Notify,
 }
 
-/// The lines of one reason.
+/// The state of the limit for one reason.
 #[derive(Clone, Copy, Debug)]
 struct ReasonLines {
     window: Instant,
     logged: u32,
-    /// How many lines were suppressed since the last one.
+    /// The number of lines suppressed since the last logged one.
     suppressed: u64,
 }
 
 impl ReasonLines {
-    /// When to log the number of suppressed lines by itself: once no other line could have for a whole
-    /// window.
+    /// Returns when to log the number of suppressed lines on a separate line: once a whole window
+    /// has passed without a line.
     fn quiet_at(&self) -> Option<Instant> {
         (self.suppressed > 0).then(|| self.window + 2 * WINDOW)
     }
@@ -60,7 +62,7 @@ impl ReasonLines {
 /// Permission to log one line.
 #[derive(Default)]
 pub(super) struct LogPermit {
-    /// How many lines were suppressed before this one, for its field `suppressed`.
+    /// The number of lines suppressed before this one, for its field `suppressed`.
     pub(super) suppressed: Option<u64>,
 }
 
@@ -78,12 +80,12 @@ impl LogLimit {
         }
     }
 
-    /// The pipe that the lines are about.
+    /// The name of the pipe that is logged.
     pub(super) fn pipe(&self) -> &PipeName {
         &self.pipe
     }
 
-    /// Whether a line may be logged now. If not, it is counted.
+    /// Returns a permit if a line may be logged now. If not, counts the line as suppressed.
     pub(super) fn permit(&self, reason: Reason) -> Option<LogPermit> {
         let now = Instant::now();
         let permit = self.lines.lock()[reason.index()].permit(now);
@@ -94,7 +96,7 @@ impl LogLimit {
         permit
     }
 
-    /// Logs how many lines were suppressed, for each reason once it is quiet. Never ends.
+    /// Logs the number of suppressed lines of each reason once it has been quiet. Never returns.
     pub(super) async fn run(&self) -> Infallible {
         loop {
             let next = self.next_quiet();
@@ -108,13 +110,13 @@ impl LogLimit {
         }
     }
 
-    /// When the next reason is quiet.
+    /// Returns when the next reason becomes quiet.
     fn next_quiet(&self) -> Option<Instant> {
         let lines = self.lines.lock();
         lines.iter().filter_map(ReasonLines::quiet_at).min()
     }
 
-    /// Logs how many lines were suppressed.
+    /// Logs the number of suppressed lines of each reason now.
     pub(super) fn flush(&self) {
         self.flush_where(|_| true);
     }
@@ -130,7 +132,7 @@ impl LogLimit {
                 lines if chosen(lines) => mem::take(&mut lines.suppressed),
                 _ => 0,
             };
-            // A subscriber is user code as well.
+            // Outside the lock: a log subscriber is user code.
             let word = reason.as_str();
             match suppressed {
                 0 => {}
@@ -161,7 +163,8 @@ mod tests {
         LogLimit::new("limit".parse().unwrap())
     }
 
-    /// How many of `times` lines pass, and how many they report as suppressed.
+    /// Asks for `times` permits. Returns the number granted, and the number of suppressed lines
+    /// that they report.
     fn pass(limit: &LogLimit, reason: Reason, times: u32) -> (usize, u64) {
         let passed: Vec<_> = (0..times).filter_map(|_| limit.permit(reason)).collect();
         let suppressed = passed.iter().filter_map(|permit| permit.suppressed).sum();

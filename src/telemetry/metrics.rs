@@ -1,4 +1,5 @@
-//! The figures as metrics of the `metrics` facade. Their names are listed in the documentation of `Stats`.
+//! The statistics as metrics of the `metrics` facade. The documentation of `Stats` lists their
+//! names.
 
 use metrics::{
     Counter, Gauge, Histogram, SharedString, Unit, counter, describe_counter, describe_gauge,
@@ -8,7 +9,8 @@ use metrics::{
 use super::reason::Reason;
 use crate::name::PipeName;
 
-/// Handles to the metrics of one pipe. They are looked up once: a lookup allocates, and may take a lock.
+/// Handles to the metrics of one pipe. They are looked up only once, because a lookup allocates and
+/// may take a lock.
 pub(super) struct Metrics {
     pub(super) accepted: Counter,
     pub(super) connected: Gauge,
@@ -23,7 +25,7 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    /// Registers them with the recorder that is installed now, each with the value 0.
+    /// Registers the metrics with the recorder that is installed now, each with the value 0.
     pub(super) fn new(pipe: &PipeName) -> Self {
         let pipe = SharedString::from(pipe.to_string());
         let counter = |name: &'static str, unit, text: &'static str| {

@@ -1,10 +1,11 @@
-//! Why something failed, as one of a fixed set of words.
+//! Reasons for failures, as a fixed set of words.
 
 use std::fmt;
 
 use tracing::Level;
 
-/// Defines [`Reason`] from one table: the variant, its word in the log, and the level of the line.
+/// Defines [`Reason`] from one table. Each row has the variant, its word in the log, and the log
+/// level.
 macro_rules! reasons {
     (
         $(#[$attribute:meta])*
@@ -44,40 +45,42 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// Why a connection was closed early, or why the server could not do something for a moment. It is the field
-    /// `reason` of every logged warning and error, and the key of the errors in a server's statistics.
+    /// The reason why a connection was closed early, or why another operation of the server failed.
+    /// It is the field `reason` of every logged warning and error, and the key of the error counts
+    /// in [`Stats`](crate::Stats).
     ///
-    /// At most five lines a second are logged for each reason and listener. The field `suppressed` of the next
-    /// line with that reason says how many were left out. If none follows within a second or two, a separate line
-    /// says so.
+    /// At most five lines per second are logged for each reason and listener. The field
+    /// `suppressed` of the next line with that reason has the number of lines that were left out.
+    /// If no such line follows within a second or two, the number is logged on a separate line.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     #[non_exhaustive]
     pub enum Reason {
-        /// Accepting a client failed; it is retried.
+        /// Accepting a client failed. It is retried.
         Accept = "accept" at WARN,
-        /// The next instance can't be created; it is retried.
+        /// The next instance can't be created. It is retried.
         Instance = "instance" at WARN,
         /// Linux: the length of the queue of clients can't be changed.
         Queue = "queue" at WARN,
-        /// Linux: a connection that passed file descriptors can't be closed yet.
+        /// Linux: a connection on which file descriptors were passed can't be closed yet.
         Close = "close" at WARN,
         /// [`on_connect`](crate::Serve::on_connect) refused the client.
         Refused = "refused" at WARN,
         /// [`authorize`](crate::Serve::authorize) refused the client.
         NotAuthorized = "not_authorized" at WARN,
-        /// The client's user has [`max_connections_per_user`](crate::Serve::max_connections_per_user) connections.
+        /// The client's user already has
+        /// [`max_connections_per_user`](crate::Serve::max_connections_per_user) connections.
         TooManyConnections = "too_many_connections" at WARN,
         /// `authorize` or `on_connect` took longer than `handler_timeout`.
         ConnectTimeout = "connect_timeout" at WARN,
-        /// A request is not what the handler takes ([`Rejection`](crate::Rejection)).
+        /// The handler can't take the request ([`Rejection`](crate::Rejection)).
         Rejected = "rejected" at WARN,
         /// A request is longer than `max_message_size`.
         RequestTooLong = "request_too_long" at WARN,
-        /// The client left, or cancelled its write, in the middle of a request.
+        /// The client disconnected, or cancelled its write, in the middle of a request.
         RequestIncomplete = "request_incomplete" at WARN,
-        /// The system can't receive a request.
+        /// The system reported an error when a request was received.
         Receive = "receive" at WARN,
-        /// The system can't send a reply.
+        /// The system reported an error when a reply was sent.
         Send = "send" at WARN,
         /// The handler took longer than `handler_timeout`.
         HandlerTimeout = "handler_timeout" at WARN,
@@ -93,15 +96,16 @@ reasons! {
         EmptyReply = "empty_reply" at ERROR,
         /// The handler returned a reply longer than `max_message_size`.
         ReplyTooLong = "reply_too_long" at ERROR,
-        /// The code of a connection ([`serve_connections`](crate::serve_connections)) returned an error.
+        /// The code of a connection ([`serve_connections`](crate::serve_connections)) returned an
+        /// error.
         Code = "code" at ERROR,
-        /// The client left before its reply was sent.
+        /// The client disconnected before its reply was sent.
         Disconnected = "disconnected" at DEBUG,
     }
 }
 
 impl Reason {
-    /// What follows from it, as the text of the log line.
+    /// The consequence for the connection or the server, as the text of the log line.
     pub(super) fn consequence(self) -> &'static str {
         match self {
             Self::Accept => "accepting a client failed; trying again",
@@ -114,7 +118,7 @@ impl Reason {
         }
     }
 
-    /// Its index in [`ALL`](Self::ALL).
+    /// The index of the reason in [`ALL`](Self::ALL).
     pub(super) fn index(self) -> usize {
         self as usize
     }

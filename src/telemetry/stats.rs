@@ -1,4 +1,4 @@
-//! A server's figures.
+//! The statistics of a server.
 
 use std::{
     fmt,
@@ -17,17 +17,17 @@ use super::{
 };
 use crate::name::PipeName;
 
-/// A handle to the live figures of a listener and the server that runs on it, from
+/// A handle to the live statistics of a listener and of the server that runs on it, from
 /// [`PipeListener::stats`](crate::PipeListener::stats), [`Serve::stats`](crate::Serve::stats) or
 /// [`ServeConnections::stats`](crate::ServeConnections::stats).
 ///
-/// A clone is cheap and refers to the same figures. The handle stays valid after the server has ended, and
-/// keeps neither the pipe nor a connection.
+/// A clone is cheap and refers to the same statistics. The handle remains valid after the server
+/// has ended, and keeps neither the pipe nor a connection open.
 ///
 /// # Metrics
 ///
-/// With the feature `metrics` the same figures go to the recorder of the [`metrics`](https://docs.rs/metrics)
-/// facade, for example to an exporter for Prometheus:
+/// With the feature `metrics`, the same statistics go to the recorder of the
+/// [`metrics`](https://docs.rs/metrics) facade, for example to an exporter for Prometheus:
 ///
 /// | metric | kind | what it counts |
 /// |---|---|---|
@@ -41,20 +41,22 @@ use crate::name::PipeName;
 /// | `pipe_server_errors_total` | counter | errors by `reason`, a word of [`Reason`] |
 /// | `pipe_server_handler_duration_seconds` | histogram | the time that the handler took for a request |
 ///
-/// Each has the label `pipe`, the name that was bound; two listeners of one name add up. The errors also have
-/// the label `reason`, which selects what a [`StatsSnapshot`] sums up: `reason=~".*_timeout"` for `timeouts`,
-/// `reason="panic"` for `panics`, and the reasons that [`refused`](StatsSnapshot::refused) lists. Nothing that
-/// a client controls is a label, so a pipe has a fixed number of series.
+/// Each metric has the label `pipe`, the name that was bound; two listeners with the same name add
+/// up. `pipe_server_errors_total` also has the label `reason`. It selects the errors that a
+/// [`StatsSnapshot`] adds up: `reason=~".*_timeout"` for `timeouts`, `reason="panic"` for `panics`,
+/// and the reasons listed at [`refused`](StatsSnapshot::refused). No label is controlled by a
+/// client, so a pipe has a fixed number of series.
 ///
-/// Install the recorder before the pipe is bound: that is when a listener registers its metrics, and they stay
-/// with the recorder that it finds. Without a recorder, counting costs a comparison. The recorder is called on the
-/// server's threads, so it must not block. An exporter that forgets metrics that have not changed for a while
-/// loses them for good, so turn that off.
+/// Install the recorder before the pipe is bound: the listener then registers its metrics, and
+/// always uses that recorder. Without a recorder, counting costs one comparison. The recorder is
+/// called on the server's threads, so it must not block. Turn off the idle timeout of an exporter:
+/// a metric that it removes is not registered again.
 ///
 /// # Examples
 ///
 /// ```
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use pipe_server::{Bytes, Client, PipeListener, Reason, serve};
 ///
 /// let name = format!("stats-example-{}", std::process::id());
@@ -79,14 +81,14 @@ struct Shared {
     connected: AtomicUsize,
     waiting: AtomicUsize,
     accepted: AtomicU64,
-    /// By [`Reason::index`].
+    /// Indexed by [`Reason::index`].
     errors: [AtomicU64; Reason::ALL.len()],
     shards: [Shard; SHARDS],
     #[cfg(feature = "metrics")]
     metrics: Metrics,
 }
 
-/// By how much the numbers of instances changed, for [`Stats::publish_instances`].
+/// The change of the numbers of instances, for [`Stats::publish_instances`].
 #[must_use]
 #[cfg_attr(
     not(feature = "metrics"),
@@ -97,11 +99,11 @@ pub(crate) struct InstancesChange {
     waiting: isize,
 }
 
-/// Few servers have more workers than this. Further threads share shards.
+/// The number of shards. Few servers have more workers; further threads share shards.
 const SHARDS: usize = 8;
 
-/// The counters that each request changes, for the threads that use this shard. If all threads wrote to the
-/// same cache lines, a request would cost several percent more.
+/// The counters that each request changes, for the threads that use this shard. If all threads
+/// wrote to the same cache lines, a request would cost several percent more.
 #[repr(align(128))]
 struct Shard {
     requests: AtomicU64,
@@ -123,23 +125,24 @@ impl Shard {
     }
 }
 
-/// The figures of a server at one moment, from [`Stats::snapshot`] or a [`Summary`](crate::Summary).
+/// The statistics of a server at one moment, from [`Stats::snapshot`] or a
+/// [`Summary`](crate::Summary).
 ///
-/// They are read one after the other while the server runs, so they need not belong to the same moment
-/// exactly: a request may be counted before its bytes are.
+/// The values are read one after another while the server runs, so they may differ slightly in
+/// time: a request may be counted before its bytes are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StatsSnapshot {
     /// Connections accepted so far.
     pub accepted: u64,
-    /// Connections that were refused: those of the reasons [`Refused`](Reason::Refused),
-    /// [`NotAuthorized`](Reason::NotAuthorized), [`TooManyConnections`](Reason::TooManyConnections) and
-    /// [`ConnectTimeout`](Reason::ConnectTimeout).
+    /// Connections refused for one of the reasons [`Refused`](Reason::Refused),
+    /// [`NotAuthorized`](Reason::NotAuthorized), [`TooManyConnections`](Reason::TooManyConnections)
+    /// and [`ConnectTimeout`](Reason::ConnectTimeout).
     pub refused: u64,
     /// Connections that are open now.
     pub connected: usize,
-    /// Instances that wait for a client now. 0 at `max_instances`, where further clients find the pipe busy.
-    /// On Linux 1 at most, since the kernel queues clients.
+    /// Instances that wait for a client now. This is 0 at `max_instances`, where further clients
+    /// find the pipe busy, and at most 1 on Linux, where the kernel queues clients.
     pub waiting: usize,
     /// Requests received by [`serve`](crate::serve()).
     pub requests: u64,
@@ -151,14 +154,16 @@ pub struct StatsSnapshot {
     pub bytes_sent: u64,
     /// Errors by reason.
     pub errors: Errors,
-    /// Connections closed by a timeout: those of the four reasons whose words end in `_timeout`.
+    /// Connections closed by a timeout: the sum of the four reasons whose words end in `_timeout`.
     pub timeouts: u64,
     /// Panics in handlers and in connections' code.
     pub panics: u64,
-    /// The longest time that the handler took for a request. A cancelled handler counts with the time until then;
-    /// one that is still running, or was aborted when the server ended, does not count.
+    /// The longest time that the handler took for a request. A cancelled handler counts with the
+    /// time until its cancellation. A handler that is still running, or was aborted when the server
+    /// ended, does not count.
     pub handler_time_longest: Duration,
-    /// 99 % of the requests were handled within this time. Rounded up by less than one eighth.
+    /// The 99th percentile of the time that the handler took for a request, rounded up by less than
+    /// one eighth.
     pub handler_time_p99: Duration,
 }
 
@@ -185,7 +190,7 @@ impl Stats {
         }
     }
 
-    /// The figures as they are now.
+    /// Returns the current values.
     #[must_use]
     pub fn snapshot(&self) -> StatsSnapshot {
         let shared = &*self.shared;
@@ -225,7 +230,8 @@ impl Stats {
         }
     }
 
-    /// Sets the numbers of instances. Not called concurrently.
+    /// Sets the numbers of instances, and returns the change for the metrics. Must not be called
+    /// concurrently.
     pub(crate) fn set_instances(&self, connected: usize, waiting: usize) -> InstancesChange {
         let set = |count: &AtomicUsize, new: usize| {
             let old = count.load(Relaxed);
@@ -238,8 +244,8 @@ impl Stats {
         }
     }
 
-    /// Adds a change to the metrics. It may follow later and in any order, so that it can be called outside the
-    /// lock that orders the changes: a recorder is user code.
+    /// Adds a change to the metrics. Changes may be added later and in any order, so that this can
+    /// be called outside the lock that orders them: a recorder is user code.
     pub(crate) fn publish_instances(&self, change: InstancesChange) {
         #[cfg(feature = "metrics")]
         {
@@ -313,13 +319,13 @@ impl fmt::Debug for Stats {
 }
 
 impl Errors {
-    /// The count for `reason`.
+    /// Returns the count for `reason`.
     #[must_use]
     pub fn get(&self, reason: Reason) -> u64 {
         self.0[reason.index()]
     }
 
-    /// The reasons that occurred, with their counts.
+    /// Iterates over the reasons that occurred, with their counts.
     pub fn iter(&self) -> impl Iterator<Item = (Reason, u64)> + '_ {
         let all = Reason::ALL.into_iter().zip(self.0);
         all.filter(|&(_, count)| count > 0)
@@ -332,7 +338,7 @@ impl fmt::Debug for Errors {
     }
 }
 
-/// For example `handler=2 idle_timeout=1`; empty without errors.
+/// Writes the counts as `handler=2 idle_timeout=1`, or nothing if no errors occurred.
 impl fmt::Display for Errors {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (reason, count)) in self.iter().enumerate() {
