@@ -22,7 +22,7 @@ mod futures;
 mod halves;
 mod identity;
 
-/// What a connection belongs to.
+/// The owner of a connection, which is told when it closes.
 pub(crate) trait Origin: Send + Sync {
     /// Called when a connection closes, while its `link` is still open.
     fn release(&self, link: &Arc<dyn Link>);
@@ -30,8 +30,8 @@ pub(crate) trait Origin: Send + Sync {
 
 /// A client's two-way message channel.
 ///
-/// Dropping it closes the pipe and frees its instance for the next client. The other side can still read what
-/// was sent before.
+/// Dropping the connection closes it and frees its instance for the next client. The other side can
+/// still read messages that were sent before.
 pub struct Connection {
     receiver: RecvHalf,
     sender: SendHalf,
@@ -48,17 +48,17 @@ impl Connection {
         Self { receiver, sender }
     }
 
-    /// Receives the next message, whole and alone. Returns `None` once the other side has closed or has ended
-    /// the conversation with an empty message.
+    /// Receives the next message, whole and alone. Returns `None` once the other side has closed,
+    /// or has ended the conversation with an empty message.
     ///
     /// # Errors
     ///
-    /// [`RecvError::TooLong`] for a message over `max_message_size`. [`RecvError::Incomplete`] if the other
-    /// side closed in the middle of a message; no part of it is delivered. After any error nothing more can
-    /// be received.
+    /// Returns [`RecvError::TooLong`] for a message longer than `max_message_size`, and
+    /// [`RecvError::Incomplete`] if the other side closed in the middle of a message; no part of it
+    /// is delivered. After any error nothing more can be received.
     ///
-    /// One case is not detected. If a program on Windows cancels a write that was partly read and then writes
-    /// another message, that part and the new message arrive as one.
+    /// One case is not detected: if a program on Windows cancels a write that was partly read, and
+    /// then writes another message, the part and the new message arrive as one message.
     ///
     /// # Cancel safety
     ///
@@ -67,30 +67,31 @@ impl Connection {
         self.receiver.recv().await
     }
 
-    /// Sends one message. When this returns, the system has the message; whether the other side has read it
-    /// is not known.
+    /// Sends one message. When this returns, the system has accepted the message. The other side
+    /// may not have read it yet.
     ///
     /// Waits for the other side to read while the pipe is full.
     ///
     /// # Errors
     ///
-    /// [`SendError::TooLong`], [`SendError::Empty`] and, after [`finish`](Self::finish),
-    /// [`SendError::Finished`], before anything is sent. [`SendError::Closed`] if the other side is gone.
+    /// Returns [`SendError::TooLong`], [`SendError::Empty`] or, after [`finish`](Self::finish),
+    /// [`SendError::Finished`] before anything is sent. Returns [`SendError::Closed`] if the other
+    /// side has closed.
     ///
     /// # Cancel safety
     ///
-    /// Not cancel safe: if the future is dropped, the message may or may not be sent. It is never sent in
-    /// part, and never after a later one.
+    /// Not cancel safe: if the future is dropped, the message may or may not be sent. It is never
+    /// sent in part, and never after a later message.
     pub async fn send(&mut self, message: impl Into<Bytes>) -> Result<(), SendError> {
         self.sender.send(message).await
     }
 
-    /// Ends the conversation from this side by sending the empty message. The other side receives nothing
-    /// more. Outstanding replies can still be received.
+    /// Ends the conversation from this side by sending an empty message. No more messages can be
+    /// sent. Outstanding replies can still be received.
     ///
     /// # Errors
     ///
-    /// [`SendError::Closed`] if the other side is gone.
+    /// Returns [`SendError::Closed`] if the other side has closed.
     ///
     /// # Cancel safety
     ///
@@ -105,23 +106,25 @@ impl Connection {
         (self.receiver, self.sender)
     }
 
-    /// Who is on the other side. The system is asked once; the answer is cached.
+    /// Returns the process and the user on the other side. The system is asked once and the answer
+    /// is cached.
     ///
     /// # Errors
     ///
-    /// Returns the system's error. On Windows the client's user is unknown, and this fails, until a message
-    /// from it has been received (*ImpersonateNamedPipeClient*).
+    /// Returns the system's error. On Windows the client's user is unknown, and this fails, until a
+    /// message from it has been received (*ImpersonateNamedPipeClient*).
     pub fn peer(&self) -> io::Result<Peer> {
         self.identity().peer()
     }
 
-    /// The number of this connection, counted from 1 for each listener; 0 on a client.
+    /// Returns the number of this connection. The connections of a listener are counted from 1; a
+    /// client's connection has the number 0.
     #[must_use]
     pub fn id(&self) -> u64 {
         self.identity().id
     }
 
-    /// The longest message that can be sent, in bytes.
+    /// Returns the length of the longest message that can be sent, in bytes.
     #[must_use]
     pub fn max_message_size(&self) -> usize {
         self.sender.max_message_size()

@@ -1,4 +1,4 @@
-//! The halves of a connection, which can be used by two tasks at once.
+//! The halves of a connection. Two tasks can use them at the same time.
 
 use std::{
     fmt,
@@ -18,18 +18,18 @@ use crate::{
     error::{RecvError, SendError},
 };
 
-/// The receiving half of a connection, from [`Connection::into_split`]. The pipe is closed when both
-/// halves are dropped.
+/// The receiving half of a connection, from [`Connection::into_split`]. The connection closes when
+/// both halves are dropped.
 pub struct RecvHalf {
     receiver: Box<dyn Receive>,
     ended: Option<RecvEnd>,
-    /// The connection's span, until the peer is recorded in it.
+    /// The span of the connection. Taken once the peer is recorded in it.
     anonymous: Option<Span>,
     shared: Arc<Shared>,
 }
 
-/// The sending half of a connection, from [`Connection::into_split`]. The pipe is closed when both
-/// halves are dropped.
+/// The sending half of a connection, from [`Connection::into_split`]. The connection closes when
+/// both halves are dropped.
 pub struct SendHalf {
     sender: Box<dyn Transmit>,
     ended: bool,
@@ -37,16 +37,16 @@ pub struct SendHalf {
     shared: Arc<Shared>,
 }
 
-/// How receiving ended.
+/// The way in which receiving ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RecvEnd {
-    /// With an empty message: the other side may still be reading.
+    /// The other side sent an empty message. It may still be reading.
     HalfClosed,
-    /// The other side is gone, or sent something that can't be received.
+    /// The other side has closed, or sent a message that can't be received.
     Closed,
 }
 
-/// What both halves share. Dropping it closes the connection.
+/// The state that both halves share. Dropping it closes the connection.
 struct Shared {
     /// `None` on a client.
     origin: Option<Arc<dyn Origin>>,
@@ -55,7 +55,8 @@ struct Shared {
 }
 
 impl Drop for Shared {
-    /// Before `link` is dropped: at the limit, the next instance must exist before this one closes.
+    /// Runs before `link` is dropped: at the limit, the next instance must exist before this one
+    /// closes.
     fn drop(&mut self) {
         if let Some(origin) = &self.origin {
             origin.release(&self.link);
@@ -63,7 +64,7 @@ impl Drop for Shared {
     }
 }
 
-/// The halves of a new connection.
+/// Creates the halves of a new connection.
 pub(super) fn split(
     channel: Channel,
     origin: Option<Arc<dyn Origin>>,
@@ -110,7 +111,7 @@ impl RecvHalf {
         poll_fn(|cx| self.poll_recv(cx)).await
     }
 
-    /// How receiving ended, if it has.
+    /// Returns how receiving ended, if it has.
     pub(crate) fn end(&self) -> Option<RecvEnd> {
         self.ended
     }
@@ -120,12 +121,12 @@ impl RecvHalf {
         self.ended.is_none() && self.receiver.expects_more()
     }
 
-    /// How many messages in a row a task should receive before others run.
+    /// Same as [`Receive::turn`].
     pub(crate) fn turn(&self) -> u32 {
         self.receiver.turn()
     }
 
-    /// Whether the other side is gone. Messages that it sent before may still be received.
+    /// Same as [`Link::is_hung_up`].
     pub(crate) fn is_hung_up(&self) -> bool {
         self.shared.link.is_hung_up()
     }
@@ -134,7 +135,8 @@ impl RecvHalf {
         &self.shared.identity
     }
 
-    /// Records the peer in `span`: now, or once a message has been received if the peer is not known before.
+    /// Records the peer in `span` now or, if the peer is not known yet, once a message has been
+    /// received.
     pub(super) fn record_peer_in(&mut self, span: &Span) {
         if !span.is_disabled() {
             self.anonymous = Some(span.clone());
@@ -199,9 +201,9 @@ impl SendHalf {
         poll_fn(|cx| self.poll_flush(cx)).await
     }
 
-    /// Starts sending one message. It is guaranteed to be sent only once `poll_flush` is ready.
+    /// Starts sending one message. It is only guaranteed to be sent once `poll_flush` is ready.
     pub(crate) async fn feed(&mut self, message: Bytes) -> Result<(), SendError> {
-        // Before it waits for room.
+        // Checked before waiting for room.
         self.check(&message)?;
         poll_fn(|cx| self.poll_room(cx)).await?;
         self.start(message)
@@ -212,13 +214,13 @@ impl SendHalf {
         self.sender.poll_ready(cx)
     }
 
-    /// Starts sending one message, once there is room for it.
+    /// Starts sending one message. Called once `poll_room` is ready.
     pub(crate) fn start(&mut self, message: Bytes) -> Result<(), SendError> {
         self.check(&message)?;
         self.sender.start_send(message)
     }
 
-    /// Ready when the system has all messages that were started.
+    /// Ready when the system has accepted all messages that were started.
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         self.sender.poll_flush(cx)
     }
@@ -253,7 +255,7 @@ impl SendHalf {
     }
 }
 
-/// Whether `message` can be sent at all.
+/// Checks that `message` is neither empty nor longer than `limit`.
 pub(crate) fn check(message: &Bytes, limit: usize) -> Result<(), SendError> {
     match message.len() {
         0 => Err(SendError::Empty),

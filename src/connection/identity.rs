@@ -8,13 +8,13 @@ use std::{
 
 use crate::{engine::Link, peer::Peer};
 
-/// What the requests of a connection know about it: its number, its peer and its session.
+/// The number, the peer and the session of a connection, which its requests share.
 pub(crate) struct Identity {
     pub(crate) id: u64,
     peer: OnceLock<Peer>,
     session: OnceLock<AnySession>,
-    /// Weak, so that a request that a handler keeps does not keep the instance open. `None` for a request
-    /// that was not received on a connection.
+    /// Weak, so that a handler that keeps a request does not keep the instance open. `None` for a
+    /// request that was not received on a connection.
     link: Option<Weak<dyn Link>>,
 }
 
@@ -31,7 +31,7 @@ impl Identity {
         }
     }
 
-    /// The identity of a request that was not received on a connection.
+    /// Creates the identity of a request that was not received on a connection.
     pub(crate) fn of(peer: Peer) -> Self {
         Self {
             id: 0,
