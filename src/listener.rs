@@ -49,8 +49,9 @@ impl Default for ListenerOptions {
 }
 
 impl ListenerOptions {
-    /// The [`defaults`]: any number of instances, messages up to 64 KiB (4,095 bytes on the `tokio` engine),
-    /// only the current user, no remote clients.
+    /// Creates options with the [`defaults`]: an unlimited number of instances, messages up to 64
+    /// KiB (4,095 bytes on the `tokio` engine), access only for the current user, no remote
+    /// clients.
     pub fn new() -> Self {
         Self {
             max_instances: None,
@@ -62,50 +63,53 @@ impl ListenerOptions {
         }
     }
 
-    /// The maximum number of clients that are served at once; at least 1. `None`, the default, sets no limit.
+    /// Sets the number of clients served at once; at least 1. `None`, the default, for no limit.
     ///
-    /// At the limit, further clients see a busy pipe and wait up to their connect timeout: `ERROR_PIPE_BUSY`
-    /// on Windows, `EAGAIN` on Linux. The shortest queue on Linux holds one client, so one client over the
-    /// limit connects there and waits for its first reply instead. So do clients that were queued when the
-    /// limit was reached. None of them is lost.
+    /// At the limit, further clients see a busy pipe and wait up to their connect timeout:
+    /// `ERROR_PIPE_BUSY` on Windows, `EAGAIN` on Linux. The shortest queue on Linux holds one
+    /// client. So one client over the limit can connect there, and waits for its first reply
+    /// instead. The same holds for clients that were queued when the limit was reached. None of
+    /// them is lost.
     ///
-    /// The listener counts, not the system: 255 means 255, although `CreateNamedPipe` takes it for
-    /// `PIPE_UNLIMITED_INSTANCES`.
+    /// The listener enforces the limit, not the system: 255 means 255, although `CreateNamedPipe`
+    /// interprets it as `PIPE_UNLIMITED_INSTANCES`.
     pub fn max_instances(mut self, instances: impl Into<Option<usize>>) -> Self {
         self.max_instances = instances.into();
         self
     }
 
-    /// The longest message in bytes, in both directions; at least 1. `None`, the default, is
-    /// [`defaults::MAX_MESSAGE_SIZE`], 65,536, or the engine's limit if that is lower (4,095 on the `tokio`
-    /// engine).
+    /// Sets the length of the longest message in bytes, in both directions; at least 1. `None`, the
+    /// default, is [`defaults::MAX_MESSAGE_SIZE`], 65,536, or the engine's limit if that is lower
+    /// (4,095 on the `tokio` engine).
     ///
-    /// A client that sends a longer message loses its connection. On Linux the system's limit is about twice
-    /// `net.core.wmem_max`.
+    /// A client that sends a longer message is disconnected. The system's own limit on Linux is
+    /// about twice `net.core.wmem_max`.
     pub fn max_message_size(mut self, bytes: impl Into<Option<usize>>) -> Self {
         self.for_engine.max_message_size = bytes.into();
         self
     }
 
-    /// The number of bytes that the pipe buffers in each direction before a writer waits for the reader; 1 to
-    /// 4,294,967,295. Default: [`defaults::BUFFER_SIZE`], 65,536.
+    /// Sets the number of bytes that the pipe buffers in each direction before a writer waits for
+    /// the reader; 1 to 4,294,967,295. Default: [`defaults::BUFFER_SIZE`], 65,536.
     ///
-    /// `nInBufferSize` and `nOutBufferSize` on Windows; `SO_SNDBUF` on Linux, where it is never reduced.
+    /// This is `nInBufferSize` and `nOutBufferSize` on Windows, and `SO_SNDBUF` on Linux, where it
+    /// is never reduced.
     pub fn buffer_size(mut self, bytes: usize) -> Self {
         self.for_engine.buffer_size = bytes;
         self
     }
 
-    /// The number of instances that wait for clients; at least 1. Default: [`defaults::BACKLOG`], 2.
+    /// Sets the number of instances that wait for clients; at least 1. Default:
+    /// [`defaults::BACKLOG`], 2.
     ///
-    /// A larger number accepts a larger burst of clients at once, where some would have to retry. While fewer
-    /// than `max_instances` clients are served, Linux queues 1,024 whatever the number.
+    /// With a larger number, fewer clients of a burst have to retry. On Linux this has no effect:
+    /// the kernel queues 1,024 clients while fewer than `max_instances` are served.
     pub fn backlog(mut self, instances: usize) -> Self {
         self.backlog = instances;
         self
     }
 
-    /// The clients that may connect. Default: [`Access::CurrentUser`].
+    /// Sets who may connect. Default: [`Access::CurrentUser`].
     pub fn access(mut self, access: Access) -> Self {
         self.for_engine.access = access;
         self
@@ -115,10 +119,10 @@ impl ListenerOptions {
     ///
     /// # Errors
     ///
-    /// [`BindError`] says which name, option or right is at fault. A name that is already served is
-    /// [`BindError::InUse`], or [`BindError::Denied`] if another user serves it. On Linux, a directory in
-    /// which another user can replace the socket is [`BindError::Denied`] as well: one that belongs to
-    /// another user except root, or that everyone can write to and that has no sticky bit.
+    /// [`BindError`] says which name, option or right is at fault. It is [`BindError::InUse`] for a
+    /// name that is already served, or [`BindError::Denied`] if another user serves it. On Linux it
+    /// is also [`BindError::Denied`] if another user can replace the socket, because the directory
+    /// belongs to another user (except root), or everyone can write to it and it has no sticky bit.
     pub fn bind(
         &self,
         name: impl TryInto<PipeName, Error: Into<NameError>>,
@@ -148,7 +152,7 @@ impl ListenerOptions {
         Ok(())
     }
 
-    /// Whether other users than this one and the system's can connect.
+    /// Returns whether users other than this one and the system can connect.
     pub(crate) fn admits_others(&self) -> bool {
         #[cfg(target_os = "linux")]
         if self.for_engine.socket_group.is_some() {
@@ -182,11 +186,11 @@ impl ListenerOptions {
     }
 }
 
-/// Keeps instances of a pipe waiting for clients and hands out connections.
+/// Keeps instances of a pipe waiting for clients, and returns connections.
 ///
-/// While fewer than `max_instances` clients are connected, an instance is always waiting: the next one is
-/// created before a connected one is handed out. Dropping the listener gives up the name; connections that
-/// were handed out stay open.
+/// While fewer than `max_instances` clients are connected, an instance is always waiting: the next
+/// one is created before a connection is returned. Dropping the listener releases the name.
+/// Connections that it has returned remain open.
 pub struct PipeListener {
     name: PipeName,
     path: PathBuf,
@@ -206,14 +210,15 @@ impl PipeListener {
         ListenerOptions::new().bind(name)
     }
 
-    /// Waits for a client. At `max_instances`, waits for a connection to end first.
+    /// Waits for a client. At `max_instances`, first waits for a connection to end.
     ///
-    /// A client that has already left is returned too: what it sent can still be received.
+    /// A client that has already disconnected is returned too: the messages that it sent can still
+    /// be received.
     ///
     /// # Errors
     ///
-    /// Returns the system's error if an instance can't be created or waited for. The listener remains usable:
-    /// retry after a delay, as [`serve`](crate::serve()) does.
+    /// Returns the system's error if an instance can't be created or waited for. The listener
+    /// remains usable: retry after a delay, as [`serve`](crate::serve()) does.
     ///
     /// # Cancel safety
     ///
@@ -232,25 +237,26 @@ impl PipeListener {
         Ok(connection)
     }
 
-    /// The name of the pipe.
+    /// Returns the name of the pipe.
     #[must_use]
     pub fn local_name(&self) -> &PipeName {
         &self.name
     }
 
-    /// The path that clients connect to: the pipe's full path on Windows, the socket's path on Linux.
+    /// Returns the path that clients connect to: the full path of the pipe on Windows, the path of
+    /// the socket on Linux.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The longest message that its connections carry, in bytes.
+    /// Returns the length of the longest message that its connections carry, in bytes.
     #[must_use]
     pub fn max_message_size(&self) -> usize {
         self.max_message_size
     }
 
-    /// Whether other users than this one and the system's can connect.
+    /// Returns whether users other than this one and the system can connect.
     pub(crate) fn admits_others(&self) -> bool {
         self.admits_others
     }
@@ -259,7 +265,7 @@ impl PipeListener {
         self.instances.telemetry()
     }
 
-    /// A handle to its live figures.
+    /// Returns a handle to the live statistics of the listener.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.telemetry().stats().clone()

@@ -1,4 +1,4 @@
-//! The instances of a pipe, and how one is kept waiting for the next client.
+//! The instances of a pipe, one of which is always kept waiting for the next client.
 
 use std::{
     io, mem,
@@ -19,23 +19,24 @@ pub(crate) struct Instances {
     telemetry: Telemetry,
 }
 
-/// What failed when the number of connected clients changed.
+/// The errors of a change of the number of connected clients.
 pub(crate) struct Problems {
-    /// Telling the engine that it reached or left the limit.
+    /// The result of telling the engine that the limit was reached or left.
     limit: io::Result<()>,
-    /// Creating the next instance.
+    /// The result of creating the next instance.
     instance: io::Result<()>,
 }
 
-/// The limit is enforced here and not by the system. When a connection ends at the limit, its replacement
-/// must exist before the old instance closes, or the name would briefly disappear.
+/// The state of the instances. The limit is enforced here and not by the system: when a connection
+/// ends at the limit, its replacement must exist before the old instance closes, or the name would
+/// briefly disappear.
 struct InstanceSet {
     /// `None` once the listener is dropped.
     endpoint: Option<Box<dyn Endpoint>>,
     waiting: Vec<Box<dyn Instance>>,
     connected: usize,
-    /// Instances of closed connections, kept open because their replacement could not be created. They hold
-    /// the name until it can.
+    /// Links of closed connections, kept open because their replacement could not be created. They
+    /// keep the name in existence until it can.
     finished: Vec<Arc<dyn Link>>,
     acceptor: Option<Waker>,
     backlog: usize,
@@ -68,8 +69,8 @@ impl Instances {
         }))
     }
 
-    /// Returns a connected channel, for which [`release`](Self::release) must be called, and what to
-    /// [`log`](Self::log).
+    /// Returns a connected channel, for which [`release`](Self::release) must be called, and the
+    /// errors to [`log`](Self::log).
     pub(crate) fn poll_accept(
         &self,
         cx: &mut Context<'_>,
@@ -85,7 +86,7 @@ impl Instances {
         accepted
     }
 
-    /// Gives up the name. Connections stay open.
+    /// Releases the name. Connections stay open.
     pub(crate) fn close(&self) {
         let mut state = self.state.lock();
         let endpoint = state.endpoint.take();
@@ -97,7 +98,8 @@ impl Instances {
         drop((waiting, finished, endpoint));
     }
 
-    /// Called outside the lock: a log subscriber is user code, which may call back into this type.
+    /// Logs the errors. Called outside the lock: a log subscriber is user code, which may call back
+    /// into this type.
     pub(crate) fn log(&self, problems: &Problems) {
         let Problems { limit, instance } = problems;
         if let Err(error) = limit {
@@ -118,7 +120,8 @@ impl Instances {
         self.telemetry.stats()
     }
 
-    /// Called under the lock, so that an older count does not replace a newer one.
+    /// Updates the statistics. Called under the lock, so that an older count does not replace a
+    /// newer one.
     fn count(&self, state: &InstanceSet) -> InstancesChange {
         self.stats()
             .set_instances(state.connected, state.waiting.len())
@@ -126,7 +129,7 @@ impl Instances {
 }
 
 impl Origin for Instances {
-    /// Creates the next instance if the limit left none waiting.
+    /// Creates the instance that the limit held back, before the connection closes.
     fn release(&self, link: &Arc<dyn Link>) {
         let mut state = self.state.lock();
         let connected = state.connected - 1;
@@ -137,8 +140,8 @@ impl Origin for Instances {
         }
         let change = self.count(&state);
         let acceptor = state.acceptor.take();
-        // Outside the lock: a waker, a log subscriber and a recorder of metrics are user code, which may drop
-        // a connection or the listener, or block.
+        // Outside the lock: a waker, a log subscriber and a metrics recorder are user code, which
+        // may drop a connection or the listener, or block.
         drop(state);
         self.stats().publish_instances(change);
         self.log(&Problems { limit, instance });
@@ -149,7 +152,8 @@ impl Origin for Instances {
 }
 
 impl InstanceSet {
-    /// Sets the number of connected clients, and tells the engine when it reaches or leaves the limit.
+    /// Sets the number of connected clients, and tells the engine if this reaches or leaves the
+    /// limit.
     fn set_connected(&mut self, connected: usize) -> io::Result<()> {
         let was_full = self.connected == self.max;
         self.connected = connected;
@@ -174,19 +178,20 @@ impl InstanceSet {
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Channel, Problems)>> {
         let topped_up = self.top_up();
-        // Every waiting instance is polled: the system chooses which one a client gets.
+        // Every waiting instance is polled: the system chooses the one that a client gets.
         for index in 0..self.waiting.len() {
             match self.waiting[index].poll_connect(cx) {
                 Poll::Ready(Ok(channel)) => {
-                    // Create the replacement first, while the connected instance holds the name.
+                    // Create the replacement first, while the connected instance keeps the name in
+                    // existence.
                     let limit = self.set_connected(self.connected + 1);
                     drop(self.waiting.remove(index));
                     let instance = self.top_up();
                     return Poll::Ready(Ok((channel, Problems { limit, instance })));
                 }
                 Poll::Ready(Err(error)) => {
-                    // Create the replacement first here, too. Until that succeeds, the instance is kept and
-                    // polled again: the name may depend on it, and a client may still connect to it.
+                    // Create the replacement first here, too. Keep and poll the failed instance if
+                    // that fails: the name may depend on it, and a client may still connect to it.
                     let failed = self.waiting.remove(index);
                     if self.top_up().is_err() {
                         self.waiting.push(failed);
@@ -249,7 +254,7 @@ mod tests {
         let instances = Instances::new(telemetry, Box::new(Stubborn), 1, 1).unwrap();
         let link: Arc<dyn Link> = Arc::new(Stubborn);
         for _ in 0..100 {
-            // As `poll_accept` leaves it.
+            // The state after `poll_accept`.
             instances.state.lock().connected = 1;
             instances.release(&link);
         }
