@@ -29,8 +29,8 @@ pub use self::shared::{SharedClient, SharedClientOptions};
 mod futures;
 mod shared;
 
-/// The delay between two attempts to open a pipe. Polling, not `WaitNamedPipe`: that blocks a thread, and returns at once
-/// if there is no instance.
+/// The delay between two attempts to open a pipe. `WaitNamedPipe` is not used, because it blocks a
+/// thread, and returns at once if there is no instance.
 const OPEN_BACKOFF: Backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(50));
 
 /// Options for connecting a client. [`os`](crate::os) adds options specific to one system.
@@ -53,7 +53,8 @@ impl Default for ClientOptions {
 }
 
 impl ClientOptions {
-    /// The [`defaults`]: wait 20 s for a busy pipe, fail at once if nobody serves it, messages up to 64 KiB.
+    /// Creates options with the [`defaults`]: wait up to 20 s for a busy pipe, fail at once if the
+    /// pipe does not exist, messages up to 64 KiB.
     pub fn new() -> Self {
         Self {
             connect_timeout: Some(defaults::CONNECT_TIMEOUT),
@@ -66,43 +67,45 @@ impl ClientOptions {
         }
     }
 
-    /// How long to wait for a busy pipe and, if enabled, for one that does not exist yet. `None` sets no
-    /// limit. Default: [`defaults::CONNECT_TIMEOUT`], 20 s.
+    /// Sets how long to wait for a busy pipe and, with [`wait_for_server`](Self::wait_for_server),
+    /// for one that does not exist yet; `None` for no limit. Default:
+    /// [`defaults::CONNECT_TIMEOUT`], 20 s.
     pub fn connect_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.connect_timeout = time.into();
         self
     }
 
-    /// Whether to wait for a pipe that does not exist yet. Default: no.
+    /// Sets whether to wait for a pipe that does not exist yet. Default: no.
     pub fn wait_for_server(mut self, wait: bool) -> Self {
         self.wait_for_server = wait;
         self
     }
 
-    /// How long a [`call`](Client::call) may take, from the start of sending to the reply, before it fails
-    /// with [`CallError::TimedOut`]. `None`, the default, sets no limit, since only the author of a handler
-    /// knows how long it takes.
+    /// Sets how long a [`call`](Client::call) may take, from the start of sending to the reply,
+    /// before it fails with [`CallError::TimedOut`]. `None`, the default, for no limit, since only
+    /// the author of a handler knows how long it takes.
     ///
-    /// The client remains usable: if the reply still arrives, the next call drops it.
+    /// The client remains usable. If the reply still arrives, the next call drops it.
     pub fn call_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.call_timeout = time.into();
         self
     }
 
-    /// The longest message in bytes, in both directions; at least 1. `None`, the default, is
-    /// [`defaults::MAX_MESSAGE_SIZE`], 65,536.
+    /// Sets the length of the longest message in bytes, in both directions; at least 1. `None`, the
+    /// default, is [`defaults::MAX_MESSAGE_SIZE`], 65,536.
     ///
-    /// The server has its own limit. The maximum is 4 GiB less one byte on Windows, and about twice
-    /// `net.core.wmem_max` on Linux.
+    /// The server has its own limit. The largest value is 4 GiB less one byte on Windows, and about
+    /// twice `net.core.wmem_max` on Linux.
     pub fn max_message_size(mut self, bytes: impl Into<Option<usize>>) -> Self {
         self.max_message_size = bytes.into();
         self
     }
 
-    /// Which servers to trust. Default: [`Trust::System`], those of this user and of the system.
+    /// Sets the servers to trust. Default: [`Trust::System`], the servers of this user and of the
+    /// system.
     ///
-    /// All others are refused with [`ConnectError::Untrusted`] before anything is sent to them.
-    /// [`connect_memory`](Self::connect_memory) trusts the server, which is in this process.
+    /// Other servers are refused with [`ConnectError::Untrusted`] before anything is sent to them.
+    /// [`connect_memory`](Self::connect_memory) does not check: the server is in this process.
     pub fn trust(mut self, trust: Trust) -> Self {
         self.trust = trust;
         self
@@ -112,7 +115,8 @@ impl ClientOptions {
     ///
     /// # Errors
     ///
-    /// [`ConnectError`] says what failed. After the connect timeout it is [`ConnectError::Busy`].
+    /// [`ConnectError`] says what failed. If the connect timeout expires, it is
+    /// [`ConnectError::Busy`], or [`ConnectError::NotFound`] if the pipe still does not exist.
     ///
     /// # Cancel safety
     ///
@@ -143,7 +147,7 @@ impl ClientOptions {
         self.client(&address, channel, sizes)
     }
 
-    /// Returns a client on `channel` if its server is trusted.
+    /// Creates a client on `channel`, if its server is trusted.
     pub(crate) fn client(
         &self,
         address: &str,
@@ -161,7 +165,8 @@ impl ClientOptions {
         ))
     }
 
-    /// Retries until the pipe opens: there is no event to wait for.
+    /// Retries until the pipe opens or the connect timeout expires. The system provides no event to
+    /// wait for.
     pub(crate) async fn retry(
         &self,
         address: &str,
@@ -197,7 +202,7 @@ impl ClientOptions {
     }
 }
 
-/// Refuses a pipe whose owner, if any, is not trusted.
+/// Returns an error if the pipe has an owner that is not trusted.
 fn check_owner(
     address: &str,
     owner: io::Result<Option<UserId>>,
@@ -215,7 +220,8 @@ fn check_owner(
     }
 }
 
-/// A connection to a server. One task at a time makes calls; a [`SharedClient`](crate::SharedClient) is for many.
+/// A connection to a server, on which one task at a time makes calls. To make calls from many
+/// tasks, use [`SharedClient`].
 ///
 /// # Examples
 ///
@@ -231,7 +237,7 @@ fn check_owner(
 pub struct Client {
     connection: Connection,
     call_timeout: Option<Duration>,
-    /// How many replies are outstanding: to the call in flight, and to calls that were given up.
+    /// The number of outstanding replies: to the call in flight, and to abandoned calls.
     unanswered: usize,
 }
 
@@ -263,21 +269,24 @@ impl Client {
         ClientOptions::new().connect(name).await
     }
 
-    /// Sends a request and receives its reply, within the [`call_timeout`](ClientOptions::call_timeout).
+    /// Sends a request and receives its reply, within the
+    /// [`call_timeout`](ClientOptions::call_timeout).
     ///
-    /// For servers that send one reply to each request, in order, and nothing else. Replies to messages sent
-    /// with [`send`](Self::send) must be received first.
+    /// The server must send one reply to each request, in order, and nothing else. Replies to
+    /// messages sent with [`send`](Self::send) must be received first.
     ///
     /// # Errors
     ///
-    /// [`CallError`] says which half failed. [`CallError::Closed`] if the server closed the pipe instead of
-    /// replying, [`CallError::TimedOut`] after the call timeout.
+    /// [`CallError`] says whether sending or receiving failed. It is [`CallError::Closed`] if the
+    /// server closed the pipe instead of replying, and [`CallError::TimedOut`] after the call
+    /// timeout.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, or the call times out, the request may or may not be sent, but never in
-    /// part. The client remains usable: the next call first waits for the reply to this one, and drops it.
-    /// If the server does not reply to every request, that call waits forever or until its own timeout.
+    /// If the future is dropped, or the call times out, the request may or may not be sent, but
+    /// never in part. The client remains usable: the next call first waits for the reply to this
+    /// one, and drops it. If the server does not reply, that call waits until its own timeout, or
+    /// forever without one.
     pub async fn call(&mut self, request: impl Into<Bytes>) -> Result<Bytes, CallError> {
         let request = request.into();
         let Some(after) = self.call_timeout else {
@@ -290,22 +299,24 @@ impl Client {
     }
 
     async fn exchange(&mut self, request: Bytes) -> Result<Bytes, CallError> {
-        // Replies to calls that were given up.
+        // Receive the replies to abandoned calls first.
         self.receive_replies().await?;
         self.connection.halves().1.feed(request).await?;
-        // From here on it is sent, by this call or else by the next one.
+        // From here on the request counts as sent: this call flushes it, or else the next one.
         self.unanswered += 1;
         let reply = self.receive_replies().await?;
         reply.ok_or(CallError::Closed)
     }
 
-    /// Flushes what was started, and receives replies until none is outstanding. Returns the last one.
+    /// Flushes the started messages, and receives replies until none is outstanding. Returns the
+    /// last reply.
     async fn receive_replies(&mut self) -> Result<Option<Bytes>, CallError> {
         let (receiver, sender) = self.connection.halves();
         let unanswered = &mut self.unanswered;
         let mut last = None;
         poll_fn(|cx| {
-            // Both at once: the server may not read on until one of its earlier replies has been read.
+            // Send and receive at the same time: the server may not read on until one of its
+            // earlier replies has been read.
             let sent = sender.poll_flush(cx).map_err(|error| {
                 *unanswered = unanswered.saturating_sub(1);
                 error
@@ -332,8 +343,8 @@ impl Client {
         self.connection.send(message).await
     }
 
-    /// Receives one message, or `None` once the server has closed. See [`Connection::recv`]. Replies to calls
-    /// that were given up are received as well.
+    /// Receives one message, or `None` once the server has closed. Replies to abandoned calls are
+    /// received as well. See [`Connection::recv`].
     ///
     /// # Errors
     ///
@@ -354,7 +365,8 @@ impl Client {
         Poll::Ready(received)
     }
 
-    /// Ends the conversation. Replies to what was sent can still be received. See [`Connection::finish`].
+    /// Ends the conversation. Outstanding replies can still be received. See
+    /// [`Connection::finish`].
     ///
     /// # Errors
     ///
@@ -367,12 +379,12 @@ impl Client {
         self.connection.finish().await
     }
 
-    /// The process that serves the pipe. On Windows its user is the owner of the pipe.
+    /// Returns the process that serves the pipe. On Windows, its user is the owner of the pipe.
     ///
     /// # Errors
     ///
-    /// Returns the system's error. On Windows this fails on a client connected with [`Trust::Anyone`], which
-    /// does not request the right to read the owner.
+    /// Returns the system's error. On Windows this fails on a client connected with
+    /// [`Trust::Anyone`], since that client does not request the right to read the owner.
     pub fn peer(&self) -> io::Result<Peer> {
         self.connection.peer()
     }
