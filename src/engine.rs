@@ -1,21 +1,21 @@
-//! The internal interface of an engine: what moves bytes under a connection.
+//! The internal interface of an engine, which moves the bytes of a connection.
 //!
-//! An engine turns a [`PipeName`](crate::PipeName) into an [`Endpoint`], which creates [`Instance`]s. An
-//! instance that a client connects to becomes a [`Channel`]. Nothing above this module knows which engine it
-//! runs on. Every engine keeps these rules, and the contract suite (`tests/it/contract.rs`) checks them on
-//! each:
+//! An engine turns a [`PipeName`](crate::PipeName) into an [`Endpoint`], which creates
+//! [`Instance`]s. An instance becomes a [`Channel`] when a client connects to it. Nothing above
+//! this module knows which engine it runs on. Every engine follows these rules, and the contract
+//! suite (`tests/it/contract.rs`) checks them for each:
 //!
-//! - **One message is one operation.** What [`Transmit::start_send`] takes goes to the system in one write;
-//!   [`Receive::poll_recv`] returns one message, whole and alone.
-//! - **An empty message is the end.** A side sends one to say that it has nothing more to send; receiving one
-//!   is [`Received::End`]. The checks that keep users from sending one by mistake, and messages under
-//!   `max_message_size`, are above the engine.
-//! - **An abandoned poll loses nothing.** State between two polls lives in the engine's types, never in a
-//!   future: the next `poll_recv` continues a partly read message, and the next `poll_flush` a partly written
-//!   one.
-//! - **Closing discards nothing.** Dropping the last [`Link`] of a connection closes it so that the other
-//!   side can still read what was sent before. A send that was not flushed by then is cancelled: whole, or
-//!   not at all.
+//! - **One message is one operation.** A message passed to [`Transmit::start_send`] goes to the
+//!   system in one write. [`Receive::poll_recv`] returns one message, whole and alone.
+//! - **An empty message is the end.** A side sends an empty message to say that it has nothing more
+//!   to send. The other side receives it as [`Received::End`]. The connection, above the engine,
+//!   refuses to send empty and too long messages of the user.
+//! - **Dropping a future loses nothing.** State between two polls lives in the engine's types,
+//!   never in a future. The next `poll_recv` continues a partly read message, and the next
+//!   `poll_flush` a partly written one.
+//! - **Closing discards nothing.** Dropping the last [`Link`] of a connection closes it, and the
+//!   other side can still read messages that were sent before. A message that was not flushed by
+//!   then is sent whole, or not at all.
 //! - **Dropping is always allowed**, at any time and on any thread, inside a runtime or not.
 #![cfg_attr(
     not(any(windows, target_os = "linux")),
@@ -62,16 +62,17 @@ pub(crate) mod windows;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Engine {
-    /// Chooses the engine that suits most programs: `Overlapped`.
+    /// The engine that suits most programs, which is `Overlapped`.
     #[default]
     Auto,
-    /// `tokio::net::windows::named_pipe`, with messages of at most 4,095 bytes: for hosts that want Tokio's
-    /// own I/O.
+    /// `tokio::net::windows::named_pipe`, with messages of at most 4,095 bytes. For hosts that want
+    /// Tokio's own I/O.
     Tokio,
-    /// Overlapped I/O, completed through a port, with messages of any length.
+    /// Overlapped I/O with a completion port, and messages of any length.
     ///
-    /// The port and its threads, up to two for each processor and at least four, are shared by all pipes of the
-    /// process and last as long as it does. A DLL that uses this engine must not be unloaded.
+    /// All pipes of the process share the port and its threads, up to two per processor and at
+    /// least four. They exist until the process ends, so a DLL that uses this engine must not be
+    /// unloaded.
     Overlapped,
 }
 
@@ -87,22 +88,23 @@ impl fmt::Display for Engine {
     }
 }
 
-/// A name that this process serves. Dropping it gives the name up.
+/// A name that this process serves. Dropping it releases the name.
 pub(crate) trait Endpoint: Send + Sync {
-    /// Creates another instance. Clients can connect to it at once, before it is first polled.
+    /// Creates another instance. Clients can connect to it at once, before it is polled.
     ///
     /// Called from a task of the runtime and from a connection's `drop`.
     fn create(&self) -> io::Result<Box<dyn Instance>>;
 
-    /// Says whether `max_instances` clients are connected. Called each time this changes.
+    /// Tells the engine whether `max_instances` clients are connected. Called each time this
+    /// changes.
     ///
-    /// Called from a task of the runtime and from a connection's `drop`. Does something only on an engine
-    /// whose system queues clients by itself: further clients must see a busy pipe.
+    /// Called from a task of the runtime and from a connection's `drop`. Only needed if the system
+    /// itself queues clients: at the limit, further clients must see a busy pipe.
     fn set_full(&self, _full: bool) -> io::Result<()> {
         Ok(())
     }
 
-    /// The number of waiting instances that are useful: one, where the system itself queues clients.
+    /// The largest useful number of waiting instances. It is 1 if the system itself queues clients.
     fn useful_backlog(&self) -> usize {
         usize::MAX
     }
@@ -113,12 +115,12 @@ pub(crate) trait Endpoint: Send + Sync {
 
 /// A server end of a pipe that waits for its client. Dropping it closes it.
 pub(crate) trait Instance: Send {
-    /// Ready once a client is connected, even if it has already left again; not polled again after that.
-    /// After an error it may be polled again, and retries.
+    /// Ready once a client is connected, even if it has already disconnected. Not polled again
+    /// after that. After an error it is polled again, and retries.
     fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>>;
 }
 
-/// A client's two-way message channel, in three parts: two that are each used by one task at a time, and one
+/// A client's two-way message channel: two halves, each used by one task at a time, and the link
 /// that both share.
 pub(crate) struct Channel {
     pub(crate) receiver: Box<dyn Receive>,
@@ -132,14 +134,14 @@ impl fmt::Debug for Channel {
     }
 }
 
-/// The result of receiving.
+/// The result of a receive.
 #[derive(Clone, Debug)]
 pub(crate) enum Received {
     /// A message, never empty.
     Message(Bytes),
-    /// An empty message: the other side sends nothing more, but may still be reading.
+    /// An empty message. The other side sends nothing more, but may still be reading.
     End,
-    /// The other side is gone.
+    /// The other side has closed.
     Closed,
 }
 
@@ -148,40 +150,41 @@ pub(crate) trait Receive: Send {
     /// Receives the next message. Not polled again after anything but a message.
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>>;
 
-    /// Whether to ask for another message before replies are flushed: one is in hand, or the peer sends ahead.
-    /// No on an engine that can't tell.
+    /// Returns whether to receive another message before replies are flushed: one is buffered, or
+    /// the peer seems to send ahead of its replies. Always `false` on an engine that can't tell.
     fn expects_more(&self) -> bool {
         false
     }
 
-    /// The number of messages that a task should receive in a row before others run.
+    /// The number of messages in a row that a task should receive before it yields.
     fn turn(&self) -> u32;
 }
 
 /// The sending half of a channel.
 pub(crate) trait Transmit: Send {
-    /// Ready when another message can be started. An engine that sends several messages in one call has room
-    /// for some that wait; the others have none until the last one is flushed.
+    /// Ready when another message can be started. An engine that sends several messages in one call
+    /// accepts some before they are flushed. On other engines this waits until the last message is
+    /// flushed.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         self.poll_flush(cx)
     }
 
-    /// Starts sending `message`. Called only after `poll_ready` has been ready since the last one. An empty
-    /// message ends the conversation; before it, `poll_flush` has been ready.
+    /// Starts sending `message`. Called only after `poll_ready` has been ready since the last
+    /// message. An empty message ends the conversation; `poll_flush` is ready before it is started.
     fn start_send(&mut self, message: Bytes) -> Result<(), SendError>;
 
-    /// Ready when the system has all messages that were started, and the other side can read them; at once if
-    /// none was.
+    /// Ready when the system has accepted all messages that were started, and the other side can
+    /// read them. Ready at once if none were started.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>>;
 }
 
-/// The system's object under a channel. The connection is closed when the last reference to it is dropped;
-/// each half holds one.
+/// The system's object of a channel. Each half holds a reference, and the connection closes when
+/// the last reference is dropped.
 pub(crate) trait Link: Send + Sync {
-    /// The process and the user on the other side.
+    /// Returns the process and the user on the other side.
     fn peer(&self) -> io::Result<Peer>;
 
-    /// Whether the other side is gone, even if messages from it can still be received.
+    /// Returns whether the other side has closed, even if messages from it can still be received.
     fn is_hung_up(&self) -> bool;
 }
 
@@ -200,8 +203,8 @@ pub(crate) struct EngineOptions {
 }
 
 impl EngineOptions {
-    /// The sizes of a pipe on an engine that carries messages of `longest` bytes. `carrier` is its name in the
-    /// error.
+    /// Checks the sizes for an engine that carries messages of up to `longest` bytes. `carrier` is
+    /// the name of the engine in the error.
     pub(crate) fn sizes(&self, carrier: &str, longest: usize) -> Result<Sizes, OutOfRange> {
         Sizes::new(self.max_message_size, self.buffer_size, carrier, longest)
     }
@@ -217,8 +220,8 @@ pub(crate) struct Sizes {
 }
 
 impl Sizes {
-    /// The requested sizes, or the defaults for an engine that carries messages of `longest` bytes. `carrier`
-    /// is its name in the error.
+    /// Checks the requested sizes, or uses the defaults, for an engine that carries messages of up
+    /// to `longest` bytes. `carrier` is the name of the engine in the error.
     pub(crate) fn new(
         max_message_size: Option<usize>,
         buffer_size: usize,

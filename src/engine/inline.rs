@@ -1,14 +1,15 @@
 //! Tasks that are polled on the thread that completes their I/O.
 //!
-//! Usually a completion wakes a task, which a worker of the runtime then polls: a message wakes two threads. An
-//! [`InlineTask`] that is woken inside [`complete`] is polled right there instead. Every other wake-up goes
-//! through the runtime.
+//! Usually the thread that handles a completion wakes a task, which a worker of the runtime then
+//! polls, so that a message wakes two threads. An [`InlineTask`] that is woken inside [`complete`]
+//! is polled on that thread instead. Every other wake-up goes through the runtime.
 //!
-//! - **One thread polls at a time.** [`PolledFuture::future`] says which. Whoever finds the future taken leaves a note
-//!   for the one that has it, so no wake-up is lost.
-//! - **No thread is held for long.** A completion polls one task once, within Tokio's coop budget. A task that
-//!   wakes itself, as it does when it yields, continues on a worker.
-//! - **Nothing is polled inside a waker**, whose caller may hold a lock, and no poll is nested in another one.
+//! - **One thread polls at a time.** [`PolledFuture::future`] records which one has the future. If
+//!   another thread finds it taken, the task is woken afterwards, so no wake-up is lost.
+//! - **No thread is blocked for long.** A completion polls one task once, within Tokio's coop
+//!   budget. A task that wakes itself, for example because it yields, continues on a worker.
+//! - **No task is polled inside a waker**, because the caller of the waker may hold a lock. No poll
+//!   is nested in another one.
 
 use std::{
     cell::RefCell,
@@ -29,13 +30,13 @@ use crate::mutex::Mutex;
 /// The inline tasks of one server.
 pub(crate) struct InlineTasks {
     runtime: Handle,
-    /// Held by each future until it is dropped.
+    /// Cloned into each future and dropped with it.
     alive: mpsc::Sender<Infallible>,
     ended: mpsc::Receiver<Infallible>,
 }
 
 impl InlineTasks {
-    /// Called in the runtime that runs the tasks.
+    /// Creates an empty set. Called inside the runtime that runs the tasks.
     pub(crate) fn new() -> Self {
         let (alive, ended) = mpsc::channel(1);
         Self {
@@ -45,7 +46,7 @@ impl InlineTasks {
         }
     }
 
-    /// A task to spawn, which runs `future`.
+    /// Returns a task that runs `future`. The caller spawns it.
     pub(crate) fn task<F: Future>(&self, future: F) -> InlineTask<F> {
         let running = LiveFuture {
             future: Box::pin(future),
@@ -62,8 +63,8 @@ impl InlineTasks {
         }
     }
 
-    /// Waits until all futures are dropped. The runtime has dropped an aborted task by the time it says so, but
-    /// not a future that is being polled elsewhere.
+    /// Waits until all futures are dropped. When the runtime reports that an aborted task has
+    /// ended, its future may still be in a poll on another thread.
     pub(crate) async fn ended(self) {
         let Self {
             alive, mut ended, ..
@@ -73,7 +74,7 @@ impl InlineTasks {
     }
 }
 
-/// Runs a future: on a worker of the runtime, and on threads that complete its I/O.
+/// A task that runs a future, both on workers of the runtime and on threads that complete its I/O.
 pub(crate) struct InlineTask<F: Future> {
     shared: Arc<SharedFuture<F>>,
 }
@@ -85,24 +86,26 @@ struct SharedFuture<F: Future> {
 
 struct PolledFuture<F: Future> {
     future: FutureState<F>,
-    /// Wakes the task of the runtime.
+    /// The waker of the task in the runtime.
     task: Waker,
 }
 
 enum FutureState<F: Future> {
-    /// Nobody polls it.
+    /// No thread polls the future.
     Idle(LiveFuture<F>),
-    /// The task has it, or had it when it ended.
+    /// The task polls the future, or did so when it ended.
     InTask,
-    /// A thread that completed its I/O has it. `woken`: it has to be polled again.
+    /// A thread that completed its I/O polls the future. `woken` says that the task must be woken
+    /// afterwards.
     Inline { woken: bool },
-    /// It ended inline, and the task has yet to return its output or panic.
+    /// The future ended in an inline poll, and the task has yet to return its output or resume its
+    /// panic.
     Ended(thread::Result<F::Output>),
     /// The task was dropped.
     Aborted,
 }
 
-/// A future, and the sign that it exists. The future is dropped first.
+/// A future, and the sender that `InlineTasks::ended` waits for. The future is dropped first.
 struct LiveFuture<F> {
     future: Pin<Box<F>>,
     _alive: mpsc::Sender<Infallible>,
@@ -124,7 +127,7 @@ where
                 drop(state);
                 resume_unwind(panic);
             }
-            // The thread that has it wakes this task.
+            // The thread that polls the future wakes this task afterwards.
             FutureState::Inline { .. } => {
                 state.future = FutureState::Inline { woken: true };
                 return Poll::Pending;
@@ -143,7 +146,7 @@ where
 impl<F: Future> Drop for InlineTask<F> {
     fn drop(&mut self) {
         let future = mem::replace(&mut self.shared.state.lock().future, FutureState::Aborted);
-        // Outside the lock. A future that is being polled is dropped by the thread that has it.
+        // Outside the lock. If a thread is polling the future, that thread drops it.
         drop(future);
     }
 }
@@ -160,7 +163,8 @@ where
             .poll(&mut Context::from_waker(&waker))
     }
 
-    /// Wakes the task of the runtime, unless it is woken later anyway.
+    /// Wakes the task of the runtime. While a thread polls the future inline, leaves that to this
+    /// thread.
     fn wake_task(&self) {
         let mut state = self.state.lock();
         match &mut state.future {
@@ -194,7 +198,7 @@ where
 }
 
 trait Inline: Send + Sync {
-    /// Polls the future on this thread if nobody else does.
+    /// Polls the future on this thread if no other thread does.
     fn poll_inline(self: Arc<Self>);
 }
 
@@ -247,9 +251,10 @@ where
     }
 }
 
-/// Calls `run` in the context of `runtime`, with a coop budget, which `Handle::enter` would not set.
+/// Calls `run` in the context of `runtime`, with a coop budget. `Handle::enter` would not set a
+/// budget.
 fn within(runtime: &Handle, run: impl FnOnce()) {
-    // The model of Windows may complete an operation on a thread of the runtime.
+    // The Windows model may complete an operation on a thread of the runtime.
     #[cfg(pipe_model)]
     if Handle::try_current().is_ok() {
         return run();
@@ -264,14 +269,14 @@ fn within(runtime: &Handle, run: impl FnOnce()) {
 }
 
 thread_local! {
-    /// Inside [`complete`], the task that was woken.
+    /// The task that was woken, while [`complete`] runs.
     static WOKEN: RefCell<Option<Option<Arc<dyn Inline>>>> = const { RefCell::new(None) };
 }
 
-/// Calls `wake`, which wakes those that wait for an operation that has completed. An [`InlineTask`] among them
-/// is polled before this returns.
+/// Calls `wake`, which wakes the tasks that wait for a completed operation. If this wakes an
+/// [`InlineTask`], the first such task is polled before `complete` returns.
 ///
-/// Called on a thread that is in no runtime, and outside all locks.
+/// Must be called outside of any runtime, and outside all locks.
 pub(crate) fn complete(wake: impl FnOnce()) {
     WOKEN.set(Some(None));
     wake();

@@ -1,4 +1,4 @@
-//! A connected socket, and how it sends and receives messages.
+//! A connected socket that sends and receives messages.
 
 use std::{
     array,
@@ -35,11 +35,12 @@ use crate::{
     peer::{Peer, UserId},
 };
 
-/// How many messages in a row a task should receive. Each turn ends with a poll of the I/O driver, which costs as much as a
-/// message: with 16 a burst of 16 took a third more processor time.
+/// The number of messages in a row that a task should receive. A turn ends with a poll of the I/O
+/// driver, which costs as much as a message: with a turn of 16, a burst of 16 took a third more CPU
+/// time.
 const TURN: u32 = 64;
 
-/// The channel of a connected socket.
+/// Creates the channel of a connected socket.
 pub(super) fn channel(socket: Socket, max_message_size: usize) -> io::Result<Channel> {
     let link = Arc::new(SeqpacketLink {
         socket: socket.register(Interest::READABLE | Interest::WRITABLE)?,
@@ -67,12 +68,13 @@ struct SeqpacketLink {
 }
 
 impl SeqpacketLink {
-    /// Whether the end that was read is an empty message or the peer is gone: a read can't tell.
+    /// Tells an empty message from a closed peer. The socket reads both as zero bytes.
     fn ended(&self) -> Received {
         if self.is_hung_up() {
             let socket = self.socket.get_ref();
-            // Descriptors may follow an empty message. Anything else may be discarded: replies are no longer
-            // read.
+            // Packets that pass descriptors may follow the empty message, unless the kernel refuses
+            // them. Other unread packets may be discarded, because the peer no longer reads
+            // replies.
             if socket.descriptors == Descriptors::Refused {
                 socket.set_drained();
             }
@@ -85,7 +87,8 @@ impl SeqpacketLink {
 
 impl Link for SeqpacketLink {
     fn peer(&self) -> io::Result<Peer> {
-        // Not through rustix, whose process ids are never 0: a peer outside our PID namespace has id 0.
+        // rustix is not used here because its process ids are never 0. A peer outside of our PID
+        // namespace has the id 0.
         let credentials = getsockopt(&self.socket, PeerCredentials)?;
         Ok(Peer {
             process_id: u32::try_from(credentials.pid()).unwrap_or(0),
@@ -94,10 +97,11 @@ impl Link for SeqpacketLink {
         })
     }
 
-    /// Whether the peer has closed both directions.
+    /// Returns whether the peer has closed both directions.
     fn is_hung_up(&self) -> bool {
-        // Tokio usually has the readiness cached, which saves a poll(2). If not, the event may still be on
-        // its way. `ready` and not `poll_write_ready`, which would forget the task that waits to send.
+        // Tokio usually has the readiness cached, which saves a poll(2). If not, the event may not
+        // have arrived yet. Uses `ready`, because `poll_write_ready` would replace the waker of the
+        // task that waits to send.
         let ready = pin!(self.socket.ready(Interest::WRITABLE));
         if let Poll::Ready(Ok(guard)) = ready.poll(&mut Context::from_waker(Waker::noop())) {
             if guard.ready().is_write_closed() {
@@ -115,7 +119,7 @@ struct SeqpacketReceiver {
     inbox: Inbox,
 }
 
-/// What was received and not yet returned.
+/// Packets that were received and not yet returned.
 struct Inbox {
     max_message_size: usize,
     packets: VecDeque<Packet>,
@@ -126,8 +130,8 @@ impl Receive for SeqpacketReceiver {
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
         let Self { link, inbox } = self;
         if !inbox.packets.is_empty() {
-            // A client that always has the next message ready must not starve the others. A read from the socket
-            // counts by itself.
+            // A client that always has another message buffered must not starve other tasks. A read
+            // from the socket uses the coop budget by itself.
             ready!(coop::poll_proceed(cx)).made_progress();
         }
         loop {
@@ -149,8 +153,8 @@ impl Receive for SeqpacketReceiver {
             match inbox.receive(link.socket.get_ref()) {
                 Ok(()) | Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => guard.clear_ready(),
-                // The peer closed without reading all of our messages. What it sent before can still be read:
-                // the error is reported once.
+                // The peer closed without reading all of our messages. The socket reports this
+                // once; messages that the peer sent before can still be read.
                 Err(Errno::CONNRESET) => {}
                 Err(error) => return Poll::Ready(Err(RecvError::Io(error.into()))),
             }
@@ -170,7 +174,7 @@ impl Inbox {
     /// Receives messages from the socket.
     fn receive(&mut self, socket: &Socket) -> Result<(), Errno> {
         let limit = self.max_message_size;
-        // Every packet must be peeked first, which also gives its length.
+        // Every packet is peeked first, to learn its length or whether it passes descriptors.
         if limit > SCRATCH_SIZE || socket.descriptors == Descriptors::Detected {
             self.packets.push_back(receive_peeked(socket, limit)?);
         } else if self.batching.is_on {
@@ -185,17 +189,17 @@ impl Inbox {
     }
 }
 
-/// Whether the next call asks for several messages.
+/// Decides whether the next call receives several messages.
 ///
-/// recvmmsg(2) for several costs more than recv(2) for one, so it pays off only for a peer that sends ahead. That
-/// shows only when several are asked for: a peer that waits for each reply may be fast enough to always have its next
-/// message there. So a batch is tried after some calls in a row have found a message, and after more of them if the
-/// last batch had only one.
+/// recvmmsg(2) costs more than recv(2), so it pays off only if the peer sends ahead of its replies.
+/// Only a batch can show that: a peer that waits for each reply may be fast enough to always have
+/// its next message in the socket. So a batch is tried after some calls in a row have found a
+/// message, and after more such calls if the last batch had only one message.
 struct Batching {
     is_on: bool,
-    /// How many calls in a row have found a message.
+    /// The number of calls in a row that found a message.
     found_in_a_row: u32,
-    /// After how many of them to try a batch.
+    /// The number of such calls after which to try a batch.
     patience: u32,
 }
 
@@ -227,7 +231,7 @@ impl Batching {
     }
 }
 
-/// Receives one packet of any length, unless it has descriptors.
+/// Receives one packet of any length, unless it passes descriptors.
 fn receive_peeked(socket: &Socket, limit: usize) -> Result<Packet, Errno> {
     let length = match next(socket)? {
         Next::Packet(length) => length,
@@ -242,7 +246,7 @@ fn receive_peeked(socket: &Socket, limit: usize) -> Result<Packet, Errno> {
     Ok(Packet::Message(message.into()))
 }
 
-/// What is next in the socket.
+/// Peeks the next packet.
 fn next(socket: &Socket) -> Result<Next, Errno> {
     if socket.descriptors == Descriptors::Detected {
         return socket.peek();
@@ -254,7 +258,7 @@ fn next(socket: &Socket) -> Result<Next, Errno> {
 
 struct SeqpacketSender {
     link: Arc<SeqpacketLink>,
-    /// Messages that were started, up to `BATCH`.
+    /// Messages that were started and not yet sent, up to `BATCH`.
     pending: VecDeque<Bytes>,
 }
 
@@ -290,7 +294,7 @@ impl Transmit for SeqpacketSender {
 }
 
 impl SeqpacketSender {
-    /// Returns why the first pending message was not sent, and drops it.
+    /// Drops the first pending message, and returns why it was not sent.
     fn failed(&mut self, error: io::Error) -> SendError {
         let length = self.pending.pop_front().map_or(0, |message| message.len());
         match Errno::from_io_error(&error) {
@@ -307,13 +311,13 @@ impl SeqpacketSender {
     }
 }
 
-/// Sends as many pending messages as the socket takes, and returns their number.
+/// Sends as many pending messages as the socket accepts, and returns their number.
 fn send_batch(socket: &Socket, pending: &VecDeque<Bytes>) -> Result<usize, Errno> {
     let flags = SendFlags::NOSIGNAL | SendFlags::EOR | SendFlags::DONTWAIT;
     if pending.len() == 1 {
         return send(socket, &pending[0], flags).map(|_| 1);
     }
-    // sendmmsg(2) reports an error only for the first of them.
+    // sendmmsg(2) returns an error only if the first message fails.
     let mut slices = [IoSlice::new(&[]); BATCH];
     for (slice, message) in slices.iter_mut().zip(pending) {
         *slice = IoSlice::new(message);
@@ -331,7 +335,8 @@ fn send_batch(socket: &Socket, pending: &VecDeque<Bytes>) -> Result<usize, Errno
 mod tests {
     use super::*;
 
-    /// How many of 1,000 calls ask for a batch, from a peer that has `in_socket` messages there each time.
+    /// Returns how many of 1,000 calls receive a batch from a peer that has `in_socket` messages in
+    /// the socket each time.
     fn batches(in_socket: usize) -> usize {
         let mut batching = Batching::new();
         let mut batches = 0;

@@ -1,4 +1,4 @@
-//! What a thread receives with, so that an idle connection holds no buffer.
+//! The receive buffers of a thread, so that an idle connection holds no buffer.
 
 use std::{array, cell::RefCell, collections::VecDeque, io::IoSliceMut, os::fd::AsRawFd as _};
 
@@ -11,15 +11,16 @@ use rustix::{
 
 use super::socket::Socket;
 
-/// Messages up to this length are received into per-thread buffers and copied out. The length of one that may be
-/// longer is peeked first.
+/// The size of each receive buffer. Messages are copied out of it. If `max_message_size` is larger,
+/// each message is peeked first, and longer ones are received without this buffer.
 pub(super) const SCRATCH_SIZE: usize = 64 * 1024;
 
-/// The maximum number of messages in one call.
+/// The maximum number of messages in one system call.
 pub(super) const BATCH: usize = 16;
 
-/// The size of the block that a thread's short messages share. A block for each connection would add its size to
-/// what an idle one holds. Not larger, because a message that a handler keeps keeps the whole block.
+/// The size of the block that the short messages of a thread share. One block per connection would
+/// make an idle connection larger. A larger block would waste more memory, because a handler that
+/// keeps one message keeps the whole block.
 const BLOCK_SIZE: usize = 1024;
 
 thread_local! {
@@ -30,35 +31,35 @@ thread_local! {
     });
 }
 
-/// What a thread receives with.
+/// The receive buffers of a thread, and the blocks for the messages that it received.
 struct Scratch {
     headers: MultiHeaders<()>,
-    /// The system allocates the memory of the later ones when they are first used.
+    /// Zeroed memory: the system allocates a page when it is first written.
     buffers: Vec<u8>,
     blocks: Blocks,
 }
 
-/// What messages are copied into. A block is reused once the messages in it are dropped.
+/// The memory that messages are copied into. A block is reused once all messages in it are dropped.
 #[derive(Default)]
 struct Blocks {
-    /// Messages share it as long as they fit.
+    /// Shared by messages until it is full.
     short: BytesMut,
-    /// Holds one message of more than `BLOCK_SIZE` bytes.
+    /// Holds one message longer than `BLOCK_SIZE`.
     long: BytesMut,
     long_size: usize,
 }
 
-/// What was received.
+/// A received packet.
 pub(super) enum Packet {
     Message(Bytes),
-    /// No bytes: an empty message or the end.
+    /// A packet of 0 bytes: an empty message, or the end.
     Empty,
     TooLong,
-    /// A packet with descriptors, still in the socket.
+    /// A packet that passes descriptors. It is still in the socket.
     Descriptors,
 }
 
-/// Receives one packet of up to `SCRATCH_SIZE` bytes.
+/// Receives one packet. A packet longer than `SCRATCH_SIZE` is `TooLong`.
 pub(super) fn receive_one(socket: &Socket, limit: usize) -> Result<Packet, Errno> {
     SCRATCH.with_borrow_mut(|scratch| {
         let buffer = &mut scratch.buffers[..SCRATCH_SIZE];
@@ -67,7 +68,7 @@ pub(super) fn receive_one(socket: &Socket, limit: usize) -> Result<Packet, Errno
     })
 }
 
-/// Receives up to `BATCH` packets in one call (recvmmsg(2)), and returns their number.
+/// Receives up to `BATCH` packets in one recvmmsg(2), and returns their number.
 pub(super) fn receive_batch(
     socket: &Socket,
     limit: usize,
@@ -101,7 +102,8 @@ pub(super) fn receive_batch(
             let is_message = matches!(packet, Packet::Message(_));
             packets.push_back(packet);
             if !is_message {
-                // Every further read of an ended socket returns the end again.
+                // Further packets of the batch are not messages: an ended socket returns the end
+                // again.
                 break;
             }
         }
@@ -110,7 +112,7 @@ pub(super) fn receive_batch(
 }
 
 impl Blocks {
-    /// The packet that was read; `None` is one that did not fit.
+    /// Converts a packet that was read. `None` means that it did not fit.
     fn packet(&mut self, read: Option<&[u8]>, limit: usize) -> Packet {
         match read {
             Some([]) => Packet::Empty,
@@ -127,7 +129,7 @@ impl Blocks {
             }
             &mut self.short
         } else {
-            // In a larger block a message would keep more than twice its length.
+            // A block of more than twice the length would waste memory if the message is kept.
             let fits = (length..=2 * length).contains(&self.long_size);
             if !fits || !self.long.try_reclaim(self.long_size) {
                 self.long = BytesMut::with_capacity(length);
