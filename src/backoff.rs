@@ -1,8 +1,8 @@
-//! Delays between attempts.
+//! Delays between retries.
 
 use std::time::Duration;
 
-/// A delay that doubles with each failure in a row, from `shortest` to `longest`.
+/// A delay that doubles with each consecutive failure, from `shortest` to `longest`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Backoff {
     shortest: Duration,
@@ -19,27 +19,28 @@ impl Backoff {
         }
     }
 
-    /// The delay after one more failure.
+    /// Returns the delay after one more failure.
     pub(crate) fn next_delay(&mut self) -> Duration {
-        // Larger shifts would overflow, and no range of delays is that wide.
+        // Larger shifts could overflow, and no caller needs them: the delay is at `longest` by
+        // then.
         let delay = self.shortest.saturating_mul(1 << self.failures.min(16));
         self.failures += 1;
         delay.min(self.longest)
     }
 
-    /// Same as [`next_delay`](Self::next_delay), shortened by up to half at random, so that the clients of a
-    /// server that restarts do not all return at the same time.
+    /// Like [`next_delay`](Self::next_delay), but shortened by up to half at random, so that the
+    /// clients of a restarted server do not all return at the same time.
     pub(crate) fn next_jittered_delay(&mut self) -> Duration {
         self.next_delay().mul_f64(1.0 - fastrand::f64() / 2.0)
     }
 
-    /// Starts over after a success.
+    /// Resets the delay after a success.
     pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }
 }
 
-/// From 5 ms to 1 s.
+/// A backoff from 5 ms to 1 s.
 impl Default for Backoff {
     fn default() -> Self {
         Self::new(Duration::from_millis(5), Duration::from_secs(1))

@@ -1,9 +1,9 @@
-//! Message pipes on Tokio: a server and a client for programs on the same machine. Windows named pipes in
-//! message mode; on Linux, sockets that preserve message boundaries. Binding a pipe and connecting to one
-//! require a Tokio runtime with I/O and time enabled.
+//! Message pipes on Tokio: a server and a client for programs on the same machine. A pipe is a
+//! Windows named pipe in message mode or, on Linux, a socket that preserves message boundaries.
+//! Binding a pipe and connecting to one require a Tokio runtime with I/O and time enabled.
 //!
-//! On other Unix systems only pipes in memory work (feature `test-util`), so that a handler can be written and
-//! tested there. [`PipeListener::bind`] and [`Client::connect`] return an error of kind
+//! Other Unix systems support only pipes in memory (feature `test-util`), so that a handler can be
+//! written and tested there. [`PipeListener::bind`] and [`Client::connect`] return an error of kind
 //! [`Unsupported`](std::io::ErrorKind::Unsupported).
 //!
 //! ```no_run
@@ -32,22 +32,22 @@
 //! | accept clients yourself | [`PipeListener`] |
 //! | serve a socket of systemd, or talk on a socketpair | `listen_on` and `connect_on`, in `os::linux` |
 //! | call a server | [`Client`], or [`SharedClient`] from many tasks |
-//! | see what a server does | [`Serve::stats`], and the log: [`serve`](serve()) lists its spans, [`Reason`] its warnings and errors |
+//! | observe a server | [`Serve::stats`], and the log: [`serve`](serve()) lists its spans, [`Reason`] its warnings and errors |
 //! | test a handler | [`Handler::call`] with [`Request::new`]; pipes in memory (feature `test-util`) |
 //!
 //! # Guarantees
 //!
-//! - A message is received whole and alone, however the sender pipelines. One over `max_message_size`
-//!   is an error and ends the connection; it is never split.
+//! - A message is received whole and alone, however the sender pipelines. A message longer than
+//!   `max_message_size` is an error and ends the connection. It is never split.
 //! - An empty message ends the conversation, as closing does. It can't be sent by mistake.
-//! - The requests of one client are answered in order, one at a time unless [`Serve::concurrency`] allows more at
-//!   once; different clients are served concurrently.
-//! - While fewer than `max_instances` clients are connected, an instance is waiting. At the limit, clients
-//!   wait. The name exists as long as the server runs.
+//! - The requests of one client are answered in order, one at a time unless [`Serve::concurrency`]
+//!   allows more. Different clients are served concurrently.
+//! - While fewer than `max_instances` clients are connected, an instance is waiting. At the limit,
+//!   clients wait. The name exists as long as the server runs.
 //! - A reply that was sent can still be read after the server has closed.
-//! - By default only the current user may connect, and nobody from another machine.
-//! - If a handler fails or panics, only its own client loses the connection. Idle, handler and write
-//!   timeouts and a drain deadline limit how long a client can hold resources.
+//! - By default only the current user can connect, and nobody can from another machine.
+//! - If a handler fails or panics, only its own client is disconnected. Idle, handler and write
+//!   timeouts, and a drain timeout, limit how long a client can hold resources.
 //!
 //! # Features
 //!
@@ -55,26 +55,26 @@
 //! |---|---|
 //! | `futures` | `Stream` and `Sink` for [`Connection`], its halves and [`Client`] |
 //! | `json` | requests and replies in JSON, through `Json` and `Client::call_json` |
-//! | `metrics` | the figures of [`Stats`] for the recorder of the `metrics` facade, for example for Prometheus |
+//! | `metrics` | the statistics of [`Stats`] for the recorder of the `metrics` facade, for example for Prometheus |
 //! | `postcard` | requests and replies in postcard, a binary format, through `Postcard` and `Client::call_postcard` |
 //! | `tower` | any `tower::Service` as a handler, through `TowerHandler`; [`SharedClient`] is one |
 //! | `test-util` | pipes inside the process, through `ListenerOptions::bind_memory`, and `Faults` to make them fail |
 //!
 //! # Layout
 //!
-//! | room | what is in it |
+//! | module | contents |
 //! |---|---|
-//! | `os` | what only one system has: extensions of the types below |
+//! | `os` | extensions of the types below for one system |
 //! | `memory_pipe` | pipes inside the process, for tests |
 //! | `serve` | [`serve`](serve()) and [`serve_connections`]: accept loop, admission, one client's conversation, shutdown |
-//! | `handler` | [`Handler`], and what it takes and returns |
-//! | `client` | [`Client`] and its options; below it [`SharedClient`] |
-//! | `listener` | [`PipeListener`], its options, and how an instance is kept waiting |
+//! | `handler` | [`Handler`], and the types that it takes and returns |
+//! | `client` | [`Client`], its options, and [`SharedClient`] |
+//! | `listener` | [`PipeListener`], its options and its instances |
 //! | `connection` | [`Connection`] and its halves |
-//! | `trust` | [`Trust`]: whose server a client talks to |
-//! | `engine` | the internal interface of an engine; below it the engines. `native` chooses one, `windows/sys/` is the only unsafe code |
-//! | `telemetry` | [`Stats`], [`Reason`], and the one way to report an error |
-//! | `access`, `peer`, `name`, `error`, `defaults` | the types that all of them use |
+//! | `trust` | [`Trust`]: the servers that a client trusts |
+//! | `engine` | the internal interface of an engine, and the engines; `native` chooses one; `windows/sys/` has the only unsafe code |
+//! | `telemetry` | [`Stats`], [`Reason`], and the function that counts and logs an error |
+//! | `access`, `peer`, `name`, `error`, `defaults` | types that all modules use |
 //! | `backoff`, `mutex` | helpers |
 //!
 //! A module imports only from its own row and the rows below.

@@ -1,9 +1,9 @@
-//! A mutex that a panic does not poison.
+//! A mutex without poisoning.
 
 use std::sync::{self, MutexGuard, PoisonError};
 
-/// [`std::sync::Mutex`] without poisoning. What it protects in this crate is consistent whenever the user's code, which
-/// may panic, runs.
+/// [`std::sync::Mutex`] without poisoning. User code may panic, but the data that this crate
+/// protects is consistent whenever user code runs.
 #[derive(Debug, Default)]
 pub(crate) struct Mutex<T>(sync::Mutex<T>);
 
