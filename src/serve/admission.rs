@@ -57,8 +57,8 @@ impl Admission {
     }
 
     /// Decides whether to serve the client, and creates its session. Called when the client
-    /// connects and, until the admission is complete, once a message was `received`: the system may
-    /// not be able to identify the client before.
+    /// connects and, if the system could not identify it by then, again once its first message was
+    /// `received`.
     pub(super) async fn admit(
         &self,
         progress: &mut Progress,

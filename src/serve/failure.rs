@@ -1,4 +1,4 @@
-//! The reasons for which a client is no longer served.
+//! The reasons why a server stops serving a client.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::{
     telemetry::Reason,
 };
 
-/// The reason for which a connection is closed before the client ends the conversation.
+/// The reason why a connection is closed before the client ends the conversation.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     #[error("the handler failed")]

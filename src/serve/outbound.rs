@@ -12,8 +12,8 @@ use tracing::trace;
 use super::{budget::Held, failure::Failure, guard::Timer};
 use crate::{connection::SendHalf, error::SendError, telemetry::Stats};
 
-/// Replies are flushed once they have this many bytes. A socket accepts less than this at once by
-/// default, so a client that reads receives as much per call as it would without a limit.
+/// Replies are flushed once they have this many bytes. By default a socket accepts less than this
+/// at once, so the limit does not make the calls that send replies smaller.
 const BATCH_BYTES: usize = 256 * 1024;
 
 /// The replies to one client. The engine may send several together.
