@@ -28,7 +28,7 @@
 //! | choose who is served | [`Access`], [`Serve::authorize`] |
 //! | keep state for each client | [`Serve::on_connect`] and [`Session`] |
 //! | answer several requests of one client at once | [`Serve::concurrency`] |
-//! | push messages, or speak another protocol | [`serve_connections`], which hands out each [`Connection`] |
+//! | push messages, or speak another protocol | [`serve_connections`], which passes each [`Connection`] to your code |
 //! | accept clients yourself | [`PipeListener`] |
 //! | serve a socket of systemd, or talk on a socketpair | `listen_on` and `connect_on`, in `os::linux` |
 //! | call a server | [`Client`], or [`SharedClient`] from many tasks |

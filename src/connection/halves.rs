@@ -23,7 +23,7 @@ use crate::{
 pub struct RecvHalf {
     receiver: Box<dyn Receive>,
     ended: Option<RecvEnd>,
-    /// The span of the connection. Taken once the peer is recorded in it.
+    /// The span of the connection. `None` once the peer is recorded in it.
     anonymous: Option<Span>,
     shared: Arc<Shared>,
 }

@@ -29,7 +29,7 @@ use crate::name::PipeName;
 /// With the feature `metrics`, the same statistics go to the recorder of the
 /// [`metrics`](https://docs.rs/metrics) facade, for example to an exporter for Prometheus:
 ///
-/// | metric | kind | what it counts |
+/// | metric | kind | value |
 /// |---|---|---|
 /// | `pipe_server_connections_accepted_total` | counter | connections accepted |
 /// | `pipe_server_instances_connected` | gauge | instances that serve a client |
@@ -156,7 +156,7 @@ pub struct StatsSnapshot {
     pub errors: Errors,
     /// Connections closed by a timeout: the sum of the four reasons whose words end in `_timeout`.
     pub timeouts: u64,
-    /// Panics in handlers and in connections' code.
+    /// Panics of handlers and of the code of connections.
     pub panics: u64,
     /// The longest time that the handler took for a request. A cancelled handler counts with the
     /// time until its cancellation. A handler that is still running, or was aborted when the server
@@ -338,7 +338,7 @@ impl fmt::Debug for Errors {
     }
 }
 
-/// Writes the counts as `handler=2 idle_timeout=1`, or nothing if no errors occurred.
+/// Writes the counts in the form `handler=2 idle_timeout=1`, or nothing if no errors occurred.
 impl fmt::Display for Errors {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (reason, count)) in self.iter().enumerate() {
