@@ -27,7 +27,8 @@ mod instances;
 /// # Examples
 ///
 /// ```
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), pipe_server::BindError> {
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), pipe_server::BindError> {
 /// use pipe_server::ListenerOptions;
 ///
 /// let name = format!("options-example-{}", std::process::id());
