@@ -23,7 +23,7 @@ mod halves;
 mod identity;
 
 /// The owner of a connection, which is told when it closes.
-pub(crate) trait Origin: Send + Sync {
+pub(crate) trait ConnectionOwner: Send + Sync {
     /// Called when a connection closes, while its `link` is still open.
     fn release(&self, link: &Arc<dyn Link>);
 }
@@ -40,11 +40,11 @@ pub struct Connection {
 impl Connection {
     pub(crate) fn new(
         channel: Channel,
-        origin: Option<Arc<dyn Origin>>,
+        owner: Option<Arc<dyn ConnectionOwner>>,
         id: u64,
         max_message_size: usize,
     ) -> Self {
-        let (receiver, sender) = halves::split(channel, origin, id, max_message_size);
+        let (receiver, sender) = halves::split(channel, owner, id, max_message_size);
         Self { receiver, sender }
     }
 

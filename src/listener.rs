@@ -225,7 +225,7 @@ impl PipeListener {
     ///
     /// Cancel safe: if the future is dropped, no client is lost.
     pub async fn accept(&mut self) -> io::Result<Connection> {
-        let (channel, problems) = poll_fn(|cx| self.instances.poll_accept(cx)).await?;
+        let (channel, errors) = poll_fn(|cx| self.instances.poll_accept(cx)).await?;
         self.last_id += 1;
         let instances = Arc::clone(&self.instances);
         let connection = Connection::new(
@@ -234,7 +234,7 @@ impl PipeListener {
             self.last_id,
             self.max_message_size,
         );
-        self.instances.log(&problems);
+        self.instances.log(&errors);
         Ok(connection)
     }
 

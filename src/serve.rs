@@ -9,7 +9,7 @@ use std::{
 };
 
 use self::{
-    accept::Signal,
+    accept::ShutdownSignal,
     admission::{Admission, Authorize, OnConnect, UserLimit, Users},
     budget::Budget,
     conversation::{Conversation, Options, Server},
@@ -113,7 +113,7 @@ pub struct Serve<H, T> {
     authorize: Option<Authorize>,
     on_connect: Option<OnConnect>,
     drain_timeout: Option<Duration>,
-    signal: Signal,
+    signal: ShutdownSignal,
     _requests: PhantomData<fn(T)>,
 }
 
@@ -277,8 +277,8 @@ impl<H, T> Serve<H, T> {
     /// one user.
     pub fn max_connections_per_user(mut self, connections: impl Into<Option<usize>>) -> Self {
         self.options.max_connections_per_user = match connections.into() {
-            Some(limit) => UserLimit::Everybody(limit),
-            None => UserLimit::Nobody,
+            Some(limit) => UserLimit::AllUsers(limit),
+            None => UserLimit::Unlimited,
         };
         self
     }
@@ -328,7 +328,7 @@ impl<H, T> Serve<H, T> {
     {
         const {
             assert!(
-                Deciding::Output::DECIDES,
+                Deciding::Output::CAN_REFUSE,
                 "authorize has to return a bool or a Result: with () it would admit everyone"
             );
         }

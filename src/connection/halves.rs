@@ -12,7 +12,7 @@ use tracing::{Span, field::display};
 
 #[cfg(doc)]
 use super::Connection;
-use super::{Identity, Origin};
+use super::{ConnectionOwner, Identity};
 use crate::{
     engine::{Channel, Link, Receive, Received, Transmit},
     error::{RecvError, SendError},
@@ -24,7 +24,7 @@ pub struct RecvHalf {
     receiver: Box<dyn Receive>,
     ended: Option<RecvEnd>,
     /// The span of the connection. `None` once the peer is recorded in it.
-    anonymous: Option<Span>,
+    span_without_peer: Option<Span>,
     shared: Arc<Shared>,
 }
 
@@ -49,7 +49,7 @@ pub(crate) enum RecvEnd {
 /// The state that both halves share. Dropping it closes the connection.
 struct Shared {
     /// `None` on a client.
-    origin: Option<Arc<dyn Origin>>,
+    owner: Option<Arc<dyn ConnectionOwner>>,
     link: Arc<dyn Link>,
     identity: Arc<Identity>,
 }
@@ -58,8 +58,8 @@ impl Drop for Shared {
     /// Runs before `link` is dropped: at the limit, the next instance must exist before this one
     /// closes.
     fn drop(&mut self) {
-        if let Some(origin) = &self.origin {
-            origin.release(&self.link);
+        if let Some(owner) = &self.owner {
+            owner.release(&self.link);
         }
     }
 }
@@ -67,7 +67,7 @@ impl Drop for Shared {
 /// Creates the halves of a new connection.
 pub(super) fn split(
     channel: Channel,
-    origin: Option<Arc<dyn Origin>>,
+    owner: Option<Arc<dyn ConnectionOwner>>,
     id: u64,
     max_message_size: usize,
 ) -> (RecvHalf, SendHalf) {
@@ -78,14 +78,14 @@ pub(super) fn split(
     } = channel;
     let identity = Arc::new(Identity::new(id, &link));
     let shared = Arc::new(Shared {
-        origin,
+        owner,
         link,
         identity,
     });
     let receiver = RecvHalf {
         receiver,
         ended: None,
-        anonymous: None,
+        span_without_peer: None,
         shared: Arc::clone(&shared),
     };
     let sender = SendHalf {
@@ -139,17 +139,19 @@ impl RecvHalf {
     /// received.
     pub(super) fn record_peer_in(&mut self, span: &Span) {
         if !span.is_disabled() {
-            self.anonymous = Some(span.clone());
+            self.span_without_peer = Some(span.clone());
             self.record_peer();
         }
     }
 
     fn record_peer(&mut self) {
-        let Some(span) = &self.anonymous else { return };
+        let Some(span) = &self.span_without_peer else {
+            return;
+        };
         if let Ok(peer) = self.shared.identity.peer() {
             span.record("peer.pid", peer.process_id());
             span.record("peer.user", display(peer.user()));
-            self.anonymous = None;
+            self.span_without_peer = None;
         }
     }
 

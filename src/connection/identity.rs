@@ -32,7 +32,7 @@ impl Identity {
     }
 
     /// Creates the identity of a request that was not received on a connection.
-    pub(crate) fn of(peer: Peer) -> Self {
+    pub(crate) fn for_peer(peer: Peer) -> Self {
         Self {
             id: 0,
             peer: OnceLock::from(peer),

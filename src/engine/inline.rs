@@ -94,7 +94,7 @@ enum FutureState<F: Future> {
     /// No thread polls the future.
     Idle(LiveFuture<F>),
     /// The task polls the future, or did so when it ended.
-    InTask,
+    TakenByTask,
     /// A thread that completed its I/O polls the future. `woken` says that the task must be woken
     /// afterwards.
     Inline { woken: bool },
@@ -120,7 +120,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let mut state = self.shared.state.lock();
         state.task.clone_from(cx.waker());
-        let mut running = match mem::replace(&mut state.future, FutureState::InTask) {
+        let mut running = match mem::replace(&mut state.future, FutureState::TakenByTask) {
             FutureState::Idle(running) => running,
             FutureState::Ended(Ok(output)) => return Poll::Ready(output),
             FutureState::Ended(Err(panic)) => {
@@ -132,7 +132,7 @@ where
                 state.future = FutureState::Inline { woken: true };
                 return Poll::Pending;
             }
-            FutureState::InTask | FutureState::Aborted => panic!("polled after it has ended"),
+            FutureState::TakenByTask | FutureState::Aborted => panic!("polled after it has ended"),
         };
         drop(state);
         let polled = self.shared.poll(&mut running);
@@ -168,7 +168,7 @@ where
     fn wake_task(&self) {
         let mut state = self.state.lock();
         match &mut state.future {
-            FutureState::Idle(_) | FutureState::InTask => {
+            FutureState::Idle(_) | FutureState::TakenByTask => {
                 let task = state.task.clone();
                 drop(state);
                 task.wake();
@@ -218,7 +218,7 @@ where
             }
         };
         drop(state);
-        within(&self.runtime, || {
+        in_runtime_context(&self.runtime, || {
             let polled = catch_unwind(AssertUnwindSafe(|| self.poll(&mut running)));
             let ended = match polled {
                 Ok(Poll::Pending) => {
@@ -253,7 +253,7 @@ where
 
 /// Calls `run` in the context of `runtime`, with a coop budget. `Handle::enter` would not set a
 /// budget.
-fn within(runtime: &Handle, run: impl FnOnce()) {
+fn in_runtime_context(runtime: &Handle, run: impl FnOnce()) {
     // The Windows model may complete an operation on a thread of the runtime.
     #[cfg(pipe_model)]
     if Handle::try_current().is_ok() {

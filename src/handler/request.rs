@@ -31,7 +31,7 @@ impl Request {
     /// # #[cfg(not(feature = "test-util"))] fn main() {}
     /// ```
     pub fn new(bytes: impl Into<Bytes>, peer: Peer) -> Self {
-        Self::received(bytes.into(), Arc::new(Identity::of(peer)))
+        Self::received(bytes.into(), Arc::new(Identity::for_peer(peer)))
     }
 
     /// Returns the same request with this session, to call a handler that takes a [`Session`](crate::Session)

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    connection::Origin,
+    connection::ConnectionOwner,
     engine::{Channel, Endpoint, Instance, Link},
     mutex::Mutex,
     telemetry::{Details, InstancesChange, Reason, Stats, Telemetry},
@@ -20,11 +20,11 @@ pub(crate) struct Instances {
 }
 
 /// The errors of a change of the number of connected clients.
-pub(crate) struct Problems {
+pub(crate) struct InstanceErrors {
     /// The result of telling the engine that the limit was reached or left.
-    limit: io::Result<()>,
+    set_full: io::Result<()>,
     /// The result of creating the next instance.
-    instance: io::Result<()>,
+    create: io::Result<()>,
 }
 
 /// The state of the instances. The limit is enforced here and not by the system: when a connection
@@ -37,7 +37,7 @@ struct InstanceSet {
     connected: usize,
     /// Links of closed connections, kept open because their replacement could not be created. They
     /// keep the name in existence until it can.
-    finished: Vec<Arc<dyn Link>>,
+    unreplaced: Vec<Arc<dyn Link>>,
     acceptor: Option<Waker>,
     backlog: usize,
     max: usize,
@@ -57,7 +57,7 @@ impl Instances {
             endpoint: Some(endpoint),
             waiting: Vec::new(),
             connected: 0,
-            finished: Vec::new(),
+            unreplaced: Vec::new(),
             acceptor: None,
         };
         state.top_up()?;
@@ -74,7 +74,7 @@ impl Instances {
     pub(crate) fn poll_accept(
         &self,
         cx: &mut Context<'_>,
-    ) -> Poll<io::Result<(Channel, Problems)>> {
+    ) -> Poll<io::Result<(Channel, InstanceErrors)>> {
         let mut state = self.state.lock();
         let accepted = state.poll_accept(cx);
         let change = self.count(&state);
@@ -91,22 +91,22 @@ impl Instances {
         let mut state = self.state.lock();
         let endpoint = state.endpoint.take();
         let waiting = mem::take(&mut state.waiting);
-        let finished = mem::take(&mut state.finished);
+        let unreplaced = mem::take(&mut state.unreplaced);
         let change = self.count(&state);
         drop(state);
         self.stats().publish_instances(change);
-        drop((waiting, finished, endpoint));
+        drop((waiting, unreplaced, endpoint));
     }
 
     /// Logs the errors. Called outside the lock: a log subscriber is user code, which may call back
     /// into this type.
-    pub(crate) fn log(&self, problems: &Problems) {
-        let Problems { limit, instance } = problems;
-        if let Err(error) = limit {
+    pub(crate) fn log(&self, errors: &InstanceErrors) {
+        let InstanceErrors { set_full, create } = errors;
+        if let Err(error) = set_full {
             self.telemetry
                 .report(Reason::Queue, error, Details::default());
         }
-        if let Err(error) = instance {
+        if let Err(error) = create {
             self.telemetry
                 .report(Reason::Instance, error, Details::default());
         }
@@ -128,15 +128,15 @@ impl Instances {
     }
 }
 
-impl Origin for Instances {
+impl ConnectionOwner for Instances {
     /// Creates the instance that the limit held back, before the connection closes.
     fn release(&self, link: &Arc<dyn Link>) {
         let mut state = self.state.lock();
         let connected = state.connected - 1;
-        let limit = state.set_connected(connected);
-        let instance = state.top_up();
-        if instance.is_err() && state.waiting.is_empty() {
-            state.finished.push(Arc::clone(link));
+        let set_full = state.set_connected(connected);
+        let create = state.top_up();
+        if create.is_err() && state.waiting.is_empty() {
+            state.unreplaced.push(Arc::clone(link));
         }
         let change = self.count(&state);
         let acceptor = state.acceptor.take();
@@ -144,7 +144,7 @@ impl Origin for Instances {
         // may drop a connection or the listener, or block.
         drop(state);
         self.stats().publish_instances(change);
-        self.log(&Problems { limit, instance });
+        self.log(&InstanceErrors { set_full, create });
         if let Some(acceptor) = acceptor {
             acceptor.wake();
         }
@@ -171,12 +171,12 @@ impl InstanceSet {
         };
         while self.waiting.len() < self.backlog && self.connected + self.waiting.len() < self.max {
             self.waiting.push(endpoint.create()?);
-            self.finished.clear();
+            self.unreplaced.clear();
         }
         Ok(())
     }
 
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Channel, Problems)>> {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Channel, InstanceErrors)>> {
         let topped_up = self.top_up();
         // Every waiting instance is polled: the system chooses the one that a client gets.
         for index in 0..self.waiting.len() {
@@ -184,10 +184,10 @@ impl InstanceSet {
                 Poll::Ready(Ok(channel)) => {
                     // Create the replacement first, while the connected instance keeps the name in
                     // existence.
-                    let limit = self.set_connected(self.connected + 1);
+                    let set_full = self.set_connected(self.connected + 1);
                     drop(self.waiting.remove(index));
-                    let instance = self.top_up();
-                    return Poll::Ready(Ok((channel, Problems { limit, instance })));
+                    let create = self.top_up();
+                    return Poll::Ready(Ok((channel, InstanceErrors { set_full, create })));
                 }
                 Poll::Ready(Err(error)) => {
                     // Create the replacement first here, too. Keep and poll the failed instance if

@@ -74,7 +74,7 @@ where
 }
 
 /// The future whose completion begins a graceful shutdown.
-pub(super) type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
+pub(super) type ShutdownSignal = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A server that is ready to run, from [`serve_connections`]. Await it.
 #[must_use = "a server does nothing unless it is awaited"]
@@ -84,7 +84,7 @@ pub struct ServeConnections<F> {
     drain_timeout: Option<Duration>,
     /// Set only by `os::windows`.
     pub(crate) inline_completions: bool,
-    signal: Signal,
+    signal: ShutdownSignal,
 }
 
 /// The result of a server that has shut down.

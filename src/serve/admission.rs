@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, future::Future, io, pin::Pin, sync::Arc, time::Duration};
 
-use super::{failure::Failure, guard::within};
+use super::{failure::Failure, guard::with_timeout};
 use crate::{
     connection::{AnySession, Identity},
     defaults,
@@ -34,13 +34,13 @@ pub(super) struct Admission {
 
 /// The progress of one client's admission.
 #[derive(Debug)]
-pub(super) struct Progress {
+pub(super) struct AdmissionProgress {
     is_identified: bool,
     has_session: bool,
     slot: Option<ConnectionSlot>,
 }
 
-impl Progress {
+impl AdmissionProgress {
     pub(super) fn is_complete(&self) -> bool {
         self.is_identified && self.has_session
     }
@@ -48,8 +48,8 @@ impl Progress {
 
 impl Admission {
     /// Begins the admission of a client.
-    pub(super) fn begin(&self) -> Progress {
-        Progress {
+    pub(super) fn begin(&self) -> AdmissionProgress {
+        AdmissionProgress {
             is_identified: self.authorize.is_none() && !self.users.is_bounded(),
             has_session: false,
             slot: None,
@@ -61,7 +61,7 @@ impl Admission {
     /// `received`.
     pub(super) async fn admit(
         &self,
-        progress: &mut Progress,
+        progress: &mut AdmissionProgress,
         identity: &Arc<Identity>,
         received: bool,
     ) -> Result<(), Failure> {
@@ -91,7 +91,7 @@ impl Admission {
             return Ok(());
         };
         let peer = peer.map_err(|error| Failure::NotAuthorized(error.into()))?;
-        within(self.time_limit, &mut authorize(peer))
+        with_timeout(self.time_limit, &mut authorize(peer))
             .await
             .map_err(|time| Failure::ConnectTimeout("authorize", time))?
             .map_err(Failure::NotAuthorized)
@@ -102,7 +102,7 @@ impl Admission {
             return Ok(());
         };
         let mut session = on_connect(ConnectionInfo::new(identity));
-        let session = within(self.time_limit, &mut session)
+        let session = with_timeout(self.time_limit, &mut session)
             .await
             .map_err(|time| Failure::ConnectTimeout("on_connect", time))?
             .map_err(Failure::Refused)?;
@@ -114,15 +114,15 @@ impl Admission {
 /// The users whose connections are limited, and the limit for each of them.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum UserLimit {
-    Nobody,
+    Unlimited,
     /// Everyone except the server's own user and the system, who could stop the server anyway.
-    Others(usize),
-    Everybody(usize),
+    OtherUsers(usize),
+    AllUsers(usize),
 }
 
 impl Default for UserLimit {
     fn default() -> Self {
-        Self::Others(defaults::MAX_CONNECTIONS_PER_USER)
+        Self::OtherUsers(defaults::MAX_CONNECTIONS_PER_USER)
     }
 }
 
@@ -130,9 +130,9 @@ impl UserLimit {
     /// The limit for `user`. An unidentified user could be anyone.
     fn of(self, user: Option<&UserId>) -> Option<usize> {
         match self {
-            Self::Nobody => None,
-            Self::Everybody(limit) => Some(limit),
-            Self::Others(limit) => {
+            Self::Unlimited => None,
+            Self::AllUsers(limit) => Some(limit),
+            Self::OtherUsers(limit) => {
                 let is_trusted =
                     user.is_some_and(|user| Trust::System.includes(user).unwrap_or(false));
                 (!is_trusted).then_some(limit)
@@ -153,7 +153,7 @@ impl Users {
     /// several system calls on Windows.
     pub(super) fn new(limit: UserLimit, admits_others: bool) -> Self {
         let limit = match limit {
-            UserLimit::Others(_) if !admits_others => UserLimit::Nobody,
+            UserLimit::OtherUsers(_) if !admits_others => UserLimit::Unlimited,
             limit => limit,
         };
         let connections = Mutex::default();
@@ -162,7 +162,7 @@ impl Users {
 
     /// Returns whether any connections have to be counted.
     pub(super) fn is_bounded(&self) -> bool {
-        !matches!(self.limit, UserLimit::Nobody)
+        !matches!(self.limit, UserLimit::Unlimited)
     }
 
     /// Counts a connection of `user` until the returned slot is dropped. Returns `None` if the user
@@ -241,12 +241,12 @@ mod tests {
     fn the_default_limit_is_dropped_where_no_others_can_connect() {
         assert!(Users::new(UserLimit::default(), true).is_bounded());
         assert!(!Users::new(UserLimit::default(), false).is_bounded());
-        assert!(Users::new(UserLimit::Everybody(9), false).is_bounded());
+        assert!(Users::new(UserLimit::AllUsers(9), false).is_bounded());
     }
 
     #[test]
     fn users_are_counted_separately_and_unidentified_ones_together() {
-        let users = Arc::new(Users::new(UserLimit::Everybody(2), false));
+        let users = Arc::new(Users::new(UserLimit::AllUsers(2), false));
         let [one, _, other] = self::users();
         let first = users.enter(Some(&one)).unwrap();
         let _second = users.enter(Some(&one)).unwrap();

@@ -59,7 +59,7 @@ impl Budget {
         }
     }
 
-    fn is_spent(&self) -> bool {
+    fn is_at_limit(&self) -> bool {
         self.held.load(Ordering::SeqCst) >= self.limit
     }
 
@@ -69,7 +69,7 @@ impl Budget {
         turn.permit = Some(permit);
         let number = turn.number;
         // Checked again: the bytes may have fallen below the limit before the permit was stored.
-        if !self.is_spent() {
+        if !self.is_at_limit() {
             drop(turn);
             self.end_turn(number);
             return number;
@@ -117,8 +117,8 @@ pub(super) struct Share {
     /// The number of this client's turn, if it has one.
     turn: Option<u64>,
     /// Waits for a turn or for free bytes. `None` while the client need not wait.
-    admission: Option<Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>>,
-    /// Whether `admission` waits for a turn.
+    waiting: Option<Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>>,
+    /// Whether `waiting` waits for a turn.
     is_queued: bool,
 }
 
@@ -147,7 +147,7 @@ impl Share {
                 counted: AtomicUsize::new(0),
             }),
             turn: None,
-            admission: None,
+            waiting: None,
             is_queued: false,
         }
     }
@@ -163,37 +163,37 @@ impl Share {
     }
 
     /// Returns whether the server is below the limit, so that every client may be read.
-    pub(super) fn is_free(&self) -> bool {
-        !self.count.budget.is_spent()
+    pub(super) fn is_below_limit(&self) -> bool {
+        !self.count.budget.is_at_limit()
     }
 
     /// Ready when this client may be read. At the limit, a client that `may_queue` waits for its
     /// turn. Any other client waits until the server is below the limit: its turn could not end
     /// before its earlier requests do.
     pub(super) fn poll_admit(&mut self, cx: &mut Context<'_>, may_queue: bool) -> Poll<()> {
-        while !self.is_free() && (self.turn.is_none() || !may_queue) {
+        while !self.is_below_limit() && (self.turn.is_none() || !may_queue) {
             if self.is_queued != may_queue {
-                self.admission = None;
+                self.waiting = None;
                 self.is_queued = may_queue;
             }
             let budget = &self.count.budget;
-            let admission = self.admission.get_or_insert_with(|| match may_queue {
+            let waiting = self.waiting.get_or_insert_with(|| match may_queue {
                 true => Box::pin(turn(Arc::clone(&budget.queue))),
                 false => Box::pin(freed(Arc::clone(budget))),
             });
-            let permit = ready!(admission.as_mut().poll(cx));
-            self.admission = None;
+            let permit = ready!(waiting.as_mut().poll(cx));
+            self.waiting = None;
             if let Some(permit) = permit {
                 self.turn = Some(self.count.budget.begin_turn(permit));
             }
         }
-        self.admission = None;
+        self.waiting = None;
         Poll::Ready(())
     }
 
     /// Returns whether this client waits until it may be read.
     pub(super) fn is_waiting(&self) -> bool {
-        self.admission.is_some()
+        self.waiting.is_some()
     }
 
     /// Ends the turn: its request is answered, or there was none.
@@ -212,7 +212,7 @@ async fn freed(budget: Arc<Budget>) -> Option<OwnedSemaphorePermit> {
     let mut freed = pin!(budget.freed.notified());
     // Enabled before the check, so that a notification between the two is not missed.
     freed.as_mut().enable();
-    if budget.is_spent() {
+    if budget.is_at_limit() {
         freed.await;
     }
     None

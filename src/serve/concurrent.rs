@@ -26,7 +26,7 @@ pub(super) struct InFlight<F> {
     used: usize,
     max: usize,
     has_failed: bool,
-    task: Arc<Task>,
+    task: Arc<TaskWaker>,
 }
 
 struct Slot<F> {
@@ -36,23 +36,23 @@ struct Slot<F> {
     /// Counts the bytes of the request and, once it is answered, of the reply.
     held: Option<Held>,
     /// Created by the first poll. `None` if only one request may be in flight.
-    signal: Option<Signal>,
+    waker: Option<SlotWaker>,
 }
 
 /// Wakes the task for one slot, and records that this slot was woken.
-struct Signal {
-    shared: Arc<SharedSignal>,
+struct SlotWaker {
+    shared: Arc<SlotWake>,
     waker: Waker,
 }
 
-struct SharedSignal {
+struct SlotWake {
     is_woken: AtomicBool,
-    task: Arc<Task>,
+    task: Arc<TaskWaker>,
 }
 
 /// The waker of the connection's task.
 #[derive(Default)]
-struct Task(Mutex<Option<Waker>>);
+struct TaskWaker(Mutex<Option<Waker>>);
 
 impl<F: Future<Output = Result<Reply, Failure>>> InFlight<F> {
     /// Creates an empty set for up to `max` requests at once.
@@ -83,8 +83,8 @@ impl<F: Future<Output = Result<Reply, Failure>>> InFlight<F> {
         let slot = &mut self.slots[self.used];
         slot.future.set(Some(future));
         slot.held = Some(held);
-        if let Some(signal) = &slot.signal {
-            signal.shared.is_woken.store(true, Ordering::Relaxed);
+        if let Some(waker) = &slot.waker {
+            waker.shared.is_woken.store(true, Ordering::Relaxed);
         }
         self.used += 1;
     }
@@ -95,7 +95,7 @@ impl<F: Future<Output = Result<Reply, Failure>>> InFlight<F> {
             return false;
         }
         if self.max == 1 {
-            // No other slot can wake the task, so this one needs no signal.
+            // No other slot can wake the task, so this one needs no waker of its own.
             self.slots[0].poll(cx);
         } else {
             self.poll_woken(cx);
@@ -104,7 +104,7 @@ impl<F: Future<Output = Result<Reply, Failure>>> InFlight<F> {
     }
 
     fn poll_woken(&mut self, cx: &mut Context<'_>) {
-        // Registered before the signals are read, so that a signal set from here on wakes this
+        // Registered before the flags are read, so that a slot woken from here on wakes this
         // task.
         self.task.register(cx.waker());
         for index in 0..self.used {
@@ -143,7 +143,7 @@ impl<F: Future<Output = Result<Reply, Failure>>> Slot<F> {
             future: Box::pin(None),
             answer: None,
             held: None,
-            signal: None,
+            waker: None,
         }
     }
 
@@ -151,14 +151,14 @@ impl<F: Future<Output = Result<Reply, Failure>>> Slot<F> {
         matches!(self.answer, Some(Err(_)))
     }
 
-    fn poll_if_woken(&mut self, task: &Arc<Task>) {
-        let signal = self.signal.take().unwrap_or_else(|| Signal::new(task));
-        let is_woken = &signal.shared.is_woken;
+    fn poll_if_woken(&mut self, task: &Arc<TaskWaker>) {
+        let waker = self.waker.take().unwrap_or_else(|| SlotWaker::new(task));
+        let is_woken = &waker.shared.is_woken;
         // Acquire: the poll observes everything that happened before the wake-up.
         if is_woken.load(Ordering::Relaxed) && is_woken.swap(false, Ordering::Acquire) {
-            self.poll(&mut Context::from_waker(&signal.waker));
+            self.poll(&mut Context::from_waker(&waker.waker));
         }
-        self.signal = Some(signal);
+        self.waker = Some(waker);
     }
 
     /// Polls the handler if it has not answered yet.
@@ -179,9 +179,9 @@ impl<F: Future<Output = Result<Reply, Failure>>> Slot<F> {
     }
 }
 
-impl Signal {
-    fn new(task: &Arc<Task>) -> Self {
-        let shared = Arc::new(SharedSignal {
+impl SlotWaker {
+    fn new(task: &Arc<TaskWaker>) -> Self {
+        let shared = Arc::new(SlotWake {
             is_woken: AtomicBool::new(true),
             task: Arc::clone(task),
         });
@@ -190,7 +190,7 @@ impl Signal {
     }
 }
 
-impl Wake for SharedSignal {
+impl Wake for SlotWake {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -202,7 +202,7 @@ impl Wake for SharedSignal {
     }
 }
 
-impl Task {
+impl TaskWaker {
     fn register(&self, waker: &Waker) {
         let mut registered = self.0.lock();
         match &mut *registered {

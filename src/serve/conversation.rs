@@ -14,7 +14,7 @@ use tokio::task::yield_now;
 use tracing::{debug, trace};
 
 use super::{
-    admission::{Admission, Progress, UserLimit},
+    admission::{Admission, AdmissionProgress, UserLimit},
     budget::{Budget, Held, Share},
     concurrent::InFlight,
     failure::Failure,
@@ -32,7 +32,7 @@ use crate::{
 /// The state of one client being served.
 pub(super) struct Conversation<H, T> {
     identity: Arc<Identity>,
-    admission: Progress,
+    admission: AdmissionProgress,
     inbound: Inbound,
     outbound: Outbound,
     /// The number of requests received.
@@ -202,17 +202,17 @@ impl<H: Handler<T>, T> Conversation<H, T> {
             }
         }
         let is_flushed = self.outbound.poll_flush(cx)?.is_ready();
-        let is_alone = is_flushed && in_flight.is_empty();
+        let is_idle = is_flushed && in_flight.is_empty();
         if !is_flushed {
             self.read_one_early(cx);
         } else if may_take && is_turn_over {
             return Poll::Ready(Ok(Step::Yield));
         } else if may_take {
-            if let Some(message) = self.take_next(cx, is_alone) {
+            if let Some(message) = self.take_next(cx, is_idle) {
                 return Poll::Ready(Ok(Step::Answer(message)));
             }
         }
-        if is_alone {
+        if is_idle {
             in_flight.shrink();
             return self.poll_end(cx, shutdown);
         }
@@ -223,11 +223,11 @@ impl<H: Handler<T>, T> Conversation<H, T> {
     }
 
     /// Takes the next request. If receiving has ended, stores the result in `ended`.
-    fn take_next(&mut self, cx: &mut Context<'_>, is_alone: bool) -> Option<Message> {
+    fn take_next(&mut self, cx: &mut Context<'_>, is_idle: bool) -> Option<Message> {
         if self.ended.is_some() {
             return None;
         }
-        match self.inbound.poll_next(cx, is_alone) {
+        match self.inbound.poll_next(cx, is_idle) {
             Ok(NextRequest::Ready(message)) => return Some(message),
             Ok(NextRequest::NotYet) => {}
             Ok(NextRequest::End) => self.ended = Some(Ok(())),

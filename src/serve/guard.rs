@@ -32,7 +32,7 @@ pub(super) async fn answer<H: Handler<T>, T>(
     // `call` runs inside the future so that its panics are caught as well.
     let mut handled = pin!(async move { handler.call(request).await });
     let mut caught = poll_fn(|cx| timer.in_scope(|| poll_caught(handled.as_mut(), cx)));
-    let reply = within(limit, &mut caught)
+    let reply = with_timeout(limit, &mut caught)
         .await
         .map_err(Failure::HandlerTimeout)?
         .map_err(Failure::Panic)?
@@ -109,7 +109,7 @@ fn text(panic: &(dyn Any + Send)) -> String {
 
 /// Returns the output of `future`, or `limit` as an error once it has expired. Takes `future` by
 /// reference because a future stores an argument passed by value twice.
-pub(super) async fn within<F: Future + Unpin>(
+pub(super) async fn with_timeout<F: Future + Unpin>(
     limit: Option<Duration>,
     future: &mut F,
 ) -> Result<F::Output, Duration> {

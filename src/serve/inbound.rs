@@ -67,7 +67,7 @@ impl Inbound {
 
     /// Returns whether to take the next request before replies are flushed.
     pub(super) fn expects_next(&self) -> bool {
-        !self.early.is_empty() || (self.receiver.expects_more() && self.share.is_free())
+        !self.early.is_empty() || (self.receiver.expects_more() && self.share.is_below_limit())
     }
 
     /// Returns whether the task should yield before it takes the next request.
@@ -80,16 +80,16 @@ impl Inbound {
         self.turn = 0;
     }
 
-    /// Takes the next request. `is_alone` says that no earlier one is in flight or has an unsent
+    /// Takes the next request. `is_idle` says that no earlier one is in flight or has an unsent
     /// reply.
     pub(super) fn poll_next(
         &mut self,
         cx: &mut Context<'_>,
-        is_alone: bool,
+        is_idle: bool,
     ) -> Result<NextRequest, Failure> {
         let next = match self.early.pop_front() {
             Some(message) => NextRequest::Ready(message),
-            None => self.read_next(cx, is_alone)?,
+            None => self.read_next(cx, is_idle)?,
         };
         match next {
             NextRequest::Ready(_) => {
@@ -102,12 +102,12 @@ impl Inbound {
         Ok(next)
     }
 
-    fn read_next(&mut self, cx: &mut Context<'_>, is_alone: bool) -> Result<NextRequest, Failure> {
-        if is_alone {
+    fn read_next(&mut self, cx: &mut Context<'_>, is_idle: bool) -> Result<NextRequest, Failure> {
+        if is_idle {
             // The request of this client's turn in the budget, if it had one, is answered.
             self.share.end_turn();
         }
-        if self.share.poll_admit(cx, is_alone).is_pending() {
+        if self.share.poll_admit(cx, is_idle).is_pending() {
             return Ok(NextRequest::NotYet);
         }
         let next = self.poll_recv(cx)?;
@@ -166,7 +166,7 @@ impl Inbound {
         while self.receiver.end().is_none()
             && self.early.len() < most
             && self.early_bytes() < EARLY_BYTES
-            && self.share.is_free()
+            && self.share.is_below_limit()
         {
             match self.poll_recv(cx)? {
                 NextRequest::Ready(message) => self.early.push_back(message),

@@ -13,7 +13,7 @@ use crate::error::BoxError;
 pub trait IntoResult: sealed::Sealed {
     /// Whether the type can express a refusal.
     #[doc(hidden)]
-    const DECIDES: bool = true;
+    const CAN_REFUSE: bool = true;
 
     /// Converts the value into a result.
     ///
@@ -24,7 +24,7 @@ pub trait IntoResult: sealed::Sealed {
 }
 
 impl IntoResult for () {
-    const DECIDES: bool = false;
+    const CAN_REFUSE: bool = false;
 
     fn into_result(self) -> Result<(), BoxError> {
         Ok(())

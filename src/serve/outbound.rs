@@ -55,7 +55,7 @@ impl Outbound {
     /// Ready when another reply can be fed.
     pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         let room = self.sender.poll_room(cx);
-        self.limit(room, cx)
+        self.apply_write_timeout(room, cx)
     }
 
     /// Feeds a reply to the engine. Called once `poll_room` is ready.
@@ -78,7 +78,7 @@ impl Outbound {
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         if self.unsent > 0 {
             let flushed = self.sender.poll_flush(cx);
-            ready!(self.limit(flushed, cx))?;
+            ready!(self.apply_write_timeout(flushed, cx))?;
             let replies = mem::take(&mut self.unsent);
             let bytes = self.held.take().map_or(0, |held| held.bytes());
             self.sent += replies;
@@ -88,7 +88,7 @@ impl Outbound {
     }
 
     /// Applies the write timeout to the result of polling the sender.
-    fn limit(
+    fn apply_write_timeout(
         &mut self,
         sent: Poll<Result<(), SendError>>,
         cx: &mut Context<'_>,
