@@ -3,28 +3,37 @@
 use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, Semaphore},
+};
 
-use self::pool::{Pool, Target};
+use self::{
+    driver::Driver,
+    pool::{Address, ClientStatus, Pool},
+};
 #[cfg(feature = "test-util")]
 use crate::memory_pipe::MemoryPipe;
 use crate::{
-    client::{Client, ClientOptions},
+    client::ClientOptions,
     defaults,
     engine::native,
     error::{ConnectError, OutOfRange, SharedCallError},
+    mutex::Mutex,
     name::{NameError, PipeName},
 };
 
 #[cfg(feature = "tower")]
 pub use self::service::SharedCall;
 
+mod call;
+mod connection;
 mod driver;
 mod pool;
 #[cfg(feature = "tower")]
 mod service;
 
-/// More than any server is worth connecting to: each call looks at all connections.
+/// More than any server is worth connecting to: one task looks at all connections each time it runs.
 const MOST_CONNECTIONS: usize = 1024;
 
 /// Options for a [`SharedClient`], from [`ClientOptions::shared`].
@@ -109,7 +118,7 @@ impl SharedClientOptions {
         name: impl TryInto<PipeName, Error: Into<NameError>>,
     ) -> Result<SharedClient, ConnectError> {
         let name = name.try_into().map_err(Into::into)?;
-        self.connect_to(Target::Name(name)).await
+        self.connect_to(Address::Name(name)).await
     }
 
     /// Creates a client that connects to the pipe `name` when it is first called.
@@ -122,7 +131,7 @@ impl SharedClientOptions {
         name: impl TryInto<PipeName, Error: Into<NameError>>,
     ) -> Result<SharedClient, ConnectError> {
         let name = name.try_into().map_err(Into::into)?;
-        self.build(Target::Name(name), None)
+        self.build(Address::Name(name))
     }
 
     /// Connects to a pipe inside this process.
@@ -136,7 +145,7 @@ impl SharedClientOptions {
     /// Cancel safe, as [`connect`](Self::connect).
     #[cfg(feature = "test-util")]
     pub async fn connect_memory(&self, pipe: &MemoryPipe) -> Result<SharedClient, ConnectError> {
-        self.connect_to(Target::Memory(pipe.clone())).await
+        self.connect_to(Address::Memory(pipe.clone())).await
     }
 
     /// Creates a client that connects to a pipe inside this process when it is first called.
@@ -146,26 +155,30 @@ impl SharedClientOptions {
     /// [`ConnectError::Option`] for an option that is out of range.
     #[cfg(feature = "test-util")]
     pub fn connect_memory_lazy(&self, pipe: &MemoryPipe) -> Result<SharedClient, ConnectError> {
-        self.build(Target::Memory(pipe.clone()), None)
+        self.build(Address::Memory(pipe.clone()))
     }
 
-    async fn connect_to(&self, target: Target) -> Result<SharedClient, ConnectError> {
-        self.check()?;
-        let first = target.connect(&self.options).await?;
-        self.build(target, Some(first))
+    async fn connect_to(&self, address: Address) -> Result<SharedClient, ConnectError> {
+        let client = self.build(address)?;
+        let pool = &client.handle.pool;
+        let first = pool.connect(true).await?;
+        Driver::start(pool, &Handle::current(), Some(first));
+        Ok(client)
     }
 
-    fn build(&self, target: Target, first: Option<Client>) -> Result<SharedClient, ConnectError> {
+    fn build(&self, address: Address) -> Result<SharedClient, ConnectError> {
         self.check()?;
         let sizes = native::client_sizes(self.options.max_message_size)?;
-        let pool = Pool::new(
-            target,
-            self.options.clone(),
-            sizes.max_message_size,
-            self.max_in_flight,
-            self.connections,
-            first,
-        );
+        let pool = Arc::new(Pool {
+            address,
+            options: self.options.clone(),
+            max_message_size: sizes.max_message_size,
+            most_connections: self.connections,
+            slots: Arc::new(Semaphore::new(self.max_in_flight)),
+            queue: Mutex::default(),
+            changed: Notify::new(),
+            ended: Notify::new(),
+        });
         Ok(SharedClient {
             handle: Arc::new(PoolHandle { pool }),
             repeat_unanswered: false,
@@ -193,7 +206,7 @@ impl SharedClientOptions {
 /// send one reply to each request of a connection, in order, and nothing else, as [`serve`](crate::serve()) does.
 /// A message that arrives while no request is in flight closes the connection
 /// ([`CallFailure::OutOfStep`](crate::CallFailure::OutOfStep)); one that arrives earlier can't be told from a
-/// reply. For other protocols, use a [`Client`].
+/// reply. For other protocols, use a [`Client`](crate::Client).
 ///
 /// # Connections
 ///
@@ -206,9 +219,9 @@ impl SharedClientOptions {
 /// [`Unanswered`](SharedCallError::Unanswered), unless [`repeat_unanswered`](Self::repeat_unanswered) allows
 /// to send it again. In either case it fails when the third connection breaks under it.
 ///
-/// A connection belongs to the runtime of the call that opened it. If that runtime is shut down, the calls in
-/// flight fail, and the next one opens a connection on its own runtime. The connections are closed when the
-/// last clone is dropped.
+/// The connections belong to the runtime of the call that opened the first one. If that runtime is shut down, the
+/// calls in flight fail, and the next one opens a connection on its own runtime. The connections are closed when
+/// the last clone is dropped.
 ///
 /// # Order
 ///
@@ -239,15 +252,14 @@ pub struct SharedClient {
     reservation: service::Reservation,
 }
 
-/// What the clones hold, but the drivers do not.
-#[derive(Debug)]
+/// What the clones hold, but the driver does not.
 struct PoolHandle {
     pool: Arc<Pool>,
 }
 
 impl Drop for PoolHandle {
     fn drop(&mut self) {
-        self.pool.drop_lanes();
+        self.pool.leave(ClientStatus::Dropped);
     }
 }
 
@@ -314,7 +326,7 @@ impl SharedClient {
     /// when it arrives. Other calls get their own replies in either case.
     pub async fn call(&self, request: impl Into<Bytes>) -> Result<Bytes, SharedCallError> {
         let repeat = self.repeat_unanswered;
-        self.handle.pool.call(request.into(), repeat, None).await
+        call::call(&self.handle.pool, request.into(), repeat, None).await
     }
 
     /// Shuts all clones down: new calls and those that wait for a slot fail with
@@ -349,7 +361,6 @@ impl fmt::Debug for SharedClient {
         formatter
             .debug_struct("SharedClient")
             .field("repeat_unanswered", &self.repeat_unanswered)
-            .field("pool", &self.handle.pool)
             .finish_non_exhaustive()
     }
 }

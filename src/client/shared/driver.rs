@@ -1,260 +1,219 @@
-//! One connection of a shared client, from opening it to closing it.
+//! The task of a shared client: it opens the connections, sends the requests and receives the replies.
+//!
+//! One task has all connections, so that it chooses one for each request at the moment of sending. It is started by a
+//! request, and ends when all connections are closed and no request waits.
 
 use std::{
-    collections::VecDeque,
     future::{Future, poll_fn},
     mem,
-    pin::{Pin, pin},
+    pin::pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use tokio::{
+    runtime::Handle,
+    select,
     task::coop,
-    time::{Sleep, sleep},
+    time::{Instant, sleep_until},
 };
 use tracing::debug;
 
-use super::pool::{Pool, Request};
+use super::{connection::PooledConnection, pool::Pool};
 use crate::{
     client::Client,
-    connection::{RecvHalf, SendHalf},
-    error::{CallError, CallFailure, Chain, ConnectError, RecvError, SendError},
+    error::{CallFailure, Chain, ConnectError},
 };
 
-/// The task of an open lane. Dropping it, as a runtime that shuts down does, fails what was taken.
+/// Dropping it, as a runtime that shuts down does, fails all requests.
 pub(super) struct Driver {
     pool: Arc<Pool>,
-    lane: usize,
-    /// The requests that the engine has taken and the server has not answered, in order. Those that were
-    /// given up stay here: their replies still arrive.
-    taken: VecDeque<Request>,
-    /// How many were taken since the engine was last flushed. At most these are not sent.
-    unflushed: usize,
-    /// Whether sending failed, so that the last request taken is certainly not sent.
-    last_is_unsent: bool,
-    has_replied: bool,
-    /// Runs while the first request in `taken` is given up.
-    stalled: Option<Pin<Box<Sleep>>>,
+    connections: Vec<PooledConnection>,
     has_ended: bool,
 }
 
-/// How a lane ended.
-#[derive(Debug)]
-pub(super) enum End {
-    /// Nobody waits for it any more: the client was shut down or dropped, or the calls were.
-    Unneeded,
-    /// It could not be opened. Unless it has waited for the server, calls can use another lane.
-    NotConnected {
-        error: Arc<ConnectError>,
-        waited: bool,
-    },
-    /// The connection broke, or was closed because it can no longer be used.
-    Broken {
-        failure: CallFailure,
-        /// Whether the first request would break the next connection as well.
-        is_final: bool,
-    },
-    OutOfStep,
-    /// The task was dropped.
-    Aborted,
-}
-
-impl End {
-    /// Whether requests that were sent are lost.
-    pub(super) fn is_break(&self) -> bool {
-        matches!(self, Self::Broken { .. })
-    }
-
-    /// Whether to pause before the lane is opened again.
-    pub(super) fn is_failure(&self) -> bool {
-        !matches!(self, Self::Unneeded | Self::Aborted)
-    }
-
-    pub(super) fn is_final(&self) -> bool {
-        matches!(self, Self::Broken { is_final: true, .. })
-    }
-
-    pub(super) fn failure(&self) -> CallFailure {
-        match self {
-            Self::Unneeded => CallFailure::ShutDown,
-            Self::NotConnected { error, .. } => CallFailure::Connect(Arc::clone(error)),
-            Self::Broken { failure, .. } => failure.clone(),
-            Self::OutOfStep => CallFailure::OutOfStep,
-            Self::Aborted => CallFailure::Aborted,
-        }
-    }
-
-    fn broken(error: impl Into<CallError>) -> Self {
-        let error = error.into();
-        // The first reply is the one that is too long, and would be again.
-        let is_final = matches!(error, CallError::Recv(RecvError::TooLong { .. }));
-        Self::Broken {
-            failure: CallFailure::Connection(Arc::new(error)),
-            is_final,
-        }
-    }
-}
-
 impl Driver {
-    pub(super) fn new(pool: Arc<Pool>, lane: usize) -> Self {
-        Self {
-            pool,
-            lane,
-            taken: VecDeque::new(),
-            unflushed: 0,
-            last_is_unsent: false,
-            has_replied: false,
-            stalled: None,
+    /// Spawns a driver, unless there is one. `first` is a connection that is already open.
+    pub(super) fn start(pool: &Arc<Pool>, runtime: &Handle, first: Option<Client>) {
+        if mem::replace(&mut pool.queue.lock().has_driver, true) {
+            return;
+        }
+        let first = first.map(|client| PooledConnection::new(pool, client));
+        let driver = Self {
+            pool: Arc::clone(pool),
+            connections: first.into_iter().collect(),
             has_ended: false,
-        }
-    }
-
-    /// Opens the lane, unless `client` is its connection, and drives it until it ends.
-    pub(super) async fn run(mut self, client: Option<Client>) {
-        let end = match self.connect(client).await {
-            // The connection is closed when this returns, so that its instance is free for the next one.
-            Ok(client) => self.exchange(client).await,
-            Err(end) => end,
         };
-        self.end(&end);
+        drop(runtime.spawn(driver.run()));
     }
 
-    async fn connect(&mut self, client: Option<Client>) -> Result<Client, End> {
-        if let Some(client) = client {
-            return Ok(client);
-        }
-        let mut connecting = pin!(self.pool.connect(self.lane));
-        let connected = poll_fn(|cx| match self.pool.poll_unneeded(self.lane, cx) {
-            Poll::Ready(()) => Poll::Ready(None),
-            Poll::Pending => connecting.as_mut().poll(cx).map(Some),
-        });
-        match connected.await {
-            None => Err(End::Unneeded),
-            Some((Ok(client), _)) => {
-                self.pool.opened(self.lane);
-                Ok(client)
+    async fn run(mut self) {
+        while !self.has_ended() {
+            if self.connections.is_empty() {
+                self.connect().await;
             }
-            Some((Err(error), waited)) => {
-                let error = Arc::new(error);
-                Err(End::NotConnected { error, waited })
-            }
+            let pool = Arc::clone(&self.pool);
+            let mut changed = pin!(pool.changed.notified());
+            poll_fn(|cx| match self.poll(cx) {
+                Poll::Ready(()) => Poll::Ready(()),
+                Poll::Pending => changed.as_mut().poll(cx),
+            })
+            .await;
         }
     }
 
-    async fn exchange(&mut self, client: Client) -> End {
-        let (mut receiver, mut sender) = client.into_split();
-        poll_fn(|cx| {
-            // Replies first: a connection that the server has closed takes no request, and a message that
-            // arrives before a request was sent is not its reply.
-            if let Poll::Ready(end) = self.poll_replies(&mut receiver, cx) {
-                return Poll::Ready(end);
-            }
-            if let Poll::Ready(end) = self.poll_requests(&mut sender, cx) {
-                return Poll::Ready(end);
-            }
-            self.poll_stalled(cx)
-        })
-        .await
+    /// Whether all connections are closed, and no request needs one.
+    fn has_ended(&mut self) -> bool {
+        let mut queue = self.pool.queue.lock();
+        self.has_ended = self.connections.is_empty() && queue.waiting.is_empty();
+        queue.has_driver = !self.has_ended;
+        self.has_ended
     }
 
-    fn poll_replies(&mut self, receiver: &mut RecvHalf, cx: &mut Context<'_>) -> Poll<End> {
-        loop {
-            let reply = match ready!(receiver.poll_recv(cx)) {
-                Ok(Some(reply)) => reply,
-                Ok(None) => return Poll::Ready(End::broken(CallError::Closed)),
-                Err(error) => return Poll::Ready(End::broken(error)),
-            };
-            let Some(request) = self.taken.pop_front() else {
-                return Poll::Ready(End::OutOfStep);
-            };
-            self.unflushed = self.unflushed.min(self.taken.len());
-            self.has_replied = true;
-            self.stalled = None;
-            request.answer(reply);
+    /// Opens a connection while there is none, waiting for the server as long as the options allow. One at a time: a
+    /// second one could wait for an instance that the server does not have.
+    async fn connect(&mut self) {
+        let connecting = async {
+            let not_before = self.pool.queue.lock().not_before;
+            if let Some(time) = not_before {
+                sleep_until(time).await;
+            }
+            self.pool.connect(true).await
+        };
+        let connected = select! {
+            biased;
+            () = self.pool.unneeded() => return,
+            connected = connecting => connected,
+        };
+        if let Err(failure) = self.add(connected) {
+            self.pool.fail_waiting(&failure, |_| true);
         }
     }
 
-    fn poll_requests(&mut self, sender: &mut SendHalf, cx: &mut Context<'_>) -> Poll<End> {
-        loop {
-            let mut room = match sender.poll_room(cx) {
-                Poll::Ready(Ok(())) => true,
-                Poll::Ready(Err(error)) => return Poll::Ready(self.send_failed(error)),
-                Poll::Pending => false,
-            };
-            if room && self.taken.is_empty() && !coop::has_budget_remaining() {
-                // The receiver may have a message, but was not allowed to return it.
-                cx.waker().wake_by_ref();
-                room = false;
-            }
-            let in_flight = self.taken.len();
-            let request = match self.pool.poll_request(self.lane, in_flight, room, cx) {
-                Poll::Ready(Some(request)) => request,
-                Poll::Ready(None) => return Poll::Ready(End::Unneeded),
-                Poll::Pending => break,
-            };
-            let message = request.message.clone();
-            self.taken.push_back(request);
-            self.unflushed += 1;
-            if let Err(error) = sender.start(message) {
-                return Poll::Ready(self.send_failed(error));
-            }
-        }
-        match sender.poll_flush(cx) {
-            Poll::Ready(Ok(())) => self.unflushed = 0,
-            Poll::Ready(Err(error)) => return Poll::Ready(self.send_failed(error)),
-            Poll::Pending => {}
-        }
-        Poll::Pending
+    fn add(&mut self, connected: Result<Client, ConnectError>) -> Result<(), CallFailure> {
+        let client = connected.map_err(|error| {
+            debug!(%error, "connecting failed");
+            self.pool.queue.lock().delay(false);
+            CallFailure::Connect(Arc::new(error))
+        })?;
+        let connection = PooledConnection::new(&self.pool, client);
+        self.connections.push(connection);
+        Ok(())
     }
 
-    /// The request that failed and all after it are not sent. Which one that is, is not known, but the last one
-    /// is always among them.
-    fn send_failed(&mut self, error: SendError) -> End {
-        self.last_is_unsent = self.unflushed > 0;
-        End::broken(error)
-    }
-
-    /// Ready once the server has not answered for so long that all calls would time out.
-    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        let (Some(after), Some(first)) = (self.pool.call_timeout(), self.taken.front_mut()) else {
+    /// Ready once all connections are closed.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // Replies first: a connection that the server has closed takes no request, and a message that arrives
+        // before a request was sent is not its reply.
+        self.poll_connections(cx, PooledConnection::poll_replies);
+        // A receiver may have a message, but was not allowed to return it.
+        let must_yield = !coop::has_budget_remaining();
+        if must_yield || self.connect_another(cx) {
+            cx.waker().wake_by_ref();
             return Poll::Pending;
-        };
-        if self.stalled.is_none() {
-            ready!(first.poll_given_up(cx));
         }
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(after)));
-        ready!(stalled.as_mut().poll(cx));
-        Poll::Ready(End::Broken {
-            failure: CallFailure::Stalled { after },
-            is_final: true,
-        })
+        self.send_requests(cx);
+        self.poll_connections(cx, PooledConnection::poll_flush);
+        let mut connections = self.connections.iter();
+        let is_idle = connections.all(|connection| connection.in_flight.is_empty());
+        if self.pool.queue.lock().is_over(is_idle) {
+            self.connections.clear();
+        }
+        match self.connections.is_empty() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
     }
 
-    fn end(&mut self, end: &End) {
-        self.has_ended = true;
-        match end {
-            End::Unneeded | End::Aborted => debug!(connection = self.lane, "connection closed"),
-            _ => {
-                let failure = end.failure();
-                let error = Chain(&failure);
-                debug!(connection = self.lane, %error, "connection failed");
+    /// Polls each connection, and closes those that have failed.
+    fn poll_connections(
+        &mut self,
+        cx: &mut Context<'_>,
+        poll: impl Fn(&mut PooledConnection, &mut Context<'_>) -> Poll<CallFailure>,
+    ) {
+        let mut index = 0;
+        while let Some(connection) = self.connections.get_mut(index) {
+            match poll(connection, cx) {
+                Poll::Ready(failure) => {
+                    let connection = self.connections.remove(index);
+                    self.close(connection, &failure);
+                }
+                Poll::Pending => index += 1,
             }
         }
-        self.pool.ended(
-            self.lane,
-            end,
-            mem::take(&mut self.taken),
-            self.last_is_unsent,
-            self.has_replied,
-        );
+    }
+
+    /// Opens another connection, without waiting, if more requests wait than connections are free. Returns whether
+    /// there is one more.
+    fn connect_another(&mut self, cx: &mut Context<'_>) -> bool {
+        let connections = self.connections.iter();
+        let free = connections
+            .filter(|connection| connection.is_free())
+            .count();
+        let is_needed = {
+            let queue = self.pool.queue.lock();
+            queue.waiting.len() > free && queue.not_before.is_none_or(|time| time <= Instant::now())
+        };
+        let has_any = !self.connections.is_empty();
+        let has_all = self.connections.len() == self.pool.most_connections;
+        if !is_needed || !has_any || has_all {
+            return false;
+        }
+        let pool = Arc::clone(&self.pool);
+        // It is complete at the first poll, as it does not wait.
+        match pin!(pool.connect(false)).poll(cx) {
+            Poll::Ready(connected) => self.add(connected).is_ok(),
+            Poll::Pending => false,
+        }
+    }
+
+    /// Starts sending the waiting requests, each on the connection with the fewest in flight.
+    fn send_requests(&mut self, cx: &mut Context<'_>) {
+        loop {
+            let connections = self.connections.iter_mut();
+            let ready = connections.filter_map(|connection| {
+                let has_room = connection.poll_room(cx);
+                has_room.then_some(connection)
+            });
+            let Some(connection) = ready.min_by_key(|connection| connection.in_flight.len()) else {
+                return;
+            };
+            let next = self.pool.queue.lock().waiting.pop_first();
+            let Some((_, request)) = next else {
+                return;
+            };
+            connection.send(request);
+        }
+    }
+
+    /// Closes a connection that has failed.
+    fn close(&mut self, connection: PooledConnection, failure: &CallFailure) {
+        debug!(error = %Chain(failure), "connection failed");
+        if matches!(failure, CallFailure::OutOfStep) {
+            if !self.pool.fail_waiting(failure, |_| true) {
+                self.pool.queue.lock().unreported = Some(failure.clone());
+            }
+        } else if !connection.has_replied && self.connections.is_empty() {
+            // It broke under those that waited for it, too.
+            self.pool
+                .fail_waiting(failure, |request| !request.survives_break());
+        }
+        self.pool.queue.lock().delay(connection.has_replied);
+        connection.close(failure);
+        // Its requests may need another one.
+        self.pool.changed.notify_one();
     }
 }
 
 impl Drop for Driver {
     fn drop(&mut self) {
         if !self.has_ended {
-            self.end(&End::Aborted);
+            for connection in mem::take(&mut self.connections) {
+                connection.close(&CallFailure::Aborted);
+            }
+            self.pool.queue.lock().has_driver = false;
+            self.pool.fail_waiting(&CallFailure::Aborted, |_| true);
         }
+        self.pool.ended.notify_waiters();
     }
 }

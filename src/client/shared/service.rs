@@ -13,18 +13,16 @@ use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
 use tower_service::Service;
 
-use super::SharedClient;
+use super::{SharedClient, call};
 use crate::error::SharedCallError;
 
-type Slot = Result<OwnedSemaphorePermit, SharedCallError>;
+type Reserving = dyn Future<Output = Result<OwnedSemaphorePermit, SharedCallError>> + Send + Sync;
 
 /// The slot for the next call of a service.
 #[derive(Default)]
-pub(super) enum Reservation {
-    #[default]
-    None,
-    Waiting(Pin<Box<dyn Future<Output = Slot> + Send + Sync>>),
-    Reserved(OwnedSemaphorePermit),
+pub(super) struct Reservation {
+    reserving: Option<Pin<Box<Reserving>>>,
+    slot: Option<OwnedSemaphorePermit>,
 }
 
 /// The future of a call through `tower::Service`. See [`SharedClient::call`].
@@ -67,33 +65,23 @@ impl Service<Bytes> for SharedClient {
     type Future = SharedCall;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SharedCallError>> {
-        loop {
-            match &mut self.reservation {
-                Reservation::None => {
-                    let slot = self.handle.pool.reserve();
-                    self.reservation = Reservation::Waiting(Box::pin(slot));
-                }
-                Reservation::Waiting(slot) => match ready!(slot.as_mut().poll(cx)) {
-                    Ok(slot) => self.reservation = Reservation::Reserved(slot),
-                    Err(error) => {
-                        self.reservation = Reservation::None;
-                        return Poll::Ready(Err(error));
-                    }
-                },
-                Reservation::Reserved(_) => return Poll::Ready(Ok(())),
-            }
+        let pool = &self.handle.pool;
+        let Reservation { reserving, slot } = &mut self.reservation;
+        if slot.is_none() {
+            let waiting = reserving.get_or_insert_with(|| Box::pin(pool.reserve()));
+            let reserved = ready!(waiting.as_mut().poll(cx));
+            *reserving = None;
+            *slot = Some(reserved?);
         }
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Bytes) -> SharedCall {
-        let slot = match mem::take(&mut self.reservation) {
-            Reservation::Reserved(slot) => Some(slot),
-            Reservation::None | Reservation::Waiting(_) => None,
-        };
+        let slot = mem::take(&mut self.reservation).slot;
         let repeat = self.repeat_unanswered;
         // Keeps the connections open.
         let handle = Arc::clone(&self.handle);
-        let call = async move { handle.pool.call(request, repeat, slot).await };
+        let call = async move { call::call(&handle.pool, request, repeat, slot).await };
         SharedCall {
             call: Box::pin(call),
         }

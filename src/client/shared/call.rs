@@ -1,0 +1,92 @@
+//! One call of a shared client, from waiting for a slot to the reply.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, oneshot},
+    time::timeout,
+};
+
+use super::{
+    driver::Driver,
+    pool::{Answer, Pool},
+};
+use crate::{
+    connection::check,
+    error::{CallFailure, ConnectError, SharedCallError},
+};
+
+/// Makes a call. It waits for a slot, unless there is one already.
+pub(super) async fn call(
+    pool: &Arc<Pool>,
+    message: Bytes,
+    repeat: bool,
+    slot: Option<OwnedSemaphorePermit>,
+) -> Answer {
+    if let Err(error) = check(&message, pool.max_message_size) {
+        let failure = CallFailure::Request(Arc::new(error));
+        return Err(SharedCallError::NotSent(failure));
+    }
+    let Ok(runtime) = Handle::try_current() else {
+        let failure = CallFailure::Connect(Arc::new(ConnectError::NoRuntime));
+        return Err(SharedCallError::NotSent(failure));
+    };
+    let mut submitted = None;
+    let exchange = async {
+        let slot = match slot {
+            Some(slot) => slot,
+            None => pool.reserve().await?,
+        };
+        let (request, answer) = pool.submit(message, repeat, slot);
+        let call = submitted.insert(SubmittedCall {
+            pool,
+            request,
+            answer,
+        });
+        Driver::start(pool, &runtime, None);
+        // There is no answer if the driver panicked.
+        let aborted = Err(SharedCallError::Unanswered(CallFailure::Aborted));
+        (&mut call.answer).await.unwrap_or(aborted)
+    };
+    let Some(after) = pool.options.call_timeout else {
+        return exchange.await;
+    };
+    if let Ok(answer) = timeout(after, exchange).await {
+        return answer;
+    }
+    let failure = CallFailure::TimedOut { after };
+    match submitted {
+        Some(call) => call.give_up(failure),
+        None => Err(SharedCallError::NotSent(failure)),
+    }
+}
+
+/// The caller's side of a request. Dropping it gives the call up.
+struct SubmittedCall<'a> {
+    pool: &'a Pool,
+    request: u64,
+    answer: oneshot::Receiver<Answer>,
+}
+
+impl SubmittedCall<'_> {
+    /// Returns the answer if there is one by now, and `failure` otherwise.
+    fn give_up(mut self, failure: CallFailure) -> Answer {
+        if let Some(request) = self.pool.withdraw(self.request) {
+            request.fail(failure.clone());
+        }
+        let unanswered = Err(SharedCallError::Unanswered(failure));
+        self.answer.try_recv().unwrap_or(unanswered)
+    }
+}
+
+impl Drop for SubmittedCall<'_> {
+    fn drop(&mut self) {
+        if !self.answer.is_terminated() {
+            // First, so that a request that is in flight does not wait again.
+            self.answer.close();
+            drop(self.pool.withdraw(self.request));
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! One connection of a shared client.
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use tokio::time::{Sleep, sleep};
+
+use super::pool::{Pool, Request};
+use crate::{
+    client::Client,
+    connection::{RecvHalf, SendHalf},
+    error::{CallError, CallFailure, RecvError, SendError},
+};
+
+pub(super) struct PooledConnection {
+    pool: Arc<Pool>,
+    receiver: RecvHalf,
+    sender: SendHalf,
+    /// The requests that the engine has taken and the server has not answered, in order. Those that were
+    /// given up stay here: their replies still arrive.
+    pub(super) in_flight: VecDeque<Request>,
+    /// How many were taken since the engine was last flushed. At most these are not sent.
+    unflushed: usize,
+    /// Why no more requests can be sent.
+    send_error: Option<Arc<CallError>>,
+    pub(super) has_replied: bool,
+    /// Runs while the first request in flight is given up.
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl PooledConnection {
+    pub(super) fn new(pool: &Arc<Pool>, client: Client) -> Self {
+        let (receiver, sender) = client.into_split();
+        Self {
+            pool: Arc::clone(pool),
+            receiver,
+            sender,
+            in_flight: VecDeque::new(),
+            unflushed: 0,
+            send_error: None,
+            has_replied: false,
+            stalled: None,
+        }
+    }
+
+    /// Whether a request would be the only one in flight. Not while a late reply to a call that was given up is
+    /// outstanding.
+    pub(super) fn is_free(&self) -> bool {
+        self.in_flight.is_empty() && self.send_error.is_none()
+    }
+
+    /// Receives replies. Ready once the connection has failed.
+    pub(super) fn poll_replies(&mut self, cx: &mut Context<'_>) -> Poll<CallFailure> {
+        loop {
+            let error = match ready!(self.receiver.poll_recv(cx)) {
+                Ok(Some(reply)) => {
+                    let Some(request) = self.in_flight.pop_front() else {
+                        return Poll::Ready(CallFailure::OutOfStep);
+                    };
+                    self.unflushed = self.unflushed.min(self.in_flight.len());
+                    self.has_replied = true;
+                    self.stalled = None;
+                    request.answer(Ok(reply));
+                    continue;
+                }
+                Ok(None) => CallError::Closed,
+                Err(error) => error.into(),
+            };
+            if let (CallError::Recv(RecvError::TooLong { .. }), Some(first)) =
+                (&error, self.in_flight.front_mut())
+            {
+                // Its reply would be too long again.
+                first.repeat = false;
+            }
+            return Poll::Ready(CallFailure::Connection(Arc::new(error)));
+        }
+    }
+
+    /// Whether there is room for another request.
+    pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.send_error.is_some() {
+            return false;
+        }
+        match self.sender.poll_room(cx) {
+            Poll::Ready(Ok(())) => true,
+            Poll::Ready(Err(error)) => {
+                self.send_failed(error);
+                false
+            }
+            Poll::Pending => false,
+        }
+    }
+
+    /// Starts sending a request, once there is room.
+    pub(super) fn send(&mut self, request: Request) {
+        let message = request.message.clone();
+        self.in_flight.push_back(request);
+        self.unflushed += 1;
+        if let Err(error) = self.sender.start(message) {
+            self.send_failed(error);
+        }
+    }
+
+    /// Sends what was started. Ready once the connection has failed.
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<CallFailure> {
+        if self.send_error.is_none() {
+            match self.sender.poll_flush(cx) {
+                Poll::Ready(Ok(())) => self.unflushed = 0,
+                Poll::Ready(Err(error)) => self.send_failed(error),
+                Poll::Pending => {}
+            }
+        }
+        match &self.send_error {
+            // The server has closed, or takes no more requests: the receiver ends after the last reply.
+            Some(error) if !self.in_flight.is_empty() && is_closed(error) => {}
+            Some(error) => return Poll::Ready(CallFailure::Connection(Arc::clone(error))),
+            None => {}
+        }
+        self.poll_stalled(cx)
+    }
+
+    /// The request that failed and all after it are not sent. Which one that is, is not known, but the last one
+    /// is always among them.
+    fn send_failed(&mut self, error: SendError) {
+        let error = Arc::new(CallError::from(error));
+        self.send_error = Some(Arc::clone(&error));
+        if self.unflushed == 0 {
+            return;
+        }
+        if let Some(mut request) = self.in_flight.pop_back() {
+            // Without any reply, the break counts for all that wait: see `Driver::close`.
+            if !self.has_replied || request.survives_break() {
+                self.pool.put_back(request);
+                self.pool.changed.notify_one();
+            } else {
+                request.fail(CallFailure::Connection(error));
+            }
+        }
+    }
+
+    /// Ready once the server has not answered for so long that all calls would time out.
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<CallFailure> {
+        let call_timeout = self.pool.options.call_timeout;
+        let (Some(after), Some(first)) = (call_timeout, self.in_flight.front_mut()) else {
+            return Poll::Pending;
+        };
+        if self.stalled.is_none() {
+            ready!(first.answer.poll_closed(cx));
+        }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(after)));
+        ready!(stalled.as_mut().poll(cx));
+        Poll::Ready(CallFailure::Stalled { after })
+    }
+
+    /// Closes the connection. Its requests fail, or wait for another one if they may be sent again.
+    pub(super) fn close(self, failure: &CallFailure) {
+        let is_aborted = matches!(failure, CallFailure::Aborted);
+        // First, so that the instance is free for the next connection.
+        drop((self.receiver, self.sender));
+        for mut request in self.in_flight {
+            request.may_be_executed = true;
+            if !is_aborted && request.survives_break() {
+                self.pool.put_back(request);
+            } else {
+                request.fail(failure.clone());
+            }
+        }
+    }
+}
+
+fn is_closed(error: &CallError) -> bool {
+    matches!(error, CallError::Send(SendError::Closed))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use bytes::Bytes;
+    use tokio::sync::{Notify, Semaphore, oneshot};
+
+    use super::*;
+    use crate::{
+        client::ClientOptions,
+        client::shared::pool::{Address, Answer},
+        engine::{Channel, Link, Receive, Received, Transmit},
+        mutex::Mutex,
+        peer::Peer,
+    };
+
+    /// A server that takes two requests and closes. Its replies arrive a moment later.
+    #[derive(Default)]
+    struct Closing {
+        sent: Mutex<usize>,
+        replies: Mutex<VecDeque<Bytes>>,
+    }
+
+    impl Link for Closing {
+        fn peer(&self) -> io::Result<Peer> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn is_hung_up(&self) -> bool {
+            true
+        }
+    }
+
+    impl Receive for Arc<Closing> {
+        fn poll_recv(&mut self, _: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
+            let mut replies = self.replies.lock();
+            match replies.pop_front() {
+                Some(reply) if reply.is_empty() => Poll::Ready(Ok(Received::Closed)),
+                Some(reply) => Poll::Ready(Ok(Received::Message(reply))),
+                None => Poll::Pending,
+            }
+        }
+
+        fn turn(&self) -> u32 {
+            1
+        }
+    }
+
+    impl Transmit for Arc<Closing> {
+        fn start_send(&mut self, _: Bytes) -> Result<(), SendError> {
+            *self.sent.lock() += 1;
+            Ok(())
+        }
+
+        fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+            match *self.sent.lock() {
+                0..=2 => Poll::Ready(Ok(())),
+                _ => Poll::Ready(Err(SendError::Closed)),
+            }
+        }
+    }
+
+    fn pool() -> Arc<Pool> {
+        Arc::new(Pool {
+            address: Address::Name("unused".try_into().unwrap()),
+            options: ClientOptions::new(),
+            max_message_size: 10,
+            most_connections: 1,
+            slots: Arc::new(Semaphore::new(10)),
+            queue: Mutex::default(),
+            changed: Notify::new(),
+            ended: Notify::new(),
+        })
+    }
+
+    fn submit(pool: &Pool) -> (Request, oneshot::Receiver<Answer>) {
+        let slot = Arc::clone(&pool.slots).try_acquire_owned().unwrap();
+        let (_, answer) = pool.submit("request".into(), false, slot);
+        let (_, request) = pool.queue.lock().waiting.pop_first().unwrap();
+        (request, answer)
+    }
+
+    #[test]
+    fn replies_arrive_after_sending_has_failed() {
+        let server = Arc::new(Closing::default());
+        let channel = Channel {
+            receiver: Box::new(Arc::clone(&server)),
+            sender: Box::new(Arc::clone(&server)),
+            link: Arc::clone(&server) as Arc<dyn Link>,
+        };
+        let pool = pool();
+        let mut connection = PooledConnection::new(&pool, Client::new(channel, 10, None));
+        let cx = &mut Context::from_waker(std::task::Waker::noop());
+
+        let mut answers = Vec::new();
+        for _ in 0..3 {
+            assert!(connection.poll_room(cx));
+            let (request, answer) = submit(&pool);
+            answers.push(answer);
+            connection.send(request);
+            assert!(connection.poll_flush(cx).is_pending());
+        }
+        // The third one can be sent on another connection at once.
+        assert_eq!(pool.queue.lock().waiting.len(), 1);
+        assert!(!connection.poll_room(cx));
+
+        let replies = ["one", "two", ""].map(Bytes::from);
+        server.replies.lock().extend(replies);
+        assert!(connection.poll_replies(cx).is_ready());
+        let answers = answers.iter_mut().map(|answer| answer.try_recv());
+        let answers: Vec<_> = answers
+            .map(|answer| answer.ok().map(Result::unwrap))
+            .collect();
+        assert_eq!(answers, [Some("one".into()), Some("two".into()), None]);
+    }
+}
