@@ -1,7 +1,8 @@
 //! A calculator in JSON: a request is a division, and a reply its quotient or why there is none.
 //!
 //! Run `cargo run --example json --features json`, and in another terminal
-//! `cargo run --bin pipe-client -- --pipe-name calculator '{"dividend": 7, "divisor": 2}' '{"dividend": 7}'`.
+//! `cargo run --bin pipe-client -- --pipe-name calculator '{"dividend": 7, "divisor": 2}'
+//! '{"dividend": 7}'`.
 
 use pipe_server::{BoxError, Json, JsonRejection, PipeListener, serve};
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,5 @@
-//! Tower services as a handler: each request has one second, and a failed request is answered with its error.
+//! Tower services as a handler: each request has one second, and a failed request is answered with
+//! its error.
 //!
 //! Run `cargo run --example tower --features tower`, and in another terminal
 //! `cargo run --bin pipe-client -- --pipe-name tower 17 seventeen`.

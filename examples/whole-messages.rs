@@ -1,8 +1,9 @@
 //! Which servers receive messages whole and alone?
 //!
-//! `cargo run --example whole-messages` sends the same messages to the plain loop from Tokio's documentation
-//! and to this library, on each engine of the system, and prints what each server received. Tokio's named
-//! pipes exist only on Windows; elsewhere the example shows only this library.
+//! `cargo run --example whole-messages` sends the same messages to the plain loop from Tokio's
+//! documentation and to this library, on each engine of the system, and prints what each server
+//! received. Tokio's named pipes exist only on Windows; elsewhere the example shows only this
+//! library.
 
 use std::{
     error::Error,
@@ -103,8 +104,8 @@ fn this_library(title: &'static str, options: ListenerOptions) -> io::Result<Ser
     })
 }
 
-/// The loop from the documentation of `tokio::net::windows::named_pipe::NamedPipeServer`. It echoes what each
-/// read returned.
+/// The loop from the documentation of `tokio::net::windows::named_pipe::NamedPipeServer`. It echoes
+/// what each read returned.
 #[cfg(windows)]
 mod plain {
     use tokio::{
@@ -182,7 +183,8 @@ async fn converse(server: &Server, lengths: &[usize]) -> Result<String, Box<dyn 
     }
     replies?;
 
-    // A server that has closed its end, or knows that nothing more will come, has received everything.
+    // A server that has closed its end, or knows that nothing more will come, has received
+    // everything.
     let received = mem::take(&mut *server.received.lock().unwrap());
     if received == messages {
         return Ok("whole".to_owned());

@@ -1,6 +1,7 @@
 //! A Windows service of one's own, which answers every request with the request itself.
 //!
-//! Run `cargo build --example windows-service`, copy the program to `C:\my-echo`, and as administrator:
+//! Run `cargo build --example windows-service`, copy the program to `C:\my-echo`, and as
+//! administrator:
 //!
 //! ```text
 //! sc.exe create my-echo binPath= C:\my-echo\windows-service.exe obj= "NT SERVICE\my-echo"
@@ -57,7 +58,8 @@ mod service {
 
     define_windows_service!(entry, service_main);
 
-    /// Returns when the service has stopped. Fails at once in a process that the service manager has not started.
+    /// Returns when the service has stopped. Fails at once in a process that the service manager
+    /// has not started.
     pub(crate) fn run() -> windows_service::Result<()> {
         // The name is ignored in a process of one service.
         service_dispatcher::start("", entry)
@@ -78,8 +80,8 @@ mod service {
         report(status, ServiceState::Stopped, code as u32);
     }
 
-    /// Must return quickly. A function and not a closure: `windows-service` frees what a closure captured after the first
-    /// stop.
+    /// Must return quickly. A function and not a closure: `windows-service` frees what a closure
+    /// captured after the first stop.
     fn control(control: ServiceControl) -> ServiceControlHandlerResult {
         match control {
             ServiceControl::Interrogate => {}

@@ -4,13 +4,13 @@ use std::{fmt, str::FromStr};
 
 /// The clients that may connect to a pipe.
 ///
-/// Parsed from `current-user`, `everyone`, on Windows `sddl:D:P(A;;GA;;;OW)(A;;0x12019b;;;AU)` and on Linux
-/// `mode:0660`.
+/// Parsed from `current-user`, `everyone`, on Windows `sddl:D:P(A;;GA;;;OW)(A;;0x12019b;;;AU)` and
+/// on Linux `mode:0660`.
 ///
 /// # Windows
 ///
-/// The clients that may connect, with the documentation it follows from. The tests cover the first four rows, and
-/// only on a model of Windows (`docs/wine.md`); the others are untested.
+/// The clients that may connect, with the documentation it follows from. The tests cover the first
+/// four rows, and only on a model of Windows (`docs/wine.md`); the others are untested.
 ///
 /// | client | `CurrentUser` | `Everyone` | source |
 /// |---|---|---|---|
@@ -27,31 +27,33 @@ use std::{fmt, str::FromStr};
 pub enum Access {
     /// The user that this process runs as, and nobody else. This is the default.
     ///
-    /// On Windows the access list gives this user and SYSTEM all rights. The system's default list lets
-    /// everyone read, which would let any local user occupy instances (*Named Pipe Security and Access
-    /// Rights*). On Linux the socket's mode is 0600, or 0660 with a
+    /// On Windows the access list gives this user and SYSTEM all rights. The system's default list
+    /// lets everyone read, which would let any local user occupy instances (*Named Pipe
+    /// Security and Access Rights*). On Linux the socket's mode is 0600, or 0660 with a
     /// `socket_group` (`os::linux`); root can always connect.
     #[default]
     CurrentUser,
     /// Every user of this machine.
     ///
-    /// On Windows other users get only the rights that a client needs (0x12019b): reading and writing data
-    /// and attributes, `READ_CONTROL` and `SYNCHRONIZE`. `GENERIC_WRITE`, which most programs request, also
-    /// contains the right to create instances. With it any user could impersonate the server, so it is not
-    /// granted. ReactOS removes that right from what a client requests (`NpCreateClientEnd`). Whether Windows
-    /// does has not been observed; `tests/windows_facts.rs` checks it. If it does not, such programs of other
+    /// On Windows other users get only the rights that a client needs (0x12019b): reading and
+    /// writing data and attributes, `READ_CONTROL` and `SYNCHRONIZE`. `GENERIC_WRITE`, which
+    /// most programs request, also contains the right to create instances. With it any user
+    /// could impersonate the server, so it is not granted. ReactOS removes that right from what
+    /// a client requests (`NpCreateClientEnd`). Whether Windows does has not been observed;
+    /// `tests/windows_facts.rs` checks it. If it does not, such programs of other
     /// users are refused. Clients of this library do not request it.
     ///
-    /// On Linux the socket's mode is 0666. Its directory must let other users through as well. That of a
-    /// short name does not, so use the socket's path.
+    /// On Linux the socket's mode is 0666. Its directory must let other users through as well. That
+    /// of a short name does not, so use the socket's path.
     Everyone,
     /// The access list of this security descriptor, in the *Security Descriptor String Format*.
     ///
-    /// The list must let this process create further instances (0x12019f), or `bind` fails. An entry for `OW`, the
-    /// owner's rights, does so for any user.
+    /// The list must let this process create further instances (0x12019f), or `bind` fails. An
+    /// entry for `OW`, the owner's rights, does so for any user.
     #[cfg(windows)]
     Sddl(String),
-    /// A mode of the socket, regardless of the umask. Connecting requires write permission (unix(7)).
+    /// A mode of the socket, regardless of the umask. Connecting requires write permission
+    /// (unix(7)).
     #[cfg(unix)]
     Mode(u32),
 }

@@ -364,8 +364,8 @@ impl From<SharedCallError> for io::Error {
     }
 }
 
-/// The reason why a call of a [`SharedClient`](crate::SharedClient) failed. One failure can end many calls, so
-/// it can be cloned.
+/// The reason why a call of a [`SharedClient`](crate::SharedClient) failed. One failure can end
+/// many calls, so it can be cloned.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CallFailure {
@@ -378,14 +378,15 @@ pub enum CallFailure {
     /// The connection to the server broke.
     #[error(transparent)]
     Connection(Arc<CallError>),
-    /// The server sent a message that is not the reply to any request. Replies that it sent before may belong
-    /// to other requests than they seem to. The connection was closed.
+    /// The server sent a message that is not the reply to any request. Replies that it sent before
+    /// may belong to other requests than they seem to. The connection was closed.
     #[error(
         "the server is out of step: it sent a message that no request had asked for; it must reply once to \
          each request, in order, and send nothing else"
     )]
     OutOfStep,
-    /// The server did not answer an earlier request, whose call had been given up. The connection was closed.
+    /// The server did not answer an earlier request, whose call had been given up. The connection
+    /// was closed.
     #[error(
         "the server stopped answering: an earlier call was given up, and its reply did not arrive within \
          another {after:?} (call_timeout)"
@@ -405,7 +406,8 @@ pub enum CallFailure {
     /// The client has been shut down.
     #[error("the client has been shut down")]
     ShutDown,
-    /// The task of the connection was aborted: the runtime on which it was opened has been shut down.
+    /// The task of the connection was aborted: the runtime on which it was opened has been shut
+    /// down.
     #[error("the task of the connection was aborted: its runtime has been shut down")]
     Aborted,
 }
@@ -430,8 +432,8 @@ impl CallFailure {
     }
 }
 
-/// An option that is out of range. An engine that learns the range from the system returns it inside an
-/// `io::Error`.
+/// An option that is out of range. An engine that learns the range from the system returns it
+/// inside an `io::Error`.
 #[derive(Debug, thiserror::Error)]
 #[error("{option} {problem}")]
 pub(crate) struct OutOfRange {
@@ -464,8 +466,8 @@ impl From<OutOfRange> for io::Error {
     }
 }
 
-/// Writes an error followed by its sources, as in `a: b: c`, for the log. A source that the error already prints
-/// is not repeated.
+/// Writes an error followed by its sources, as in `a: b: c`, for the log. A source that the error
+/// already prints is not repeated.
 pub(crate) struct Chain<'a>(pub(crate) &'a (dyn Error + 'static));
 
 impl fmt::Display for Chain<'_> {

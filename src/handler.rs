@@ -32,12 +32,12 @@ mod typed;
 
 /// Answers requests.
 ///
-/// Async functions and closures are handlers. They take one to four arguments, each of a type that implements
-/// [`FromRequest`], and return a type that implements [`IntoReply`]. A type with state implements this trait
-/// directly. `T` distinguishes these cases and rarely has to be written.
+/// Async functions and closures are handlers. They take one to four arguments, each of a type that
+/// implements [`FromRequest`], and return a type that implements [`IntoReply`]. A type with state
+/// implements this trait directly. `T` distinguishes these cases and rarely has to be written.
 ///
-/// The requests of one client are handled in order, one at a time unless [`concurrency`](crate::Serve::concurrency)
-/// is set; different clients are served concurrently.
+/// The requests of one client are handled in order, one at a time unless
+/// [`concurrency`](crate::Serve::concurrency) is set; different clients are served concurrently.
 ///
 /// If a handler fails or panics, only its own client loses the connection.
 ///
@@ -97,11 +97,13 @@ pub trait Handler<T = Request>: Send + Sync + 'static {
     /// # Cancel safety
     ///
     /// The future is dropped when the handler timeout or the drain deadline passes and, with
-    /// [`cancel_on_disconnect`](crate::Serve::cancel_on_disconnect), when the client disconnects. With
-    /// [`concurrency`](crate::Serve::concurrency), also when an earlier request fails or its reply can't be sent.
+    /// [`cancel_on_disconnect`](crate::Serve::cancel_on_disconnect), when the client disconnects.
+    /// With [`concurrency`](crate::Serve::concurrency), also when an earlier request fails or
+    /// its reply can't be sent.
     fn call(&self, request: Request) -> impl Future<Output = Result<Reply, BoxError>> + Send;
 
-    /// Returns the handler for a newly accepted connection. By default all connections share this one.
+    /// Returns the handler for a newly accepted connection. By default all connections share this
+    /// one.
     ///
     /// For handlers that need a value per connection other than a [`Session`], such as
     /// [`TowerHandler`], which clones its service. Middleware forwards the call to the

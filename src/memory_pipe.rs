@@ -37,8 +37,8 @@ impl MemoryPipe {
         ClientOptions::new().connect_memory(self).await
     }
 
-    /// Returns the same pipe for clients whose connections have no [`Faults`]. Those of the listener still
-    /// delay them.
+    /// Returns the same pipe for clients whose connections have no [`Faults`]. Those of the
+    /// listener still delay them.
     #[must_use]
     pub fn without_faults(&self) -> Self {
         Self {

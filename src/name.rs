@@ -8,13 +8,13 @@ use std::{
     str::FromStr,
 };
 
-/// The longest pipe name on Windows, including the prefix, in UTF-16 units (*CreateNamedPipeW function*,
-/// `lpName`).
+/// The longest pipe name on Windows, including the prefix, in UTF-16 units (*CreateNamedPipeW
+/// function*, `lpName`).
 #[cfg(windows)]
 const MAX_ADDRESS_LENGTH: usize = 256;
 
-/// The longest socket path on Linux, in bytes: `sun_path` has 108, one of them for the terminating NUL
-/// (unix(7)).
+/// The longest socket path on Linux, in bytes: `sun_path` has 108, one of them for the terminating
+/// NUL (unix(7)).
 #[cfg(unix)]
 const MAX_ADDRESS_LENGTH: usize = 107;
 
@@ -24,27 +24,27 @@ const SYSTEM_DIRECTORY: &str = "/run/pipe-server";
 
 /// The validated name of a pipe: a short name or a path.
 ///
-/// A short name such as `mynamedpipe` works on every system. Its path depends on the system and, on Linux, on
-/// the environment when the pipe is bound or connected to:
+/// A short name such as `mynamedpipe` works on every system. Its path depends on the system and, on
+/// Linux, on the environment when the pipe is bound or connected to:
 ///
 /// | system | path of `mynamedpipe` |
 /// |---|---|
 /// | Windows | `\\.\pipe\mynamedpipe` |
 /// | Linux | `$XDG_RUNTIME_DIR/pipe-server/mynamedpipe.pipe`, without that variable `/tmp/pipe-server-UID/mynamedpipe.pipe` |
 ///
-/// So on Linux users do not meet at a short name, nor does a service meet a login session. They do at a
-/// [system name](Self::system).
+/// So on Linux users do not meet at a short name, nor does a service meet a login session. They do
+/// at a [system name](Self::system).
 ///
-/// The full path of a local Windows pipe, `\\.\pipe\mynamedpipe`, is the short name on every system. On Linux
-/// a name that contains a `/` is the path of the socket, used unchanged; write `./mypipe` for one in the
-/// current directory. On Windows `\\HOST\pipe\NAME` names a pipe on another machine, which can be connected
-/// to but not served.
+/// The full path of a local Windows pipe, `\\.\pipe\mynamedpipe`, is the short name on every
+/// system. On Linux a name that contains a `/` is the path of the socket, used unchanged; write
+/// `./mypipe` for one in the current directory. On Windows `\\HOST\pipe\NAME` names a pipe on
+/// another machine, which can be connected to but not served.
 ///
 /// Windows ignores case in names; Linux does not.
 ///
-/// A function that takes a name accepts any type that converts to one: `PipeName`, `&str`, `String`, `&Path`,
-/// `PathBuf`, `&OsStr` and `OsString`. A path on Linux need not be UTF-8; a short name must be. Control
-/// characters are not allowed.
+/// A function that takes a name accepts any type that converts to one: `PipeName`, `&str`,
+/// `String`, `&Path`, `PathBuf`, `&OsStr` and `OsString`. A path on Linux need not be UTF-8; a
+/// short name must be. Control characters are not allowed.
 ///
 /// # Examples
 ///
@@ -122,12 +122,13 @@ impl From<Infallible> for NameError {
 }
 
 impl PipeName {
-    /// The pipe `name` of the system, where a system service and the clients of all users meet. `name` is a
-    /// short name.
+    /// The pipe `name` of the system, where a system service and the clients of all users meet.
+    /// `name` is a short name.
     ///
-    /// On Linux its path is `/run/pipe-server/NAME.pipe`, whatever the environment. The directory belongs to root,
-    /// which creates it when it serves such a name, or to the user of a service whose unit says
-    /// `RuntimeDirectory=pipe-server`. Everyone can enter it: [`Access`](crate::Access) decides who may connect.
+    /// On Linux its path is `/run/pipe-server/NAME.pipe`, whatever the environment. The directory
+    /// belongs to root, which creates it when it serves such a name, or to the user of a
+    /// service whose unit says `RuntimeDirectory=pipe-server`. Everyone can enter it:
+    /// [`Access`](crate::Access) decides who may connect.
     ///
     /// On Windows all short names are the system's, and this is one.
     ///
@@ -222,8 +223,8 @@ impl PipeName {
     }
 }
 
-/// Writes the name as given. The full path of a local Windows pipe is written as its short name, and a system
-/// name on Linux as its path.
+/// Writes the name as given. The full path of a local Windows pipe is written as its short name,
+/// and a system name on Linux as its path.
 impl fmt::Display for PipeName {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.short() {
@@ -283,8 +284,8 @@ impl From<&PipeName> for PipeName {
 /// The prefix of every local pipe's path.
 const LOCAL_PREFIX: &str = r"\\.\pipe\";
 
-/// Strips the prefix of a local pipe's path from `name`, if present. Windows accepts either slash and either
-/// case.
+/// Strips the prefix of a local pipe's path from `name`, if present. Windows accepts either slash
+/// and either case.
 fn without_local_prefix(name: &str) -> Option<&str> {
     let (prefix, short) = name.split_at_checked(LOCAL_PREFIX.len())?;
     let prefix = prefix.replace('/', r"\");

@@ -2,13 +2,14 @@
 
 use std::{fmt, str::FromStr};
 
-/// The process and the user on the other side of a connection. [`os`](crate::os) adds what one system knows.
+/// The process and the user on the other side of a connection. [`os`](crate::os) adds what one
+/// system knows.
 ///
 /// # Windows
 ///
-/// A client is identified by the user of the token that it connected with, and a server by the owner of its
-/// pipe. The tests cover the first three rows on a model of Windows; the others have not been observed on
-/// Windows.
+/// A client is identified by the user of the token that it connected with, and a server by the
+/// owner of its pipe. The tests cover the first three rows on a model of Windows; the others have
+/// not been observed on Windows.
 ///
 /// | client | its [`user`](Self::user) | source |
 /// |---|---|---|
@@ -29,8 +30,8 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Creates a peer that never connected, for a [`Request`](crate::Request) in a test. Its group or session
-    /// is 0.
+    /// Creates a peer that never connected, for a [`Request`](crate::Request) in a test. Its group
+    /// or session is 0.
     #[cfg(feature = "test-util")]
     #[must_use]
     pub fn new(process_id: u32, user: UserId) -> Self {
@@ -44,11 +45,12 @@ impl Peer {
         }
     }
 
-    /// The process that connected. Suitable for a log but not for a decision: the id is reused once the
-    /// process has ended, and the handle or socket may have been passed to another process.
+    /// The process that connected. Suitable for a log but not for a decision: the id is reused once
+    /// the process has ended, and the handle or socket may have been passed to another process.
     ///
-    /// On Linux this is 0 if the process is not visible from this one: it runs in a PID namespace that is not
-    /// below ours, such as that of the host or of another container (pid_namespaces(7)).
+    /// On Linux this is 0 if the process is not visible from this one: it runs in a PID namespace
+    /// that is not below ours, such as that of the host or of another container
+    /// (pid_namespaces(7)).
     #[must_use]
     pub fn process_id(&self) -> u32 {
         self.process_id

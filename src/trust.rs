@@ -9,18 +9,18 @@ use crate::{
 
 /// The servers that a [`Client`](crate::Client) trusts.
 ///
-/// Any local program can take a pipe's name before its server does, and would then receive what is meant for
-/// that server. So a client asks the system for the server's user before it sends anything, and disconnects
-/// if it does not trust that user.
+/// Any local program can take a pipe's name before its server does, and would then receive what is
+/// meant for that server. So a client asks the system for the server's user before it sends
+/// anything, and disconnects if it does not trust that user.
 ///
-/// Parsed from `system`, `current-user`, `anyone` or a user: a number such as `1000` on Linux, and a SID such
-/// as `S-1-5-19` on Windows.
+/// Parsed from `system`, `current-user`, `anyone` or a user: a number such as `1000` on Linux, and
+/// a SID such as `S-1-5-19` on Windows.
 ///
 /// # Windows
 ///
-/// A server is identified by the owner of its pipe. For a server of this library that is the owner that its
-/// token names for new objects: the user, or the Administrators group if the server is elevated. If both
-/// sides run as the same user:
+/// A server is identified by the owner of its pipe. For a server of this library that is the owner
+/// that its token names for new objects: the user, or the Administrators group if the server is
+/// elevated. If both sides run as the same user:
 ///
 /// | server | owner of its pipe | client | `System` | `CurrentUser` |
 /// |---|---|---|---|---|
@@ -29,22 +29,23 @@ use crate::{
 /// | elevated | Administrators | plain | connects | is refused: another administrator may serve it |
 /// | LocalService, NetworkService, `NT SERVICE\NAME` | that account | any | is refused | is refused |
 ///
-/// Clients of a service with such an account name its SID: `S-1-5-19`, `S-1-5-20`, or what `sc.exe showsid NAME` prints
-/// (`docs/windows-service.md`).
+/// Clients of a service with such an account name its SID: `S-1-5-19`, `S-1-5-20`, or what `sc.exe
+/// showsid NAME` prints (`docs/windows-service.md`).
 ///
 /// .NET's `PipeOptions.CurrentUserOnly` compares the owner only with the owner in its own token
-/// (`NamedPipeClientStream.Windows.cs`), so there an elevated client refuses a plain server as well.
+/// (`NamedPipeClientStream.Windows.cs`), so there an elevated client refuses a plain server as
+/// well.
 ///
 /// # Linux
 ///
-/// A server is identified by the user that it listened as (`SO_PEERCRED`, unix(7)). The directory of a short
-/// or [system](crate::PipeName::system) name must also belong to a trusted user, and nobody else may be able
-/// to write to it.
+/// A server is identified by the user that it listened as (`SO_PEERCRED`, unix(7)). The directory
+/// of a short or [system](crate::PipeName::system) name must also belong to a trusted user, and
+/// nobody else may be able to write to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Trust {
-    /// Servers of this user and of the system. This is the default. The system is root on Linux, and SYSTEM
-    /// and Administrators on Windows.
+    /// Servers of this user and of the system. This is the default. The system is root on Linux,
+    /// and SYSTEM and Administrators on Windows.
     #[default]
     System,
     /// Servers of this user.

@@ -1,5 +1,5 @@
-//! A request on a warm connection allocates nothing if the handler returns its input. This test has a
-//! process of its own, since the allocator counts for all threads.
+//! A request on a warm connection allocates nothing if the handler returns its input. This test has
+//! a process of its own, since the allocator counts for all threads.
 
 #![cfg(any(windows, target_os = "linux"))]
 #![allow(unsafe_code, reason = "GlobalAlloc is an unsafe trait")]
@@ -43,9 +43,10 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// The most allocations in the whole test that no request causes: none on Linux. On Windows each thread that takes
-/// completions, at most two for each processor and at least four, allocates when it is started and when it takes its first
-/// packet, and either may happen at any time. The busiest such thread made 16 allocations under Wine.
+/// The most allocations in the whole test that no request causes: none on Linux. On Windows each
+/// thread that takes completions, at most two for each processor and at least four, allocates when
+/// it is started and when it takes its first packet, and either may happen at any time. The busiest
+/// such thread made 16 allocations under Wine.
 fn unrelated_allocations() -> usize {
     if cfg!(windows) {
         let processors = thread::available_parallelism().unwrap().get();

@@ -1,14 +1,16 @@
-//! The soak test: clients of every kind connect and close for minutes, and nothing may be mixed up or leak.
+//! The soak test: clients of every kind connect and close for minutes, and nothing may be mixed up
+//! or leak.
 //!
 //! ```sh
 //! cargo test --release --test soak -- --ignored --nocapture
 //! ```
 //!
-//! One echo server has few instances. Its clients, in this process and in others, pipeline messages of all sizes and
-//! compare every reply. They drop futures, halves and connections at any point, send messages that are too long, and
-//! are killed. Hostile clients connect, send and close in a loop, never read, never send, and pass file descriptors. One
-//! well-behaved client stays throughout and loses nothing. After each minute, when all of them are gone, a census checks
-//! that the process holds the same handles, threads, instances and memory as after the first minute.
+//! One echo server has few instances. Its clients, in this process and in others, pipeline messages
+//! of all sizes and compare every reply. They drop futures, halves and connections at any point,
+//! send messages that are too long, and are killed. Hostile clients connect, send and close in a
+//! loop, never read, never send, and pass file descriptors. One well-behaved client stays
+//! throughout and loses nothing. After each minute, when all of them are gone, a census checks that
+//! the process holds the same handles, threads, instances and memory as after the first minute.
 //!
 //! `SOAK_SECONDS` sets the duration, 600 by default.
 #![cfg(any(windows, target_os = "linux"))]
@@ -46,32 +48,35 @@ const CLIENTS: usize = 10;
 const PROCESSES: usize = 2;
 const CLIENTS_OF_A_PROCESS: usize = 4;
 
-/// The instances when all clients are gone: on Linux the listening socket, on Windows the two waiting instances and
-/// the one that the census connects to.
+/// The instances when all clients are gone: on Linux the listening socket, on Windows the two
+/// waiting instances and the one that the census connects to.
 const INSTANCES_AT_REST: usize = if cfg!(windows) { 3 } else { 1 };
 
 /// How long clients run before each census.
 const ROUND: Duration = Duration::from_secs(60);
 
-/// How long a client may not send, or not read. Many times what a well-behaved one takes on a busy machine.
+/// How long a client may not send, or not read. Many times what a well-behaved one takes on a busy
+/// machine.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// One visit in so many waits until the server's patience is over, with an instance that others wait for.
+/// One visit in so many waits until the server's patience is over, with an instance that others
+/// wait for.
 const VISITS_PER_HALF_OPEN: u32 = 500;
 
 /// Longer than any visit or cleanup takes, even on a busy machine. After this, something hangs.
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// How long the counts have to stay unchanged, without traffic, before a census is taken. Wine's thread pool ends
-/// threads that were idle for 5 s.
+/// How long the counts have to stay unchanged, without traffic, before a census is taken. Wine's
+/// thread pool ends threads that were idle for 5 s.
 const QUIET: Duration = Duration::from_secs(6);
 
-/// How much the heap may grow after the first round, in bytes: less than one byte per connection, not counting the
-/// block that each of the two workers keeps on Linux, as long as the last message of up to 64 KiB that it received.
+/// How much the heap may grow after the first round, in bytes: less than one byte per connection,
+/// not counting the block that each of the two workers keeps on Linux, as long as the last message
+/// of up to 64 KiB that it received.
 const HEAP_ALLOWANCE: usize = (64 << 10) + if cfg!(windows) { 0 } else { 2 * (64 << 10) };
 
-/// How much freed memory the allocator may keep, in bytes: as much as this process's clients and the server's
-/// instances use at a time.
+/// How much freed memory the allocator may keep, in bytes: as much as this process's clients and
+/// the server's instances use at a time.
 const MEMORY_ALLOWANCE: usize = (CLIENTS + INSTANCES) * LONGEST;
 
 /// The environment variable that names the pipe in a client process.
@@ -204,7 +209,8 @@ async fn every_instance_serves(pipe: &str) {
     }
 }
 
-/// Starts one client process after another, and kills most of them while they run. Returns how many it killed.
+/// Starts one client process after another, and kills most of them while they run. Returns how many
+/// it killed.
 fn keep_client_processes(pipe: &str, until: Instant) -> u64 {
     let mut kills = 0;
     while Instant::now() < until {
@@ -409,7 +415,8 @@ async fn recv(receiver: &mut RecvHalf) -> Option<Bytes> {
     receiver.recv().await.unwrap()
 }
 
-/// Sends, reads at most one reply, and closes with replies unread and usually with a write in flight.
+/// Sends, reads at most one reply, and closes with replies unread and usually with a write in
+/// flight.
 async fn leave_unread(mut client: Client) {
     let reads = fastrand::bool();
     for _ in 0..fastrand::u32(1..20) {
@@ -526,7 +533,8 @@ async fn send_too_long(pipe: &str) {
 
 /// A message of `shortest` to `LONGEST` bytes.
 fn message(shortest: usize) -> Bytes {
-    // Most are short or near a length at which engines change behavior: pages, and the pipe's buffer.
+    // Most are short or near a length at which engines change behavior: pages, and the pipe's
+    // buffer.
     let about = |length: usize| length + fastrand::usize(0..5) - 2;
     let length = match fastrand::u32(0..10) {
         0..4 => fastrand::usize(1..300),

@@ -1,9 +1,10 @@
 //! The command line, and what adds to it: environment variables and a configuration file.
 //!
-//! Both are turned into arguments, which clap parses like those of the command line. clap's own environment variables
-//! only appear in the help: an error in the value of one does not name it, an empty one is a value, and one that
-//! conflicts with the command line would be an error. No library for layers knows of conflicting options, and each would
-//! need a second parser for every type of value.
+//! Both are turned into arguments, which clap parses like those of the command line. clap's own
+//! environment variables only appear in the help: an error in the value of one does not name it, an
+//! empty one is a value, and one that conflicts with the command line would be an error. No library
+//! for layers knows of conflicting options, and each would need a second parser for every type of
+//! value.
 
 use std::{
     env,
@@ -44,13 +45,13 @@ empty variable is ignored. The command line takes precedence over the environmen
 #[derive(Debug)]
 pub struct Parsed<O> {
     pub options: O,
-    /// The arguments that have the same effect in another environment: what the environment gives, followed by the
-    /// command line's own, without the program.
+    /// The arguments that have the same effect in another environment: what the environment gives,
+    /// followed by the command line's own, without the program.
     pub arguments: Vec<OsString>,
 }
 
-/// Parses the command line and the environment. If help, the version or a generated file is asked for, prints
-/// it and exits, as it does after bad usage.
+/// Parses the command line and the environment. If help, the version or a generated file is asked
+/// for, prints it and exits, as it does after bad usage.
 pub fn parse<O: Parser>() -> Result<O, Failure> {
     let command = O::command().after_help(after_help::<O>("."));
     Ok(parse_command(command, exit)?.options)
@@ -66,8 +67,8 @@ pub fn parse_unattended<O: Parser>() -> Result<Parsed<O>, Failure> {
     parse_command(command_with_file::<O>(), in_one_line)
 }
 
-/// What the command line alone gives, up to what is wrong in it, and the defaults of other options. `None` if it asks for
-/// help or the version.
+/// What the command line alone gives, up to what is wrong in it, and the defaults of other options.
+/// `None` if it asks for help or the version.
 pub fn given<O: Parser>() -> Option<ArgMatches> {
     let command = command_with_file::<O>().ignore_errors(true);
     command.try_get_matches().ok()
@@ -97,8 +98,8 @@ fn after_help<O: Parser>(precedence: &str) -> String {
     )
 }
 
-/// Parses all layers. `refuse` handles an error that clap finds in all of them together, with a note on where else than
-/// on the command line options are from.
+/// Parses all layers. `refuse` handles an error that clap finds in all of them together, with a
+/// note on where else than on the command line options are from.
 fn parse_command<O: Parser>(
     command: Command,
     refuse: fn(clap::Error, Option<String>) -> Failure,

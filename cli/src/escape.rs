@@ -7,15 +7,16 @@ use std::fmt::{self, Write};
 pub enum Notation {
     /// As Rust's `Debug` does: `\n`, `\u{1b}`.
     Text,
-    /// As a string of JSON does: `\u001b`. Newlines are left alone: they can't be inside such a string,
-    /// and one ends the line.
+    /// As a string of JSON does: `\u001b`. Newlines are left alone: they can't be inside such a
+    /// string, and one ends the line.
     Json,
 }
 
-/// Passes text on, with every control character escaped (C0, DEL, C1) and everything that breaks a line
-/// or changes the direction of text.
+/// Passes text on, with every control character escaped (C0, DEL, C1) and everything that breaks a
+/// line or changes the direction of text.
 ///
-/// Without it, text from clients and commands could forge log lines, clear the screen or appear reordered.
+/// Without it, text from clients and commands could forge log lines, clear the screen or appear
+/// reordered.
 pub struct Escaping<'a> {
     output: &'a mut dyn Write,
     notation: Notation,
@@ -29,8 +30,8 @@ impl<'a> Escaping<'a> {
     fn must_escape(&self, character: char) -> bool {
         match character {
             '\n' => self.notation == Notation::Text,
-            // Line and paragraph separator; marks, embeddings, overrides and isolates of bidirectional
-            // text (Unicode Standard Annex #9).
+            // Line and paragraph separator; marks, embeddings, overrides and isolates of
+            // bidirectional text (Unicode Standard Annex #9).
             '\u{2028}'..='\u{202e}'
             | '\u{061c}'
             | '\u{200e}'

@@ -55,7 +55,8 @@ impl Failure {
         &self.message
     }
 
-    /// Prints the line. Failing to print it is no reason to panic: the exit code still reports the failure.
+    /// Prints the line. Failing to print it is no reason to panic: the exit code still reports the
+    /// failure.
     pub fn report(self, program: &str) -> ExitCode {
         let line = escape(&self.message);
         _ = writeln!(io::stderr(), "{program}: {line}");

@@ -1,5 +1,6 @@
-//! Code shared by the programs `pipe-server`, `pipe-client`, `pipe-list` and `pipe-bench`, their tests and
-//! `comparison/`. The library for other programs is `pipe-server`; this one promises no compatibility.
+//! Code shared by the programs `pipe-server`, `pipe-client`, `pipe-list` and `pipe-bench`, their
+//! tests and `comparison/`. The library for other programs is `pipe-server`; this one promises no
+//! compatibility.
 
 #[cfg(not(any(windows, target_os = "linux")))]
 compile_error!(

@@ -1,5 +1,5 @@
-//! The load tool, independent of what carries its messages: `pipe-bench` uses a message pipe, `comparison/`
-//! other transports.
+//! The load tool, independent of what carries its messages: `pipe-bench` uses a message pipe,
+//! `comparison/` other transports.
 
 use tokio::runtime::Builder;
 
@@ -26,8 +26,8 @@ mod visits;
 /// Runs the load that `options` describe and prints the results.
 pub fn run<T: Transport>(options: &Options, transport: T) -> Result<(), Failure> {
     options.check()?;
-    // It is usually 1,024, which is low for the sake of programs that use select(2). If it can't be raised, the
-    // system's own error is reported later.
+    // It is usually 1,024, which is low for the sake of programs that use select(2). If it can't be
+    // raised, the system's own error is reported later.
     #[cfg(target_os = "linux")]
     let _ = crate::open_files::raise();
     let mut builder = Builder::new_multi_thread();

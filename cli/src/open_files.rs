@@ -5,7 +5,8 @@ use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
 
-/// Raises this process's limit to the maximum. Returns what it was before, and whether it could be raised.
+/// Raises this process's limit to the maximum. Returns what it was before, and whether it could be
+/// raised.
 pub fn raise() -> (Rlimit, io::Result<()>) {
     let before = getrlimit(Resource::Nofile);
     let raised = Rlimit {

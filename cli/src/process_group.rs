@@ -12,11 +12,12 @@ use process_wrap::tokio::{
     JobObject, TokioChildWrapper, TokioCommandWrap, TokioCommandWrapper as Wrapper,
 };
 
-/// Killed when dropped, unless the command itself has ended: processes that outlive it are left alone.
+/// Killed when dropped, unless the command itself has ended: processes that outlive it are left
+/// alone.
 ///
-/// A process group on Unix, a job object on Windows. Neither kills anything if this process is itself killed.
-/// On Windows a job could (`JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE`), but it would also kill processes that
-/// outlive the command, and Unix has no equivalent.
+/// A process group on Unix, a job object on Windows. Neither kills anything if this process is
+/// itself killed. On Windows a job could (`JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE`), but it would also
+/// kill processes that outlive the command, and Unix has no equivalent.
 #[derive(Debug)]
 pub struct ProcessGroup {
     #[cfg(unix)]
@@ -74,8 +75,8 @@ impl ProcessGroup {
 
 impl Drop for ProcessGroup {
     fn drop(&mut self) {
-        // None once the command has been waited for. From then on its id may belong to another process on
-        // Unix; until then it does not, even if the command has ended.
+        // None once the command has been waited for. From then on its id may belong to another
+        // process on Unix; until then it does not, even if the command has ended.
         let Some(id) = self.id() else {
             return;
         };
@@ -98,7 +99,8 @@ impl Drop for ProcessGroup {
 #[cfg(unix)]
 pub fn shell(command: &str) -> Command {
     let mut shell = Command::new("sh");
-    // In its own process group it can be killed whole, and Ctrl-C on the terminal reaches only the server.
+    // In its own process group it can be killed whole, and Ctrl-C on the terminal reaches only the
+    // server.
     shell.arg("-c").arg(command).process_group(0);
     shell
 }
@@ -114,8 +116,8 @@ pub fn shell(command: &str) -> Command {
     shell
 }
 
-/// Whether [`ProcessGroup::start`] failed because the system or this process ran out of memory, processes or open
-/// files. It may succeed later.
+/// Whether [`ProcessGroup::start`] failed because the system or this process ran out of memory,
+/// processes or open files. It may succeed later.
 #[cfg(unix)]
 pub fn is_shortage(error: &io::Error) -> bool {
     use rustix::io::Errno;
@@ -126,8 +128,8 @@ pub fn is_shortage(error: &io::Error) -> bool {
     )
 }
 
-/// Whether [`ProcessGroup::start`] failed because the system or this process ran out of memory, processes or
-/// handles. It may succeed later.
+/// Whether [`ProcessGroup::start`] failed because the system or this process ran out of memory,
+/// processes or handles. It may succeed later.
 #[cfg(windows)]
 pub fn is_shortage(error: &io::Error) -> bool {
     // *System Error Codes*.

@@ -9,8 +9,8 @@ use crate::exit::Failure;
 /// Runs `program` to completion, with Tokio's I/O driver only if it is needed.
 ///
 /// The overlapped engine does not need it: it has a completion port of its own. Without the
-/// driver an idle worker waits only for its wake-up and not for I/O that never comes, which saves system
-/// calls on every message (docs/performance.md).
+/// driver an idle worker waits only for its wake-up and not for I/O that never comes, which saves
+/// system calls on every message (docs/performance.md).
 pub fn run<F: Future>(
     mut builder: Builder,
     io_driver: bool,

@@ -1,5 +1,5 @@
-//! Text on the wire. The sample's programs send `TCHAR` strings with a terminating NUL: UTF-16LE in a Unicode
-//! build, otherwise one byte per character.
+//! Text on the wire. The sample's programs send `TCHAR` strings with a terminating NUL: UTF-16LE in
+//! a Unicode build, otherwise one byte per character.
 
 use clap::ValueEnum;
 
@@ -57,10 +57,11 @@ impl Form {
 
 /// Whether a message is UTF-16LE text rather than UTF-8.
 ///
-/// It is if its length is even and it begins with a byte order mark or has a NUL byte before its last byte.
-/// UTF-8 text has no NUL but the terminator; UTF-16 text has one in each ASCII character and two in its
-/// terminator. So only UTF-16 without a terminator and without any ASCII character, such as a space or digit,
-/// is missed. `A`, NUL is taken for terminated UTF-8, not for one UTF-16 character.
+/// It is if its length is even and it begins with a byte order mark or has a NUL byte before its
+/// last byte. UTF-8 text has no NUL but the terminator; UTF-16 text has one in each ASCII character
+/// and two in its terminator. So only UTF-16 without a terminator and without any ASCII character,
+/// such as a space or digit, is missed. `A`, NUL is taken for terminated UTF-8, not for one UTF-16
+/// character.
 ///
 /// Invalid UTF-8 is no evidence: the sample's other build sends the system's code page.
 fn looks_wide(message: &[u8]) -> bool {

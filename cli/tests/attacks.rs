@@ -1,14 +1,16 @@
-//! What a well-behaved client notices while four hostile ones do their worst, for docs/reliability.md:
+//! What a well-behaved client notices while four hostile ones do their worst, for
+//! docs/reliability.md:
 //!
 //! ```sh
 //! cargo test --release -p pipe-server-cli --test attacks -- --ignored --nocapture
 //! ```
 //!
-//! It prints a table. Each row is a server of its own under one attack for `ATTACK_SECONDS`, 10 by default. It fails
-//! when a reply is lost or wrong, or the server does not end in good order. How fast the replies come is for the reader:
-//! the first row is the same without an attack.
+//! It prints a table. Each row is a server of its own under one attack for `ATTACK_SECONDS`, 10 by
+//! default. It fails when a reply is lost or wrong, or the server does not end in good order. How
+//! fast the replies come is for the reader: the first row is the same without an attack.
 //!
-//! With `--target x86_64-pc-windows-gnu` it does the same under Wine, with attacks that only Windows has.
+//! With `--target x86_64-pc-windows-gnu` it does the same under Wine, with attacks that only
+//! Windows has.
 
 #[cfg(target_os = "linux")]
 use std::fs;
@@ -144,7 +146,8 @@ impl Attack {
             #[cfg(windows)]
             Self::HalfRequest => {
                 if let Ok(mut client) = options.connect(pipe).await {
-                    // Nobody reads the replies, so in the end a request does not fit and is cancelled.
+                    // Nobody reads the replies, so in the end a request does not fit and is
+                    // cancelled.
                     let full = async { while client.send(vec![0; longest]).await.is_ok() {} };
                     _ = timeout(Duration::from_millis(1), full).await;
                 }

@@ -33,7 +33,8 @@ mod pool;
 #[cfg(feature = "tower")]
 mod service;
 
-/// More than any server is worth connecting to: one task looks at all connections each time it runs.
+/// More than any server is worth connecting to: one task looks at all connections each time it
+/// runs.
 const MOST_CONNECTIONS: usize = 1024;
 
 /// Options for a [`SharedClient`], from [`ClientOptions::shared`].
@@ -63,15 +64,17 @@ pub struct SharedClientOptions {
 }
 
 impl ClientOptions {
-    /// Continues with the options of a [`SharedClient`]. The options set so far apply to it as follows:
+    /// Continues with the options of a [`SharedClient`]. The options set so far apply to it as
+    /// follows:
     ///
     /// - [`trust`](Self::trust) is checked each time a connection is opened.
-    /// - [`call_timeout`](Self::call_timeout) is for a whole call: it includes waiting for a slot and for a
-    ///   connection. A connection is closed, and opened again for the next call, if its server does not answer
-    ///   a call that was given up within another `call_timeout`.
-    /// - [`connect_timeout`](Self::connect_timeout) and [`wait_for_server`](Self::wait_for_server) apply each
-    ///   time a connection is opened while there is no other one. So with `wait_for_server`, calls wait while
-    ///   the server restarts; without it, they fail if nobody serves the pipe.
+    /// - [`call_timeout`](Self::call_timeout) is for a whole call: it includes waiting for a slot
+    ///   and for a connection. A connection is closed, and opened again for the next call, if its
+    ///   server does not answer a call that was given up within another `call_timeout`.
+    /// - [`connect_timeout`](Self::connect_timeout) and [`wait_for_server`](Self::wait_for_server)
+    ///   apply each time a connection is opened while there is no other one. So with
+    ///   `wait_for_server`, calls wait while the server restarts; without it, they fail if nobody
+    ///   serves the pipe.
     pub fn shared(self) -> SharedClientOptions {
         SharedClientOptions {
             options: self,
@@ -82,11 +85,11 @@ impl ClientOptions {
 }
 
 impl SharedClientOptions {
-    /// How many calls may be in flight at the same time, on all connections together; at least 1. Default:
-    /// [`defaults::MAX_IN_FLIGHT`], 256.
+    /// How many calls may be in flight at the same time, on all connections together; at least 1.
+    /// Default: [`defaults::MAX_IN_FLIGHT`], 256.
     ///
-    /// Further calls wait for their turn. A call that was given up counts until its reply has arrived. The
-    /// client holds at most this many requests, each up to `max_message_size`.
+    /// Further calls wait for their turn. A call that was given up counts until its reply has
+    /// arrived. The client holds at most this many requests, each up to `max_message_size`.
     pub fn max_in_flight(mut self, calls: usize) -> Self {
         self.max_in_flight = calls;
         self
@@ -94,11 +97,11 @@ impl SharedClientOptions {
 
     /// How many connections to use at most, from 1 to 1,024. Default: 1.
     ///
-    /// More than one is for servers that execute the requests of one connection one after the other, as
-    /// [`serve`](crate::serve()) does by default. The second one is opened when a call finds the first one in
-    /// use, and so on; each call goes to the connection with the fewest in flight. If the server has no
-    /// instance waiting at that moment, calls share the connections that there are, and a later one tries
-    /// again.
+    /// More than one is for servers that execute the requests of one connection one after the
+    /// other, as [`serve`](crate::serve()) does by default. The second one is opened when a
+    /// call finds the first one in use, and so on; each call goes to the connection with the
+    /// fewest in flight. If the server has no instance waiting at that moment, calls share the
+    /// connections that there are, and a later one tries again.
     pub fn connections(mut self, connections: usize) -> Self {
         self.connections = connections;
         self
@@ -108,7 +111,8 @@ impl SharedClientOptions {
     ///
     /// # Errors
     ///
-    /// Same as [`ClientOptions::connect`], and [`ConnectError::Option`] for an option that is out of range.
+    /// Same as [`ClientOptions::connect`], and [`ConnectError::Option`] for an option that is out
+    /// of range.
     ///
     /// # Cancel safety
     ///
@@ -125,7 +129,8 @@ impl SharedClientOptions {
     ///
     /// # Errors
     ///
-    /// [`ConnectError::Name`] and [`ConnectError::Option`]. All other errors are those of the calls.
+    /// [`ConnectError::Name`] and [`ConnectError::Option`]. All other errors are those of the
+    /// calls.
     pub fn connect_lazy(
         &self,
         name: impl TryInto<PipeName, Error: Into<NameError>>,
@@ -202,31 +207,33 @@ impl SharedClientOptions {
 
 /// A client that many tasks use at once. Clones share its connections, and are cheap.
 ///
-/// Requests are pipelined: each is sent without waiting for the replies to earlier ones. It is for servers that
-/// send one reply to each request of a connection, in order, and nothing else, as [`serve`](crate::serve()) does.
-/// A message that arrives while no request is in flight closes the connection
-/// ([`CallFailure::OutOfStep`](crate::CallFailure::OutOfStep)); one that arrives earlier can't be told from a
-/// reply. For other protocols, use a [`Client`](crate::Client).
+/// Requests are pipelined: each is sent without waiting for the replies to earlier ones. It is for
+/// servers that send one reply to each request of a connection, in order, and nothing else, as
+/// [`serve`](crate::serve()) does. A message that arrives while no request is in flight closes the
+/// connection ([`CallFailure::OutOfStep`](crate::CallFailure::OutOfStep)); one that arrives earlier
+/// can't be told from a reply. For other protocols, use a [`Client`](crate::Client).
 ///
 /// # Connections
 ///
-/// A connection that breaks is closed, and opened again when the next call needs it. Until a connection has
-/// brought a reply, the next attempt is delayed by 5 ms, doubling to 1 s, less random jitter. Calls wait for
-/// the attempt, and fail if it does.
+/// A connection that breaks is closed, and opened again when the next call needs it. Until a
+/// connection has brought a reply, the next attempt is delayed by 5 ms, doubling to 1 s, less
+/// random jitter. Calls wait for the attempt, and fail if it does.
 ///
-/// [`SharedCallError`] says what became of the request. One that was certainly not sent is sent on the next
-/// connection. One that the server may have executed fails with
-/// [`Unanswered`](SharedCallError::Unanswered), unless [`repeat_unanswered`](Self::repeat_unanswered) allows
-/// to send it again. In either case it fails when the third connection breaks under it.
+/// [`SharedCallError`] says what became of the request. One that was certainly not sent is sent on
+/// the next connection. One that the server may have executed fails with
+/// [`Unanswered`](SharedCallError::Unanswered), unless
+/// [`repeat_unanswered`](Self::repeat_unanswered) allows to send it again. In either case it fails
+/// when the third connection breaks under it.
 ///
-/// The connections belong to the runtime of the call that opened the first one. If that runtime is shut down, the
-/// calls in flight fail, and the next one opens a connection on its own runtime. The connections are closed when
-/// the last clone is dropped.
+/// The connections belong to the runtime of the call that opened the first one. If that runtime is
+/// shut down, the calls in flight fail, and the next one opens a connection on its own runtime. The
+/// connections are closed when the last clone is dropped.
 ///
 /// # Order
 ///
-/// A call that is made after another one has returned its reply is executed later. The order of concurrent calls
-/// is not defined; nor is that of a call that was dropped or has timed out, which may still be executed.
+/// A call that is made after another one has returned its reply is executed later. The order of
+/// concurrent calls is not defined; nor is that of a call that was dropped or has timed out, which
+/// may still be executed.
 ///
 /// # Examples
 ///
@@ -279,7 +286,8 @@ impl SharedClient {
         ClientOptions::new().shared().connect(name).await
     }
 
-    /// Creates a client with the default options, which connects to the pipe `name` when it is first called.
+    /// Creates a client with the default options, which connects to the pipe `name` when it is
+    /// first called.
     ///
     /// # Errors
     ///
@@ -290,11 +298,11 @@ impl SharedClient {
         ClientOptions::new().shared().connect_lazy(name)
     }
 
-    /// Whether calls through this value, and through clones made of it from now on, are sent again if the
-    /// connection breaks when the server may have executed them. Default: no.
+    /// Whether calls through this value, and through clones made of it from now on, are sent again
+    /// if the connection breaks when the server may have executed them. Default: no.
     ///
-    /// For requests that have the same effect when they are executed several times, such as reads. They are sent
-    /// on at most three connections.
+    /// For requests that have the same effect when they are executed several times, such as reads.
+    /// They are sent on at most three connections.
     ///
     /// # Examples
     ///
@@ -311,7 +319,8 @@ impl SharedClient {
         self
     }
 
-    /// Sends a request and receives its reply, within the [`call_timeout`](ClientOptions::call_timeout).
+    /// Sends a request and receives its reply, within the
+    /// [`call_timeout`](ClientOptions::call_timeout).
     ///
     /// Waits while `max_in_flight` calls are in flight, and for a connection if there is none.
     ///
@@ -322,23 +331,23 @@ impl SharedClient {
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped before the request is sent, it is not sent. Otherwise its reply is dropped
-    /// when it arrives. Other calls get their own replies in either case.
+    /// If the future is dropped before the request is sent, it is not sent. Otherwise its reply is
+    /// dropped when it arrives. Other calls get their own replies in either case.
     pub async fn call(&self, request: impl Into<Bytes>) -> Result<Bytes, SharedCallError> {
         let repeat = self.repeat_unanswered;
         call::call(&self.handle.pool, request.into(), repeat, None).await
     }
 
     /// Shuts all clones down: new calls and those that wait for a slot fail with
-    /// [`CallFailure::ShutDown`](crate::CallFailure::ShutDown). Those in flight are completed, and then the
-    /// connections are closed.
+    /// [`CallFailure::ShutDown`](crate::CallFailure::ShutDown). Those in flight are completed, and
+    /// then the connections are closed.
     ///
     /// To limit the time, use [`tokio::time::timeout`] and then drop the clones.
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: the client is shut down also if the future is dropped after its first poll, and it can be
-    /// called again.
+    /// Cancel safe: the client is shut down also if the future is dropped after its first poll, and
+    /// it can be called again.
     pub async fn shutdown(&self) {
         self.handle.pool.shut_down().await;
     }

@@ -1,8 +1,8 @@
 //! Fault injection for the memory engine.
 //!
-//! Each half of a connection has its own random numbers, so its faults do not depend on the order in which
-//! tasks run. Faults keep the rules of an engine (see the parent module): a failure loses messages at the end
-//! of a conversation, never in the middle.
+//! Each half of a connection has its own random numbers, so its faults do not depend on the order
+//! in which tasks run. Faults keep the rules of an engine (see the parent module): a failure loses
+//! messages at the end of a conversation, never in the middle.
 
 use std::{
     collections::VecDeque,
@@ -27,21 +27,24 @@ use crate::{
 /// On average, one in this many operations on a connection fails.
 const OPERATIONS_PER_FAULT: u32 = 24;
 
-/// On average, one in this many attempts to create or accept fails, and up to `LONGEST_FAILURE` after it.
+/// On average, one in this many attempts to create or accept fails, and up to `LONGEST_FAILURE`
+/// after it.
 const ATTEMPTS_PER_FAILURE: u32 = 12;
 const LONGEST_FAILURE: u32 = 8;
 
-/// The maximum number of messages that wait in a sender for the flush, as on an engine that sends several at
-/// once.
+/// The maximum number of messages that wait in a sender for the flush, as on an engine that sends
+/// several at once.
 const ROOM: usize = 4;
 
 /// The longest delay, in milliseconds.
 const LONGEST_DELAY: u64 = 20;
 
-/// Failures of a pipe of [`bind_memory_with_faults`](crate::ListenerOptions::bind_memory_with_faults), to test a
-/// handler, a client or a protocol on a failing transport.
+/// Failures of a pipe of
+/// [`bind_memory_with_faults`](crate::ListenerOptions::bind_memory_with_faults), to test a handler,
+/// a client or a protocol on a failing transport.
 ///
-/// Clones share their faults. Delays need a Tokio runtime with time enabled; its clock may be paused.
+/// Clones share their faults. Delays need a Tokio runtime with time enabled; its clock may be
+/// paused.
 ///
 /// # Examples
 ///
@@ -103,13 +106,14 @@ impl Faults {
 
     /// Creates random faults from `seed`. The same seed gives the same faults.
     ///
-    /// Creating and accepting fail for a while, now and then. On both ends of a connection, receiving and
-    /// sending fail or are delayed, also between the messages of a batch and after a part of a message;
-    /// connections break; and looking up the peer fails. `bind` itself does not fail.
+    /// Creating and accepting fail for a while, now and then. On both ends of a connection,
+    /// receiving and sending fail or are delayed, also between the messages of a batch and
+    /// after a part of a message; connections break; and looking up the peer fails. `bind`
+    /// itself does not fail.
     ///
-    /// The faults of one half of a connection depend only on the seed and on how many connections were made
-    /// before. Those of the listener also depend on how often it is polled, so a fully repeatable test needs
-    /// a current-thread runtime with a paused clock.
+    /// The faults of one half of a connection depend only on the seed and on how many connections
+    /// were made before. Those of the listener also depend on how often it is polled, so a
+    /// fully repeatable test needs a current-thread runtime with a paused clock.
     #[must_use]
     pub fn seeded(seed: u64) -> Self {
         let faults = Self::new();
@@ -133,15 +137,15 @@ impl Faults {
         self.lock().accept.left = attempts;
     }
 
-    /// Makes the server fail with [`RecvError::Incomplete`] when it receives the message with this number,
-    /// counted from 1, on any connection made from now on. The client seems to leave in the middle of the
-    /// message.
+    /// Makes the server fail with [`RecvError::Incomplete`] when it receives the message with this
+    /// number, counted from 1, on any connection made from now on. The client seems to leave in
+    /// the middle of the message.
     pub fn fail_recv(&self, number: u64) {
         self.lock().recv = Some(number);
     }
 
-    /// Makes the server fail with [`SendError::Io`] when it sends the message with this number, counted from
-    /// 1, on any connection made from now on.
+    /// Makes the server fail with [`SendError::Io`] when it sends the message with this number,
+    /// counted from 1, on any connection made from now on.
     pub fn fail_send(&self, number: u64) {
         self.lock().send = Some(number);
     }

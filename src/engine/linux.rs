@@ -1,8 +1,8 @@
 //! The Linux engine: `AF_UNIX` sockets of type `SOCK_SEQPACKET`, which preserve message boundaries.
 //!
-//! The system calls are rustix's, on Tokio's `AsyncFd`. nix provides the two things that rustix lacks:
-//! recvmmsg(2), and socket options that are newer than the crate. tokio-seqpacket has neither, and mistakes a
-//! full queue for a connection.
+//! The system calls are rustix's, on Tokio's `AsyncFd`. nix provides the two things that rustix
+//! lacks: recvmmsg(2), and socket options that are newer than the crate. tokio-seqpacket has
+//! neither, and mistakes a full queue for a connection.
 
 use std::{
     io,
@@ -39,17 +39,18 @@ mod lingering;
 mod scratch;
 mod socket;
 
-/// The number of clients that the kernel queues until they are accepted; by default it allows at most 4,096
-/// (`net.core.somaxconn`). Long, because a client that finds the queue full has to poll.
+/// The number of clients that the kernel queues until they are accepted; by default it allows at
+/// most 4,096 (`net.core.somaxconn`). Long, because a client that finds the queue full has to poll.
 const QUEUE_LENGTH: i32 = 1024;
 
-/// The queue length at `max_instances`. The kernel queues one client more than this (`unix_recvq_full` in
-/// net/unix/af_unix.c), so the shortest queue holds one. Clients already in the queue stay there.
+/// The queue length at `max_instances`. The kernel queues one client more than this
+/// (`unix_recvq_full` in net/unix/af_unix.c), so the shortest queue holds one. Clients already in
+/// the queue stay there.
 const SHORTEST_QUEUE: i32 = 0;
 
-/// Serves the pipe `name`, whose path is `path`. From the moment the socket exists, only those whom `options`
-/// allow can connect. The directory of a short name belongs to the user and is created, and so is that of a
-/// system name if this user may; that of any other path is used as it is.
+/// Serves the pipe `name`, whose path is `path`. From the moment the socket exists, only those whom
+/// `options` allow can connect. The directory of a short name belongs to the user and is created,
+/// and so is that of a system name if this user may; that of any other path is used as it is.
 pub(crate) fn bind(
     name: &PipeName,
     path: &Path,
@@ -99,8 +100,8 @@ pub(crate) fn listen_on(
     telemetry: &Telemetry,
 ) -> io::Result<Box<dyn Endpoint>> {
     let sizes = options.sizes("this system", usize::MAX)?;
-    // Finds out whether the system carries such messages. Clients' sockets have the kernel's defaults, as this one
-    // has; the listening socket need not.
+    // Finds out whether the system carries such messages. Clients' sockets have the kernel's
+    // defaults, as this one has; the listening socket need not.
     Socket::new()?.grow_send_buffer(sizes)?;
     let sets_queue = inherited::is_ours(&socket)?;
     let mut socket = Socket::shared(socket)?;
@@ -158,8 +159,8 @@ pub(crate) fn owner_of_directory(path: &Path) -> io::Result<Option<UserId>> {
     Ok(owner.map(UserId::Uid))
 }
 
-/// Connects to the socket at `path`. `ResourceBusy` if its queue is full, which can't be waited for. The channel
-/// can always be asked for its peer.
+/// Connects to the socket at `path`. `ResourceBusy` if its queue is full, which can't be waited
+/// for. The channel can always be asked for its peer.
 pub(crate) fn connect(
     _name: &PipeName,
     path: &Path,

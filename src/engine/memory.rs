@@ -1,8 +1,8 @@
 //! The memory engine: a pipe inside the process.
 //!
-//! Messages are queued under one lock per direction. A queue takes messages until they hold `buffer_size`
-//! bytes; then the sender waits, as on a real pipe. Wakers are called outside the locks: a waker is user
-//! code, which may call back into this module.
+//! Messages are queued under one lock per direction. A queue takes messages until they hold
+//! `buffer_size` bytes; then the sender waits, as on a real pipe. Wakers are called outside the
+//! locks: a waker is user code, which may call back into this module.
 //!
 //! As on Windows, the pipe exists as long as one of its instances does, waiting or connected.
 
@@ -64,8 +64,8 @@ pub(crate) fn bind(sizes: Sizes) -> (Box<dyn Endpoint>, Arc<MemoryName>) {
     (Box::new(MemoryEndpoint(Arc::clone(&name))), name)
 }
 
-/// Connects to a waiting instance, as `CreateFile` does. `wrap` may replace the channels of both ends, the
-/// server's first.
+/// Connects to a waiting instance, as `CreateFile` does. `wrap` may replace the channels of both
+/// ends, the server's first.
 ///
 /// # Errors
 ///
@@ -316,8 +316,8 @@ impl Transmit for MemorySender {
             self.pending = Some(message);
             return Poll::Pending;
         }
-        // On a real pipe, a message longer than the whole buffer waits for its reader. Here it is accepted
-        // when the buffer is empty, so that one task can play both sides.
+        // On a real pipe, a message longer than the whole buffer waits for its reader. Here it is
+        // accepted when the buffer is empty, so that one task can play both sides.
         queue.held += message.len();
         queue.messages.push_back(message);
         unlock(queue);

@@ -53,11 +53,11 @@ pub(crate) fn bind(
     }
 }
 
-/// Connects to the pipe `name`. `ResourceBusy` if no instance is free. With `identify` the channel can be
-/// asked for its peer, which takes one more right.
+/// Connects to the pipe `name`. `ResourceBusy` if no instance is free. With `identify` the channel
+/// can be asked for its peer, which takes one more right.
 ///
-/// Always uses the `overlapped` engine: Tokio's client requests `GENERIC_WRITE`, which contains the right to
-/// create instances, and a careful server grants that to nobody else.
+/// Always uses the `overlapped` engine: Tokio's client requests `GENERIC_WRITE`, which contains the
+/// right to create instances, and a careful server grants that to nobody else.
 #[cfg(windows)]
 pub(crate) fn connect(
     name: &PipeName,

@@ -24,11 +24,11 @@ use crate::{
 /// | `Result<T, T::Rejection>` | the value or its rejection | never |
 /// | `Option<T>` | the value, or `None` if it is rejected | never |
 ///
-/// A rejection ends the conversation and is logged with the connection's id. A handler that takes the
-/// `Result` handles the rejection itself.
+/// A rejection ends the conversation and is logged with the connection's id. A handler that takes
+/// the `Result` handles the rejection itself.
 ///
-/// Arguments may be in any order, and more than one may take the message. The last one takes it by value,
-/// without a copy.
+/// Arguments may be in any order, and more than one may take the message. The last one takes it by
+/// value, without a copy.
 ///
 /// # Examples
 ///
@@ -57,8 +57,8 @@ use crate::{
 ///     }
 /// });
 /// ```
-// One trait, where axum has two for the parts and the body of a request. A message is whole and its clones
-// share the bytes, so every argument can have it.
+// One trait, where axum has two for the parts and the body of a request. A message is whole and its
+// clones share the bytes, so every argument can have it.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` can't be an argument of a handler",
     note = "implement `FromRequest` for it, or take one of `Bytes`, `String`, `Request`, `Peer`, \
@@ -75,8 +75,8 @@ pub trait FromRequest: Sized {
     /// Returns the rejection.
     fn from_request(request: &Request) -> Result<Self, Self::Rejection>;
 
-    /// Extracts the value from a request that nothing else needs. Calls [`from_request`](Self::from_request)
-    /// by default.
+    /// Extracts the value from a request that nothing else needs. Calls
+    /// [`from_request`](Self::from_request) by default.
     ///
     /// # Errors
     ///

@@ -15,8 +15,8 @@ pub struct Reply {
 impl Reply {
     /// Creates a reply that sends `message`.
     ///
-    /// An empty message would end the conversation, so it can't be sent: a handler that returns one has
-    /// failed. Return [`Reply::none`] to send no reply.
+    /// An empty message would end the conversation, so it can't be sent: a handler that returns one
+    /// has failed. Return [`Reply::none`] to send no reply.
     #[must_use]
     pub fn new(message: impl Into<Bytes>) -> Self {
         Self {

@@ -14,14 +14,14 @@ use crate::{
 
 /// A message in JSON: an argument of a handler, and a reply.
 ///
-/// As an argument it is rejected with [`JsonRejection`] if the message is not JSON, or not a `T`. A reply that
-/// can't be encoded, such as a map with keys that are not strings, is an error of the handler. JSON has no
-/// infinity and no NaN: they are sent as `null`.
+/// As an argument it is rejected with [`JsonRejection`] if the message is not JSON, or not a `T`. A
+/// reply that can't be encoded, such as a map with keys that are not strings, is an error of the
+/// handler. JSON has no infinity and no NaN: they are sent as `null`.
 ///
-/// To tell the client that a request has failed, reply with a `Result`: `Json(Ok(value))` is sent as
-/// `{"Ok": value}` and `Json(Err(error))` as `{"Err": error}`, and
-/// [`call_json::<Result<T, E>>`](Client::call_json) returns it. A handler that returns `Err(error)` *outside*
-/// `Json` ends the conversation, and the client does not learn why.
+/// To tell the client that a request has failed, reply with a `Result`: `Json(Ok(value))` is sent
+/// as `{"Ok": value}` and `Json(Err(error))` as `{"Err": error}`, and
+/// [`call_json::<Result<T, E>>`](Client::call_json) returns it. A handler that returns `Err(error)`
+/// *outside* `Json` ends the conversation, and the client does not learn why.
 ///
 /// # Examples
 ///
@@ -60,8 +60,8 @@ impl<T: DeserializeOwned> Json<T> {
     ///
     /// # Errors
     ///
-    /// Returns the rejection if the message is not JSON, or not a `T`. Arrays and objects may be nested 127
-    /// levels deep.
+    /// Returns the rejection if the message is not JSON, or not a `T`. Arrays and objects may be
+    /// nested 127 levels deep.
     pub fn from_bytes(message: &[u8]) -> Result<Self, JsonRejection> {
         serde_json::from_slice(message)
             .map(Self)
@@ -77,7 +77,8 @@ impl<T: Serialize> Json<T> {
     ///
     /// # Errors
     ///
-    /// Returns the error of `T`'s `Serialize`, or an error if `T` has a map with keys that are not strings.
+    /// Returns the error of `T`'s `Serialize`, or an error if `T` has a map with keys that are not
+    /// strings.
     pub fn to_bytes(&self) -> Result<Bytes, serde_json::Error> {
         serde_json::to_vec(&self.0).map(Bytes::from)
     }
@@ -92,7 +93,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`JsonCallError`] says what failed. If the reply can't be decoded, the client remains usable.
+    /// [`JsonCallError`] says what failed. If the reply can't be decoded, the client remains
+    /// usable.
     ///
     /// # Cancel safety
     ///
@@ -110,7 +112,8 @@ impl Client {
 
 /// A message is not the [`Json<T>`](Json) that was expected.
 ///
-/// The text says where, and can be shown to a client. The source says more, and may name fields of your types.
+/// The text says where, and can be shown to a client. The source says more, and may name fields of
+/// your types.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JsonRejection {

@@ -12,28 +12,31 @@ use crate::{
     handler::{FromRequest, IntoReply, Reply, Request, typed::typed_format},
 };
 
-/// The maximum size of the stack while decoding, in bytes. Postcard has no limit of its own: without this, a few
-/// thousand bytes nested in a recursive type would overflow the stack, which aborts the process. It is a
-/// quarter of the smallest stack that Tokio runs on by default, that of the main thread on Windows.
+/// The maximum size of the stack while decoding, in bytes. Postcard has no limit of its own:
+/// without this, a few thousand bytes nested in a recursive type would overflow the stack, which
+/// aborts the process. It is a quarter of the smallest stack that Tokio runs on by default, that of
+/// the main thread on Windows.
 const STACK: usize = 256 * 1024;
 
-/// The message of a value that postcard encodes as nothing, such as `()`: an empty one can't be sent.
+/// The message of a value that postcard encodes as nothing, such as `()`: an empty one can't be
+/// sent.
 const NOTHING: &[u8] = &[0];
 
 /// A message in [postcard](https://postcard.jamesmunns.com), a compact binary format: an argument of a handler,
 /// and a reply.
 ///
-/// As an argument it is rejected with [`PostcardRejection`] if the message is not exactly one `T`. A reply that
-/// can't be encoded, such as an iterator of unknown length, is an error of the handler. A value that postcard
-/// encodes as nothing, such as `()`, is sent as one zero byte, since an empty message ends the conversation.
+/// As an argument it is rejected with [`PostcardRejection`] if the message is not exactly one `T`.
+/// A reply that can't be encoded, such as an iterator of unknown length, is an error of the
+/// handler. A value that postcard encodes as nothing, such as `()`, is sent as one zero byte, since
+/// an empty message ends the conversation.
 ///
-/// To tell the client that a request has failed, reply with a `Result`: `Postcard(Ok(value))` is a zero byte and
-/// the value, `Postcard(Err(error))` a byte of one and the error, and
-/// [`call_postcard::<Result<T, E>>`](Client::call_postcard) returns it. A handler that returns `Err(error)`
-/// *outside* `Postcard` ends the conversation, and the client does not learn why.
+/// To tell the client that a request has failed, reply with a `Result`: `Postcard(Ok(value))` is a
+/// zero byte and the value, `Postcard(Err(error))` a byte of one and the error, and
+/// [`call_postcard::<Result<T, E>>`](Client::call_postcard) returns it. A handler that returns
+/// `Err(error)` *outside* `Postcard` ends the conversation, and the client does not learn why.
 ///
-/// Do not take sequences of values that are encoded as nothing, such as `Vec<()>`: a client can claim any length
-/// for them, and decoding takes as long.
+/// Do not take sequences of values that are encoded as nothing, such as `Vec<()>`: a client can
+/// claim any length for them, and decoding takes as long.
 ///
 /// # Examples
 ///
@@ -72,8 +75,8 @@ impl<T: DeserializeOwned> Postcard<T> {
     ///
     /// # Errors
     ///
-    /// Returns the rejection if the message is not exactly one `T`, or if decoding it would use more than
-    /// 256 KiB of the stack, as a deeply nested value of a recursive type does.
+    /// Returns the rejection if the message is not exactly one `T`, or if decoding it would use
+    /// more than 256 KiB of the stack, as a deeply nested value of a recursive type does.
     pub fn from_bytes(message: &[u8]) -> Result<Self, PostcardRejection> {
         let mut deserializer = Deserializer::from_flavor(Unread {
             bytes: message,
@@ -117,7 +120,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`PostcardCallError`] says what failed. If the reply can't be decoded, the client remains usable.
+    /// [`PostcardCallError`] says what failed. If the reply can't be decoded, the client remains
+    /// usable.
     ///
     /// # Cancel safety
     ///
@@ -184,8 +188,10 @@ impl<'a> Flavor<'a> for Unread<'a> {
     type Remainder = Self;
     type Source = &'a [u8];
 
-    /// Each level of a recursive type reads a byte with this: a tag or a length. So the stack is checked here.
-    // Levels can't be counted in a flavor, and a deserializer around postcard's would be many times this code.
+    /// Each level of a recursive type reads a byte with this: a tag or a length. So the stack is
+    /// checked here.
+    // Levels can't be counted in a flavor, and a deserializer around postcard's would be many times
+    // this code.
     fn pop(&mut self) -> Result<u8, Error> {
         if self.stack.abs_diff(end_of_stack()) > STACK {
             self.too_deep = true;

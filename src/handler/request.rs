@@ -34,8 +34,8 @@ impl Request {
         Self::received(bytes.into(), Arc::new(Identity::for_peer(peer)))
     }
 
-    /// Returns the same request with this session, to call a handler that takes a [`Session`](crate::Session)
-    /// in a test.
+    /// Returns the same request with this session, to call a handler that takes a
+    /// [`Session`](crate::Session) in a test.
     #[must_use]
     pub fn with_session<S: Send + Sync + 'static>(self, session: S) -> Self {
         let identity = self.identity.with_session(Arc::new(session));
@@ -58,7 +58,8 @@ impl Request {
         self.bytes
     }
 
-    /// The number of the connection it was received on. See [`Connection::id`](crate::Connection::id).
+    /// The number of the connection it was received on. See
+    /// [`Connection::id`](crate::Connection::id).
     #[must_use]
     pub fn connection_id(&self) -> u64 {
         self.identity.id
@@ -68,7 +69,8 @@ impl Request {
     ///
     /// # Errors
     ///
-    /// Returns the system's error, or an error if the connection closed before the peer was first asked for.
+    /// Returns the system's error, or an error if the connection closed before the peer was first
+    /// asked for.
     pub fn peer(&self) -> io::Result<Peer> {
         self.identity.peer()
     }

@@ -4,10 +4,12 @@ use std::{any::type_name, fmt, io, ops::Deref, sync::Arc};
 
 use crate::{connection::Identity, peer::Peer};
 
-/// The value that [`Serve::on_connect`](crate::Serve::on_connect) returned for the client of this request.
+/// The value that [`Serve::on_connect`](crate::Serve::on_connect) returned for the client of this
+/// request.
 ///
-/// Handlers take it as an argument. Clones are cheap and refer to the same value. It is dropped once the
-/// client is gone and the last clone and the last [`Request`](crate::Request) of that client are dropped.
+/// Handlers take it as an argument. Clones are cheap and refer to the same value. It is dropped
+/// once the client is gone and the last clone and the last [`Request`](crate::Request) of that
+/// client are dropped.
 ///
 /// # Examples
 ///
@@ -77,8 +79,8 @@ impl ConnectionInfo {
     ///
     /// # Errors
     ///
-    /// Returns the system's error. On Windows some clients are not known until a message from them has been
-    /// received, which is after `on_connect`. Check those in the handler.
+    /// Returns the system's error. On Windows some clients are not known until a message from them
+    /// has been received, which is after `on_connect`. Check those in the handler.
     pub fn peer(&self) -> io::Result<Peer> {
         self.identity.peer()
     }

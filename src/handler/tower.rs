@@ -18,8 +18,8 @@ use crate::{
 /// Turns a [`tower_service::Service`] over [`Request`] into a [`Handler`].
 ///
 /// Each connection has its own clone of the service, which is called once it is ready. With
-/// [`concurrency`](crate::Serve::concurrency), requests wait in FIFO order for the service to be ready, and the futures
-/// that it returns run concurrently.
+/// [`concurrency`](crate::Serve::concurrency), requests wait in FIFO order for the service to be
+/// ready, and the futures that it returns run concurrently.
 ///
 /// # Examples
 ///
@@ -38,9 +38,9 @@ use crate::{
 pub struct TowerHandler<S> {
     /// Locked only while it is polled: a service is called through `&mut`, and need not be `Sync`.
     service: Mutex<S>,
-    /// Held while a request waits until the service is ready, because a service that is not ready remembers only
-    /// one task. `None` if the service belongs to no connection: each request then gets a clone, so that none waits
-    /// for another one.
+    /// Held while a request waits until the service is ready, because a service that is not ready
+    /// remembers only one task. `None` if the service belongs to no connection: each request
+    /// then gets a clone, so that none waits for another one.
     turn: Option<tokio::sync::Mutex<()>>,
 }
 

@@ -1,6 +1,7 @@
 //! The code that all formats of typed messages share.
 
-/// Makes a format's `from_bytes` and `to_bytes` work as an argument of a handler, as a reply, and on a client.
+/// Makes a format's `from_bytes` and `to_bytes` work as an argument of a handler, as a reply, and
+/// on a client.
 macro_rules! typed_format {
     ($Format:ident, $name:literal, $call:ident, $EncodeError:ty, $Rejection:ident, $CallError:ident) => {
         impl<T: DeserializeOwned> FromRequest for $Format<T> {

@@ -15,33 +15,36 @@ use crate::{
 
 /// Linux-specific extensions to [`ListenerOptions`].
 pub trait ListenerOptionsExt: Sealed {
-    /// The group of the socket file, by its id; `None`, the default, for the group that the system gives it.
+    /// The group of the socket file, by its id; `None`, the default, for the group that the system
+    /// gives it.
     ///
-    /// The members of the group may connect: with [`Access::CurrentUser`] the socket's mode is then 0660. With another
-    /// `Access` the mode is what that says. Clients of other users have to trust this user: see
-    /// [`ClientOptions::trust`].
+    /// The members of the group may connect: with [`Access::CurrentUser`] the socket's mode is then
+    /// 0660. With another `Access` the mode is what that says. Clients of other users have to
+    /// trust this user: see [`ClientOptions::trust`].
     ///
-    /// Only root may choose any group; others, one that this process is in (chown(2)). A short name is refused
-    /// with [`BindError::Option`], since only this user can enter its directory.
+    /// Only root may choose any group; others, one that this process is in (chown(2)). A short name
+    /// is refused with [`BindError::Option`], since only this user can enter its directory.
     #[must_use]
     fn socket_group(self, group_id: impl Into<Option<u32>>) -> Self;
 
-    /// Serves a listening socket that was created elsewhere: by a service manager, as in systemd's socket
-    /// activation, or by a parent process. It is of type `SOCK_SEQPACKET` and bound to a path.
+    /// Serves a listening socket that was created elsewhere: by a service manager, as in systemd's
+    /// socket activation, or by a parent process. It is of type `SOCK_SEQPACKET` and bound to a
+    /// path.
     ///
-    /// Access was decided where the socket was created. Its path is never removed, and the clients in its
-    /// queue stay there when the listener is dropped, for whoever else holds the socket. The socket is made
-    /// non-blocking, which all who hold it share.
+    /// Access was decided where the socket was created. Its path is never removed, and the clients
+    /// in its queue stay there when the listener is dropped, for whoever else holds the socket.
+    /// The socket is made non-blocking, which all who hold it share.
     ///
-    /// To clients, the server is the user that called listen(2) on it, usually root for a socket of systemd. To
-    /// keep it so, a process of another user does not change the length of the queue: at `max_instances`,
-    /// further clients then wait in it, as many as was set where it was created (`Backlog=`), instead of
-    /// seeing a busy pipe.
+    /// To clients, the server is the user that called listen(2) on it, usually root for a socket of
+    /// systemd. To keep it so, a process of another user does not change the length of the
+    /// queue: at `max_instances`, further clients then wait in it, as many as was set where it
+    /// was created (`Backlog=`), instead of seeing a busy pipe.
     ///
     /// # Errors
     ///
-    /// [`BindError::Descriptor`] says what the descriptor is instead. [`BindError::Option`] for an `access` or
-    /// a `socket_group`, which have no effect here, and for an option that is out of range.
+    /// [`BindError::Descriptor`] says what the descriptor is instead. [`BindError::Option`] for an
+    /// `access` or a `socket_group`, which have no effect here, and for an option that is out
+    /// of range.
     ///
     /// # Examples
     ///
@@ -102,11 +105,12 @@ impl ListenerOptions {
 
 /// Linux-specific extensions to [`ClientOptions`].
 pub trait ClientOptionsExt: Sealed {
-    /// Talks on a connected socket that was created elsewhere: one of a socketpair(2), or one that another
-    /// process has connected and passed on. It is of type `SOCK_SEQPACKET`.
+    /// Talks on a connected socket that was created elsewhere: one of a socketpair(2), or one that
+    /// another process has connected and passed on. It is of type `SOCK_SEQPACKET`.
     ///
     /// The server is the user that called listen(2), or socketpair(2). It is checked against
-    /// [`trust`](ClientOptions::trust). [`Client::into_connection`] makes a connection of either end.
+    /// [`trust`](ClientOptions::trust). [`Client::into_connection`] makes a connection of either
+    /// end.
     ///
     /// # Errors
     ///

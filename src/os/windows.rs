@@ -37,8 +37,8 @@ impl ListenerOptionsExt for ListenerOptions {
 pub trait ClientOptionsExt: Sealed {
     /// Whether to connect to a pipe on another machine, `\\HOST\pipe\NAME`. Default: no.
     ///
-    /// Connecting sends this user's credentials to HOST over SMB, whatever HOST is. Check names from outside
-    /// before turning this on.
+    /// Connecting sends this user's credentials to HOST over SMB, whatever HOST is. Check names
+    /// from outside before turning this on.
     #[must_use]
     fn allow_remote(self, allow: bool) -> Self;
 }
@@ -65,24 +65,28 @@ impl PeerExt for Peer {
 /// Windows-specific extensions to [`Serve`] and [`ServeConnections`].
 pub trait ServeExt: Sealed {
     /// Whether the thread that completes a connection's I/O also runs the connection's code: for
-    /// [`serve`](crate::serve()) the handler, `authorize` and `on_connect`. Default: no. The `tokio` engine ignores
-    /// this.
+    /// [`serve`](crate::serve()) the handler, `authorize` and `on_connect`. Default: no. The
+    /// `tokio` engine ignores this.
     ///
-    /// Usually such a thread wakes the connection's task, and a worker of the runtime polls the task. With this option
-    /// the thread polls it, so that a message does not wake a second thread. Other wake-ups, such as a timer's or
-    /// another task's, still go through the runtime, and so does a client that has sent many requests ahead, so
-    /// that it does not hold a thread.
+    /// Usually such a thread wakes the connection's task, and a worker of the runtime polls the
+    /// task. With this option the thread polls it, so that a message does not wake a second
+    /// thread. Other wake-ups, such as a timer's or another task's, still go through the
+    /// runtime, and so does a client that has sent many requests ahead, so that it does not
+    /// hold a thread.
     ///
-    /// The option is safe for code that never blocks and does not compute for long. All pipes of the process, clients
-    /// and servers, share two of these threads for each processor, and at least four. While code holds all of them, no pipe
-    /// of the process receives anything. Code that blocks belongs into
-    /// [`spawn_blocking`](tokio::task::spawn_blocking), or this option has to stay off.
+    /// The option is safe for code that never blocks and does not compute for long. All pipes of
+    /// the process, clients and servers, share two of these threads for each processor, and at
+    /// least four. While code holds all of them, no pipe of the process receives anything. Code
+    /// that blocks belongs into [`spawn_blocking`](tokio::task::spawn_blocking), or this option
+    /// has to stay off.
     ///
     /// On such a thread:
     ///
     /// - the runtime's context is there: `tokio::spawn`, timers and Tokio's I/O work as usual;
-    /// - [`tokio::task::try_id`] returns `None`, and `block_in_place` blocks the thread without a replacement;
-    /// - dropping the runtime does not wait for code that is being polled. A graceful shutdown does.
+    /// - [`tokio::task::try_id`] returns `None`, and `block_in_place` blocks the thread without a
+    ///   replacement;
+    /// - dropping the runtime does not wait for code that is being polled. A graceful shutdown
+    ///   does.
     ///
     /// Kestrel has the same option as `UnsafePreferInlineScheduling`, and .NET's sockets as
     /// `DOTNET_SYSTEM_NET_SOCKETS_INLINE_COMPLETIONS`.

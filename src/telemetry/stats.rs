@@ -136,7 +136,8 @@ pub struct StatsSnapshot {
     /// Connections accepted so far.
     pub accepted: u64,
     /// Connections refused for one of the reasons [`Refused`](Reason::Refused),
-    /// [`NotAuthorized`](Reason::NotAuthorized), [`TooManyConnections`](Reason::TooManyConnections)
+    /// [`NotAuthorized`](Reason::NotAuthorized),
+    /// [`TooManyConnections`](Reason::TooManyConnections)
     /// and [`ConnectTimeout`](Reason::ConnectTimeout).
     pub refused: u64,
     /// Connections that are open now.
@@ -159,11 +160,11 @@ pub struct StatsSnapshot {
     /// Panics of handlers and of the code of connections.
     pub panics: u64,
     /// The longest time that the handler took for a request. A cancelled handler counts with the
-    /// time until its cancellation. A handler that is still running, or was aborted when the server
-    /// ended, does not count.
+    /// time until its cancellation. A handler that is still running, or was aborted when the
+    /// server ended, does not count.
     pub handler_time_longest: Duration,
-    /// The 99th percentile of the time that the handler took for a request, rounded up by less than
-    /// one eighth.
+    /// The 99th percentile of the time that the handler took for a request, rounded up by less
+    /// than one eighth.
     pub handler_time_p99: Duration,
 }
 

@@ -1,5 +1,6 @@
-//! Hostile clients that every engine can show. Beside each of them a well-behaved client loses, splits and repeats
-//! nothing, and nothing of them is left. `hostile.rs` has those of Linux alone, `tests/soak.rs` all of them mixed.
+//! Hostile clients that every engine can show. Beside each of them a well-behaved client loses,
+//! splits and repeats nothing, and nothing of them is left. `hostile.rs` has those of Linux alone,
+//! `tests/soak.rs` all of them mixed.
 
 use std::{
     future::{Future, IntoFuture as _, poll_fn},
@@ -23,9 +24,9 @@ const LONGEST: usize = 1000;
 /// How many hostile clients there are. Miri is slow, and so are many seeds.
 const HOSTILE: usize = if cfg!(any(miri, pipe_model)) { 4 } else { 40 };
 
-/// Runs the attack on an echo server, one hostile client after the other, each at the same time as a conversation of the
-/// well-behaved one. What they return stays to the end. Returns what the server has done, and how many requests the
-/// well-behaved clients have sent.
+/// Runs the attack on an echo server, one hostile client after the other, each at the same time as
+/// a conversation of the well-behaved one. What they return stays to the end. Returns what the
+/// server has done, and how many requests the well-behaved clients have sent.
 async fn attack(
     kind: Kind,
     hostile: impl AsyncFn(&Pipe, usize) -> Option<Client>,

@@ -1,5 +1,5 @@
-//! Which public types, and which futures of public functions, are `Send`, `Sync` and `Unpin`: losing one of them breaks
-//! the code of users.
+//! Which public types, and which futures of public functions, are `Send`, `Sync` and `Unpin`:
+//! losing one of them breaks the code of users.
 
 use std::{
     cell::Cell,
@@ -25,8 +25,9 @@ use pipe_server::{Postcard, PostcardCallError, PostcardRejection};
 #[cfg(feature = "tower")]
 use pipe_server::{SharedCall, TowerHandler};
 
-/// Tells which auto traits `T` has. Inherent methods take precedence over those of [`Without`], and exist only where `T`
-/// has the trait. This works only where `T` is known, not in a generic function.
+/// Tells which auto traits `T` has. Inherent methods take precedence over those of [`Without`], and
+/// exist only where `T` has the trait. This works only where `T` is known, not in a generic
+/// function.
 struct Probe<T>(PhantomData<fn(T)>);
 
 impl<T> Probe<T> {

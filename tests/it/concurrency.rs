@@ -366,7 +366,8 @@ async fn a_client_that_leaves_is_served_to_the_end(kind: Kind) {
 }
 
 async fn all_are_cancelled_when_their_client_leaves_if_asked(kind: Kind) {
-    // With fewer in flight than allowed, with as many and further ones behind them, and after the end.
+    // With fewer in flight than allowed, with as many and further ones behind them, and after the
+    // end.
     for (further, finishes) in [(0, false), (1, false), (2, false), (100, false), (0, true)] {
         let (server, pipe, desk, mut events) =
             start_desk!(kind, concurrency(3), cancel_on_disconnect(true));
@@ -462,7 +463,8 @@ async fn beyond_the_buffered_bytes_each_client_is_served_in_turn(kind: Kind) {
     assert_eq!(at_work.most(), 2);
 }
 
-/// Answers with as many bytes as the request asks for, 0 for never, and says when a handler is done.
+/// Answers with as many bytes as the request asks for, 0 for never, and says when a handler is
+/// done.
 async fn answer_at_length(done: mpsc::UnboundedSender<usize>, request: String) -> Vec<u8> {
     let length = request.parse().unwrap();
     if length == 0 {
@@ -569,7 +571,8 @@ async fn many_clients_with_many_requests_each_get_their_replies(kind: Kind) {
     }
 }
 
-/// A client of a server in memory, whose handler sleeps for as many milliseconds as the request says.
+/// A client of a server in memory, whose handler sleeps for as many milliseconds as the request
+/// says.
 async fn start_sleeper(
     change: impl FnOnce(Serve<Sleeper, (String,)>) -> Serve<Sleeper, (String,)>,
 ) -> (Server, Client) {

@@ -1,4 +1,5 @@
-//! The contract (see the crate's documentation), checked on every engine of this system and on the memory engine.
+//! The contract (see the crate's documentation), checked on every engine of this system and on the
+//! memory engine.
 
 use std::{
     future::{Future, IntoFuture, pending, poll_fn},
@@ -547,8 +548,8 @@ async fn a_dropped_recv_loses_nothing(kind: Kind) {
     sending.await.unwrap();
 }
 
-/// Sends until a message has to wait for its reader, gives that one up, and returns how many were sent
-/// before it.
+/// Sends until a message has to wait for its reader, gives that one up, and returns how many were
+/// sent before it.
 async fn fill(connection: &mut Connection, size: usize) -> usize {
     for number in 0.. {
         let mut sending = pin!(connection.send(message(number, size)));
@@ -942,7 +943,8 @@ async fn beyond_the_buffered_bytes_clients_are_read_one_at_a_time_and_none_is_lo
     }
 }
 
-/// Echoes, but never answers a request of `stuck` bytes. The length of each request goes to `asked`.
+/// Echoes, but never answers a request of `stuck` bytes. The length of each request goes to
+/// `asked`.
 fn echo_but_for(
     stuck: usize,
     asked: tokio::sync::mpsc::UnboundedSender<usize>,

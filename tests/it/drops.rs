@@ -1,5 +1,5 @@
-//! Anything can be dropped at any time: with operations in flight, on a thread outside any runtime, and after the
-//! runtime is gone. Nothing keeps the name.
+//! Anything can be dropped at any time: with operations in flight, on a thread outside any runtime,
+//! and after the runtime is gone. Nothing keeps the name.
 
 use std::{
     any::Any,
@@ -141,7 +141,8 @@ impl Order {
     }
 }
 
-/// One of everything that can be dropped, with operations in flight, and the pipes that they belong to.
+/// One of everything that can be dropped, with operations in flight, and the pipes that they belong
+/// to.
 async fn things(kind: Kind) -> (Things, Vec<Pipe>) {
     let mut things = Things::new();
 

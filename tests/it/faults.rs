@@ -30,7 +30,8 @@ use support::{
     with_seeds,
 };
 
-/// The pauses between the last failure, which was just now, and those that are injected from now on.
+/// The pauses between the last failure, which was just now, and those that are injected from now
+/// on.
 async fn pauses_until(faults: &Faults, end: Duration) -> Vec<Duration> {
     let begun = Instant::now();
     let (mut injected, mut last, mut pauses) = (faults.injected(), begun, Vec::new());

@@ -461,7 +461,8 @@ async fn requests_that_wait_until_a_service_is_ready_do_not_forget_each_other(ki
     }
 }
 
-/// Fails when it is asked for it, in `call` or else when it is to get ready for the request after that.
+/// Fails when it is asked for it, in `call` or else when it is to get ready for the request after
+/// that.
 #[derive(Clone, Default)]
 struct Failing {
     unready: Arc<Mutex<bool>>,

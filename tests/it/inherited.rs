@@ -1,4 +1,5 @@
-//! Sockets that were created elsewhere, on Linux: what they must be, and what is left to whoever shares them.
+//! Sockets that were created elsewhere, on Linux: what they must be, and what is left to whoever
+//! shares them.
 
 use std::{
     fs::{self, File},

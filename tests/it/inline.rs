@@ -15,7 +15,8 @@ use tokio::{sync::oneshot, task::yield_now, time::timeout};
 
 use support::{DEADLINE, unique_name};
 
-/// How many requests of one client are answered in a row: one that is waited for, and 4 that are available.
+/// How many requests of one client are answered in a row: one that is waited for, and 4 that are
+/// available.
 const TURN: usize = 5;
 
 fn bind() -> (PipeListener, String) {

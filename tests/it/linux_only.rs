@@ -1,4 +1,5 @@
-//! Tests that apply only to Linux: the kernel's queue of clients, and the socket in the file system.
+//! Tests that apply only to Linux: the kernel's queue of clients, and the socket in the file
+//! system.
 
 use std::{
     fs::{self, File},

@@ -96,7 +96,8 @@ fn an_access_list_that_denies_its_own_server_is_refused_at_bind() {
 fn clients_that_are_let_in_are_identified_by_their_user() {
     with_access_checks(|| async {
         let cases = [
-            // Server, client, and whether `CurrentUser` lets the client in. `Everyone` always does.
+            // Server, client, and whether `CurrentUser` lets the client in. `Everyone` always
+            // does.
             (User::PLAIN, User::PLAIN, true),
             (User::PLAIN, User::ELEVATED, true),
             (User::PLAIN, User::NETWORK, true),

@@ -1,5 +1,6 @@
-//! The first rule of the contract on random conversations: exactly the messages that were sent are received, whatever
-//! their lengths, in both directions at once, and whatever futures the receiver drops.
+//! The first rule of the contract on random conversations: exactly the messages that were sent are
+//! received, whatever their lengths, in both directions at once, and whatever futures the receiver
+//! drops.
 
 use std::{
     array,
@@ -72,8 +73,8 @@ struct Flow {
 enum Habit {
     /// Waits for it.
     Wait,
-    /// Polls once, drops the future if it is pending, and yields this many times. At least once: Tokio's
-    /// coop budget would otherwise run out, and every poll would be pending.
+    /// Polls once, drops the future if it is pending, and yields this many times. At least once:
+    /// Tokio's coop budget would otherwise run out, and every poll would be pending.
     Look(usize),
 }
 

@@ -1,4 +1,5 @@
-//! A client that many tasks use at once: every reply reaches its own call, whatever is dropped or fails.
+//! A client that many tasks use at once: every reply reaches its own call, whatever is dropped or
+//! fails.
 
 use std::{
     collections::BTreeMap,
@@ -890,7 +891,8 @@ fn whatever_fails_or_is_dropped_every_reply_belongs_to_its_request() {
 /// How often the server has executed each request.
 type Executed = Arc<Mutex<BTreeMap<Bytes, usize>>>;
 
-/// A server and its clients' tasks, some of whose calls are dropped or time out, on a pipe that fails.
+/// A server and its clients' tasks, some of whose calls are dropped or time out, on a pipe that
+/// fails.
 async fn scene(seed: u64) {
     let mut random = Rng::with_seed(!seed);
     // Without faults too: nothing but what the callers do then.

@@ -1,5 +1,5 @@
-//! Interoperability with programs that do not use this library: plain clients, such as the sample's, with our server,
-//! and a plain server with our client. They make blocking Windows calls.
+//! Interoperability with programs that do not use this library: plain clients, such as the
+//! sample's, with our server, and a plain server with our client. They make blocking Windows calls.
 
 use std::{future::IntoFuture, io, thread};
 
@@ -151,7 +151,8 @@ async fn a_client_in_byte_read_mode_gets_the_bytes_of_its_replies(engine: Engine
     .await;
 }
 
-/// The calls of `multiprocessing.connection`: Lib/multiprocessing/connection.py, `PipeClient` and `PipeConnection`.
+/// The calls of `multiprocessing.connection`: Lib/multiprocessing/connection.py, `PipeClient` and
+/// `PipeConnection`.
 async fn a_client_that_reads_as_python_does_gets_whole_replies(engine: Engine) {
     let address = echo(engine, ListenerOptions::new());
     blocking(move || {

@@ -1,7 +1,7 @@
 //! Tests that need Windows: access lists and exclusive names.
 //!
-//! Wine stores access lists and returns them but does not enforce them, and it has no exclusive names. Tests that fail
-//! there for this reason are skipped, and print so.
+//! Wine stores access lists and returns them but does not enforce them, and it has no exclusive
+//! names. Tests that fail there for this reason are skipped, and print so.
 
 use std::io;
 

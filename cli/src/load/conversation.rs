@@ -146,8 +146,8 @@ struct SentRequest {
 }
 
 impl Ledger {
-    /// The next request, recorded as outstanding: its reply can arrive before the send is known to be
-    /// complete.
+    /// The next request, recorded as outstanding: its reply can arrive before the send is known to
+    /// be complete.
     fn request(&mut self, content: &'static [u8]) -> Bytes {
         let request = match self.verify {
             None => Bytes::from_static(content),
@@ -200,8 +200,8 @@ impl Ledger {
     }
 }
 
-/// A request that begins with its own number and its client's, as far as its length allows, so that a lost,
-/// duplicated or foreign reply is detected.
+/// A request that begins with its own number and its client's, as far as its length allows, so that
+/// a lost, duplicated or foreign reply is detected.
 fn unlike_any_other(content: &[u8], client: u32, request: u64) -> Bytes {
     let mut message = content.to_vec();
     let numbers = request

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-/// Latencies are kept with a resolution of 16 ns and three digits, up to one minute. 32-bit counts halve the
-/// memory of a client, which shares the processor's cache with its messages.
+/// Latencies are kept with a resolution of 16 ns and three digits, up to one minute. 32-bit counts
+/// halve the memory of a client, which shares the processor's cache with its messages.
 pub(crate) type Latencies = Histogram<u32>;
 
 pub(crate) fn latencies() -> Latencies {

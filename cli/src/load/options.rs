@@ -15,8 +15,8 @@ const DEFAULT_DURATION: Duration = Duration::from_secs(5);
 
 /// Loads a message pipe and prints how fast its server answers.
 ///
-/// Each client has its own connection. It sends each request as one message and takes the messages that come
-/// back for its replies, in order. Any program may serve the pipe.
+/// Each client has its own connection. It sends each request as one message and takes the messages
+/// that come back for its replies, in order. Any program may serve the pipe.
 #[derive(Debug, Parser)]
 #[command(name = "pipe-bench", version, after_help = AFTER_HELP)]
 pub struct Options {
@@ -40,7 +40,8 @@ pub struct Options {
     #[arg(long, value_name = "C", default_value = "8", value_parser = value_parser!(u32).range(1..))]
     pub(crate) clients: u32,
 
-    /// Total number of requests, divided evenly among the clients; with --connect-rate, of connections
+    /// Total number of requests, divided evenly among the clients; with --connect-rate, of
+    /// connections
     #[arg(long, value_name = "N", conflicts_with = "duration", value_parser = value_parser!(u64).range(1..))]
     requests: Option<u64>,
 
@@ -74,15 +75,16 @@ pub struct Options {
 
     /// Which servers to trust: system, current-user, anyone or a user
     ///
-    /// system is this user and the system itself: root on Linux, SYSTEM and Administrators on Windows. A user
-    /// is a number such as 1000 on Linux, and a SID such as S-1-5-19 on Windows. All other servers are
-    /// refused before anything is sent to them.
+    /// system is this user and the system itself: root on Linux, SYSTEM and Administrators on
+    /// Windows. A user is a number such as 1000 on Linux, and a SID such as S-1-5-19 on
+    /// Windows. All other servers are refused before anything is sent to them.
     #[arg(long, value_name = "WHOM", default_value_t)]
     pub(crate) trust: Trust,
 
     /// Connect to a pipe on another machine, as in \\HOST\pipe\NAME
     ///
-    /// That sends this user's credentials to HOST, whoever HOST is. Without this flag such a name is refused.
+    /// That sends this user's credentials to HOST, whoever HOST is. Without this flag such a name
+    /// is refused.
     #[cfg(windows)]
     #[arg(long)]
     pub(crate) allow_remote: bool,

@@ -1,4 +1,5 @@
-//! The progress of the clients, for a bar on the terminal and for detecting a server that no longer answers.
+//! The progress of the clients, for a bar on the terminal and for detecting a server that no longer
+//! answers.
 
 use std::{
     sync::{
@@ -12,8 +13,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{latencies::nanoseconds, options::Limit};
 
-/// What one client has done so far. It has cache lines of its own, so that counting does not slow down its
-/// neighbours.
+/// What one client has done so far. It has cache lines of its own, so that counting does not slow
+/// down its neighbours.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct Count(AtomicU64);

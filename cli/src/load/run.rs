@@ -109,8 +109,9 @@ pub(crate) async fn run<W: Work>(
     })
 }
 
-/// Waits for all tasks. The first failure aborts the others, and so does a server that answers nobody. One
-/// clock serves all clients, because a timer per request would be part of the measurement.
+/// Waits for all tasks. The first failure aborts the others, and so does a server that answers
+/// nobody. One clock serves all clients, because a timer per request would be part of the
+/// measurement.
 async fn watch<T: 'static>(
     mut tasks: JoinSet<Result<T, Failure>>,
     options: &Options,

@@ -1,7 +1,7 @@
 //! The transport between a client and its server.
 //!
-//! Here it is a message pipe. The comparisons in `comparison/` use other transports, so that all are loaded
-//! and measured by the same code.
+//! Here it is a message pipe. The comparisons in `comparison/` use other transports, so that all
+//! are loaded and measured by the same code.
 
 use std::future::Future;
 

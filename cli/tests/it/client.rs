@@ -324,7 +324,8 @@ fn a_server_that_is_not_trusted_is_sent_nothing_and_named() {
     );
 }
 
-/// Another user could put a socket of its own, or a link to another server of this user, into such a directory.
+/// Another user could put a socket of its own, or a link to another server of this user, into such
+/// a directory.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_directory_of_short_names_that_another_user_could_fill_is_not_used() {

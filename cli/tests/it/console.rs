@@ -1,4 +1,5 @@
-//! Ctrl-C in a console, which on Windows is no signal but an event for every process of the console.
+//! Ctrl-C in a console, which on Windows is no signal but an event for every process of the
+//! console.
 
 #![allow(unsafe_code, reason = "no crate between a test and the system's calls")]
 
@@ -60,8 +61,8 @@ async fn a_log_that_nobody_reads_does_not_keep_ctrl_c_from_ending_the_server() {
     assert_eq!(server.ended().0, Some(0));
 }
 
-/// Whether this process has a console that it shares with nobody but its children. If not, one that has
-/// runs `test` again.
+/// Whether this process has a console that it shares with nobody but its children. If not, one that
+/// has runs `test` again.
 fn has_console(test: &str) -> bool {
     if env::var_os(HAS_CONSOLE).is_some() {
         return true;
@@ -80,7 +81,8 @@ fn has_console(test: &str) -> bool {
 }
 
 fn press_ctrl_c() {
-    // SAFETY: this process ignores the event from here on, and sends it to all processes of the console.
+    // SAFETY: this process ignores the event from here on, and sends it to all processes of the
+    // console.
     let sent = unsafe {
         SetConsoleCtrlHandler(None, 1);
         GenerateConsoleCtrlEvent(CTRL_C_EVENT, 0)

@@ -1,7 +1,7 @@
 //! `--service`: `pipe-server` under the service manager.
 //!
-//! Wine has a service manager, which starts and stops services as that of Windows does. It has no accounts for them: there
-//! a service runs as the user of the tests.
+//! Wine has a service manager, which starts and stops services as that of Windows does. It has no
+//! accounts for them: there a service runs as the user of the tests.
 
 use std::{
     env,
@@ -24,9 +24,10 @@ use crate::options::OptionsFile;
 
 const SERVER: &str = env!("CARGO_BIN_EXE_pipe-server");
 
-/// Held by each test that starts a service or tries to be one. Under Wine, a process that connects to the service manager
-/// while a service is starting becomes that service, whoever started the process (`HKLM\System\CurrentControlSet\Control\
-/// ServiceCurrent` names the pipe that both meet at).
+/// Held by each test that starts a service or tries to be one. Under Wine, a process that connects
+/// to the service manager while a service is starting becomes that service, whoever started the
+/// process (`HKLM\System\CurrentControlSet\Control\ ServiceCurrent` names the pipe that both meet
+/// at).
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 /// Between two looks at the state of a service.
@@ -48,7 +49,8 @@ fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// The error of a program that ends with this exit code. Its last line: under Wine, warnings come before it.
+/// The error of a program that ends with this exit code. Its last line: under Wine, warnings come
+/// before it.
 fn error(output: &Output, code: i32) -> String {
     assert_eq!(output.status.code(), Some(code), "{output:?}");
     let text = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -1,5 +1,5 @@
-//! The server under systemd, whose part the test plays: a shell passes the socket, and the test receives what the
-//! server reports.
+//! The server under systemd, whose part the test plays: a shell passes the socket, and the test
+//! receives what the server reports.
 
 use std::{
     fs,
@@ -79,7 +79,8 @@ impl Manager {
         let mut report = [0; 4096];
         loop {
             let length = match self.0.recv(&mut report) {
-                // By a SIGCHLD: another test's child has ended. With a timeout it is not restarted (signal(7)).
+                // By a SIGCHLD: another test's child has ended. With a timeout it is not restarted
+                // (signal(7)).
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 received => received.expect("it reports nothing"),
             };
@@ -254,7 +255,8 @@ fn variables_that_are_meant_for_another_process_are_ignored() {
     assert_eq!(call(&name, "hello"), "hello\n");
 }
 
-/// Clients ask who called listen(2). If that became the server's user, they would not trust it any more.
+/// Clients ask who called listen(2). If that became the server's user, they would not trust it any
+/// more.
 #[test]
 fn clients_of_other_users_trust_a_socket_of_root_before_and_after_the_server_was_full() {
     if !can_run_as_nobody() {

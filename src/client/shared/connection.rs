@@ -21,8 +21,8 @@ pub(super) struct PooledConnection {
     pool: Arc<Pool>,
     receiver: RecvHalf,
     sender: SendHalf,
-    /// The requests that the engine has taken and the server has not answered, in order. Those that were
-    /// given up stay here: their replies still arrive.
+    /// The requests that the engine has taken and the server has not answered, in order. Those
+    /// that were given up stay here: their replies still arrive.
     pub(super) in_flight: VecDeque<Request>,
     /// How many were taken since the engine was last flushed. At most these are not sent.
     unflushed: usize,
@@ -48,8 +48,8 @@ impl PooledConnection {
         }
     }
 
-    /// Whether a request would be the only one in flight. Not while a late reply to a call that was given up is
-    /// outstanding.
+    /// Whether a request would be the only one in flight. Not while a late reply to a call that was
+    /// given up is outstanding.
     pub(super) fn is_free(&self) -> bool {
         self.in_flight.is_empty() && self.send_error.is_none()
     }
@@ -116,7 +116,8 @@ impl PooledConnection {
             }
         }
         match &self.send_error {
-            // The server has closed, or takes no more requests: the receiver ends after the last reply.
+            // The server has closed, or takes no more requests: the receiver ends after the last
+            // reply.
             Some(error) if !self.in_flight.is_empty() && is_closed(error) => {}
             Some(error) => return Poll::Ready(CallFailure::Connection(Arc::clone(error))),
             None => {}
@@ -124,8 +125,8 @@ impl PooledConnection {
         self.poll_stalled(cx)
     }
 
-    /// The request that failed and all after it are not sent. Which one that is, is not known, but the last one
-    /// is always among them.
+    /// The request that failed and all after it are not sent. Which one that is, is not known, but
+    /// the last one is always among them.
     fn send_failed(&mut self, error: SendError) {
         let error = Arc::new(CallError::from(error));
         self.send_error = Some(Arc::clone(&error));

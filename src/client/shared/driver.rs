@@ -1,7 +1,8 @@
-//! The task of a shared client: it opens the connections, sends the requests and receives the replies.
+//! The task of a shared client: it opens the connections, sends the requests and receives the
+//! replies.
 //!
-//! One task has all connections, so that it chooses one for each request at the moment of sending. It is started by a
-//! request, and ends when all connections are closed and no request waits.
+//! One task has all connections, so that it chooses one for each request at the moment of sending.
+//! It is started by a request, and ends when all connections are closed and no request waits.
 
 use std::{
     future::{Future, poll_fn},
@@ -70,8 +71,8 @@ impl Driver {
         self.has_ended
     }
 
-    /// Opens a connection while there is none, waiting for the server as long as the options allow. One at a time: a
-    /// second one could wait for an instance that the server does not have.
+    /// Opens a connection while there is none, waiting for the server as long as the options allow.
+    /// One at a time: a second one could wait for an instance that the server does not have.
     async fn connect(&mut self) {
         let connecting = async {
             let not_before = self.pool.queue.lock().not_before;
@@ -103,8 +104,8 @@ impl Driver {
 
     /// Ready once all connections are closed.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        // Replies first: a connection that the server has closed takes no request, and a message that arrives
-        // before a request was sent is not its reply.
+        // Replies first: a connection that the server has closed takes no request, and a message
+        // that arrives before a request was sent is not its reply.
         self.poll_connections(cx, PooledConnection::poll_replies);
         // A receiver may have a message, but was not allowed to return it.
         let must_yield = !coop::has_budget_remaining();
@@ -143,8 +144,8 @@ impl Driver {
         }
     }
 
-    /// Opens another connection, without waiting, if more requests wait than connections are free. Returns whether
-    /// there is one more.
+    /// Opens another connection, without waiting, if more requests wait than connections are free.
+    /// Returns whether there is one more.
     fn connect_another(&mut self, cx: &mut Context<'_>) -> bool {
         let connections = self.connections.iter();
         let free = connections

@@ -1,8 +1,8 @@
 //! What the clones of a client share: the requests that are not sent yet, and how to connect.
 //!
-//! A request is at every moment in one place: waiting here, and thus certainly not sent; or with a connection, and
-//! thus sent, or soon; or answered. What may run other people's code (waking a task, dropping or answering a
-//! request) is done while the queue is unlocked.
+//! A request is at every moment in one place: waiting here, and thus certainly not sent; or with a
+//! connection, and thus sent, or soon; or answered. What may run other people's code (waking a
+//! task, dropping or answering a request) is done while the queue is unlocked.
 
 use std::{
     collections::BTreeMap,
@@ -29,8 +29,8 @@ use crate::{
     name::PipeName,
 };
 
-/// How many connections may break under one request before it fails: one that makes its server crash must not
-/// do so forever.
+/// How many connections may break under one request before it fails: one that makes its server
+/// crash must not do so forever.
 const MOST_ATTEMPTS: u8 = 3;
 
 pub(super) type Answer = Result<Bytes, SharedCallError>;
@@ -149,7 +149,8 @@ impl Pool {
         }
     }
 
-    /// Opens a connection. Waits for the server, or for an instance, as long as the options allow, or not at all.
+    /// Opens a connection. Waits for the server, or for an instance, as long as the options allow,
+    /// or not at all.
     pub(super) async fn connect(&self, wait: bool) -> Result<Client, ConnectError> {
         let mut options = self.options.clone();
         if !wait {
@@ -248,7 +249,8 @@ impl Pool {
         }
     }
 
-    /// Refuses new calls, and waits until those in flight are complete and the connections are closed.
+    /// Refuses new calls, and waits until those in flight are complete and the connections are
+    /// closed.
     pub(super) async fn shut_down(&self) {
         self.leave(ClientStatus::ShutDown);
         loop {

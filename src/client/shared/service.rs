@@ -39,9 +39,10 @@ impl Future for SharedCall {
     }
 }
 
-/// `poll_ready` reserves one of the `max_in_flight` slots for `Service::call`. It is freed if the client is
-/// dropped; a clone has to reserve its own. A call without a reservation waits for a slot itself, as does
-/// [`SharedClient::call`], which is what `client.call(…)` means without a layer around the client.
+/// `poll_ready` reserves one of the `max_in_flight` slots for `Service::call`. It is freed if the
+/// client is dropped; a clone has to reserve its own. A call without a reservation waits for a slot
+/// itself, as does [`SharedClient::call`], which is what `client.call(…)` means without a layer
+/// around the client.
 ///
 /// # Examples
 ///

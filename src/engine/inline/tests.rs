@@ -17,7 +17,8 @@ use tokio::{
 
 use super::*;
 
-/// A runtime that runs tasks only while the test calls it, and one inline task in it that has been polled once.
+/// A runtime that runs tasks only while the test calls it, and one inline task in it that has been
+/// polled once.
 struct Fixture<T> {
     runtime: Runtime,
     tasks: InlineTasks,

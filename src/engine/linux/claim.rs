@@ -34,8 +34,8 @@ pub(super) fn directory_of(path: &Path) -> &Path {
     }
 }
 
-/// Creates the directory of short names, for this user alone. Refuses one that another user could have
-/// prepared.
+/// Creates the directory of short names, for this user alone. Refuses one that another user could
+/// have prepared.
 ///
 /// # Errors
 ///
@@ -64,12 +64,13 @@ pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// Creates the directory of system names, which everyone can enter, if this process may. Refuses one in which
-/// anyone but root and this user can replace sockets.
+/// Creates the directory of system names, which everyone can enter, if this process may. Refuses
+/// one in which anyone but root and this user can replace sockets.
 ///
 /// # Errors
 ///
-/// `PermissionDenied` if another user could replace our socket, or if this user can create no socket there.
+/// `PermissionDenied` if another user could replace our socket, or if this user can create no
+/// socket there.
 pub(super) fn make_system_directory(directory: &Path) -> io::Result<()> {
     let advice = "run the server as root, let systemd create the socket (a .socket unit) or the directory \
                   (RuntimeDirectory= and User= in the service's unit), or use a name of this user";
@@ -124,7 +125,8 @@ pub(super) fn owner_of_directory(directory: &Path) -> io::Result<Option<u32>> {
     Ok(Some(metadata.uid()))
 }
 
-/// Refuses a directory in which another user could replace our socket. A missing one is left to the caller.
+/// Refuses a directory in which another user could replace our socket. A missing one is left to the
+/// caller.
 ///
 /// # Errors
 ///
@@ -173,8 +175,8 @@ fn denied(problem: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, problem.into())
 }
 
-/// The right to serve a path, held through a lock file beside it. Only what a killed server left behind is
-/// removed: two servers that start at once can't remove each other's socket.
+/// The right to serve a path, held through a lock file beside it. Only what a killed server left
+/// behind is removed: two servers that start at once can't remove each other's socket.
 pub(super) struct Claim {
     pub(super) path: PathBuf,
     lock_path: PathBuf,
@@ -199,10 +201,11 @@ impl Claim {
         Ok(claim)
     }
 
-    /// Takes the socket file, which bind(2) has just created, and sets its `group`, if there is one, and then
-    /// its `mode`: the umask may have cleared some bits.
+    /// Takes the socket file, which bind(2) has just created, and sets its `group`, if there is
+    /// one, and then its `mode`: the umask may have cleared some bits.
     ///
-    /// Works on the inode, since anyone who can write to the directory could replace the path with a link.
+    /// Works on the inode, since anyone who can write to the directory could replace the path with
+    /// a link.
     pub(super) fn take_socket_file(&mut self, mode: u32, group: Option<Gid>) -> io::Result<()> {
         let file = OpenOptions::new()
             .read(true)

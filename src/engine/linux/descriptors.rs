@@ -1,18 +1,19 @@
 //! Descriptors that clients pass, and how no worker gets to close them.
 //!
-//! A client can attach open files to a message (`SCM_RIGHTS`, unix(7)). Closing the last reference to a file
-//! may block: a TCP socket with `SO_LINGER` and unsent data does, for as long as its peer likes. Discarding
-//! such a message closes its files: a receive without a control buffer does so, and so does closing a socket
-//! that still holds one. No worker may do either.
+//! A client can attach open files to a message (`SCM_RIGHTS`, unix(7)). Closing the last reference
+//! to a file may block: a TCP socket with `SO_LINGER` and unsent data does, for as long as its peer
+//! likes. Discarding such a message closes its files: a receive without a control buffer does so,
+//! and so does closing a socket that still holds one. No worker may do either.
 //!
-//! On Linux 6.16 and later the kernel refuses descriptors for us (`SO_PASSRIGHTS`): the sender gets `EPERM`
-//! and nothing is sent. On older systems each packet is peeked before it is received, which leaves the
-//! descriptors in the socket. That costs one call per message, and messages can't be received in batches. A
-//! connection that passes a descriptor is closed on a separate thread (see [`lingering`](super::lingering)).
+//! On Linux 6.16 and later the kernel refuses descriptors for us (`SO_PASSRIGHTS`): the sender gets
+//! `EPERM` and nothing is sent. On older systems each packet is peeked before it is received, which
+//! leaves the descriptors in the socket. That costs one call per message, and messages can't be
+//! received in batches. A connection that passes a descriptor is closed on a separate thread (see
+//! [`lingering`](super::lingering)).
 //!
-//! Receiving the descriptors in a control buffer to close them elsewhere was rejected. If the process runs
-//! out of descriptors, the kernel closes those that it can't install, in the receiving thread, and a message
-//! can hold 253.
+//! Receiving the descriptors in a control buffer to close them elsewhere was rejected. If the
+//! process runs out of descriptors, the kernel closes those that it can't install, in the receiving
+//! thread, and a message can hold 253.
 
 use std::{
     io::{self, IoSliceMut},
@@ -92,8 +93,8 @@ pub(super) fn peek(fd: impl AsFd) -> Result<Next, Errno> {
         flags,
     )
     .map_err(|error| Errno::from_raw_os_error(error as i32))?;
-    // Has room for the sender's credentials, which every packet has and the end does not, and for nothing
-    // else.
+    // Has room for the sender's credentials, which every packet has and the end does not, and for
+    // nothing else.
     if packet.flags.contains(MsgFlags::MSG_CTRUNC) {
         return Ok(Next::Descriptors);
     }

@@ -60,9 +60,9 @@ pub(crate) fn connected(socket: impl AsFd) -> Result<(), String> {
     }
 }
 
-/// Whether this process's user is the one that clients take for the server of `socket`: the one that called
-/// listen(2) last (`SO_PEERCRED`, unix(7)). Calling it again as another user would change whom they see, and
-/// whether they trust it.
+/// Whether this process's user is the one that clients take for the server of `socket`: the one
+/// that called listen(2) last (`SO_PEERCRED`, unix(7)). Calling it again as another user would
+/// change whom they see, and whether they trust it.
 pub(super) fn is_ours(socket: impl AsFd) -> io::Result<bool> {
     // Not through rustix, whose process ids are never 0: one outside our PID namespace is.
     let listener = getsockopt(&socket, PeerCredentials)?;

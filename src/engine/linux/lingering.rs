@@ -1,4 +1,5 @@
-//! Sockets whose close may block, closed outside the runtime's workers (see [`descriptors`](super::descriptors)).
+//! Sockets whose close may block, closed outside the runtime's workers (see
+//! [`descriptors`](super::descriptors)).
 
 use std::{
     collections::VecDeque,
@@ -23,8 +24,8 @@ use crate::{
     telemetry::{Details, Reason, Telemetry, report_alone},
 };
 
-/// The maximum number of sockets that are closed at the same time, in the whole process. One thread each, since
-/// a close may block as long as another process likes.
+/// The maximum number of sockets that are closed at the same time, in the whole process. One thread
+/// each, since a close may block as long as another process likes.
 const MAX_THREADS: usize = 64;
 
 /// The maximum number of descriptors in one message (`SCM_MAX_FD` in include/net/scm.h).
@@ -51,8 +52,8 @@ struct Lingering {
     shared: bool,
 }
 
-/// Whether there may be no thread left for another one. Meanwhile no client is accepted, so that hostile
-/// clients can't exhaust the process's descriptors.
+/// Whether there may be no thread left for another one. Meanwhile no client is accepted, so that
+/// hostile clients can't exhaust the process's descriptors.
 pub(super) fn is_full() -> bool {
     let mut closing = CLOSING.lock();
     let is_full = closing.waiting.len() + closing.threads >= MAX_THREADS;
@@ -63,7 +64,8 @@ pub(super) fn is_full() -> bool {
     is_full
 }
 
-/// Closes `fd` on another thread. It was shut down unless it is `shared`: other processes may hold it.
+/// Closes `fd` on another thread. It was shut down unless it is `shared`: other processes may hold
+/// it.
 pub(super) fn close(fd: OwnedFd, shared: bool, telemetry: Option<&Telemetry>) {
     close_on(Lingering { fd, shared }, telemetry, start_thread);
 }
@@ -128,8 +130,8 @@ fn discard(socket: impl AsFd + Copy) {
     }
 }
 
-/// Receives a packet and closes its descriptors. For sockets among them, lingering is turned off first, which
-/// leaves few that block.
+/// Receives a packet and closes its descriptors. For sockets among them, lingering is turned off
+/// first, which leaves few that block.
 fn close_next(socket: impl AsFd + Copy) {
     // The sender's credentials would take up room for descriptors.
     _ = sockopt::set_socket_passcred(socket, false);

@@ -83,7 +83,8 @@ impl Socket {
     pub(super) fn accept(&self) -> io::Result<Self> {
         let fd = accept_with(self, FLAGS)?;
         let mut socket = if self.shared && !descriptors::are_refused(&fd) {
-            // The client's socket has the options that the shared one had when the client connected.
+            // The client's socket has the options that the shared one had when the client
+            // connected.
             Self::connected(fd)?
         } else {
             Self::of(fd, self.descriptors)
@@ -112,8 +113,8 @@ impl Socket {
         descriptors::peek(self)
     }
 
-    /// Makes room for the longest message. Never shrinks the buffer: that would lower the limit for messages that
-    /// are sent.
+    /// Makes room for the longest message. Never shrinks the buffer: that would lower the limit for
+    /// messages that are sent.
     ///
     /// # Errors
     ///
@@ -169,9 +170,9 @@ impl Socket {
 }
 
 impl Drop for Socket {
-    /// Closing a socket with unread messages gives its peer `ECONNRESET` before the replies that the peer
-    /// could still read (`unix_release_sock` in net/unix/af_unix.c), so they are read first. After the
-    /// shutdown no more can arrive.
+    /// Closing a socket with unread messages gives its peer `ECONNRESET` before the replies that
+    /// the peer could still read (`unix_release_sock` in net/unix/af_unix.c), so they are read
+    /// first. After the shutdown no more can arrive.
     fn drop(&mut self) {
         if *self.drained.get_mut() {
             return;
@@ -182,8 +183,8 @@ impl Drop for Socket {
                 return;
             }
         }
-        // The queue of a shared socket is left to those who share it. If nobody does, closing it closes the queued
-        // clients.
+        // The queue of a shared socket is left to those who share it. If nobody does, closing it
+        // closes the queued clients.
         if let Some(fd) = self.fd.take() {
             lingering::close(fd, self.shared, self.telemetry.as_ref());
         }
@@ -240,8 +241,8 @@ mod tests {
         (Socket::of(ours, Descriptors::Detected), theirs)
     }
 
-    /// Passes a TCP socket whose close blocks for an hour. The caller holds its peer, which reads nothing;
-    /// the stream ends once everything that was passed is closed.
+    /// Passes a TCP socket whose close blocks for an hour. The caller holds its peer, which reads
+    /// nothing; the stream ends once everything that was passed is closed.
     fn pass(socket: &OwnedFd, message: &[u8]) -> (TcpStream, UnixStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut tcp = TcpStream::connect(listener.local_addr().unwrap()).unwrap();

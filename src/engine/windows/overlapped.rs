@@ -46,8 +46,8 @@ const FIRST_ROOM: usize = 4096;
 /// MiB takes two more reads than one that fits the pipe's default buffer.
 const GROWTH: usize = 4;
 
-/// A call moves one message, so a longer turn would save nothing. It would make others wait: with inline completions a
-/// thread finishes one client's turn before the next.
+/// A call moves one message, so a longer turn would save nothing. It would make others wait: with
+/// inline completions a thread finishes one client's turn before the next.
 pub(super) const TURN: u32 = 4;
 
 /// The longest message that one `WriteFile` accepts.
@@ -188,7 +188,8 @@ struct OverlappedReceiver {
     /// The minimum room for the first read of a message, in bytes.
     room: usize,
     longest_room: usize,
-    /// The length of the last message that did not fit `longest_room`: the next one may be as long.
+    /// The length of the last message that did not fit `longest_room`: the next one may be as
+    /// long.
     last_long: usize,
     /// Whether a read is in flight, which then has the buffer.
     reading: bool,

@@ -29,13 +29,13 @@ pub mod win32;
 
 /// Runs each named function as one test per engine.
 ///
-/// The clock of the memory engine's tests is paused, and jumps to the next timer when nothing else is left to do, unless the
-/// names follow `threads:`: the clock would not wait for a thread.
+/// The clock of the memory engine's tests is paused, and jumps to the next timer when nothing else
+/// is left to do, unless the names follow `threads:`: the clock would not wait for a thread.
 ///
 /// After `serving:`, each test also runs with inline completions, where a system has them.
 ///
-/// On the model of Windows there is one engine, and each test runs with many seeds. Time is paused there too, and the seed
-/// determines the schedule, unless the names follow `threads:`.
+/// On the model of Windows there is one engine, and each test runs with many seeds. Time is paused
+/// there too, and the seed determines the schedule, unless the names follow `threads:`.
 #[cfg(not(all(windows, pipe_model)))]
 #[macro_export]
 macro_rules! on_every_engine {
@@ -110,7 +110,8 @@ pub async fn in_time(test: impl Future<Output = ()>) {
     ended.expect("the test hangs");
 }
 
-/// Returns a function that makes its calling thread enter this thread's system. Only the model has several systems.
+/// Returns a function that makes its calling thread enter this thread's system. Only the model has
+/// several systems.
 pub fn same_system() -> impl Fn() + Clone + Send + Sync + 'static {
     #[cfg(all(windows, pipe_model))]
     return pipe_server::model::Model::entered();
@@ -118,8 +119,8 @@ pub fn same_system() -> impl Fn() + Clone + Send + Sync + 'static {
     || {}
 }
 
-/// Runs a test with so many seeds, or with those that `PIPE_FAULT_SEEDS` names: `FIRST..LAST`, or a single one. A
-/// seed that fails is printed with the command that repeats it.
+/// Runs a test with so many seeds, or with those that `PIPE_FAULT_SEEDS` names: `FIRST..LAST`, or a
+/// single one. A seed that fails is printed with the command that repeats it.
 pub fn with_seeds(test: &str, count: u64, run: impl Fn(u64)) {
     const VARIABLE: &str = "PIPE_FAULT_SEEDS";
     let seeds = match env::var(VARIABLE) {
@@ -146,7 +147,8 @@ pub fn with_seeds(test: &str, count: u64, run: impl Fn(u64)) {
     }
 }
 
-/// Longer than any test takes, even on a busy machine. After this, something hangs. Miri's clock runs fast.
+/// Longer than any test takes, even on a busy machine. After this, something hangs. Miri's clock
+/// runs fast.
 pub const DEADLINE: Duration = Duration::from_secs(if cfg!(miri) { 3600 } else { 60 });
 
 /// Which engine a test runs on.

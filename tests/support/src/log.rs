@@ -35,8 +35,8 @@ impl Log {
 
     /// Also the lines and spans of a lower level.
     pub fn start_at(level: Level) -> Self {
-        // Global, since tracing caches interest for all threads: a thread without a subscriber would
-        // disable a callsite for the others.
+        // Global, since tracing caches interest for all threads: a thread without a subscriber
+        // would disable a callsite for the others.
         static COLLECTOR: Once = Once::new();
         COLLECTOR.call_once(|| tracing::subscriber::set_global_default(Collector).unwrap());
         LEVEL.set(LevelFilter::from_level(level));

@@ -5,8 +5,8 @@ use std::{
     net::TcpStream,
 };
 
-/// Answers each request to `subject` with the request itself, until the client has sent a line that starts with `last` or
-/// has closed the connection.
+/// Answers each request to `subject` with the request itself, until the client has sent a line that
+/// starts with `last` or has closed the connection.
 pub fn echo(mut connection: TcpStream, subject: &str, last: &str) {
     let mut input = BufReader::new(connection.try_clone().unwrap());
     let info = r#"{"server_id":"A","version":"2.10.0","headers":true,"max_payload":1048576}"#;

@@ -39,8 +39,8 @@ impl fmt::Display for Census {
     }
 }
 
-/// The system's allocator with a count of the bytes in use. The count is exact, unlike the process's memory,
-/// since freed memory usually stays with the process.
+/// The system's allocator with a count of the bytes in use. The count is exact, unlike the
+/// process's memory, since freed memory usually stays with the process.
 #[derive(Debug)]
 pub struct CountingAllocator;
 
@@ -104,8 +104,8 @@ impl Census {
 
 #[cfg(windows)]
 impl Census {
-    /// Counts what this process and the pipe at `address`, which has to echo, hold. Connects one client,
-    /// since the number of instances can be queried only through an end of the pipe.
+    /// Counts what this process and the pipe at `address`, which has to echo, hold. Connects one
+    /// client, since the number of instances can be queried only through an end of the pipe.
     pub fn take(address: &str) -> io::Result<Self> {
         use std::{
             fs::File,

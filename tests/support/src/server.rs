@@ -44,7 +44,8 @@ impl Server {
 
 type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Runs `scene` on a paused clock, with `seed` for what the library itself draws. Fails if it hangs or leaves tasks.
+/// Runs `scene` on a paused clock, with `seed` for what the library itself draws. Fails if it hangs
+/// or leaves tasks.
 pub fn play<T>(seed: u64, scene: impl Future<Output = T>) -> T {
     fastrand::seed(seed);
     let mut builder = Builder::new_current_thread();

@@ -1,4 +1,5 @@
-//! The exit codes, which let scripts and health checks distinguish failures. 1 and 2 are in `exit.rs`.
+//! The exit codes, which let scripts and health checks distinguish failures. 1 and 2 are in
+//! `exit.rs`.
 
 use pipe_server::ConnectError;
 

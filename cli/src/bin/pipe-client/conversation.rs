@@ -23,7 +23,8 @@ impl Conversation {
         self.client.call(message).await
     }
 
-    /// The next message of the server, which nobody has asked for. Fails once it has closed the connection.
+    /// The next message of the server, which nobody has asked for. Fails once it has closed the
+    /// connection.
     ///
     /// Cancel safe.
     #[cfg(feature = "interactive")]

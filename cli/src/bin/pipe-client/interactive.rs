@@ -32,8 +32,8 @@ use crate::{
 /// How many lines the history has.
 const HISTORY_LINES: usize = 1000;
 
-/// How many messages may wait until the editor shows them, which it does ten times a second. Further ones stay
-/// in the pipe.
+/// How many messages may wait until the editor shows them, which it does ten times a second.
+/// Further ones stay in the pipe.
 const MESSAGES_TO_SHOW: usize = 64;
 
 /// The pause before the next attempt to show a message.

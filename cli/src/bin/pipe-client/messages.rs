@@ -45,8 +45,8 @@ impl Messages {
                 })
                 .collect()
         } else if options.ping || !options.interactive && io::stdin().is_terminal() {
-            // At a terminal, waiting for input would look like hanging. The stdin of a health check may be
-            // anything.
+            // At a terminal, waiting for input would look like hanging. The stdin of a health check
+            // may be anything.
             let message = Form::encode(options.form(), DEFAULT_MESSAGE);
             Ok(vec![message.into()])
         } else {

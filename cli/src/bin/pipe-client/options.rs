@@ -14,8 +14,8 @@ use pipe_server_cli::{
 
 /// Sends messages to a pipe and prints each reply on its own line.
 ///
-/// Without MESSAGE and --file each line of stdin is sent as a message; at a terminal the message of Microsoft's
-/// sample is sent instead.
+/// Without MESSAGE and --file each line of stdin is sent as a message; at a terminal the message of
+/// Microsoft's sample is sent instead.
 #[derive(Debug, Parser)]
 #[command(name = "pipe-client", version, after_help = AFTER_HELP)]
 pub(crate) struct Options {
@@ -31,20 +31,21 @@ pub(crate) struct Options {
 
     /// Encoding of the messages, and of the replies
     ///
-    /// auto sends UTF-8 and detects the encoding of each reply. Lines of stdin that are to be sent as UTF-8 need not
-    /// be valid text.
+    /// auto sends UTF-8 and detects the encoding of each reply. Lines of stdin that are to be sent
+    /// as UTF-8 need not be valid text.
     #[arg(long, value_name = "ENCODING", value_enum, default_value_t)]
     pub(crate) encoding: Encoding,
 
     /// Whether a NUL ends each text that is sent
     ///
-    /// Microsoft's sample server prints a request up to its NUL. Without one, its ANSI build also prints what lies
-    /// behind the text in its buffer. In replies, a terminating NUL is recognized with any choice.
+    /// Microsoft's sample server prints a request up to its NUL. Without one, its ANSI build also
+    /// prints what lies behind the text in its buffer. In replies, a terminating NUL is
+    /// recognized with any choice.
     #[arg(long, value_name = "WHICH", value_enum, default_value_t)]
     terminator: Terminator,
 
-    /// How long to wait for a busy pipe and, with --wait, for a server, or none; 0s tries once [default: 20s; with
-    /// --ping: 5s]
+    /// How long to wait for a busy pipe and, with --wait, for a server, or none; 0s tries once
+    /// [default: 20s; with --ping: 5s]
     #[arg(
         long,
         value_name = "TIME",
@@ -56,27 +57,29 @@ pub(crate) struct Options {
 
     /// Which servers to trust: system, current-user, anyone or a user
     ///
-    /// system is this user and the system itself: root on Linux, SYSTEM and Administrators on Windows. A user
-    /// is a number such as 1000 on Linux, and a SID such as S-1-5-19 on Windows. All other servers are
-    /// refused before anything is sent to them.
+    /// system is this user and the system itself: root on Linux, SYSTEM and Administrators on
+    /// Windows. A user is a number such as 1000 on Linux, and a SID such as S-1-5-19 on
+    /// Windows. All other servers are refused before anything is sent to them.
     #[arg(long, value_name = "WHOM", default_value_t)]
     trust: Trust,
 
     /// Connect to a pipe on another machine, as in \\HOST\pipe\NAME
     ///
-    /// That sends this user's credentials to HOST, whoever HOST is. Without this flag such a name is refused.
+    /// That sends this user's credentials to HOST, whoever HOST is. Without this flag such a name
+    /// is refused.
     #[cfg(windows)]
     #[arg(long)]
     allow_remote: bool,
 
     /// Check whether the server answers; the exit code says why it does not
     ///
-    /// Sends each MESSAGE or --file, or else the message of Microsoft's sample, and prints how long the reply took
-    /// instead of the reply. Lines of stdin are not read. To the server it is a message like any other: with --exec, it runs the
-    /// command.
+    /// Sends each MESSAGE or --file, or else the message of Microsoft's sample, and prints how
+    /// long the reply took instead of the reply. Lines of stdin are not read. To the server it
+    /// is a message like any other: with --exec, it runs the command.
     ///
-    /// A busy pipe is tried again until --connect-timeout. On Linux, a server at its --max-instances still queues
-    /// one client before the pipe is busy: a ping in that queue gets no reply and exits 6.
+    /// A busy pipe is tried again until --connect-timeout. On Linux, a server at its
+    /// --max-instances still queues one client before the pipe is busy: a ping in that queue
+    /// gets no reply and exits 6.
     #[arg(long)]
     pub(crate) ping: bool,
 
@@ -84,7 +87,8 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) wait: bool,
 
-    /// Longest message in either direction [default: 64KiB, or the engine's maximum if that is less]
+    /// Longest message in either direction [default: 64KiB, or the engine's maximum if that is
+    /// less]
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
     max_message_size: Option<usize>,
 
@@ -110,7 +114,8 @@ pub(crate) struct Options {
 
     /// MESSAGE and the lines of stdin are hexadecimal, and replies are printed in it
     ///
-    /// Whitespace between digits is ignored. With --json, replies have the field hex instead of text.
+    /// Whitespace between digits is ignored. With --json, replies have the field hex instead of
+    /// text.
     #[arg(long, conflicts_with_all = ["encoding", "terminator", "raw", "nul"])]
     pub(crate) hex: bool,
 
@@ -126,9 +131,10 @@ pub(crate) struct Options {
 
     /// Read messages at a prompt; Ctrl-D ends
     ///
-    /// Each line is a message, and the next message of the server is its reply. What the server sends at other times
-    /// is shown at once, above the prompt, and its end of the connection ends the program. Without a terminal there
-    /// is no prompt, and the lines of stdin are sent.
+    /// Each line is a message, and the next message of the server is its reply. What the server
+    /// sends at other times is shown at once, above the prompt, and its end of the connection
+    /// ends the program. Without a terminal there is no prompt, and the lines of stdin are
+    /// sent.
     #[arg(short, long, conflicts_with_all = ["messages", "file", "raw", "nul", "ping"])]
     pub(crate) interactive: bool,
 
@@ -141,9 +147,9 @@ pub(crate) struct Options {
 
     /// Print one JSON object per reply
     ///
-    /// Its fields are number (of the reply, from 1), bytes (its length), text (without a terminating NUL) and
-    /// latency_us (microseconds from the start of sending the request). A reply that is not text in its encoding
-    /// has the field hex instead of text.
+    /// Its fields are number (of the reply, from 1), bytes (its length), text (without a
+    /// terminating NUL) and latency_us (microseconds from the start of sending the request). A
+    /// reply that is not text in its encoding has the field hex instead of text.
     #[arg(long)]
     pub(crate) json: bool,
 
@@ -164,8 +170,8 @@ enum Terminator {
     None,
 }
 
-/// How long `--ping` waits to connect, and then for the reply. A health check has to end. Docker's, for one, is
-/// killed after 30 s by default.
+/// How long `--ping` waits to connect, and then for the reply. A health check has to end. Docker's,
+/// for one, is killed after 30 s by default.
 const PING_TIMEOUT: &str = "5s";
 
 const AFTER_HELP: &str = "\
@@ -207,8 +213,8 @@ impl Options {
         Form {
             wide,
             terminated: match self.terminator {
-                // The sample's Unicode server reads up to the NUL. UTF-8 is sent without one, for all other
-                // servers, including `pipe-server --exec` commands.
+                // The sample's Unicode server reads up to the NUL. UTF-8 is sent without one, for
+                // all other servers, including `pipe-server --exec` commands.
                 Terminator::Auto => wide,
                 Terminator::Nul => true,
                 Terminator::None => false,

@@ -110,7 +110,8 @@ impl Replies {
     }
 }
 
-/// The text of a message without its terminator, and whether all of it was valid. What was not becomes U+FFFD.
+/// The text of a message without its terminator, and whether all of it was valid. What was not
+/// becomes U+FFFD.
 fn decode(message: &[u8], encoding: Encoding) -> (String, bool) {
     let form = Form::of(message, encoding);
     let (mut text, valid) = match form.wide {

@@ -1,7 +1,8 @@
 //! Pipes on Linux: SEQPACKET sockets with a path.
 //!
-//! A connection would count as a client. So the kernel's lists are read: /proc/net/unix says who listens, and
-//! /proc/locks which process holds the lock file of a server (`engine/linux/claim.rs`).
+//! A connection would count as a client. So the kernel's lists are read: /proc/net/unix says who
+//! listens, and /proc/locks which process holds the lock file of a server
+//! (`engine/linux/claim.rs`).
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -134,7 +135,8 @@ fn listening(table: &[u8]) -> BTreeSet<PathBuf> {
     const SOCK_SEQPACKET: u32 = 5;
 
     let path = |line: &[u8]| {
-        // Num, RefCount, Protocol, Flags, Type, St and Inode have a space between them, after padding.
+        // Num, RefCount, Protocol, Flags, Type, St and Inode have a space between them, after
+        // padding.
         let mut rest = line;
         let mut columns = [&[][..]; 7];
         for column in &mut columns {

@@ -28,9 +28,10 @@ pub(crate) fn pipes() -> Result<Vec<ListedPipe>, Failure> {
         let entry = entry.map_err(failure)?;
         pipes.push(ListedPipe {
             name: entry.file_name().to_string_lossy().into_owned(),
-            // It comes with the entry: no pipe is opened. The size of a pipe is its number of instances. Windows
-            // does not document that; Sysinternals' PipeList shows it, and ReactOS does the same (`EndOfFile` in
-            // drivers/filesystems/npfs/dirctl.c).
+            // It comes with the entry: no pipe is opened. The size of a pipe is its number of
+            // instances. Windows does not document that; Sysinternals' PipeList shows
+            // it, and ReactOS does the same (`EndOfFile` in drivers/filesystems/npfs/
+            // dirctl.c).
             instances: entry.metadata().ok().map(|metadata| metadata.len()),
         });
     }

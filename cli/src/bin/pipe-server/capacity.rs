@@ -1,8 +1,9 @@
-//! Concurrency limits: how many clients are served and how many `--exec` commands run at the same time.
+//! Concurrency limits: how many clients are served and how many `--exec` commands run at the same
+//! time.
 //!
-//! On Linux both take file descriptors, and the limit of open files (`RLIMIT_NOFILE`) bounds them together.
-//! Further clients wait, as at `max_instances`. Without this limit, clients would use up the descriptors that
-//! commands need.
+//! On Linux both take file descriptors, and the limit of open files (`RLIMIT_NOFILE`) bounds them
+//! together. Further clients wait, as at `max_instances`. Without this limit, clients would use up
+//! the descriptors that commands need.
 
 use std::{num::NonZero, thread};
 
@@ -10,7 +11,8 @@ use pipe_server_cli::exit::Failure;
 
 use crate::options::Options;
 
-/// How many commands run at the same time per processor. More than one, because commands often wait for I/O.
+/// How many commands run at the same time per processor. More than one, because commands often wait
+/// for I/O.
 const COMMANDS_PER_PROCESSOR: usize = 4;
 
 /// How much the server does at the same time.
@@ -49,7 +51,8 @@ impl Capacity {
 
 #[cfg(target_os = "linux")]
 impl Capacity {
-    /// Raises the limit of open files to the maximum, and lowers the requested limits to what fits in it.
+    /// Raises the limit of open files to the maximum, and lowers the requested limits to what fits
+    /// in it.
     ///
     /// # Errors
     ///
@@ -103,8 +106,8 @@ impl Capacity {
         }
     }
 
-    /// The command that runs `command` with the limit of open files that this server was started with.
-    /// Programs that use select(2) fail with numbers from 1,024 on.
+    /// The command that runs `command` with the limit of open files that this server was started
+    /// with. Programs that use select(2) fail with numbers from 1,024 on.
     // Set by the shell: setting it between fork and exec takes unsafe code.
     pub(crate) fn command(&self, command: &str) -> String {
         match self.descriptors.raised_from {
@@ -130,11 +133,12 @@ mod descriptors {
     /// A running command's pipes and pidfd.
     pub(super) const OF_A_COMMAND: usize = 4;
 
-    /// Further descriptors needed to start a command: the other ends of its pipes, and those that tell the
-    /// standard library whether it started.
+    /// Further descriptors needed to start a command: the other ends of its pipes, and those that
+    /// tell the standard library whether it started.
     const OF_A_START: usize = 5;
 
-    /// What the server itself opens: the pipe's socket and lock file, epoll, signals. 10 were observed.
+    /// What the server itself opens: the pipe's socket and lock file, epoll, signals. 10 were
+    /// observed.
     const OF_THE_SERVER: usize = 16;
 
     /// The limit of open files.
@@ -174,7 +178,8 @@ mod descriptors {
 
         /// How many are reserved.
         pub(super) fn reserve(&self, commands: Option<usize>) -> usize {
-            // Each worker may be closing one connection that no longer counts, and starting a command.
+            // Each worker may be closing one connection that no longer counts, and starting a
+            // command.
             let workers = processors();
             let own = self.open + OF_THE_SERVER + workers;
             match commands {

@@ -20,14 +20,16 @@ use tracing::{debug, warn};
 #[cfg(target_os = "linux")]
 use crate::systemd;
 
-/// How much of a failing command's stderr is logged, in bytes: enough for a message, not for a dump.
+/// How much of a failing command's stderr is logged, in bytes: enough for a message, not for a
+/// dump.
 pub(crate) const STDERR_KEPT: usize = 1024;
 
 /// The backoff after a command could not be started, doubled after each further attempt.
 const FIRST_START_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_START_PAUSE: Duration = Duration::from_secs(1);
 
-/// The shortest time between two log lines about commands that can't be started, which clients can cause.
+/// The shortest time between two log lines about commands that can't be started, which clients can
+/// cause.
 const SHORTAGE_LOGGED_EVERY: Duration = Duration::from_secs(1);
 
 /// A shell command that answers requests.
@@ -83,9 +85,9 @@ impl Exec {
 
     /// Runs the command, once fewer than `commands` are running, and returns its output.
     ///
-    /// If the future is dropped, or ends before the command does, the command is killed with what it has
-    /// started. After the command's own end that goes on. A command that has not been started by then never
-    /// is.
+    /// If the future is dropped, or ends before the command does, the command is killed with what
+    /// it has started. After the command's own end that goes on. A command that has not been
+    /// started by then never is.
     pub(crate) async fn run(&self, request: &Request) -> Result<Vec<u8>, ExecError> {
         // Dropped after the command.
         let (_permit, mut group) = self.start(request).await?;
@@ -115,8 +117,8 @@ impl Exec {
         }
     }
 
-    /// Starts the command for `request` once fewer than `commands` are running. The permit must be held for as
-    /// long as it runs.
+    /// Starts the command for `request` once fewer than `commands` are running. The permit must be
+    /// held for as long as it runs.
     pub(crate) async fn start(
         &self,
         request: &Request,
@@ -205,8 +207,8 @@ pub(crate) fn trim_newline(text: &mut Vec<u8>) {
     }
 }
 
-/// A variable of a command's environment. `None` unsets it, because an inherited value would describe another
-/// client.
+/// A variable of a command's environment. `None` unsets it, because an inherited value would
+/// describe another client.
 type Variable = (&'static str, Option<String>);
 
 /// The variables that describe the client.

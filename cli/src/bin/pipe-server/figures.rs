@@ -6,8 +6,8 @@ use pipe_server::Stats;
 use tokio::time::{Instant, interval_at};
 use tracing::info;
 
-/// Logs `stats` every `time`, if it is set, and at each SIGUSR1 (Linux) or Ctrl-Break (Windows), until the runtime
-/// shuts down.
+/// Logs `stats` every `time`, if it is set, and at each SIGUSR1 (Linux) or Ctrl-Break (Windows),
+/// until the runtime shuts down.
 pub(crate) fn log(stats: Stats, time: Option<Duration>) -> io::Result<()> {
     let mut signal = FiguresSignal::new()?;
     tokio::spawn(async move {

@@ -1,4 +1,5 @@
-//! `--forward`: requests are answered by the subscribers of a NATS subject, on this machine or on others.
+//! `--forward`: requests are answered by the subscribers of a NATS subject, on this machine or on
+//! others.
 
 use std::{
     borrow::Cow,
@@ -30,31 +31,35 @@ use url::Url;
 /// NATS's own.
 const DEFAULT_PORT: u16 = 4222;
 
-/// How long one attempt to connect may take, for each address of the host, and in all. `async-nats` limits only the
-/// first part, and would wait for ever for the greeting of a server that says nothing.
+/// How long one attempt to connect may take, for each address of the host, and in all. `async-nats`
+/// limits only the first part, and would wait for ever for the greeting of a server that says
+/// nothing.
 const ADDRESS_TIMEOUT: Duration = Duration::from_secs(3);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long `async-nats` may take to reconnect before this program starts again: an attempt of it can hang, too.
+/// How long `async-nats` may take to reconnect before this program starts again: an attempt of it
+/// can hang, too.
 const RECONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The backoff after a failed attempt to connect, doubled after each further one. Once connected, `async-nats`
-/// reconnects, with a backoff of up to 4 s as well.
+/// The backoff after a failed attempt to connect, doubled after each further one. Once connected,
+/// `async-nats` reconnects, with a backoff of up to 4 s as well.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 
-/// How often an idle connection is checked. `async-nats` gives it up after three times without an answer.
+/// How often an idle connection is checked. `async-nats` gives it up after three times without an
+/// answer.
 const PING_INTERVAL: Duration = Duration::from_secs(15);
 
-/// How many requests `async-nats` may hold before it writes them. Further ones wait in their own tasks.
+/// How many requests `async-nats` may hold before it writes them. Further ones wait in their own
+/// tasks.
 const REQUESTS_QUEUED: usize = 64;
 
-/// How many replies may wait to be passed on, at least; further ones are dropped. More than one per request, because
-/// workers may reply too late or twice.
+/// How many replies may wait to be passed on, at least; further ones are dropped. More than one per
+/// request, because workers may reply too late or twice.
 const REPLIES_QUEUED: usize = 4096;
 
-/// The shortest time between two log lines about the connection, and between two equal ones. Clients can cause
-/// some of them.
+/// The shortest time between two log lines about the connection, and between two equal ones.
+/// Clients can cause some of them.
 const LOGGED_EVERY: Duration = Duration::from_secs(1);
 const REPEATED_EVERY: Duration = Duration::from_secs(60);
 
@@ -65,8 +70,8 @@ const ERROR_KEPT: usize = 1024;
 const ERROR_HEADER: &str = "Nats-Service-Error";
 const ERROR_CODE_HEADER: &str = "Nats-Service-Error-Code";
 
-/// The value of `--forward`. It is not checked while the command line is parsed, because clap's errors quote the
-/// value, which may contain a password.
+/// The value of `--forward`. It is not checked while the command line is parsed, because clap's
+/// errors quote the value, which may contain a password.
 #[derive(Clone)]
 pub(crate) struct ForwardUrl(String);
 
@@ -271,11 +276,11 @@ impl Forward {
         }
     }
 
-    /// Publishes the request, once there is a connection and fewer than `most` requests are in flight, and returns
-    /// the first reply.
+    /// Publishes the request, once there is a connection and fewer than `most` requests are in
+    /// flight, and returns the first reply.
     ///
-    /// If the future is dropped before the request is handed to the connection, it is not published. It is published
-    /// only once.
+    /// If the future is dropped before the request is handed to the connection, it is not
+    /// published. It is published only once.
     pub(crate) async fn run(&self, request: Request) -> Result<Bytes, ForwardError> {
         let _permit = self.permit().await;
         let connection = self.link.connection().await;
@@ -332,8 +337,8 @@ impl Forward {
 
 /// The connection to the server, and the requests that wait for a reply.
 ///
-/// Not `Client::request`: it keeps an entry for every request without a reply, also when nobody waits for it
-/// any more, so that clients could fill the memory.
+/// Not `Client::request`: it keeps an entry for every request without a reply, also when nobody
+/// waits for it any more, so that clients could fill the memory.
 #[derive(Debug)]
 struct NatsLink {
     /// Without credentials.
@@ -352,7 +357,8 @@ struct NatsLink {
 #[derive(Debug, Default)]
 struct LinkState {
     connection: Option<Arc<NatsConnection>>,
-    /// What the last event said. It may be missing, because `async-nats` drops events when there are many.
+    /// What the last event said. It may be missing, because `async-nats` drops events when there
+    /// are many.
     up: bool,
 }
 

@@ -133,8 +133,8 @@ where
     }
 }
 
-/// The default format of fields, escaped. All untrusted text is in fields, including the message; the text around
-/// them may be colored on a terminal.
+/// The default format of fields, escaped. All untrusted text is in fields, including the message;
+/// the text around them may be colored on a terminal.
 #[derive(Debug, Default)]
 struct EscapedFields(DefaultFields);
 
@@ -149,7 +149,8 @@ impl<'writer> FormatFields<'writer> for EscapedFields {
     }
 }
 
-/// JSON that also escapes characters which JSON allows in strings but which could affect a terminal.
+/// JSON that also escapes characters which JSON allows in strings but which could affect a
+/// terminal.
 #[derive(Debug)]
 struct EscapedJson(Format<Json>);
 
@@ -224,8 +225,8 @@ fn without_secrets(filter: Targets) -> Targets {
     filter
 }
 
-/// Prints on stdout that clients can connect, for users and for programs that wait for it. Nothing else is
-/// printed there. On its own thread, because nobody may be reading it.
+/// Prints on stdout that clients can connect, for users and for programs that wait for it. Nothing
+/// else is printed there. On its own thread, because nobody may be reading it.
 pub(crate) fn announce(address: String) {
     let announced = thread::Builder::new()
         .name("announce".to_owned())

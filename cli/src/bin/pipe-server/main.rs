@@ -70,8 +70,9 @@ fn run(options: Options, source: PipeSource) -> Result<ExitCode, Failure> {
     let io_driver = options.need_io_driver();
     let mut builder = Builder::new_multi_thread();
     if !options.engine_needs_io_driver() {
-        // The overlapped engine wakes tasks from other threads, through the queue that all workers share. A busy
-        // worker would look there only once in tens of polls, and clients that were idle would wait for the others.
+        // The overlapped engine wakes tasks from other threads, through the queue that all workers
+        // share. A busy worker would look there only once in tens of polls, and clients
+        // that were idle would wait for the others.
         builder.global_queue_interval(1);
     }
     let ended = runtime::run(builder, io_driver, serve_until_signal(options, source))?;

@@ -12,8 +12,8 @@ use pipe_server_cli::{
 #[cfg(feature = "nats")]
 use crate::forward::ForwardUrl;
 
-/// The default of `--handler-timeout` with `--forward`: a request or its reply can be lost on the way, so that
-/// waiting has to end.
+/// The default of `--handler-timeout` with `--forward`: a request or its reply can be lost on the
+/// way, so that waiting has to end.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The default of `--forward-limit`: with the longest message by default, 64 MiB of requests.
@@ -23,9 +23,10 @@ const FORWARD_LIMIT: usize = 1024;
 /// Serves a message pipe: a named pipe on Windows, a SEQPACKET socket on Linux.
 ///
 /// Without options it behaves as Microsoft's sample server: every request gets the same reply. When
-/// clients can connect, "listening on ADDRESS" is printed to stdout; the log goes to stderr or to --log-file. Ctrl-C,
-/// SIGTERM and SIGHUP let running requests finish; a second Ctrl-C or SIGTERM ends the server at once. Under
-/// nohup, SIGHUP is ignored. On Linux it serves the socket that systemd passes, if there is one.
+/// clients can connect, "listening on ADDRESS" is printed to stdout; the log goes to stderr or to
+/// --log-file. Ctrl-C, SIGTERM and SIGHUP let running requests finish; a second Ctrl-C or SIGTERM
+/// ends the server at once. Under nohup, SIGHUP is ignored. On Linux it serves the socket that
+/// systemd passes, if there is one.
 #[derive(Debug, Parser)]
 #[command(name = "pipe-server", version, after_help = AFTER_HELP)]
 pub(crate) struct Options {
@@ -33,24 +34,27 @@ pub(crate) struct Options {
     #[arg(long, value_name = "NAME")]
     pub(crate) pipe_name: Option<PipeName>,
 
-    /// Serve the pipe as one of the system, where the clients of all users look for it with --system
+    /// Serve the pipe as one of the system, where the clients of all users look for it with
+    /// --system
     ///
-    /// On Linux it is /run/pipe-server/NAME.pipe, in a directory that belongs to root or, in a systemd service, to
-    /// the service's user (RuntimeDirectory=pipe-server). By default only the server's own user and root may
-    /// connect: admit others with --access or --socket-group. On Windows every short name is one of the system.
+    /// On Linux it is /run/pipe-server/NAME.pipe, in a directory that belongs to root or, in a
+    /// systemd service, to the service's user (RuntimeDirectory=pipe-server). By default only
+    /// the server's own user and root may connect: admit others with --access or
+    /// --socket-group. On Windows every short name is one of the system.
     #[arg(long)]
     pub(crate) system: bool,
 
-    /// Name of the socket to serve, if systemd passes several (FileDescriptorName= in the .socket unit)
+    /// Name of the socket to serve, if systemd passes several (FileDescriptorName= in the .socket
+    /// unit)
     #[cfg(target_os = "linux")]
     #[arg(long, value_name = "NAME", conflicts_with_all = ["pipe_name", "system"])]
     pub(crate) fd_name: Option<String>,
 
     /// How many clients are served at the same time, 1 or more, or unlimited; further ones wait
     ///
-    /// On Linux it is also limited by the limit of open files: the server raises its soft limit to the hard limit
-    /// (ulimit -Hn), reserves files for itself and for --exec-limit commands, and serves one client with each
-    /// of the rest.
+    /// On Linux it is also limited by the limit of open files: the server raises its soft limit to
+    /// the hard limit (ulimit -Hn), reserves files for itself and for --exec-limit commands,
+    /// and serves one client with each of the rest.
     #[arg(long, value_name = "N|unlimited", default_value = "unlimited")]
     max_instances: MaxInstances,
 
@@ -84,7 +88,8 @@ warn,pipe_server=debug.
 Exit codes: 0 after a signal, 1 for a failure, 2 for bad usage, 130 after a second signal.";
 
 impl Options {
-    /// The listener's options except `max_instances`. Options that were not given keep the library's default.
+    /// The listener's options except `max_instances`. Options that were not given keep the
+    /// library's default.
     pub(crate) fn listener(&self) -> ListenerOptions {
         let mut options = ListenerOptions::new()
             .access(self.pipe.access.clone().unwrap_or_default())
@@ -163,24 +168,27 @@ pub(crate) struct AnswerOptions {
 
     /// Answer with the output of COMMAND, which the shell runs with the request as its stdin
     ///
-    /// Its environment identifies the client: PIPE_PEER_UID (Linux) or PIPE_PEER_SID (Windows), PIPE_PEER_PID and
-    /// PIPE_CONNECTION_ID. A variable is unset if the system does not know its value. Use the process id only for
-    /// logs: the system reuses process ids.
+    /// Its environment identifies the client: PIPE_PEER_UID (Linux) or PIPE_PEER_SID (Windows),
+    /// PIPE_PEER_PID and PIPE_CONNECTION_ID. A variable is unset if the system does not know
+    /// its value. Use the process id only for logs: the system reuses process ids.
     ///
-    /// It is killed when --handler-timeout expires, its client disconnects or the server ends. On Linux this kills
-    /// its process group, but not processes that left the group (setsid, setpgid). On Windows it terminates its
-    /// job object, but not processes that others start for it (a service, WMI). A server that is itself killed
-    /// (SIGKILL, Task Manager) leaves its commands running.
+    /// It is killed when --handler-timeout expires, its client disconnects or the server ends. On
+    /// Linux this kills its process group, but not processes that left the group (setsid,
+    /// setpgid). On Windows it terminates its job object, but not processes that others start
+    /// for it (a service, WMI). A server that is itself killed (SIGKILL, Task Manager) leaves
+    /// its commands running.
     ///
-    /// Processes that outlive COMMAND are not killed. The reply is complete once none of them holds the command's
-    /// stdout and stderr open. If COMMAND fails or prints nothing, the connection is closed.
+    /// Processes that outlive COMMAND are not killed. The reply is complete once none of them
+    /// holds the command's stdout and stderr open. If COMMAND fails or prints nothing, the
+    /// connection is closed.
     #[arg(long, value_name = "COMMAND", group = "answer", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) exec: Option<String>,
 
     /// When COMMAND is started, and how it gets requests
     ///
-    /// With lines and frames it is started for a client's first request and killed when the client disconnects. Until
-    /// then it counts for --exec-limit. It must flush each reply, and log to stderr only.
+    /// With lines and frames it is started for a client's first request and killed when the client
+    /// disconnects. Until then it counts for --exec-limit. It must flush each reply, and log
+    /// to stderr only.
     #[arg(
         long,
         value_name = "MODE",
@@ -196,24 +204,26 @@ pub(crate) struct AnswerOptions {
 
     /// How many commands run at the same time, 1 or more [default: 4 per processor]
     ///
-    /// Further requests wait in FIFO order, and --handler-timeout includes the time they wait. If the client has
-    /// disconnected by then, the command is not run. A command that can't be started because the system is short
-    /// of memory, processes or open files is retried.
+    /// Further requests wait in FIFO order, and --handler-timeout includes the time they wait. If
+    /// the client has disconnected by then, the command is not run. A command that can't be
+    /// started because the system is short of memory, processes or open files is retried.
     ///
-    /// On Linux the default is lower if the limit of open files is low. Commands get the limit that the server was
-    /// started with.
+    /// On Linux the default is lower if the limit of open files is low. Commands get the limit
+    /// that the server was started with.
     #[arg(long, value_name = "N", requires = "exec", value_parser = at_least_one)]
     pub(crate) exec_limit: Option<usize>,
 
     /// Answer with the reply of a worker that subscribes to SUBJECT on a NATS server
     ///
-    /// URL is nats://HOST:PORT/SUBJECT, or tls://HOST:PORT/SUBJECT; the port is 4222 by default. If the server wants
-    /// a user and a password or a token, put USER:PASSWORD@ or TOKEN@ in front of HOST, and give the URL by its
-    /// environment variable or in the file of --config: other users can see the command line.
+    /// URL is nats://HOST:PORT/SUBJECT, or tls://HOST:PORT/SUBJECT; the port is 4222 by default.
+    /// If the server wants a user and a password or a token, put USER:PASSWORD@ or TOKEN@ in
+    /// front of HOST, and give the URL by its environment variable or in the file of --config:
+    /// other users can see the command line.
     ///
-    /// A request is published once and never repeated. If nobody subscribes to SUBJECT, the reply is empty or too
-    /// long, or none arrives within --handler-timeout, the connection is closed. The NATS server may start later than
-    /// this one, and a lost connection is restored: until then requests wait. docs/forward.md has more.
+    /// A request is published once and never repeated. If nobody subscribes to SUBJECT, the reply
+    /// is empty or too long, or none arrives within --handler-timeout, the connection is
+    /// closed. The NATS server may start later than this one, and a lost connection is
+    /// restored: until then requests wait. docs/forward.md has more.
     #[cfg(feature = "nats")]
     #[arg(long, value_name = "URL", group = "answer")]
     pub(crate) forward: Option<ForwardUrl>,
@@ -227,9 +237,10 @@ pub(crate) struct AnswerOptions {
 
     /// How many requests of one client are answered at the same time, 1 or more
     ///
-    /// For clients that send further requests before the first reply. Replies are sent in the order of the requests.
-    /// With --exec, as many commands of one client run at the same time, within --exec-limit. If one fails,
-    /// those of the client's later requests are killed.
+    /// For clients that send further requests before the first reply. Replies are sent in the
+    /// order of the requests. With --exec, as many commands of one client run at the same
+    /// time, within --exec-limit. If one fails, those of the client's later requests are
+    /// killed.
     #[arg(long, value_name = "N", default_value_t = defaults::CONCURRENCY, value_parser = at_least_one)]
     pub(crate) concurrency: usize,
 
@@ -284,26 +295,27 @@ pub(crate) struct PipeOptions {
     /// Who may connect: current-user, everyone, sddl:TEXT (Windows) or mode:OCTAL (Linux)
     /// [default: current-user]
     ///
-    /// On Windows, everyone grants other users what a client needs, but not the right to create instances,
-    /// which is part of the GENERIC_WRITE that most programs ask for. Whether Windows therefore refuses them is
-    /// not known; pipe-client does not ask for it. On Linux, give a path with everyone: other users can't
-    /// reach the directory of a short name.
+    /// On Windows, everyone grants other users what a client needs, but not the right to create
+    /// instances, which is part of the GENERIC_WRITE that most programs ask for. Whether
+    /// Windows therefore refuses them is not known; pipe-client does not ask for it. On Linux,
+    /// give a path with everyone: other users can't reach the directory of a short name.
     #[arg(long, value_name = "WHO")]
     pub(crate) access: Option<Access>,
 
     /// Group of the socket, by name or number: its members may connect
     ///
-    /// The socket's mode is then 0660, unless --access says everyone or mode:OCTAL. The server has to be in the
-    /// group, or be root. Give a path whose directory the group can enter; a short name is refused. Clients of
-    /// other users need --trust with this server's user.
+    /// The socket's mode is then 0660, unless --access says everyone or mode:OCTAL. The server has
+    /// to be in the group, or be root. Give a path whose directory the group can enter; a
+    /// short name is refused. Clients of other users need --trust with this server's user.
     #[cfg(target_os = "linux")]
     #[arg(long, value_name = "GROUP", value_parser = group_id)]
     socket_group: Option<u32>,
     /// Serve only this user, a number on Linux and a SID on Windows; repeat it for more users
     ///
-    /// Users that are not listed are refused and logged, including the server's own and the system's. A listed
-    /// user must also be able to connect (--access). On Windows, a client that is not identified when it
-    /// connects is refused after its first message, before that is answered.
+    /// Users that are not listed are refused and logged, including the server's own and the
+    /// system's. A listed user must also be able to connect (--access). On Windows, a client
+    /// that is not identified when it connects is refused after its first message, before that
+    /// is answered.
     #[arg(long, value_name = USER)]
     pub(crate) allow_user: Vec<UserId>,
 
@@ -336,7 +348,8 @@ pub(crate) struct LimitOptions {
     #[arg(long, value_name = "TIME", default_value = values::text(defaults::WRITE_TIMEOUT))]
     pub(crate) write_timeout: TimeLimit,
 
-    /// How long requests in flight may take to finish after a signal, or none; 0s aborts them at once
+    /// How long requests in flight may take to finish after a signal, or none; 0s aborts them at
+    /// once
     #[arg(long, value_name = "TIME", default_value = values::text(defaults::DRAIN_TIMEOUT))]
     pub(crate) drain_timeout: Wait,
 }
@@ -351,16 +364,16 @@ pub(crate) struct LoggingOptions {
 
     /// Append the log to FILE instead of writing it to stderr
     ///
-    /// The file is opened when the server starts, and created if it does not exist. What it can't take in time is
-    /// dropped and counted.
+    /// The file is opened when the server starts, and created if it does not exist. What it can't
+    /// take in time is dropped and counted.
     #[arg(long, value_name = "FILE")]
     pub(crate) log_file: Option<PathBuf>,
 
     /// How long the file of --log-file may get, or none
     ///
-    /// Before a line that does not fit, FILE is renamed to FILE.1, which replaces the one before, and begun anew: twice
-    /// as much is kept at most. If the server may not rename it or begin a new one, it says so in FILE, goes on there,
-    /// and tries again later.
+    /// Before a line that does not fit, FILE is renamed to FILE.1, which replaces the one before,
+    /// and begun anew: twice as much is kept at most. If the server may not rename it or begin
+    /// a new one, it says so in FILE, goes on there, and tries again later.
     #[arg(long, value_name = "SIZE", default_value = "10MiB")]
     pub(crate) log_file_size: SizeLimit,
 
@@ -374,8 +387,8 @@ pub(crate) struct LoggingOptions {
 
     /// How often to log statistics, or none
     ///
-    /// These are the numbers of connections, requests and bytes, errors by reason, and how long replies take.
-    /// SIGUSR1 (Linux) or Ctrl-Break (Windows) logs them immediately.
+    /// These are the numbers of connections, requests and bytes, errors by reason, and how long
+    /// replies take. SIGUSR1 (Linux) or Ctrl-Break (Windows) logs them immediately.
     #[arg(long, value_name = "TIME", default_value = "none")]
     pub(crate) stats: TimeLimit,
 }
@@ -395,9 +408,10 @@ pub(crate) enum LogFormat {
 pub(crate) struct ServiceOptions {
     /// Install a service that runs this program with the other options, or remove it
     ///
-    /// The service starts with the system, and again within a minute after a failure. It needs --access, because by default
-    /// only its own account may connect. Its log goes to %ProgramData%\pipe-server\NAME.log, unless --log-file is given.
-    /// A stop lets running requests finish, up to --drain-timeout. What its clients need, and how to install it with
+    /// The service starts with the system, and again within a minute after a failure. It needs
+    /// --access, because by default only its own account may connect. Its log goes to
+    /// %ProgramData%\pipe-server\NAME.log, unless --log-file is given. A stop lets running
+    /// requests finish, up to --drain-timeout. What its clients need, and how to install it with
     /// sc.exe: docs/windows-service.md.
     #[arg(long = "service", value_name = "ACTION", value_enum)]
     pub(crate) action: Option<ServiceAction>,
@@ -407,10 +421,11 @@ pub(crate) struct ServiceOptions {
         value_parser = service_name)]
     pub(crate) name: String,
 
-    /// Account without a password that the service runs as [default: NT SERVICE\NAME, which is its own]
+    /// Account without a password that the service runs as [default: NT SERVICE\NAME, which is its
+    /// own]
     ///
-    /// Others are NT AUTHORITY\LocalService, NT AUTHORITY\NetworkService, LocalSystem, and a managed account,
-    /// DOMAIN\NAME$. It must be able to read this program.
+    /// Others are NT AUTHORITY\LocalService, NT AUTHORITY\NetworkService, LocalSystem, and a
+    /// managed account, DOMAIN\NAME$. It must be able to read this program.
     #[arg(long = "service-account", value_name = "ACCOUNT", requires = "action",
         value_parser = NonEmptyStringValueParser::new())]
     pub(crate) account: Option<String>,
@@ -427,7 +442,8 @@ pub(crate) enum ServiceAction {
     Run,
 }
 
-/// These characters need no quotes and have one uppercase form, which the SID of the service depends on.
+/// These characters need no quotes and have one uppercase form, which the SID of the service
+/// depends on.
 #[cfg(windows)]
 fn service_name(text: &str) -> Result<String, &'static str> {
     let fits = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);

@@ -23,7 +23,8 @@ pub(crate) enum PipeSource {
 }
 
 impl PipeSource {
-    /// The one that the options name, or that systemd has passed. Called before this process opens anything.
+    /// The one that the options name, or that systemd has passed. Called before this process opens
+    /// anything.
     pub(crate) fn find(options: &Options) -> Result<Self, Failure> {
         #[cfg(target_os = "linux")]
         if let Some(socket) = systemd::take_socket(options.fd_name.as_deref())? {

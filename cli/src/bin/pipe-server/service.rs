@@ -43,8 +43,8 @@ const STOP_MARGIN: Duration = Duration::from_secs(5);
 /// The service manager wants to know a time, also if `--drain-timeout` is none.
 const LONGEST_STOP: Duration = Duration::from_secs(60 * 60);
 
-/// The service-specific exit code if the file of the log can't be opened. That of any other failure, which is logged, is
-/// the exit code that the program would have had.
+/// The service-specific exit code if the file of the log can't be opened. That of any other
+/// failure, which is logged, is the exit code that the program would have had.
 const NO_LOG: u8 = 3;
 
 /// Where [`service_main`], which the system calls without a context, logs that it has no options.
@@ -62,8 +62,8 @@ pub(crate) struct ServiceArguments {
     logging: LoggingOptions,
 }
 
-/// Whether this process is to be a service (`--service run`). Nothing else is read yet: only a process that has connected
-/// to the service manager can tell it what is wrong.
+/// Whether this process is to be a service (`--service run`). Nothing else is read yet: only a
+/// process that has connected to the service manager can tell it what is wrong.
 pub(crate) fn given() -> Option<ServiceArguments> {
     let matches = command_line::given::<Options>()?;
     if matches.get_one("action") != Some(&ServiceAction::Run) {
@@ -192,7 +192,8 @@ fn control(control: ServiceControl) -> ServiceControlHandlerResult {
 /// A running service.
 #[derive(Debug)]
 pub(crate) struct Service {
-    /// `None` once it has stopped: the process may be ended from then on, and must not report anything else.
+    /// `None` once it has stopped: the process may be ended from then on, and must not report
+    /// anything else.
     status: Mutex<Option<ServiceStatusHandle>>,
     stop: Notify,
     stop_time: Duration,
@@ -226,9 +227,10 @@ impl Service {
 }
 
 fn send(status: &ServiceStatusHandle, state: ServiceState, code: u8, wait_hint: Duration) {
-    // Preshutdown instead of shutdown: the system waits for it as long as the installation has asked for, and only 5 s for a
-    // shutdown (`WaitToKillServiceTimeout`). While a stop is pending, it refuses another one
-    // (*ControlService function*, `ERROR_SERVICE_CANNOT_ACCEPT_CTRL`).
+    // Preshutdown instead of shutdown: the system waits for it as long as the installation has
+    // asked for, and only 5 s for a shutdown (`WaitToKillServiceTimeout`). While a stop is
+    // pending, it refuses another one (*ControlService function*,
+    // `ERROR_SERVICE_CANNOT_ACCEPT_CTRL`).
     let controls_accepted = match state {
         ServiceState::Running => ServiceControlAccept::STOP | ServiceControlAccept::PRESHUTDOWN,
         _ => ServiceControlAccept::empty(),

@@ -29,7 +29,8 @@ impl Signals {
             loop {
                 let signal = source.next().await;
                 match *sender.borrow() {
-                    // A terminal that is closed may send it twice: the system and the shell each do.
+                    // A terminal that is closed may send it twice: the system and the shell each
+                    // do.
                     1.. if signal == HANGUP => continue,
                     0 if signal == SERVICE_STOP => {
                         info!(signal, "stopping; running requests may finish");
@@ -99,10 +100,11 @@ impl Source {
     }
 }
 
-/// Whether this program was started with SIGHUP ignored, as by nohup, and so must outlive its terminal.
+/// Whether this program was started with SIGHUP ignored, as by nohup, and so must outlive its
+/// terminal.
 ///
-/// sigaction(2) has no safe interface, but proc(5) has the same. Where that is not mounted, the signal is
-/// left as it is.
+/// sigaction(2) has no safe interface, but proc(5) has the same. Where that is not mounted, the
+/// signal is left as it is.
 #[cfg(unix)]
 fn is_hangup_ignored() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -121,8 +123,8 @@ enum Source {
         ctrl_close: tokio::signal::windows::CtrlClose,
         ctrl_shutdown: tokio::signal::windows::CtrlShutdown,
     },
-    /// Nothing else: the events of a console reach a service too, when the system shuts down (*HandlerRoutine callback
-    /// function*), and would be a second signal.
+    /// Nothing else: the events of a console reach a service too, when the system shuts down
+    /// (*HandlerRoutine callback function*), and would be a second signal.
     Service(&'static crate::service::Service),
 }
 

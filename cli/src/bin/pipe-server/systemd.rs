@@ -1,7 +1,8 @@
-//! What systemd passes to a service, and what it is told: sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3).
+//! What systemd passes to a service, and what it is told: sd_listen_fds(3), sd_notify(3),
+//! sd_watchdog_enabled(3).
 //!
-//! The messages are written here and not with a crate, because sd-notify's block while the manager does not read,
-//! and do not reach an abstract address.
+//! The messages are written here and not with a crate, because sd-notify's block while the manager
+//! does not read, and do not reach an abstract address.
 
 use std::{
     env,
@@ -40,9 +41,11 @@ pub(crate) const VARIABLES: [&str; 7] = [
 /// How often the status is updated.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Takes the listening socket that was passed to this process, if there is one. `name` chooses one of several.
+/// Takes the listening socket that was passed to this process, if there is one. `name` chooses one
+/// of several.
 ///
-/// Called once, before this process opens anything: the numbers of the descriptors say whose they are.
+/// Called once, before this process opens anything: the numbers of the descriptors say whose they
+/// are.
 pub(crate) fn take_socket(name: Option<&str>) -> Result<Option<OwnedFd>, Failure> {
     let passed = sd_listen_fds::get().map_err(|_| {
         Failure::new(
@@ -106,8 +109,9 @@ impl Manager {
         }
     }
 
-    /// Reports that clients can connect to `address`. From now on sends the server's figures as its status and, if
-    /// the manager asks for it, that the server is alive; and reports when `stopping` ends.
+    /// Reports that clients can connect to `address`. From now on sends the server's figures as its
+    /// status and, if the manager asks for it, that the server is alive; and reports when
+    /// `stopping` ends.
     pub(crate) fn ready(
         &self,
         address: &str,
@@ -153,8 +157,8 @@ impl Manager {
         }
     }
 
-    /// Twice in each `time`, as sd_watchdog_enabled(3) recommends, also during a shutdown. On the runtime that serves
-    /// the clients: if that hangs, so does this.
+    /// Twice in each `time`, as sd_watchdog_enabled(3) recommends, also during a shutdown. On the
+    /// runtime that serves the clients: if that hangs, so does this.
     async fn report_life(self, time: Duration) {
         let mut ticks = interval((time / 2).max(Duration::from_millis(1)));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -16,7 +16,8 @@ use tokio::{
 
 use crate::exec::{Exec, ExecError, NEWLINE, STDERR_KEPT, trim_newline};
 
-/// How long a command that has closed its stdout may take to end, before its exit status is given up.
+/// How long a command that has closed its stdout may take to end, before its exit status is given
+/// up.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How messages are told apart in the command's stdin and stdout.
@@ -39,7 +40,8 @@ pub(crate) struct ClientCommand {
 enum WorkerState {
     NotStarted,
     Running(Box<Worker>),
-    /// Killed: a request was dropped or failed in the middle, and what comes next on its stdout is unknown.
+    /// Killed: a request was dropped or failed in the middle, and what comes next on its stdout is
+    /// unknown.
     Lost,
 }
 
@@ -57,7 +59,8 @@ impl ClientCommand {
         Self::new(Arc::clone(&self.exec), self.framing)
     }
 
-    /// Passes the request to the command, which is started if it is the first one, and returns the reply.
+    /// Passes the request to the command, which is started if it is the first one, and returns the
+    /// reply.
     ///
     /// If the future is dropped, the command is killed with what it has started.
     pub(crate) async fn run(&self, request: &Request) -> Result<Vec<u8>, ExecError> {

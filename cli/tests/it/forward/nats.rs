@@ -157,8 +157,8 @@ async fn fail(name: &UniqueName, request: &str) {
     client.call(request.to_owned()).await.unwrap_err();
 }
 
-/// A worker of its own, which answers with the request until its `last` one. It keeps that one, and its runtime comes
-/// out of the channel, to be killed.
+/// A worker of its own, which answers with the request until its `last` one. It keeps that one, and
+/// its runtime comes out of the channel, to be killed.
 struct Mortal {
     runtime: Runtime,
     kept: UnboundedReceiver<()>,
@@ -522,9 +522,10 @@ async fn a_token_is_sent() {
     .await;
 }
 
-/// The certificate is one of its own for localhost, until 2126: openssl req -x509 -newkey ec -pkeyopt
-/// ec_paramgen_curve:P-256 -nodes -days 36500 -subj /CN=localhost -addext subjectAltName=DNS:localhost -addext
-/// basicConstraints=critical,CA:FALSE -keyout localhost.key -out localhost.pem
+/// The certificate is one of its own for localhost, until 2126: openssl req -x509 -newkey ec
+/// -pkeyopt ec_paramgen_curve:P-256 -nodes -days 36500 -subj /CN=localhost -addext
+/// subjectAltName=DNS:localhost -addext basicConstraints=critical,CA:FALSE -keyout localhost.key
+/// -out localhost.pem
 #[tokio::test]
 async fn with_tls_the_server_has_to_be_the_one_of_the_url() {
     in_time(async {

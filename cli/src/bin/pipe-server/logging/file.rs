@@ -10,13 +10,15 @@ use std::{
 
 use tracing::warn;
 
-/// A file that is appended to. Before a line would make it longer than its limit, it is renamed to FILE.1, which replaces
-/// the one before, and begun anew. Lines are never split.
+/// A file that is appended to. Before a line would make it longer than its limit, it is renamed to
+/// FILE.1, which replaces the one before, and begun anew. Lines are never split.
 ///
-/// Other processes may write to it too, or empty it, as logrotate's copytruncate does: its size is asked before each write.
-/// If two processes find it full at the same moment, they may rename it twice, and the older lines are lost.
+/// Other processes may write to it too, or empty it, as logrotate's copytruncate does: its size is
+/// asked before each write. If two processes find it full at the same moment, they may rename it
+/// twice, and the older lines are lost.
 ///
-/// Not `file-rotate`, which cuts lines at a limit of bytes or exceeds it, and depends on a calendar and a compressor.
+/// Not `file-rotate`, which cuts lines at a limit of bytes or exceeds it, and depends on a calendar
+/// and a compressor.
 #[derive(Clone, Debug)]
 pub(crate) struct LogFile(Arc<Mutex<RotatedFile>>);
 
@@ -25,7 +27,8 @@ struct RotatedFile {
     path: PathBuf,
     file: File,
     limit: Option<u64>,
-    /// The size at which to begin anew: the limit, or more after a failure, so as not to try again for each line.
+    /// The size at which to begin anew: the limit, or more after a failure, so as not to try again
+    /// for each line.
     full: u64,
 }
 
@@ -92,7 +95,8 @@ impl RotatedFile {
         Ok(end)
     }
 
-    /// Begins a new file for a line that does not fit into this one, unless another process has done so.
+    /// Begins a new file for a line that does not fit into this one, unless another process has
+    /// done so.
     fn begin_anew(&mut self, line: usize, limit: u64) -> io::Result<()> {
         if fs::metadata(&self.path).is_ok_and(|file| !fits(line, file.len(), limit)) {
             let mut old = OsString::from(&self.path);

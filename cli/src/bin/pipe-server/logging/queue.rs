@@ -16,8 +16,8 @@ const CAPACITY: usize = 1024 * 1024;
 /// Lines that a thread of its own writes, since nobody may be reading them: a full pipe would block
 /// whoever logs. What does not fit is dropped and counted.
 ///
-/// Not `tracing-appender`: its queue is bounded in lines, not in bytes, it prints to stdout when it can't
-/// be flushed, and it depends on a parser of dates.
+/// Not `tracing-appender`: its queue is bounded in lines, not in bytes, it prints to stdout when it
+/// can't be flushed, and it depends on a parser of dates.
 #[derive(Clone, Debug)]
 pub(crate) struct Queue(Arc<Shared>);
 
@@ -30,16 +30,16 @@ struct Shared {
 #[derive(Debug, Default)]
 struct QueuedLines {
     waiting: Vec<u8>,
-    /// How many lines did not fit since the thread took the last ones. They belong after `waiting`, so
-    /// no line is added until the thread has taken both.
+    /// How many lines did not fit since the thread took the last ones. They belong after
+    /// `waiting`, so no line is added until the thread has taken both.
     dropped: u64,
     /// The thread is writing.
     writing: bool,
 }
 
 impl Queue {
-    /// Starts the thread. It calls `report` with the number of lines that are missing in `output` at
-    /// this point.
+    /// Starts the thread. It calls `report` with the number of lines that are missing in `output`
+    /// at this point.
     pub(crate) fn start(
         output: impl Write + Send + 'static,
         report: impl FnMut(u64) + Send + 'static,

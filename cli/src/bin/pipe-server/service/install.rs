@@ -37,8 +37,9 @@ use windows_sys::Win32::Foundation::{
 use super::stop_time;
 use crate::{bind_failure, capacity::Capacity, logging, options::Options, pipe_source::PipeSource};
 
-/// When the service is started again after a failure, after the one before it and so on; the last time is for all later
-/// failures. A server that can't start, because its name is taken, tries again every minute.
+/// When the service is started again after a failure, after the one before it and so on; the last
+/// time is for all later failures. A server that can't start, because its name is taken, tries
+/// again every minute.
 const RESTART_DELAYS: [Duration; 3] = [
     Duration::from_secs(5),
     Duration::from_secs(30),
@@ -149,8 +150,8 @@ fn stop(service: &Service, name: &str) -> Result<(), Failure> {
     }
 }
 
-/// Finds out what is wrong with the options, as far as that does not take the service's account: whether its access list
-/// and the name of its pipe are usable shows when it starts.
+/// Finds out what is wrong with the options, as far as that does not take the service's account:
+/// whether its access list and the name of its pipe are usable shows when it starts.
 fn check(options: &Options) -> Result<(), Failure> {
     if options.pipe.access.is_none() {
         return Err(Failure::usage(
@@ -186,7 +187,8 @@ fn log_file(options: &Options) -> Result<PathBuf, Failure> {
     Ok(Path::new(&data).join("pipe-server").join(file))
 }
 
-/// Creates the file of the log, in a directory that may have to be created too, and lets the service write to it.
+/// Creates the file of the log, in a directory that may have to be created too, and lets the
+/// service write to it.
 fn create(log_file: &Path, options: &Options, sid: &str) -> Result<(), Failure> {
     if let Some(directory) = log_file.parent() {
         fs::create_dir_all(directory).map_err(|error| {
@@ -196,8 +198,9 @@ fn create(log_file: &Path, options: &Options, sid: &str) -> Result<(), Failure> 
             ))
         })?;
         if options.logging.log_file.is_none() {
-            // Every user may create files among the data of programs, also one that takes the place of a log while it is
-            // begun anew. Here only administrators, the system and the services may; the latter own what they create.
+            // Every user may create files among the data of programs, also one that takes the place
+            // of a log while it is begun anew. Here only administrators, the system and
+            // the services may; the latter own what they create.
             let create_files = format!("*{sid}:(WD)");
             let rights = [
                 "/inheritance:r",
@@ -215,8 +218,8 @@ fn create(log_file: &Path, options: &Options, sid: &str) -> Result<(), Failure> 
     icacls(log_file, &["/grant", &format!("*{sid}:M")])
 }
 
-/// What the service manager starts this program with: what the user gave, except that paths do not depend on the directory
-/// that this was called in.
+/// What the service manager starts this program with: what the user gave, except that paths do not
+/// depend on the directory that this was called in.
 fn launch_arguments(
     arguments: Vec<OsString>,
     name: &str,
@@ -347,7 +350,8 @@ fn icacls(path: &Path, rights: &[&str]) -> Result<(), Failure> {
     }
 }
 
-/// The SID of a service, as `sc.exe showsid` prints it. It is also that of the account `NT SERVICE\NAME`.
+/// The SID of a service, as `sc.exe showsid` prints it. It is also that of the account `NT
+/// SERVICE\NAME`.
 fn sid(name: &str) -> String {
     let upper = name.to_ascii_uppercase();
     let bytes: Vec<u8> = upper.encode_utf16().flat_map(u16::to_le_bytes).collect();
