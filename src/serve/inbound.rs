@@ -111,7 +111,7 @@ impl Inbound {
             return Ok(NextRequest::NotYet);
         }
         let next = self.poll_recv(cx)?;
-        if let NextRequest::NotYet = next {
+        if is_idle && matches!(next, NextRequest::NotYet) {
             self.share.end_turn();
         }
         Ok(next)

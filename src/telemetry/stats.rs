@@ -160,8 +160,7 @@ pub struct StatsSnapshot {
     /// Panics of handlers and of the code of connections.
     pub panics: u64,
     /// The longest time that the handler took for a request. A cancelled handler counts with the
-    /// time until its cancellation. A handler that is still running, or was aborted when the
-    /// server ended, does not count.
+    /// time until its cancellation. A handler that is still running does not count.
     pub handler_time_longest: Duration,
     /// The 99th percentile of the time that the handler took for a request, rounded up by less
     /// than one eighth.
