@@ -125,20 +125,15 @@ pub(super) async fn with_timeout<F: Future + Unpin>(
 #[derive(Debug)]
 pub(super) struct Timer {
     limit: Option<Duration>,
-    /// Created by the first wait, and reused. Boxed because most operations complete at once and
-    /// need no timer.
+    /// `Some` while the timer runs. Boxed because most operations complete at once and need no
+    /// timer.
     sleep: Option<Pin<Box<Sleep>>>,
-    is_running: bool,
 }
 
 impl Timer {
     /// Creates a stopped timer. `None` sets no limit.
     pub(super) fn new(limit: Option<Duration>) -> Self {
-        Self {
-            limit,
-            sleep: None,
-            is_running: false,
-        }
+        Self { limit, sleep: None }
     }
 
     /// Ready with the limit once it has expired. Starts the timer if it is stopped.
@@ -147,12 +142,6 @@ impl Timer {
             return Poll::Pending;
         };
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep(limit)));
-        if !self.is_running {
-            self.is_running = true;
-            // A limit that overflows is never reached, as in `tokio::time::sleep`.
-            let deadline = Instant::now().checked_add(limit);
-            sleep.as_mut().reset(deadline.unwrap_or_else(far_future));
-        }
         // Unconstrained because the limited operation may have used up the task's coop budget.
         let mut sleep = unconstrained(sleep.as_mut());
         Pin::new(&mut sleep).poll(cx).map(|()| limit)
@@ -160,11 +149,6 @@ impl Timer {
 
     /// Stops the timer. The next poll starts it from the beginning.
     pub(super) fn stop(&mut self) {
-        self.is_running = false;
+        self.sleep = None;
     }
-}
-
-fn far_future() -> Instant {
-    const THIRTY_YEARS: Duration = Duration::from_secs(86_400 * 365 * 30);
-    Instant::now() + THIRTY_YEARS
 }
