@@ -85,7 +85,7 @@ impl ClientOptions {
 }
 
 impl SharedClientOptions {
-    /// How many calls may be in flight at the same time, on all connections together; at least 1.
+    /// The number of calls in flight at the same time, on all connections together; at least 1.
     /// Default: [`defaults::MAX_IN_FLIGHT`], 256.
     ///
     /// Further calls wait for their turn. A call that was given up counts until its reply has
@@ -95,7 +95,7 @@ impl SharedClientOptions {
         self
     }
 
-    /// How many connections to use at most, from 1 to 1,024. Default: 1.
+    /// The maximum number of connections, from 1 to 1,024. Default: 1.
     ///
     /// More than one is for servers that execute the requests of one connection one after the
     /// other, as [`serve`](crate::serve()) does by default. The second one is opened when a
@@ -259,7 +259,7 @@ pub struct SharedClient {
     reservation: service::Reservation,
 }
 
-/// What the clones hold, but the driver does not.
+/// Held by the clones, but not by the driver.
 struct PoolHandle {
     pool: Arc<Pool>,
 }

@@ -24,9 +24,9 @@ pub(super) struct PooledConnection {
     /// The requests that the engine has taken and the server has not answered, in order. Those
     /// that were given up stay here: their replies still arrive.
     pub(super) in_flight: VecDeque<Request>,
-    /// How many were taken since the engine was last flushed. At most these are not sent.
+    /// Requests taken since the engine was last flushed. No others can be unsent.
     unflushed: usize,
-    /// Why no more requests can be sent.
+    /// The error after which no more requests can be sent.
     send_error: Option<Arc<CallError>>,
     pub(super) has_replied: bool,
     /// Runs while the first request in flight is given up.
@@ -48,8 +48,8 @@ impl PooledConnection {
         }
     }
 
-    /// Whether a request would be the only one in flight. Not while a late reply to a call that was
-    /// given up is outstanding.
+    /// Returns whether a request would be the only one in flight. A late reply to a call that was
+    /// given up counts as in flight.
     pub(super) fn is_free(&self) -> bool {
         self.in_flight.is_empty() && self.send_error.is_none()
     }
@@ -81,7 +81,7 @@ impl PooledConnection {
         }
     }
 
-    /// Whether there is room for another request.
+    /// Returns whether there is room for another request.
     pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> bool {
         if self.send_error.is_some() {
             return false;

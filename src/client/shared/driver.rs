@@ -2,7 +2,7 @@
 //! replies.
 //!
 //! One task has all connections, so that it chooses one for each request at the moment of sending.
-//! It is started by a request, and ends when all connections are closed and no request waits.
+//! A request starts the task, which ends when all connections are closed and no request waits.
 
 use std::{
     future::{Future, poll_fn},
@@ -26,7 +26,7 @@ use crate::{
     error::{CallFailure, Chain, ConnectError},
 };
 
-/// Dropping it, as a runtime that shuts down does, fails all requests.
+/// The task of a shared client. Dropping it fails all requests; a runtime that shuts down drops it.
 pub(super) struct Driver {
     pool: Arc<Pool>,
     connections: Vec<PooledConnection>,
@@ -63,7 +63,7 @@ impl Driver {
         }
     }
 
-    /// Whether all connections are closed, and no request needs one.
+    /// Returns whether all connections are closed and no request needs one.
     fn has_ended(&mut self) -> bool {
         let mut queue = self.pool.queue.lock();
         self.has_ended = self.connections.is_empty() && queue.waiting.is_empty();

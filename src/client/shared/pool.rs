@@ -1,4 +1,4 @@
-//! What the clones of a client share: the requests that are not sent yet, and how to connect.
+//! The state that the clones of a client share: the unsent requests, and how to connect.
 //!
 //! A request is at every moment in one place: waiting here, and thus certainly not sent; or with a
 //! connection, and thus sent, or soon; or answered. What may run other people's code (waking a
@@ -29,13 +29,13 @@ use crate::{
     name::PipeName,
 };
 
-/// How many connections may break under one request before it fails: one that makes its server
-/// crash must not do so forever.
+/// The number of connections that may break under one request before it fails. A request that
+/// crashes its server must not do so forever.
 const MOST_ATTEMPTS: u8 = 3;
 
 pub(super) type Answer = Result<Bytes, SharedCallError>;
 
-/// Where the server is.
+/// The address of the server.
 pub(super) enum Address {
     Name(PipeName),
     #[cfg(feature = "test-util")]
@@ -91,7 +91,7 @@ impl Queue {
         }
     }
 
-    /// Whether to close the connections, which are idle or not.
+    /// Returns whether to close the connections. `is_idle` says that none has a request in flight.
     pub(super) fn is_over(&self, is_idle: bool) -> bool {
         match self.status {
             ClientStatus::Open => false,
@@ -105,11 +105,11 @@ impl Queue {
 pub(super) struct Request {
     pub(super) message: Bytes,
     pub(super) answer: oneshot::Sender<Answer>,
-    /// Whether to send it again if the server may have executed it.
+    /// Whether to send the request again if the server may have executed it.
     pub(super) repeat: bool,
-    /// Whether a connection broke after it may have been sent.
+    /// Whether a connection broke after the request may have been sent.
     pub(super) may_be_executed: bool,
-    /// How many connections broke under it.
+    /// Connections that broke under the request.
     attempts: u8,
     number: u64,
     _slot: OwnedSemaphorePermit,
