@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
     backoff::Backoff,
-    connection::{Connection, RecvHalf, SendHalf},
+    connection::{Connection, RecvEnd, RecvHalf, SendHalf},
     defaults,
     engine::{Channel, Sizes, native},
     error::{CallError, ConnectError, RecvError, SendError},
@@ -38,7 +38,8 @@ const OPEN_BACKOFF: Backoff = Backoff::new(Duration::from_millis(1), Duration::f
 #[must_use = "options do nothing until connect is called"]
 pub struct ClientOptions {
     connect_timeout: Option<Duration>,
-    wait_for_server: bool,
+    /// `None` if it was not set.
+    wait_for_server: Option<bool>,
     pub(crate) call_timeout: Option<Duration>,
     pub(crate) max_message_size: Option<usize>,
     trust: Trust,
@@ -58,7 +59,7 @@ impl ClientOptions {
     pub fn new() -> Self {
         Self {
             connect_timeout: Some(defaults::CONNECT_TIMEOUT),
-            wait_for_server: false,
+            wait_for_server: None,
             call_timeout: None,
             max_message_size: None,
             trust: Trust::default(),
@@ -75,9 +76,16 @@ impl ClientOptions {
         self
     }
 
-    /// Sets whether to wait for a pipe that does not exist yet. Default: no.
+    /// Sets whether to wait for a pipe that does not exist yet. Default: no, but a
+    /// [`SharedClient`] that was connected waits for its server to come back.
     pub fn wait_for_server(mut self, wait: bool) -> Self {
-        self.wait_for_server = wait;
+        self.wait_for_server = Some(wait);
+        self
+    }
+
+    /// Waits for a pipe that does not exist, unless the user has decided otherwise.
+    fn wait_by_default(mut self) -> Self {
+        self.wait_for_server.get_or_insert(true);
         self
     }
 
@@ -185,7 +193,9 @@ impl ClientOptions {
                 None => Duration::MAX,
             };
             match error.kind() {
-                io::ErrorKind::NotFound if !self.wait_for_server || left.is_zero() => {
+                io::ErrorKind::NotFound
+                    if !self.wait_for_server.unwrap_or(false) || left.is_zero() =>
+                {
                     return Err(ConnectError::NotFound { address });
                 }
                 io::ErrorKind::ResourceBusy if left.is_zero() => {
@@ -217,6 +227,15 @@ fn check_owner(
         Ok(None) => Ok(()),
         Ok(Some(owner)) => Err(ConnectError::Untrusted { address, owner }),
         Err(source) => Err(ConnectError::Io { address, source }),
+    }
+}
+
+/// The error of a call whose reply had not arrived when receiving ended.
+fn no_reply(receiver: &RecvHalf) -> CallError {
+    match receiver.end() {
+        // The server has answered all requests that it took, and says so.
+        Some(RecvEnd::HalfClosed) => CallError::NotExecuted,
+        Some(RecvEnd::Closed) | None => CallError::Closed,
     }
 }
 
@@ -322,7 +341,8 @@ impl Client {
                 error
             })?;
             while *unanswered > 0 {
-                last = Some(ready!(receiver.poll_recv(cx))?.ok_or(CallError::Closed)?);
+                let reply = ready!(receiver.poll_recv(cx))?;
+                last = Some(reply.ok_or_else(|| no_reply(receiver))?);
                 *unanswered -= 1;
             }
             sent.map(|()| Ok(last.take()))

@@ -100,6 +100,17 @@ impl Connection {
         self.sender.finish().await
     }
 
+    /// Stops the other side from sending more, for a shutdown that loses nothing:
+    /// [`recv`](Self::recv) returns the messages that were sent before, and then `None`.
+    ///
+    /// On Linux, sending fails on the other side from now on (*shutdown(2)*, `SHUT_RD`), so
+    /// it knows what was not received. Windows can't stop it: `recv` returns `None` as soon
+    /// as the pipe is empty, and a later message is lost unless this side says that it has
+    /// received everything before, with [`finish`](Self::finish).
+    pub fn close_recv(&mut self) {
+        self.receiver.close();
+    }
+
     /// Splits the connection, so that one task can receive while another one sends.
     #[must_use]
     pub fn into_split(self) -> (RecvHalf, SendHalf) {

@@ -116,8 +116,12 @@ pub(crate) trait Endpoint: Send + Sync {
 /// A server end of a pipe that waits for its client. Dropping it closes it.
 pub(crate) trait Instance: Send {
     /// Ready once a client is connected, even if it has already disconnected. Not polled again
-    /// after that. After an error it is polled again, and retries.
+    /// after that, unless it is closed. After an error it is polled again, and retries.
     fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>>;
+
+    /// Refuses further clients, if the system can. From then on `poll_connect` returns those that
+    /// have connected before, and then an error.
+    fn close(&mut self);
 }
 
 /// A client's two-way message channel: two halves, each used by one task at a time, and the link
@@ -158,6 +162,10 @@ pub(crate) trait Receive: Send {
 
     /// The number of messages in a row that a task should receive before it yields.
     fn turn(&self) -> u32;
+
+    /// Stops the other side from sending more, if the system can. From then on `poll_recv` returns
+    /// the messages that were sent before, and then `Received::End` or `Received::Closed`.
+    fn close(&mut self);
 }
 
 /// The sending half of a channel.
@@ -174,8 +182,12 @@ pub(crate) trait Transmit: Send {
     fn start_send(&mut self, message: Bytes) -> Result<(), SendError>;
 
     /// Ready when the system has accepted all messages that were started, and the other side can
-    /// read them. Ready at once if none were started.
+    /// read them. Ready at once if none were started. An error drops the message that failed.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>>;
+
+    /// The number of messages that were started, and that the system has neither accepted nor
+    /// refused.
+    fn pending(&self) -> usize;
 }
 
 /// The system's object of a channel. Each half holds a reference, and the connection closes when

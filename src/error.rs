@@ -305,9 +305,13 @@ pub enum CallError {
     /// The reply could not be received.
     #[error(transparent)]
     Recv(#[from] RecvError),
-    /// The server closed the pipe instead of replying.
+    /// The server closed the pipe instead of replying. It may have executed the request.
     #[error("the server closed the pipe and did not reply")]
     Closed,
+    /// The server ended the conversation and had answered all requests that it took. It has not
+    /// executed this one.
+    #[error("the server shut down before it executed the request: send it again")]
+    NotExecuted,
     /// The call timeout has elapsed. The client remains usable.
     #[error("the server did not reply within {after:?} (call_timeout)")]
     #[non_exhaustive]
@@ -317,12 +321,26 @@ pub enum CallError {
     },
 }
 
+impl CallError {
+    /// Returns whether the server may have executed the request. If not, it can safely be sent
+    /// again.
+    #[must_use]
+    pub fn may_be_executed(&self) -> bool {
+        match self {
+            Self::Send(_) | Self::NotExecuted => false,
+            Self::Recv(_) | Self::Closed | Self::TimedOut { .. } => true,
+        }
+    }
+}
+
 impl From<CallError> for io::Error {
     fn from(error: CallError) -> Self {
         match error {
             CallError::Send(error) => error.into(),
             CallError::Recv(error) => error.into(),
-            CallError::Closed => Self::new(io::ErrorKind::UnexpectedEof, error),
+            CallError::Closed | CallError::NotExecuted => {
+                Self::new(io::ErrorKind::UnexpectedEof, error)
+            }
             CallError::TimedOut { .. } => Self::new(io::ErrorKind::TimedOut, error),
         }
     }
@@ -333,7 +351,8 @@ impl From<CallError> for io::Error {
 /// The variant decides whether the request can be sent again. The source is the failure.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum SharedCallError {
-    /// The request was not sent, so the server has not executed it.
+    /// The server has not executed the request: it was not sent, or the server shut down before it
+    /// took it.
     #[error("the request was not sent")]
     NotSent(#[source] CallFailure),
     /// The request may have been sent, so the server may have executed it.

@@ -12,7 +12,7 @@ use crate::{
     access::Access,
     connection::Connection,
     defaults,
-    engine::{Endpoint, EngineOptions, native},
+    engine::{Channel, Endpoint, EngineOptions, native},
     error::{BindError, OutOfRange},
     name::{NameError, PipeName},
     telemetry::{Stats, Telemetry},
@@ -226,16 +226,27 @@ impl PipeListener {
     /// Cancel safe: if the future is dropped, no client is lost.
     pub async fn accept(&mut self) -> io::Result<Connection> {
         let (channel, errors) = poll_fn(|cx| self.instances.poll_accept(cx)).await?;
-        self.last_id += 1;
-        let instances = Arc::clone(&self.instances);
-        let connection = Connection::new(
-            channel,
-            Some(instances),
-            self.last_id,
-            self.max_message_size,
-        );
+        let connection = self.connection(channel);
         self.instances.log(&errors);
         Ok(connection)
+    }
+
+    /// Releases the name. Clients that have connected by now are returned by `accept_rest`.
+    pub(crate) fn close(&mut self) {
+        self.instances.close();
+    }
+
+    /// Accepts a client that had connected before `close`, or returns `None` if there is none.
+    pub(crate) async fn accept_rest(&mut self) -> Option<Connection> {
+        let channel = poll_fn(|cx| self.instances.poll_accept_rest(cx)).await?;
+        Some(self.connection(channel))
+    }
+
+    fn connection(&mut self, channel: Channel) -> Connection {
+        self.last_id += 1;
+        let instances = Arc::clone(&self.instances);
+        let (id, max_message_size) = (self.last_id, self.max_message_size);
+        Connection::new(channel, Some(instances), id, max_message_size)
     }
 
     /// Returns the name of the pipe.
@@ -284,7 +295,7 @@ impl fmt::Debug for PipeListener {
 
 impl Drop for PipeListener {
     fn drop(&mut self) {
-        self.instances.close();
+        self.instances.release_all();
         self.telemetry().flush_log();
     }
 }

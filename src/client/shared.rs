@@ -72,9 +72,9 @@ impl ClientOptions {
     ///   and for a connection. A connection is closed, and opened again for the next call, if its
     ///   server does not answer a call that was given up within another `call_timeout`.
     /// - [`connect_timeout`](Self::connect_timeout) and [`wait_for_server`](Self::wait_for_server)
-    ///   apply each time a connection is opened while there is no other one. So with
-    ///   `wait_for_server`, calls wait while the server restarts; without it, they fail if nobody
-    ///   serves the pipe.
+    ///   apply each time a connection is opened while there is no other one. By default, calls wait
+    ///   while a server that was connected restarts, and fail at once if there was none or it did
+    ///   not come back.
     pub fn shared(self) -> SharedClientOptions {
         SharedClientOptions {
             options: self,

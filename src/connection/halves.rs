@@ -111,6 +111,11 @@ impl RecvHalf {
         poll_fn(|cx| self.poll_recv(cx)).await
     }
 
+    /// Same as [`Connection::close_recv`].
+    pub fn close(&mut self) {
+        self.receiver.close();
+    }
+
     /// Returns how receiving ended, if it has.
     pub(crate) fn end(&self) -> Option<RecvEnd> {
         self.ended
@@ -222,6 +227,12 @@ impl SendHalf {
         self.sender.start_send(message)
     }
 
+    /// The number of messages that were started, and that the system has neither accepted nor
+    /// refused.
+    pub(crate) fn pending(&self) -> usize {
+        self.sender.pending()
+    }
+
     /// Ready when the system has accepted all messages that were started.
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         self.sender.poll_flush(cx)
@@ -240,7 +251,7 @@ impl SendHalf {
         poll_fn(|cx| self.poll_finish(cx)).await
     }
 
-    pub(super) fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+    pub(crate) fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         ready!(self.sender.poll_flush(cx))?;
         if !self.ended {
             self.ended = true;

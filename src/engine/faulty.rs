@@ -303,6 +303,10 @@ impl Instance for FaultyInstance {
         }
         Poll::Ready(Ok(channel))
     }
+
+    fn close(&mut self) {
+        self.instance.close();
+    }
 }
 
 fn channel(channel: Channel, [receiving, sending, identifying]: [Plan; 3]) -> Channel {
@@ -437,6 +441,10 @@ impl Receive for FaultyReceiver {
         self.receiver.turn()
     }
 
+    fn close(&mut self) {
+        self.receiver.close();
+    }
+
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
         let fault = self.plan.fault();
         match fault {
@@ -497,12 +505,12 @@ impl Transmit for FaultySender {
             }
             match self.plan.fault() {
                 Some(Fault::Error | Fault::Midway) => {
-                    self.failed = true;
+                    self.fail();
                     let error = self.plan.faults.error("sending");
                     return Poll::Ready(Err(SendError::Io(error)));
                 }
                 Some(Fault::Cut) => {
-                    self.failed = true;
+                    self.fail();
                     self.plan.cut();
                     return Poll::Ready(Err(SendError::Closed));
                 }
@@ -513,6 +521,17 @@ impl Transmit for FaultySender {
                 self.sender.start_send(message)?;
             }
         }
+    }
+
+    fn pending(&self) -> usize {
+        self.messages.len() + self.sender.pending()
+    }
+}
+
+impl FaultySender {
+    fn fail(&mut self) {
+        self.failed = true;
+        self.messages.pop_front();
     }
 }
 

@@ -15,7 +15,7 @@ use std::{
 use rustix::{
     fs::{Mode, fchmod},
     io::Errno,
-    net::SocketAddrUnix,
+    net::{Shutdown, SocketAddrUnix, shutdown},
     process::Gid,
 };
 use tokio::io::{Interest, unix::AsyncFd};
@@ -196,6 +196,7 @@ impl Endpoint for SeqpacketEndpoint {
         Ok(Box::new(SeqpacketInstance {
             listener: Arc::clone(&self.listener),
             sizes: self.sizes,
+            is_closed: false,
         }))
     }
 
@@ -231,10 +232,14 @@ impl Drop for SeqpacketEndpoint {
 struct SeqpacketInstance {
     listener: Arc<AsyncFd<Socket>>,
     sizes: Sizes,
+    is_closed: bool,
 }
 
 impl Instance for SeqpacketInstance {
     fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>> {
+        if self.is_closed && self.listener.get_ref().shared {
+            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+        }
         let socket = loop {
             let mut ready = ready!(self.listener.poll_read_ready(cx))?;
             if lingering::is_full() {
@@ -248,10 +253,24 @@ impl Instance for SeqpacketInstance {
                 Ok(Ok(socket)) => break socket,
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(Err(error)) => return Poll::Ready(Err(error)),
+                // No client can join the queue, so it stays empty.
+                Err(_would_block) if self.is_closed => {
+                    return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+                }
                 Err(_would_block) => {}
             }
         };
         socket.grow_send_buffer(self.sizes)?;
         Poll::Ready(channel(socket, self.sizes.max_message_size))
+    }
+
+    /// Clients that are in the queue can still be accepted (`unix_accept` in net/unix/af_unix.c).
+    /// Those of a shared socket are left to whoever serves it next.
+    fn close(&mut self) {
+        self.is_closed = true;
+        if !self.listener.get_ref().shared {
+            // Fails only if the socket does not listen, and then there is no queue.
+            _ = shutdown(&self.listener, Shutdown::Read);
+        }
     }
 }

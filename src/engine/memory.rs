@@ -119,7 +119,7 @@ impl Endpoint for MemoryEndpoint {
             waiting.push_back(connection);
         }
         Ok(Box::new(MemoryInstance {
-            channel,
+            channel: Some(channel),
             _instance: Arc::clone(&self.0.instances),
         }))
     }
@@ -138,14 +138,23 @@ impl Drop for MemoryEndpoint {
 }
 
 struct MemoryInstance {
-    channel: oneshot::Receiver<Channel>,
+    /// `None` once connected.
+    channel: Option<oneshot::Receiver<Channel>>,
     _instance: Arc<()>,
 }
 
 impl Instance for MemoryInstance {
     fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>> {
-        let channel = ready!(Pin::new(&mut self.channel).poll(cx));
+        let channel = self.channel.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        let channel = ready!(Pin::new(channel).poll(cx));
+        self.channel = None;
         Poll::Ready(channel.map_err(io::Error::other))
+    }
+
+    fn close(&mut self) {
+        if let Some(channel) = &mut self.channel {
+            channel.close();
+        }
     }
 }
 
@@ -269,6 +278,10 @@ impl Receive for MemoryReceiver {
         TURN
     }
 
+    fn close(&mut self) {
+        finish(&self.link.inbound, Received::End);
+    }
+
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
         let mut queue = self.link.inbound.lock();
         let Some(message) = queue.messages.pop_front() else {
@@ -322,5 +335,9 @@ impl Transmit for MemorySender {
         queue.messages.push_back(message);
         unlock(queue);
         Poll::Ready(Ok(()))
+    }
+
+    fn pending(&self) -> usize {
+        usize::from(self.pending.is_some())
     }
 }

@@ -86,8 +86,34 @@ impl Instances {
         accepted
     }
 
-    /// Releases the name. Connections stay open.
+    /// Releases the name, and refuses further clients as far as the system can. Clients that have
+    /// connected are returned by [`poll_accept_rest`](Self::poll_accept_rest). Connections stay
+    /// open.
     pub(crate) fn close(&self) {
+        let mut state = self.state.lock();
+        state.close();
+        let endpoint = state.endpoint.take();
+        let unreplaced = mem::take(&mut state.unreplaced);
+        drop(state);
+        drop((unreplaced, endpoint));
+    }
+
+    /// Ready with the channel of a client that had connected before [`close`](Self::close), for
+    /// which [`release`](Self::release) must be called, or with `None` if there is none.
+    pub(crate) fn poll_accept_rest(&self, cx: &mut Context<'_>) -> Poll<Option<Channel>> {
+        let mut state = self.state.lock();
+        let accepted = state.poll_accept_rest(cx);
+        let change = self.count(&state);
+        drop(state);
+        self.stats().publish_instances(change);
+        if let Poll::Ready(Some(_)) = accepted {
+            self.stats().count_accepted();
+        }
+        accepted
+    }
+
+    /// Closes everything but the connections.
+    pub(crate) fn release_all(&self) {
         let mut state = self.state.lock();
         let endpoint = state.endpoint.take();
         let waiting = mem::take(&mut state.waiting);
@@ -205,6 +231,36 @@ impl InstanceSet {
         self.acceptor = Some(cx.waker().clone());
         Poll::Pending
     }
+
+    fn close(&mut self) {
+        // At the limit no instance waits, but the system's own queue may hold clients.
+        if let (Some(endpoint), true) = (&self.endpoint, self.waiting.is_empty()) {
+            if endpoint.useful_backlog() == 1 {
+                self.waiting.extend(endpoint.create());
+            }
+        }
+        for instance in &mut self.waiting {
+            instance.close();
+        }
+    }
+
+    fn poll_accept_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Channel>> {
+        let mut index = 0;
+        while let Some(instance) = self.waiting.get_mut(index) {
+            match instance.poll_connect(cx) {
+                Poll::Ready(Ok(channel)) => {
+                    self.connected += 1;
+                    return Poll::Ready(Some(channel));
+                }
+                Poll::Ready(Err(_)) => drop(self.waiting.remove(index)),
+                Poll::Pending => index += 1,
+            }
+        }
+        match self.waiting.is_empty() {
+            true => Poll::Ready(None),
+            false => Poll::Pending,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -235,6 +291,8 @@ mod tests {
         fn poll_connect(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<Channel>> {
             Poll::Pending
         }
+
+        fn close(&mut self) {}
     }
 
     impl Link for Stubborn {

@@ -231,9 +231,17 @@ where
     F: Fn(Connection, Shutdown) -> Running + Send + Sync + 'static,
     Running: Future<Output: IntoResult> + Send + 'static,
 {
-    /// Accepts connections until `signal` completes, then drops the listener. From then on no
-    /// client can connect, and clients that were not accepted yet see the pipe closed.
+    /// Accepts connections until `signal` completes, then releases the name. Clients that have
+    /// connected by then are still accepted.
     async fn accept_until(&mut self, mut listener: PipeListener, signal: impl Future<Output = ()>) {
+        self.accept(&mut listener, signal).await;
+        listener.close();
+        while let Some(connection) = listener.accept_rest().await {
+            self.spawn(connection, listener.local_name());
+        }
+    }
+
+    async fn accept(&mut self, listener: &mut PipeListener, signal: impl Future<Output = ()>) {
         let mut signal = pin!(signal);
         let mut backoff = Backoff::default();
         loop {

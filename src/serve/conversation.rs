@@ -3,7 +3,7 @@
 use std::{
     future::{Future, poll_fn},
     marker::PhantomData,
-    pin::{Pin, pin},
+    pin::pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -76,6 +76,8 @@ enum Step {
     Reply(Result<Reply, Failure>, Held),
     /// Let other tasks run.
     Yield,
+    /// Take what the client has sent, and no more: the server shuts down.
+    Close,
     End,
 }
 
@@ -136,8 +138,20 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         match self.answer_requests().await {
             Err(failure) if !failure.leaves_replies() => Err(failure),
             // Earlier replies are still sent, whatever ended the conversation.
-            ended => ended.and(poll_fn(|cx| self.outbound.poll_flush(cx)).await),
+            ended => {
+                let flushed = poll_fn(|cx| self.outbound.poll_flush(cx)).await;
+                ended.and(flushed)?;
+                if self.inbound.is_closed() {
+                    self.say_that_all_is_answered().await;
+                }
+                Ok(())
+            }
         }
+    }
+
+    /// Says that each request is answered that the server has taken. The client may have closed.
+    async fn say_that_all_is_answered(&mut self) {
+        _ = poll_fn(|cx| self.outbound.poll_finish(cx)).await;
     }
 
     async fn answer_requests(&mut self) -> Result<(), Failure> {
@@ -145,7 +159,13 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         let mut in_flight = InFlight::new(server.options.concurrency);
         let mut shutdown = pin!(self.shutdown.wait());
         loop {
-            let step = poll_fn(|cx| self.poll_step(cx, &mut in_flight, shutdown.as_mut()));
+            let step = poll_fn(|cx| {
+                let step = self.poll_step(cx, &mut in_flight);
+                if step.is_pending() && !self.inbound.is_closed() {
+                    return shutdown.as_mut().poll(cx).map(|()| Ok(Step::Close));
+                }
+                step
+            });
             match step.await? {
                 Step::Answer(Message { bytes, held }) => {
                     self.receive(&bytes).await?;
@@ -162,6 +182,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
                     yield_now().await;
                     self.inbound.begin_turn();
                 }
+                Step::Close => self.inbound.close(),
                 Step::End => return Ok(()),
             }
         }
@@ -187,14 +208,13 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         &mut self,
         cx: &mut Context<'_>,
         in_flight: &mut InFlight<F>,
-        shutdown: Pin<&mut impl Future<Output = ()>>,
     ) -> Poll<Result<Step, Failure>> {
         if in_flight.poll(cx) && self.outbound.poll_room(cx)?.is_ready() {
             if let Some((reply, held)) = in_flight.pop() {
                 return Poll::Ready(Ok(Step::Reply(reply, held)));
             }
         }
-        let may_take = in_flight.has_room() && !self.shutdown.is_shutdown();
+        let may_take = in_flight.has_room();
         let is_turn_over = self.inbound.is_turn_over();
         if may_take && !is_turn_over && !self.outbound.is_full() && self.inbound.expects_next() {
             if let Some(message) = self.take_next(cx, false) {
@@ -214,7 +234,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         }
         if is_idle {
             in_flight.shrink();
-            return self.poll_end(cx, shutdown);
+            return self.poll_end(cx);
         }
         if self.server.options.cancel_on_disconnect && !in_flight.is_empty() {
             return self.poll_disconnected(cx).map(Err);
@@ -246,16 +266,9 @@ impl<H: Handler<T>, T> Conversation<H, T> {
 
     /// Ready when the conversation is over. Called only if no request is in flight and no reply is
     /// unsent.
-    fn poll_end(
-        &mut self,
-        cx: &mut Context<'_>,
-        shutdown: Pin<&mut impl Future<Output = ()>>,
-    ) -> Poll<Result<Step, Failure>> {
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<Step, Failure>> {
         if let Some(ended) = self.ended.take() {
             return Poll::Ready(ended.map(|()| Step::End));
-        }
-        if shutdown.poll(cx).is_ready() {
-            return Poll::Ready(Ok(Step::End));
         }
         self.inbound.poll_idle(cx).map(Err)
     }

@@ -29,6 +29,7 @@ const HANG_UP_CHECK: Duration = Duration::from_secs(1);
 /// The requests of one client.
 pub(super) struct Inbound {
     receiver: RecvHalf,
+    is_closed: bool,
     /// Requests that were read early, before they could be answered.
     early: VecDeque<Message>,
     share: Share,
@@ -57,6 +58,7 @@ impl Inbound {
     pub(super) fn new(receiver: RecvHalf, idle_timeout: Option<Duration>, share: Share) -> Self {
         Self {
             receiver,
+            is_closed: false,
             early: VecDeque::new(),
             share,
             idle_timeout: Timer::new(idle_timeout),
@@ -68,6 +70,16 @@ impl Inbound {
     /// Returns whether to take the next request before replies are flushed.
     pub(super) fn expects_next(&self) -> bool {
         !self.early.is_empty() || (self.receiver.expects_more() && self.share.is_below_limit())
+    }
+
+    /// Stops the client from sending more. Requests that were sent before are still received.
+    pub(super) fn close(&mut self) {
+        self.is_closed = true;
+        self.receiver.close();
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_closed
     }
 
     /// Returns whether the task should yield before it takes the next request.

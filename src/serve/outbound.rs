@@ -87,6 +87,13 @@ impl Outbound {
         Poll::Ready(Ok(()))
     }
 
+    /// Tells the client that its requests without a reply were not taken, by ending the
+    /// conversation. Ready once it is told.
+    pub(super) fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        let finished = self.sender.poll_finish(cx);
+        self.apply_write_timeout(finished, cx)
+    }
+
     /// Applies the write timeout to the result of polling the sender.
     fn apply_write_timeout(
         &mut self,

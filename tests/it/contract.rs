@@ -48,7 +48,11 @@ on_every_engine! {
     a_call_that_times_out_leaves_a_client_that_can_call_again,
     an_idle_shutdown_ends_at_once,
     a_shutdown_lets_a_request_in_progress_finish,
+    a_shutdown_answers_every_request_that_was_sent_before,
+    a_shutdown_serves_a_client_that_was_not_accepted_yet,
     a_shutdown_ends_what_is_stuck,
+    messages_sent_before_receiving_is_closed_arrive_and_no_others,
+    replies_are_received_after_a_send_has_failed,
     after_a_shutdown_nobody_serves_the_name,
     clients_that_come_and_go_while_the_server_drains_get_whole_replies_or_none,
     a_slow_handler_is_cut_off,
@@ -741,6 +745,102 @@ async fn a_shutdown_lets_a_request_in_progress_finish(kind: Kind) {
         (1, 0, 1)
     );
     assert_eq!(client.recv().await.unwrap().unwrap(), "in progress");
+}
+
+async fn a_shutdown_answers_every_request_that_was_sent_before(kind: Kind) {
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let (asked, mut was_asked) = tokio::sync::mpsc::unbounded_channel();
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let opened = Arc::clone(&gate);
+    let mut server = start!(listener, move |request: Bytes| {
+        let (asked, gate) = (asked.clone(), Arc::clone(&gate));
+        async move {
+            _ = asked.send(());
+            gate.acquire().await.unwrap().forget();
+            Ok::<_, io::Error>(request)
+        }
+    });
+    let mut client = pipe.connect().await;
+    let requests: Vec<_> = (0..4).map(|number| message(number, 100)).collect();
+    for request in &requests {
+        client.send(request.clone()).await.unwrap();
+    }
+    was_asked.recv().await.unwrap();
+    _ = server.stop.take().unwrap().send(());
+    opened.add_permits(requests.len());
+    for request in requests {
+        assert_eq!(client.recv().await.unwrap().unwrap(), request);
+    }
+    assert!(client.recv().await.unwrap().is_none());
+    let summary = server.task.await.unwrap();
+    assert_eq!((summary.served, summary.cut_off), (1, 0));
+    assert_eq!((summary.requests, summary.replies), (4, 4));
+}
+
+async fn a_shutdown_serves_a_client_that_was_not_accepted_yet(kind: Kind) {
+    #[cfg(target_os = "linux")]
+    if kind == Kind::Inherited {
+        // Whoever serves the socket next serves it.
+        return;
+    }
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let mut client = pipe.connect().await;
+    client.send("early").await.unwrap();
+    // Nobody has accepted it when the server begins to shut down.
+    let server = start!(listener, echo);
+    let summary = server.stop().await;
+    assert_eq!((summary.served, summary.replies), (1, 1));
+    assert_eq!(client.recv().await.unwrap().unwrap(), "early");
+    assert!(client.recv().await.unwrap().is_none());
+}
+
+async fn messages_sent_before_receiving_is_closed_arrive_and_no_others(kind: Kind) {
+    let (mut listener, pipe) = kind.bind(ListenerOptions::new());
+    let mut client = pipe.connect().await;
+    for number in 0..20 {
+        client.send(message(number, 100)).await.unwrap();
+    }
+    let mut server = listener.accept().await.unwrap();
+    assert_eq!(server.recv().await.unwrap().unwrap(), message(0, 100));
+    server.close_recv();
+    for number in 1..20 {
+        assert_eq!(server.recv().await.unwrap().unwrap(), message(number, 100));
+    }
+    assert!(server.recv().await.unwrap().is_none());
+    // Where the system can't stop the client, it still learns that nobody received this.
+    let sent = client.send("late").await;
+    if cfg!(not(windows)) {
+        assert!(matches!(sent, Err(SendError::Closed)), "{sent:?}");
+    }
+    server.send("the last").await.unwrap();
+    server.finish().await.unwrap();
+    assert_eq!(client.recv().await.unwrap().unwrap(), "the last");
+    assert!(client.recv().await.unwrap().is_none());
+}
+
+async fn replies_are_received_after_a_send_has_failed(kind: Kind) {
+    let (mut listener, pipe) = kind.bind(ListenerOptions::new());
+    let mut client = pipe.connect().await;
+    let mut server = listener.accept().await.unwrap();
+    for number in 0..3 {
+        server.send(message(number, 100)).await.unwrap();
+    }
+    drop(server);
+    // Tokio's pipe reports a failed write with the next one.
+    while client.send("too late").await.is_ok() {}
+    for number in 0..3 {
+        assert_eq!(client.recv().await.unwrap().unwrap(), message(number, 100));
+    }
+    assert!(client.recv().await.unwrap().is_none());
+
+    // The halves, too.
+    let (mut receiver, mut sender) = pipe.connect().await.into_split();
+    let mut server = listener.accept().await.unwrap();
+    server.send("reply").await.unwrap();
+    drop(server);
+    while sender.send("too late").await.is_ok() {}
+    assert_eq!(receiver.recv().await.unwrap().unwrap(), "reply");
+    assert!(receiver.recv().await.unwrap().is_none());
 }
 
 async fn a_shutdown_ends_what_is_stuck(kind: Kind) {

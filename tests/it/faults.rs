@@ -17,7 +17,8 @@ use std::{
 use fastrand::Rng;
 use pipe_server::{
     BoxError, Bytes, CallError, Client, ClientOptions, ConnectError, Connection, ConnectionInfo,
-    Faults, ListenerOptions, MemoryPipe, PipeListener, Shutdown, Summary, serve, serve_connections,
+    Faults, ListenerOptions, MemoryPipe, PipeListener, SendError, Shutdown, Summary, serve,
+    serve_connections,
 };
 use tokio::{
     sync::Notify,
@@ -426,11 +427,16 @@ async fn echo(
     mut shutdown: Shutdown,
     seen: Arc<Seen>,
 ) -> Result<(), BoxError> {
+    let mut is_closed = false;
     loop {
         let request = tokio::select! {
             biased;
             request = connection.recv() => request?,
-            () = &mut shutdown => None,
+            () = &mut shutdown, if !is_closed => {
+                connection.close_recv();
+                is_closed = true;
+                continue;
+            }
         };
         let Some(request) = request else {
             return Ok(());
@@ -454,6 +460,8 @@ struct Conversation {
     spared: bool,
     /// All of it, or what the server was asked to take before something failed.
     sent: Vec<Bytes>,
+    /// The number of messages whose sending has succeeded.
+    accepted: usize,
     replies: Vec<Bytes>,
     /// Whether it left of its own accord, before the last reply.
     left: bool,
@@ -488,7 +496,7 @@ impl Visitor {
         let pipelines = random.bool();
         let finishes = random.bool();
 
-        let begun = AtomicUsize::new(0);
+        let (begun, accepted) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let replies = Mutex::new(Vec::new());
         let count = || replies.lock().unwrap().len();
         let read = Notify::new();
@@ -496,9 +504,13 @@ impl Visitor {
         let sending = async {
             for message in &messages {
                 begun.fetch_add(1, Ordering::Relaxed);
-                if sender.send(message.clone()).await.is_err() {
-                    return;
+                match sender.send(message.clone()).await {
+                    Ok(()) => {}
+                    // Replies that the server sent before still arrive.
+                    Err(SendError::Closed) => pending().await,
+                    Err(_) => return,
                 }
+                accepted.fetch_add(1, Ordering::Relaxed);
                 while !pipelines && count() < begun.load(Ordering::Relaxed) {
                     read.notified().await;
                 }
@@ -532,6 +544,7 @@ impl Visitor {
             number,
             spared: self.spared,
             sent: messages[..begun.into_inner()].to_vec(),
+            accepted: accepted.into_inner(),
             replies: replies.into_inner().unwrap(),
             left: !stays,
         }
@@ -556,7 +569,11 @@ impl Conversation {
             "conversation {number}: the replies are no prefix of the requests"
         );
         if self.spared {
-            // In a shutdown too: what was received is answered.
+            // In a shutdown too: what was sent is received and answered.
+            assert!(
+                received.len() >= self.accepted,
+                "conversation {number}: a request is lost in a shutdown"
+            );
             assert_eq!(
                 self.replies, *received,
                 "conversation {number}: a reply is lost"

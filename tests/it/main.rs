@@ -23,6 +23,7 @@ mod metrics;
 mod model;
 mod observe;
 mod properties;
+mod restarts;
 mod shared_client;
 #[cfg(all(feature = "json", feature = "postcard"))]
 mod typed;

@@ -12,8 +12,8 @@ use tokio::time::{Sleep, sleep};
 
 use super::pool::{Pool, Request};
 use crate::{
-    client::Client,
-    connection::{RecvHalf, SendHalf},
+    client::{Client, no_reply},
+    connection::{RecvEnd, RecvHalf, SendHalf},
     error::{CallError, CallFailure, RecvError, SendError},
 };
 
@@ -24,8 +24,6 @@ pub(super) struct PooledConnection {
     /// The requests that the engine has taken and the server has not answered, in order. Those
     /// that were given up stay here: their replies still arrive.
     pub(super) in_flight: VecDeque<Request>,
-    /// Requests taken since the engine was last flushed. No others can be unsent.
-    unflushed: usize,
     /// The error after which no more requests can be sent.
     send_error: Option<Arc<CallError>>,
     pub(super) has_replied: bool,
@@ -41,7 +39,6 @@ impl PooledConnection {
             receiver,
             sender,
             in_flight: VecDeque::new(),
-            unflushed: 0,
             send_error: None,
             has_replied: false,
             stalled: None,
@@ -62,13 +59,12 @@ impl PooledConnection {
                     let Some(request) = self.in_flight.pop_front() else {
                         return Poll::Ready(CallFailure::OutOfStep);
                     };
-                    self.unflushed = self.unflushed.min(self.in_flight.len());
                     self.has_replied = true;
                     self.stalled = None;
                     request.answer(Ok(reply));
                     continue;
                 }
-                Ok(None) => CallError::Closed,
+                Ok(None) => no_reply(&self.receiver),
                 Err(error) => error.into(),
             };
             if let (CallError::Recv(RecvError::TooLong { .. }), Some(first)) =
@@ -100,7 +96,6 @@ impl PooledConnection {
     pub(super) fn send(&mut self, request: Request) {
         let message = request.message.clone();
         self.in_flight.push_back(request);
-        self.unflushed += 1;
         if let Err(error) = self.sender.start(message) {
             self.send_failed(error);
         }
@@ -110,38 +105,35 @@ impl PooledConnection {
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<CallFailure> {
         if self.send_error.is_none() {
             match self.sender.poll_flush(cx) {
-                Poll::Ready(Ok(())) => self.unflushed = 0,
                 Poll::Ready(Err(error)) => self.send_failed(error),
-                Poll::Pending => {}
+                Poll::Ready(Ok(())) | Poll::Pending => {}
             }
         }
         match &self.send_error {
-            // The server has closed, or takes no more requests: the receiver ends after the last
-            // reply.
-            Some(error) if !self.in_flight.is_empty() && is_closed(error) => {}
-            Some(error) => return Poll::Ready(CallFailure::Connection(Arc::clone(error))),
-            None => {}
+            // The replies to earlier requests still arrive.
+            Some(error) if self.in_flight.is_empty() => {
+                Poll::Ready(CallFailure::Connection(Arc::clone(error)))
+            }
+            _ => self.poll_stalled(cx),
         }
-        self.poll_stalled(cx)
     }
 
-    /// The request that failed and all after it are not sent. Which one that is, is not known, but
-    /// the last one is always among them.
+    /// The request that failed and all after it were not sent.
     fn send_failed(&mut self, error: SendError) {
+        let unsent = (1 + self.sender.pending()).min(self.in_flight.len());
+        let is_closed = matches!(error, SendError::Closed);
         let error = Arc::new(CallError::from(error));
         self.send_error = Some(Arc::clone(&error));
-        if self.unflushed == 0 {
-            return;
-        }
-        if let Some(mut request) = self.in_flight.pop_back() {
-            // Without any reply, the break counts for all that wait: see `Driver::close`.
-            if !self.has_replied || request.survives_break() {
+        for mut request in self.in_flight.split_off(self.in_flight.len() - unsent) {
+            // A server that has replied and closed is no fault of this request. Without any reply,
+            // the break counts for all that wait: see `Driver::close`.
+            if is_closed || !self.has_replied || request.survives_break() {
                 self.pool.put_back(request);
-                self.pool.changed.notify_one();
             } else {
-                request.fail(CallFailure::Connection(error));
+                request.fail(CallFailure::Connection(Arc::clone(&error)));
             }
         }
+        self.pool.changed.notify_one();
     }
 
     /// Ready once the server has not answered for so long that all calls would time out.
@@ -161,21 +153,20 @@ impl PooledConnection {
     /// Closes the connection. Its requests fail, or wait for another one if they may be sent again.
     pub(super) fn close(self, failure: &CallFailure) {
         let is_aborted = matches!(failure, CallFailure::Aborted);
+        let end = self.receiver.end();
         // First, so that the instance is free for the next connection.
         drop((self.receiver, self.sender));
+        // The server has answered all requests that it took, and says so.
+        let is_finished = end == Some(RecvEnd::HalfClosed);
         for mut request in self.in_flight {
-            request.may_be_executed = true;
-            if !is_aborted && request.survives_break() {
+            request.may_be_executed |= !is_finished;
+            if !is_aborted && (is_finished && self.has_replied || request.survives_break()) {
                 self.pool.put_back(request);
             } else {
                 request.fail(failure.clone());
             }
         }
     }
-}
-
-fn is_closed(error: &CallError) -> bool {
-    matches!(error, CallError::Send(SendError::Closed))
 }
 
 #[cfg(test)]
@@ -224,6 +215,8 @@ mod tests {
         fn turn(&self) -> u32 {
             1
         }
+
+        fn close(&mut self) {}
     }
 
     impl Transmit for Arc<Closing> {
@@ -237,6 +230,10 @@ mod tests {
                 0..=2 => Poll::Ready(Ok(())),
                 _ => Poll::Ready(Err(SendError::Closed)),
             }
+        }
+
+        fn pending(&self) -> usize {
+            0
         }
     }
 

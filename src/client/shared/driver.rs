@@ -39,6 +39,7 @@ impl Driver {
         if mem::replace(&mut pool.queue.lock().has_driver, true) {
             return;
         }
+        pool.queue.lock().was_connected |= first.is_some();
         let first = first.map(|client| PooledConnection::new(pool, client));
         let driver = Self {
             pool: Arc::clone(pool),
@@ -86,6 +87,7 @@ impl Driver {
             () = self.pool.unneeded() => return,
             connected = connecting => connected,
         };
+        self.pool.queue.lock().was_connected = connected.is_ok();
         if let Err(failure) = self.add(connected) {
             self.pool.fail_waiting(&failure, |_| true);
         }

@@ -66,6 +66,9 @@ pub(super) struct Queue {
     /// Grows each time a connection can't be opened, or breaks before the first reply.
     backoff: Backoff,
     pub(super) not_before: Option<Instant>,
+    /// Whether the last attempt to connect succeeded. The server is then waited for when it
+    /// restarts.
+    pub(super) was_connected: bool,
     /// A failure that no call waited for: the next one gets it.
     pub(super) unreported: Option<CallFailure>,
 }
@@ -157,6 +160,8 @@ impl Pool {
             options = options
                 .connect_timeout(Duration::ZERO)
                 .wait_for_server(false);
+        } else if self.queue.lock().was_connected {
+            options = options.wait_by_default();
         }
         match &self.address {
             Address::Name(name) => options.connect(name.clone()).await,

@@ -168,6 +168,14 @@ impl Receive for SeqpacketReceiver {
     fn turn(&self) -> u32 {
         TURN
     }
+
+    /// The kernel checks this state and queues a message under one lock (`unix_dgram_sendmsg` in
+    /// net/unix/af_unix.c). So a message is either sent before, and can be received, or fails with
+    /// `EPIPE`.
+    fn close(&mut self) {
+        // Fails only if the socket is not connected, and then nothing can be received.
+        _ = shutdown(&self.link.socket, Shutdown::Read);
+    }
 }
 
 impl Inbox {
@@ -282,7 +290,10 @@ impl Transmit for SeqpacketSender {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         let socket = &self.link.socket;
         while !self.pending.is_empty() {
-            let mut guard = ready!(socket.poll_write_ready(cx)).map_err(SendError::Io)?;
+            let mut guard = match ready!(socket.poll_write_ready(cx)) {
+                Ok(guard) => guard,
+                Err(error) => return Poll::Ready(Err(self.failed(error))),
+            };
             match guard.try_io(|socket| Ok(send_batch(socket.get_ref(), &self.pending)?)) {
                 Ok(Ok(sent)) => drop(self.pending.drain(..sent)),
                 Ok(Err(error)) => return Poll::Ready(Err(self.failed(error))),
@@ -290,6 +301,10 @@ impl Transmit for SeqpacketSender {
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn pending(&self) -> usize {
+        self.pending.len()
     }
 }
 

@@ -22,7 +22,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use tokio::task::coop;
 use windows_sys::Win32::Foundation::{
-    ERROR_INVALID_PARAMETER, ERROR_PIPE_BUSY, ERROR_PIPE_NOT_CONNECTED,
+    ERROR_INVALID_PARAMETER, ERROR_OPERATION_ABORTED, ERROR_PIPE_BUSY, ERROR_PIPE_NOT_CONNECTED,
 };
 
 use super::{
@@ -142,6 +142,13 @@ impl Instance for OverlappedInstance {
         let pipe = self.pipe.take().ok_or(io::ErrorKind::NotConnected)?;
         Poll::Ready(Ok(channel(pipe, sys::client_of, self.sizes)))
     }
+
+    /// A client can still open the instance until it is dropped, but is not returned.
+    fn close(&mut self) {
+        if let Some(pipe) = &self.pipe {
+            pipe.cancel_connect();
+        }
+    }
 }
 
 fn channel(pipe: PipeEnd, peer: fn(&PipeEnd) -> io::Result<Peer>, sizes: Sizes) -> Channel {
@@ -156,6 +163,7 @@ fn channel(pipe: PipeEnd, peer: fn(&PipeEnd) -> io::Result<Peer>, sizes: Sizes) 
             last_long: 0,
             reading: false,
             found_at_once: false,
+            is_closed: false,
         }),
         sender: Box::new(OverlappedSender {
             link: Arc::clone(&link),
@@ -195,6 +203,7 @@ struct OverlappedReceiver {
     reading: bool,
     /// Whether the last message was there when its read was started.
     found_at_once: bool,
+    is_closed: bool,
 }
 
 impl Receive for OverlappedReceiver {
@@ -215,6 +224,11 @@ impl Receive for OverlappedReceiver {
     fn turn(&self) -> u32 {
         TURN
     }
+
+    /// Windows can't stop the other side. The pipe is empty once a read waits and can be cancelled.
+    fn close(&mut self) {
+        self.is_closed = true;
+    }
 }
 
 impl OverlappedReceiver {
@@ -225,7 +239,13 @@ impl OverlappedReceiver {
                 self.make_room();
             }
             self.reading = true;
-            let read = ready!(self.link.pipe.poll_read(cx, &mut self.buffer));
+            let mut read = self.link.pipe.poll_read(cx, &mut self.buffer);
+            if read.is_pending() && self.is_closed {
+                // The read may have completed meanwhile: its completion tells.
+                self.link.pipe.cancel_read();
+                read = self.link.pipe.poll_read(cx, &mut self.buffer);
+            }
+            let read = ready!(read);
             self.reading = false;
             match read {
                 Ok(MessagePart::Last) => return Poll::Ready(self.take_message()),
@@ -286,7 +306,9 @@ impl OverlappedReceiver {
 
     /// Classifies the error of a read.
     fn classify(&self, error: io::Error) -> Result<Received, RecvError> {
-        if !is_closed_error(&error) {
+        if self.is_closed && code(&error) == Some(ERROR_OPERATION_ABORTED) {
+            Ok(Received::End)
+        } else if !is_closed_error(&error) {
             Err(RecvError::Io(error))
         } else if self.buffer.is_empty() {
             Ok(Received::Closed)
@@ -319,6 +341,10 @@ impl Transmit for OverlappedSender {
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         self.link.pipe.poll_write(cx).map_err(send_error)
+    }
+
+    fn pending(&self) -> usize {
+        usize::from(self.link.pipe.is_writing())
     }
 }
 

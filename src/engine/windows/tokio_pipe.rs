@@ -22,6 +22,7 @@ use tokio::{
     io::Interest,
     net::windows::named_pipe::{NamedPipeServer, PipeMode, ServerOptions},
     runtime::Handle,
+    task::coop,
 };
 use windows_sys::Win32::Foundation::ERROR_NO_DATA;
 
@@ -92,7 +93,8 @@ impl Endpoint for TokioEndpoint {
             .map_err(|error| creation_error(error, first))?;
         self.first.store(false, Ordering::Relaxed);
         Ok(Box::new(TokioInstance {
-            connecting: Box::pin(connect(server)),
+            connecting: Some(Box::pin(connect(server))),
+            is_closed: false,
             max_message_size: self.max_message_size,
         }))
     }
@@ -103,7 +105,9 @@ impl Endpoint for TokioEndpoint {
 }
 
 struct TokioInstance {
-    connecting: Pin<Box<dyn Future<Output = Connected> + Send>>,
+    /// `None` once connected.
+    connecting: Option<Pin<Box<dyn Future<Output = Connected> + Send>>>,
+    is_closed: bool,
     max_message_size: usize,
 }
 
@@ -120,13 +124,28 @@ async fn connect(server: NamedPipeServer) -> Connected {
 
 impl Instance for TokioInstance {
     fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>> {
-        Poll::Ready(match ready!(self.connecting.as_mut().poll(cx)) {
-            Ok(server) => Ok(channel(server, self.max_message_size)),
+        let not_connected = || Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+        let Some(connecting) = &mut self.connecting else {
+            return not_connected();
+        };
+        let connected = match connecting.as_mut().poll(cx) {
+            Poll::Pending if self.is_closed => return not_connected(),
+            connected => ready!(connected),
+        };
+        Poll::Ready(match connected {
+            Ok(server) => {
+                self.connecting = None;
+                Ok(channel(server, self.max_message_size))
+            }
             Err((server, error)) => {
-                self.connecting = Box::pin(connect(server));
+                self.connecting = Some(Box::pin(connect(server)));
                 Err(error)
             }
         })
+    }
+
+    fn close(&mut self) {
+        self.is_closed = true;
     }
 }
 
@@ -139,6 +158,7 @@ fn channel(server: NamedPipeServer, max_message_size: usize) -> Channel {
         receiver: Box::new(TokioReceiver {
             link: Arc::clone(&link),
             max_message_size,
+            is_closed: false,
         }),
         sender: Box::new(TokioSender {
             link: Arc::clone(&link),
@@ -196,6 +216,7 @@ impl Drop for TokioLink {
 struct TokioReceiver {
     link: Arc<TokioLink>,
     max_message_size: usize,
+    is_closed: bool,
 }
 
 impl Receive for TokioReceiver {
@@ -203,10 +224,22 @@ impl Receive for TokioReceiver {
         TURN
     }
 
+    /// mio has a read of its own in flight, which can't be cancelled alone. A message that it
+    /// receives from here on may be lost.
+    fn close(&mut self) {
+        self.is_closed = true;
+    }
+
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
         let mut buffer = [0; READ_SIZE];
         loop {
-            ready!(self.link.server.poll_read_ready(cx)).map_err(RecvError::Io)?;
+            match self.link.server.poll_read_ready(cx) {
+                // Without budget, there may be a message all the same.
+                Poll::Pending if self.is_closed && coop::has_budget_remaining() => {
+                    return Poll::Ready(Ok(Received::End));
+                }
+                is_ready => ready!(is_ready).map_err(RecvError::Io)?,
+            }
             let length = match self.link.server.try_read(&mut buffer) {
                 Ok(length) => length,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
@@ -271,6 +304,10 @@ impl Transmit for TokioSender {
             }
             self.pending = None;
         }
+    }
+
+    fn pending(&self) -> usize {
+        usize::from(self.pending.is_some()) + usize::from(self.writing)
     }
 }
 

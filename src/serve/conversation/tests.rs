@@ -65,6 +65,8 @@ impl Receive for Bursts {
     fn turn(&self) -> u32 {
         4
     }
+
+    fn close(&mut self) {}
 }
 
 impl Transmit for Bursts {
@@ -80,6 +82,10 @@ impl Transmit for Bursts {
     fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         self.sent.store(self.started.load(Relaxed), Relaxed);
         Poll::Ready(Ok(()))
+    }
+
+    fn pending(&self) -> usize {
+        0
     }
 }
 

@@ -3,7 +3,9 @@
 use std::{
     cell::UnsafeCell,
     ffi::c_void,
-    io, mem, ptr,
+    io, mem,
+    os::windows::io::AsRawHandle,
+    ptr,
     sync::Arc,
     task::{Context, Waker},
 };
@@ -17,7 +19,10 @@ use windows_sys::{
     core::BOOL,
 };
 
-use super::functions::GetLastError;
+use super::{
+    functions::{CancelIoEx, GetLastError},
+    handle::Handle,
+};
 use crate::{engine::inline, mutex::Mutex};
 
 /// The operations of one handle.
@@ -192,6 +197,16 @@ impl<B> Operation<B> {
         drop(stage);
         if let Some(waker) = waker {
             waker.wake();
+        }
+    }
+
+    /// Cancels this operation on its handle, if it is in flight. It completes in any case.
+    pub(super) fn cancel(&self, handle: &Handle) {
+        // Locked, so that no other operation is started at this address meanwhile.
+        let stage = self.stage.lock();
+        if matches!(*stage, Stage::Pending { .. }) {
+            // SAFETY: the handle is open, and the address is only compared with those in flight.
+            unsafe { CancelIoEx(handle.as_raw_handle(), self.overlapped.get()) };
         }
     }
 

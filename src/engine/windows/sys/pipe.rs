@@ -218,6 +218,16 @@ impl PipeEnd {
         })
     }
 
+    /// Cancels the wait for a client, if it is in flight. `poll_connect` still returns its result.
+    pub(crate) fn cancel_connect(&self) {
+        self.operations.connect.cancel(&self.handle);
+    }
+
+    /// Cancels the read, if it is in flight. `poll_read` still returns its result.
+    pub(crate) fn cancel_read(&self) {
+        self.operations.read.cancel(&self.handle);
+    }
+
     fn start_read(&self, buffer: BytesMut) -> Option<Done<BytesMut>> {
         let handle = self.handle.as_raw_handle();
         let read = &self.operations.read;
@@ -256,6 +266,11 @@ impl PipeEnd {
             }
         });
         started.map_or(Ok(()), Done::result)
+    }
+
+    /// Returns whether a write is in flight.
+    pub(crate) fn is_writing(&self) -> bool {
+        self.operations.write.is_pending()
     }
 
     /// Ready when no write is in flight, with the result of the last one.
