@@ -219,11 +219,14 @@ impl SharedClientOptions {
 /// connection has brought a reply, the next attempt is delayed by 5 ms, doubling to 1 s, less
 /// random jitter. Calls wait for the attempt, and fail if it does.
 ///
-/// [`SharedCallError`] says what became of the request. One that was certainly not sent is sent on
-/// the next connection. One that the server may have executed fails with
-/// [`Unanswered`](SharedCallError::Unanswered), unless
-/// [`repeat_unanswered`](Self::repeat_unanswered) allows to send it again. In either case it fails
-/// when the third connection breaks under it.
+/// [`SharedCallError`] says what became of the request. One that was certainly not executed is sent
+/// on the next connection, up to ten times: it was not sent, or the server shut down before it took
+/// it. (A server says so by ending the conversation with an empty message, as
+/// [`serve`](crate::serve()) does; on Linux, it stops its clients from sending before.) One that
+/// the server may have executed fails with [`Unanswered`](SharedCallError::Unanswered), unless
+/// [`repeat_unanswered`](Self::repeat_unanswered) allows to send it again, up to three times.
+///
+/// So no call fails while a server is restarted gracefully, and none is executed twice.
 ///
 /// The connections belong to the runtime of the call that opened the first one. If that runtime is
 /// shut down, the calls in flight fail, and the next one opens a connection on its own runtime. The

@@ -506,7 +506,9 @@ pub unsafe fn NtQueryInformationFile(
     _length: u32,
     _class: FILE_INFORMATION_CLASS,
 ) -> NTSTATUS {
-    let connection = world_of(file.addr()).lock().connection(file.addr());
+    let world = world_of(file.addr());
+    let mut state = world.lock();
+    let (connection, unread) = (state.connection(file.addr()), state.unread(file.addr()));
     let information: *mut FILE_PIPE_LOCAL_INFORMATION = information.cast();
     // SAFETY: the caller passes this structure.
     unsafe {
@@ -516,6 +518,7 @@ pub unsafe fn NtQueryInformationFile(
             Connection::Closing => FILE_PIPE_CLOSING_STATE,
             Connection::Disconnected => FILE_PIPE_DISCONNECTED_STATE,
         };
+        (*information).ReadDataAvailable = unread as u32;
     }
     STATUS_SUCCESS
 }

@@ -249,6 +249,16 @@ impl State {
         self.instance(handle).0.state
     }
 
+    /// The number of bytes that an end can read.
+    pub(super) fn unread(&mut self, handle: usize) -> usize {
+        let (instance, side) = self.instance(handle);
+        let queue = match side {
+            Side::Server => &instance.to_server,
+            Side::Client => &instance.to_client,
+        };
+        queue.messages.iter().map(Message::left).sum()
+    }
+
     pub(super) fn owner(&mut self, handle: usize) -> Option<String> {
         let name = self.instance(handle).0.name.clone();
         self.pipes.get(&name)?.descriptor.owner.clone()

@@ -121,13 +121,11 @@ impl PooledConnection {
     /// The request that failed and all after it were not sent.
     fn send_failed(&mut self, error: SendError) {
         let unsent = (1 + self.sender.pending()).min(self.in_flight.len());
-        let is_closed = matches!(error, SendError::Closed);
         let error = Arc::new(CallError::from(error));
         self.send_error = Some(Arc::clone(&error));
         for mut request in self.in_flight.split_off(self.in_flight.len() - unsent) {
-            // A server that has replied and closed is no fault of this request. Without any reply,
-            // the break counts for all that wait: see `Driver::close`.
-            if is_closed || !self.has_replied || request.survives_break() {
+            // Without any reply, the break counts for all that wait: see `Driver::close`.
+            if !self.has_replied || request.survives_break() {
                 self.pool.put_back(request);
             } else {
                 request.fail(CallFailure::Connection(Arc::clone(&error)));
@@ -160,7 +158,7 @@ impl PooledConnection {
         let is_finished = end == Some(RecvEnd::HalfClosed);
         for mut request in self.in_flight {
             request.may_be_executed |= !is_finished;
-            if !is_aborted && (is_finished && self.has_replied || request.survives_break()) {
+            if !is_aborted && request.survives_break() {
                 self.pool.put_back(request);
             } else {
                 request.fail(failure.clone());

@@ -29,9 +29,14 @@ use crate::{
     name::PipeName,
 };
 
-/// The number of connections that may break under one request before it fails. A request that
-/// crashes its server must not do so forever.
+/// The number of connections that may break under a request that the server may have executed,
+/// before it fails. A request that crashes its server must not do so forever.
 const MOST_ATTEMPTS: u8 = 3;
+
+/// The number of connections that may break under a request that was not executed. More, because a
+/// server may be restarted several times in a row. With the delays between them these attempts
+/// take about three seconds.
+const MOST_UNEXECUTED_ATTEMPTS: u8 = 10;
 
 pub(super) type Answer = Result<Bytes, SharedCallError>;
 
@@ -122,7 +127,10 @@ impl Request {
     /// Counts a connection that broke under the request. Returns whether another one may send it.
     pub(super) fn survives_break(&mut self) -> bool {
         self.attempts += 1;
-        self.attempts < MOST_ATTEMPTS && (self.repeat || !self.may_be_executed)
+        match self.may_be_executed {
+            true => self.repeat && self.attempts < MOST_ATTEMPTS,
+            false => self.attempts < MOST_UNEXECUTED_ATTEMPTS,
+        }
     }
 
     pub(super) fn fail(self, failure: CallFailure) {

@@ -62,7 +62,7 @@ pub(crate) fn bind(
     sizes: Sizes,
 ) -> io::Result<Box<dyn Endpoint>> {
     Ok(Box::new(OverlappedEndpoint {
-        address: name.address().to_owned(),
+        address: name.address().into(),
         descriptor: access_list::descriptor(access)?,
         allow_remote,
         sizes,
@@ -90,7 +90,7 @@ pub(crate) fn connect(name: &PipeName, sizes: Sizes, identify: bool) -> io::Resu
 }
 
 struct OverlappedEndpoint {
-    address: String,
+    address: Arc<str>,
     descriptor: SecurityDescriptor,
     allow_remote: bool,
     sizes: Sizes,
@@ -109,8 +109,10 @@ impl Endpoint for OverlappedEndpoint {
             .map_err(|error| creation_error(error, first))?;
         self.first.store(false, Ordering::Relaxed);
         Ok(Box::new(OverlappedInstance {
+            address: Arc::clone(&self.address),
             pipe: Some(pipe),
             failed: false,
+            is_closed: false,
             sizes: self.sizes,
         }))
     }
@@ -121,10 +123,12 @@ impl Endpoint for OverlappedEndpoint {
 }
 
 struct OverlappedInstance {
+    address: Arc<str>,
     /// `None` once connected.
     pipe: Option<PipeEnd>,
     /// Whether waiting for a client has failed and must be restarted.
     failed: bool,
+    is_closed: bool,
     sizes: Sizes,
 }
 
@@ -140,13 +144,25 @@ impl Instance for OverlappedInstance {
             connected?;
         }
         let pipe = self.pipe.take().ok_or(io::ErrorKind::NotConnected)?;
+        if self.is_closed && sys::peer_has_left_nothing(&pipe) {
+            // Most probably the client that `close` made.
+            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+        }
         Poll::Ready(Ok(channel(pipe, sys::client_of, self.sizes)))
     }
 
-    /// A client can still open the instance until it is dropped, but is not returned.
+    /// Windows can't refuse clients. To close the instance, or to cancel its wait and then close
+    /// it, would lose a client that connects at that moment. So this process connects and leaves:
+    /// an instance that had a client refuses others until it is disconnected. If several
+    /// instances wait, another one may get this client, and this one that client's.
     fn close(&mut self) {
-        if let Some(pipe) = &self.pipe {
-            pipe.cancel_connect();
+        self.is_closed = true;
+        match PipeEnd::open(&self.address, rights::REQUESTED) {
+            Ok(_) => {}
+            // Every instance has a client.
+            Err(error) if code(&error) == Some(ERROR_PIPE_BUSY) => {}
+            // The access list keeps even this user out.
+            Err(_) => self.pipe.iter().for_each(PipeEnd::cancel_connect),
         }
     }
 }

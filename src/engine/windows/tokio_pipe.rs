@@ -15,6 +15,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -22,7 +23,7 @@ use tokio::{
     io::Interest,
     net::windows::named_pipe::{NamedPipeServer, PipeMode, ServerOptions},
     runtime::Handle,
-    task::coop,
+    time::{Sleep, sleep},
 };
 use windows_sys::Win32::Foundation::ERROR_NO_DATA;
 
@@ -43,6 +44,10 @@ const READ_SIZE: usize = 4096;
 
 /// The longest message that can be told from the start of a longer one.
 pub(crate) const MAX_MESSAGE_SIZE: usize = READ_SIZE - 1;
+
+/// The time in which mio reports what has happened before. A turn of the I/O driver takes less,
+/// unless the machine is very busy.
+const LAST_REPORT: Duration = Duration::from_millis(50);
 
 /// As long as on Linux: no thread that completes I/O runs tasks of this engine.
 const TURN: u32 = 64;
@@ -94,7 +99,7 @@ impl Endpoint for TokioEndpoint {
         self.first.store(false, Ordering::Relaxed);
         Ok(Box::new(TokioInstance {
             connecting: Some(Box::pin(connect(server))),
-            is_closed: false,
+            closing: Closing::default(),
             max_message_size: self.max_message_size,
         }))
     }
@@ -107,7 +112,7 @@ impl Endpoint for TokioEndpoint {
 struct TokioInstance {
     /// `None` once connected.
     connecting: Option<Pin<Box<dyn Future<Output = Connected> + Send>>>,
-    is_closed: bool,
+    closing: Closing,
     max_message_size: usize,
 }
 
@@ -128,9 +133,9 @@ impl Instance for TokioInstance {
         let Some(connecting) = &mut self.connecting else {
             return not_connected();
         };
-        let connected = match connecting.as_mut().poll(cx) {
-            Poll::Pending if self.is_closed => return not_connected(),
-            connected => ready!(connected),
+        let Poll::Ready(connected) = connecting.as_mut().poll(cx) else {
+            ready!(self.closing.poll_over(cx));
+            return not_connected();
         };
         Poll::Ready(match connected {
             Ok(server) => {
@@ -145,7 +150,36 @@ impl Instance for TokioInstance {
     }
 
     fn close(&mut self) {
-        self.is_closed = true;
+        self.closing.begin();
+    }
+}
+
+/// What is in the pipe after it was closed for more. mio has an operation of its own in flight,
+/// which can't be cancelled alone, and reports that it has completed only when the I/O driver runs.
+/// So what is there `LAST_REPORT` after closing is the rest.
+#[derive(Default)]
+struct Closing {
+    has_begun: bool,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Closing {
+    fn begin(&mut self) {
+        self.has_begun = true;
+    }
+
+    /// Ready once nothing more is expected. Polled each time that nothing is there.
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.has_begun {
+            return Poll::Pending;
+        }
+        let sleep = self
+            .sleep
+            .get_or_insert_with(|| Box::pin(sleep(LAST_REPORT)));
+        if !sleep.is_elapsed() {
+            ready!(sleep.as_mut().poll(cx));
+        }
+        Poll::Ready(())
     }
 }
 
@@ -158,7 +192,7 @@ fn channel(server: NamedPipeServer, max_message_size: usize) -> Channel {
         receiver: Box::new(TokioReceiver {
             link: Arc::clone(&link),
             max_message_size,
-            is_closed: false,
+            closing: Closing::default(),
         }),
         sender: Box::new(TokioSender {
             link: Arc::clone(&link),
@@ -216,7 +250,7 @@ impl Drop for TokioLink {
 struct TokioReceiver {
     link: Arc<TokioLink>,
     max_message_size: usize,
-    is_closed: bool,
+    closing: Closing,
 }
 
 impl Receive for TokioReceiver {
@@ -224,22 +258,18 @@ impl Receive for TokioReceiver {
         TURN
     }
 
-    /// mio has a read of its own in flight, which can't be cancelled alone. A message that it
-    /// receives from here on may be lost.
     fn close(&mut self) {
-        self.is_closed = true;
+        self.closing.begin();
     }
 
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
         let mut buffer = [0; READ_SIZE];
         loop {
-            match self.link.server.poll_read_ready(cx) {
-                // Without budget, there may be a message all the same.
-                Poll::Pending if self.is_closed && coop::has_budget_remaining() => {
-                    return Poll::Ready(Ok(Received::End));
-                }
-                is_ready => ready!(is_ready).map_err(RecvError::Io)?,
-            }
+            let Poll::Ready(is_ready) = self.link.server.poll_read_ready(cx) else {
+                ready!(self.closing.poll_over(cx));
+                return Poll::Ready(Ok(Received::End));
+            };
+            is_ready.map_err(RecvError::Io)?;
             let length = match self.link.server.try_read(&mut buffer) {
                 Ok(length) => length,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,

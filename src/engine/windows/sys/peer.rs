@@ -31,6 +31,17 @@ use crate::peer::{Peer, UserId};
 /// (see `pipe`); this call waits, if at all, on its own event (ReactOS `NtQueryInformationFile`,
 /// for files that were not opened for synchronous I/O).
 pub(crate) fn peer_has_closed(end: &impl AsRawHandle) -> bool {
+    state_of(end).is_none_or(|state| state.NamedPipeState != FILE_PIPE_CONNECTED_STATE)
+}
+
+/// Returns whether the other side has closed, and nothing that it wrote is left to read.
+pub(crate) fn peer_has_left_nothing(end: &impl AsRawHandle) -> bool {
+    state_of(end).is_none_or(|state| {
+        state.NamedPipeState != FILE_PIPE_CONNECTED_STATE && state.ReadDataAvailable == 0
+    })
+}
+
+fn state_of(end: &impl AsRawHandle) -> Option<FILE_PIPE_LOCAL_INFORMATION> {
     let mut information = FILE_PIPE_LOCAL_INFORMATION::default();
     let mut status_block = IO_STATUS_BLOCK::default();
     // SAFETY: the handle is open as long as `end` is borrowed; both structures outlive the call,
@@ -44,7 +55,7 @@ pub(crate) fn peer_has_closed(end: &impl AsRawHandle) -> bool {
             FilePipeLocalInformation,
         )
     };
-    status < 0 || information.NamedPipeState != FILE_PIPE_CONNECTED_STATE
+    (status >= 0).then_some(information)
 }
 
 /// The client of a server's end. The user is taken from its token, since process ids are reused.
