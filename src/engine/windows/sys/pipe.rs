@@ -52,7 +52,7 @@ use windows_sys::Win32::{
     Foundation::{ERROR_MORE_DATA, ERROR_NO_DATA, ERROR_PIPE_CONNECTED, ERROR_SUCCESS},
     Storage::FileSystem::{
         FILE_FLAG_FIRST_PIPE_INSTANCE, FILE_FLAG_OVERLAPPED, OPEN_EXISTING, PIPE_ACCESS_DUPLEX,
-        SECURITY_IDENTIFICATION, SECURITY_SQOS_PRESENT,
+        SECURITY_CONTEXT_TRACKING, SECURITY_IDENTIFICATION, SECURITY_SQOS_PRESENT,
     },
     System::{
         Pipes::{
@@ -117,7 +117,10 @@ impl PipeEnd {
     }
 
     /// Opens a client's end (`CreateFileW`) in message read mode. The server can identify this user
-    /// but not impersonate it. `server_of` requires an end opened with `READ_CONTROL` among its
+    /// but not impersonate it. It takes this user's token from each message (dynamic tracking),
+    /// because one taken at the open may be lost: see
+    /// `a_client_with_static_tracking_that_opens_before_connect_may_never_be_identified` in
+    /// `tests/windows_facts.rs`. `server_of` requires an end opened with `READ_CONTROL` among its
     /// `rights`.
     pub(crate) fn open(address: &str, rights: u32) -> io::Result<Self> {
         let address = wide(address);
@@ -129,7 +132,10 @@ impl PipeEnd {
                 0,
                 ptr::null(),
                 OPEN_EXISTING,
-                FILE_FLAG_OVERLAPPED | SECURITY_SQOS_PRESENT | SECURITY_IDENTIFICATION,
+                FILE_FLAG_OVERLAPPED
+                    | SECURITY_SQOS_PRESENT
+                    | SECURITY_IDENTIFICATION
+                    | SECURITY_CONTEXT_TRACKING,
                 ptr::null_mut(),
             ))?
         };
