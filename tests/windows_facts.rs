@@ -295,6 +295,41 @@ mod messages {
         assert_eq!(server.end(read), ended(ERROR_SUCCESS, b""));
     }
 
+    /// The pipe's type decides, not the reader's mode.
+    #[test]
+    fn an_empty_message_ends_a_read_in_byte_mode_too() {
+        let _model = on_the_model();
+        let name = Name::new();
+        let server = name.create().on_a_port();
+        let client = name.try_open(READ_WRITE).unwrap();
+        let read = client.start_read(64);
+        assert_eq!(read.returned, ERROR_IO_PENDING);
+        assert_eq!(server.write(b""), ERROR_SUCCESS);
+        assert_eq!(client.end(read), ended(ERROR_SUCCESS, b""));
+        // It is queued, too.
+        assert_eq!(server.write(b""), ERROR_SUCCESS);
+        assert_eq!(client.read(64), ended(ERROR_SUCCESS, b""));
+        assert_eq!(server.write(b"next"), ERROR_SUCCESS);
+        assert_eq!(client.read(64), ended(ERROR_SUCCESS, b"next"));
+    }
+
+    #[test]
+    fn an_empty_write_to_a_byte_pipe_ends_no_read() {
+        let _model = on_the_model();
+        let name = Name::new();
+        let instance = Instance {
+            mode: PIPE_TYPE_BYTE,
+            ..Instance::default()
+        };
+        let server = name.try_create(instance).unwrap().on_a_port();
+        let client = name.try_open(READ_WRITE).unwrap();
+        let read = client.start_read(64);
+        assert_eq!(read.returned, ERROR_IO_PENDING);
+        assert_eq!(server.write(b""), ERROR_SUCCESS);
+        assert_eq!(server.write(b"next"), ERROR_SUCCESS);
+        assert_eq!(client.end(read), ended(ERROR_SUCCESS, b"next"));
+    }
+
     #[test]
     fn without_a_port_a_short_read_fails_with_234_at_once() {
         let _model = on_the_model();

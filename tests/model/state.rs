@@ -374,13 +374,17 @@ impl State {
         if instance.state == Connection::Disconnected && side == Side::Client {
             return ERROR_PIPE_NOT_CONNECTED;
         }
-        let name = instance.name.clone();
-        let keeps_messages = self.pipes.get(&name).is_none_or(|pipe| pipe.keeps_messages);
-        if messages && !keeps_messages {
+        if messages && !self.keeps_messages(handle) {
             return ERROR_INVALID_PARAMETER;
         }
         self.file(handle).reads_messages = messages;
         ERROR_SUCCESS
+    }
+
+    /// Whether a handle's pipe has the message type.
+    fn keeps_messages(&mut self, handle: usize) -> bool {
+        let name = self.instance(handle).0.name.clone();
+        self.pipes.get(&name).is_none_or(|pipe| pipe.keeps_messages)
     }
 
     /// Prepares an operation on a handle.
@@ -545,7 +549,7 @@ impl State {
         };
         let reader = reader.expect("both ends of a connected instance are open");
         let reads_messages = self.file(reader).reads_messages;
-        if operation.length == 0 && !reads_messages {
+        if operation.length == 0 && !self.keeps_messages(operation.file) {
             return over(ERROR_SUCCESS, 0);
         }
         let mut message = Message {

@@ -156,6 +156,25 @@ tests! {
         }
     }
 
+    async fn a_message_that_fills_the_buffer_exactly_ends_before_the_next() {
+        for waits_already in [true, false] {
+            let (server, client) = connected();
+            let mut buffer = BytesMut::with_capacity(1000);
+            assert_eq!(buffer.capacity(), 1000);
+            if !waits_already {
+                let polled = poll_fn(|cx| Poll::Ready(server.poll_read(cx, &mut buffer))).await;
+                assert!(polled.is_pending());
+            }
+            for message in [&[1; 1000][..], &[2; 10]] {
+                client.start_write(Bytes::from_static(message)).unwrap();
+                poll_fn(|cx| client.poll_write(cx)).await.unwrap();
+            }
+            assert_eq!(read(&server, &mut buffer).await.unwrap(), MessagePart::Last);
+            assert_eq!(buffer, [1; 1000][..]);
+            assert_eq!(read_message(&server).await.unwrap(), [2; 10][..]);
+        }
+    }
+
     async fn a_waker_that_panics_does_not_free_the_buffer_of_a_pending_read() {
         let (server, client) = connected();
         let mut buffer = BytesMut::with_capacity(4096);
