@@ -11,7 +11,7 @@ use std::{
 
 use pipe_server::{
     Access, BindError, Bytes, Client, ClientOptions, ConnectError, Connection, ListenerOptions,
-    Peer, PipeListener, RecvError, Trust, UserId,
+    Peer, PipeListener, RecvError, SendError, Trust, UserId,
     model::{Model, Options, User, run, seeds},
     os::windows::{Engine, ListenerOptionsExt as _},
     serve,
@@ -19,7 +19,8 @@ use pipe_server::{
 use support::{in_time, message, unique_name};
 use tokio::{sync::oneshot, task::yield_now};
 use windows_sys::Win32::Foundation::{
-    ERROR_BROKEN_PIPE, ERROR_NO_SYSTEM_RESOURCES, ERROR_OPERATION_ABORTED,
+    ERROR_BROKEN_PIPE, ERROR_NO_SYSTEM_RESOURCES, ERROR_NOT_ENOUGH_QUOTA, ERROR_OPERATION_ABORTED,
+    ERROR_WORKING_SET_QUOTA,
 };
 
 /// Serves a pipe with `access` as `server`, and connects to it as `client`.
@@ -326,6 +327,44 @@ async fn replace_failed(most: usize) {
         client.send(sent.clone()).await.unwrap();
         assert_eq!(connection.recv().await.unwrap().unwrap(), sent);
         connected.push((client, connection));
+    }
+}
+
+#[test]
+fn a_message_that_the_system_has_no_memory_for_says_what_to_do() {
+    for seed in seeds(30) {
+        run(Options::seeded(seed), || in_time(send_without_memory()));
+    }
+}
+
+async fn send_without_memory() {
+    let mut listener = bind(ListenerOptions::new()).unwrap();
+    for code in [
+        ERROR_NO_SYSTEM_RESOURCES,
+        ERROR_WORKING_SET_QUOTA,
+        ERROR_NOT_ENOUGH_QUOTA,
+    ] {
+        let mut client = Client::connect(listener.path()).await.unwrap();
+        let mut connection = listener.accept().await.unwrap();
+        Model::fail_next_write(code);
+        assert_no_memory(client.send(message(1, 50_000)).await, code);
+        Model::fail_next_write(code);
+        assert_no_memory(connection.send(message(1, 50_000)).await, code);
+    }
+}
+
+fn assert_no_memory(sent: Result<(), SendError>, code: u32) {
+    let Err(SendError::Io(error)) = sent else {
+        panic!("{sent:?}");
+    };
+    assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
+    let text = error.to_string();
+    for part in [
+        "50000 bytes",
+        "send smaller messages",
+        &format!("os error {code}"),
+    ] {
+        assert!(text.contains(part), "{text}");
     }
 }
 

@@ -26,9 +26,9 @@ use windows_sys::{
             ERROR_INVALID_ACL, ERROR_INVALID_PARAMETER, ERROR_IO_INCOMPLETE, ERROR_IO_PENDING,
             ERROR_NO_SYSTEM_RESOURCES, ERROR_NO_TOKEN, ERROR_NOT_ENOUGH_MEMORY,
             ERROR_NOT_ENOUGH_QUOTA, ERROR_NOT_FOUND, ERROR_NOT_SUPPORTED, ERROR_OPERATION_ABORTED,
-            ERROR_PIPE_BUSY, ERROR_PIPE_NOT_CONNECTED, ERROR_SUCCESS, HANDLE, HLOCAL,
-            INVALID_HANDLE_VALUE, NTSTATUS, STATUS_SUCCESS, WAIT_OBJECT_0, WAIT_TIMEOUT,
-            WIN32_ERROR,
+            ERROR_PIPE_BUSY, ERROR_PIPE_NOT_CONNECTED, ERROR_SUCCESS, ERROR_WORKING_SET_QUOTA,
+            HANDLE, HLOCAL, INVALID_HANDLE_VALUE, NTSTATUS, STATUS_SUCCESS, WAIT_OBJECT_0,
+            WAIT_TIMEOUT, WIN32_ERROR,
         },
         Security::{
             ACL, Authorization::SE_OBJECT_TYPE, OBJECT_SECURITY_INFORMATION, PSECURITY_DESCRIPTOR,
@@ -333,11 +333,13 @@ pub unsafe fn WriteFile(
             &[
                 ERROR_NO_SYSTEM_RESOURCES,
                 ERROR_NOT_ENOUGH_QUOTA,
+                ERROR_WORKING_SET_QUOTA,
                 ERROR_PIPE_NOT_CONNECTED,
             ],
-            |state, operation| match may {
-                true => state.write(operation),
-                false => denied(),
+            |state, operation| match state.next_write_fails.take() {
+                Some(code) => Outcome::Over { code, length: 0 },
+                None if may => state.write(operation),
+                None => denied(),
             },
         )
     }

@@ -46,6 +46,8 @@ pub(super) struct State {
     pub(super) blocks: Blocks,
     pub(super) objects: BTreeMap<usize, Object>,
     pub(super) stopping: bool,
+    /// The error of the next `WriteFile`.
+    pub(super) next_write_fails: Option<u32>,
     /// The number of the latest handle or object.
     next: usize,
     pipes: BTreeMap<String, Pipe>,
@@ -194,6 +196,7 @@ impl State {
             blocks: Blocks::default(),
             objects: BTreeMap::new(),
             stopping: false,
+            next_write_fails: None,
             next: world << WORLD_BITS,
             pipes: BTreeMap::new(),
             instances: BTreeMap::new(),

@@ -97,6 +97,11 @@ impl Model {
         BEFORE_CONNECT.set(Some(Box::new(hook)));
     }
 
+    /// Makes the next `WriteFile` on this thread's system fail.
+    pub fn fail_next_write(code: u32) {
+        current().lock().next_write_fails = Some(code);
+    }
+
     /// Ends every connect in flight on this thread's system with an error. Returns the number of
     /// connects.
     pub fn fail_connects(code: u32) -> usize {

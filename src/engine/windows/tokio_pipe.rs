@@ -269,6 +269,7 @@ impl Transmit for TokioSender {
                 Ok(()) => self.writing = true,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => {
+                    let error = sys::write_error(error, message.len());
                     self.pending = None;
                     return Poll::Ready(Err(send_error(error)));
                 }
