@@ -426,6 +426,46 @@ fn nothing_is_installed_with_options_that_are_wrong() {
     assert!(line.contains("os error 1060"), "{line}");
 }
 
+/// Every user can read the command line of a service.
+#[cfg(feature = "nats")]
+#[test]
+fn credentials_do_not_become_part_of_a_service() {
+    let name = unique_name();
+    let forward = "nats://worker:s3cr3t@127.0.0.1/work";
+    let command = |arguments: &[&str]| {
+        let mut command = Command::new(SERVER);
+        command
+            .args(["--service", "install", "--service-name", &name.text])
+            .args(["--access", "everyone"])
+            .args(arguments)
+            .stdin(Stdio::null());
+        command
+    };
+    for mut command in [
+        command(&["--forward", forward]),
+        command(&["--forward=nats://t0k3n@127.0.0.1/work"]),
+        command(&["--exec", "fetch https://worker:s3cr3t@127.0.0.1/work"]),
+    ] {
+        refuses_credentials(command.output().unwrap());
+    }
+    let mut from_environment = command(&[]);
+    from_environment.env("PIPE_SERVER_FORWARD", forward);
+    refuses_credentials(from_environment.output().unwrap());
+    let line = error(&run("remove", &name, &[]), 1);
+    assert!(line.contains("os error 1060"), "{line}");
+}
+
+#[cfg(feature = "nats")]
+fn refuses_credentials(output: Output) {
+    let line = error(&output, 2);
+    assert!(line.contains("every user can read"), "{line}");
+    assert!(line.contains("--config"), "{line}");
+    assert!(
+        !line.contains("s3cr3t") && !line.contains("t0k3n"),
+        "{line}"
+    );
+}
+
 #[test]
 fn a_service_started_by_a_user_says_how_to_start_it() {
     let _alone = ONE_AT_A_TIME.blocking_lock();
