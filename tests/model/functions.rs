@@ -644,7 +644,7 @@ pub unsafe fn GetTokenInformation(
             unsafe {
                 information
                     .cast::<SECURITY_IMPERSONATION_LEVEL>()
-                    .write(level)
+                    .write(level);
             };
             return 1;
         }
