@@ -7,8 +7,7 @@ use std::{fmt, str::FromStr};
 ///
 /// # Windows
 ///
-/// A client is identified by the user of the token that it connected with, and a server by the
-/// owner of its pipe. The tests cover the first three rows on a model of Windows; the others have
+/// A client is identified by the user of its token, and a server by the owner of its pipe. The tests cover the first three rows on a model of Windows; the others have
 /// not been observed on Windows.
 ///
 /// | client | its [`user`](Self::user) | source |
@@ -16,7 +15,8 @@ use std::{fmt, str::FromStr};
 /// | elevated or not, and logged on through SSH or not | the same SID | elevation changes groups and privileges (*How User Account Control works*) |
 /// | LocalSystem | `S-1-5-18` | *Well-known SIDs*, as the next row |
 /// | LocalService, NetworkService | `S-1-5-19`, `S-1-5-20` | shared by all services of the account |
-/// | without security quality of service, as most programs connect | known once a message has been received | *ImpersonateNamedPipeClient function* |
+/// | of this library, or without security quality of service, as most programs connect | known once a message has been received | *ImpersonateNamedPipeClient function* |
+/// | with static tracking | known when it connects, or not at all | `NpListen` of ReactOS: see `tests/windows_facts.rs` |
 /// | of low integrity, or in an AppContainer | the user's SID, as of any process of that user: neither the level nor the package is known | *Mandatory Integrity Control*; `TokenAppContainerSid` in *TOKEN_INFORMATION_CLASS* |
 /// | with `SECURITY_ANONYMOUS` | asking for the peer fails | *Impersonation Levels* |
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -292,8 +292,8 @@ impl<H, T> Serve<H, T> {
     /// peer and the error is logged.
     ///
     /// On Linux, `authorize` is called when the client connects. The same holds on Windows if the
-    /// system can identify the client by then. Other Windows clients, such as those that ask for
-    /// dynamic tracking, are identified once their first message has been received
+    /// system can identify the client by then. Other Windows clients, those of this library among
+    /// them, are identified once their first message has been received
     /// (*ImpersonateNamedPipeClient*). That message reaches the handler only if the client is
     /// authorized, and `on_connect` runs after it was received. A client that can't be identified
     /// even then is refused.
@@ -346,7 +346,7 @@ impl<H, T> Serve<H, T> {
     /// If `connect` returns an error, the connection is closed, and a warning with its peer and the
     /// error is logged. A server that only refuses clients, without a session, returns `Ok(())`.
     ///
-    /// On Windows some clients can be identified only once a message has been received from them,
+    /// On Windows most clients can be identified only once a message has been received from them,
     /// so [`ConnectionInfo::peer`] may fail here. With [`authorize`](Self::authorize) it does not
     /// fail, since `connect` then runs after the client was identified.
     ///

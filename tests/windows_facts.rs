@@ -14,23 +14,32 @@ use std::thread;
 
 use windows_sys::Win32::{
     Foundation::{
-        ERROR_ACCESS_DENIED, ERROR_BROKEN_PIPE, ERROR_FILE_NOT_FOUND, ERROR_HANDLES_CLOSED,
+        ERROR_ACCESS_DENIED, ERROR_BROKEN_PIPE, ERROR_CANNOT_IMPERSONATE,
+        ERROR_CANT_OPEN_ANONYMOUS, ERROR_FILE_NOT_FOUND, ERROR_HANDLES_CLOSED,
         ERROR_INVALID_PARAMETER, ERROR_IO_PENDING, ERROR_MORE_DATA, ERROR_NO_DATA, ERROR_NOT_FOUND,
         ERROR_OPERATION_ABORTED, ERROR_PIPE_BUSY, ERROR_PIPE_CONNECTED, ERROR_PIPE_LISTENING,
         ERROR_PIPE_NOT_CONNECTED, ERROR_SUCCESS,
     },
+    Security::{
+        SECURITY_IMPERSONATION_LEVEL, SecurityAnonymous, SecurityIdentification,
+        SecurityImpersonation, TokenUser,
+    },
     Storage::FileSystem::{
         FILE_FLAG_FIRST_PIPE_INSTANCE, FILE_READ_ATTRIBUTES, FILE_READ_DATA, FILE_WRITE_ATTRIBUTES,
-        FILE_WRITE_DATA, SYNCHRONIZE,
+        FILE_WRITE_DATA, SECURITY_ANONYMOUS, SECURITY_CONTEXT_TRACKING, SECURITY_IDENTIFICATION,
+        SECURITY_SQOS_PRESENT, SYNCHRONIZE,
     },
     System::Pipes::PIPE_TYPE_BYTE,
 };
 
 #[cfg(pipe_model)]
 use pipe_server::model::Form;
-use support::raw_pipe::{
-    End, Instance, LONG, Mode, Name, QUOTA, READ_WRITE, ended, long_message, on_the_model, pair,
-    pair_with,
+use support::{
+    raw_pipe::{
+        End, Instance, LONG, Mode, Name, QUOTA, READ_WRITE, ended, long_message, on_the_model,
+        on_the_model_that, pair, pair_with,
+    },
+    token::{client_of, sid_of_process},
 };
 
 /// The system that the tests run on.
@@ -284,6 +293,41 @@ mod messages {
         assert_eq!(read.returned, ERROR_IO_PENDING);
         assert_eq!(client.write(b""), ERROR_SUCCESS);
         assert_eq!(server.end(read), ended(ERROR_SUCCESS, b""));
+    }
+
+    /// The pipe's type decides, not the reader's mode.
+    #[test]
+    fn an_empty_message_ends_a_read_in_byte_mode_too() {
+        let _model = on_the_model();
+        let name = Name::new();
+        let server = name.create().on_a_port();
+        let client = name.try_open(READ_WRITE).unwrap();
+        let read = client.start_read(64);
+        assert_eq!(read.returned, ERROR_IO_PENDING);
+        assert_eq!(server.write(b""), ERROR_SUCCESS);
+        assert_eq!(client.end(read), ended(ERROR_SUCCESS, b""));
+        // It is queued, too.
+        assert_eq!(server.write(b""), ERROR_SUCCESS);
+        assert_eq!(client.read(64), ended(ERROR_SUCCESS, b""));
+        assert_eq!(server.write(b"next"), ERROR_SUCCESS);
+        assert_eq!(client.read(64), ended(ERROR_SUCCESS, b"next"));
+    }
+
+    #[test]
+    fn an_empty_write_to_a_byte_pipe_ends_no_read() {
+        let _model = on_the_model();
+        let name = Name::new();
+        let instance = Instance {
+            mode: PIPE_TYPE_BYTE,
+            ..Instance::default()
+        };
+        let server = name.try_create(instance).unwrap().on_a_port();
+        let client = name.try_open(READ_WRITE).unwrap();
+        let read = client.start_read(64);
+        assert_eq!(read.returned, ERROR_IO_PENDING);
+        assert_eq!(server.write(b""), ERROR_SUCCESS);
+        assert_eq!(server.write(b"next"), ERROR_SUCCESS);
+        assert_eq!(client.end(read), ended(ERROR_SUCCESS, b"next"));
     }
 
     #[test]
@@ -803,10 +847,143 @@ mod access {
     }
 }
 
+mod identity {
+    use super::*;
+
+    /// The flags of the library's client: the server can identify it, but not impersonate it, and
+    /// takes its token from its messages.
+    const CLIENT_FLAGS: u32 =
+        SECURITY_SQOS_PRESENT | SECURITY_IDENTIFICATION | SECURITY_CONTEXT_TRACKING;
+
+    /// The same with a token taken when the client opens.
+    const STATIC_FLAGS: u32 = SECURITY_SQOS_PRESENT | SECURITY_IDENTIFICATION;
+
+    /// This user, at the level that the client asked for. Wine ignores that.
+    fn user(level: SECURITY_IMPERSONATION_LEVEL) -> Result<(String, i32), u32> {
+        let level = match System::current() {
+            System::Wine8 | System::Wine10 => SecurityImpersonation,
+            _ => level,
+        };
+        Ok((sid_of_process(TokenUser), level))
+    }
+
+    /// Asserts that `server` can't identify its client, or that it is `known`: no page says which.
+    /// On the model it is what `unknown` says.
+    fn assert_unknown_or(server: &End, known: &Result<(String, i32), u32>, unknown: bool) {
+        let found = client_of(server);
+        let is_unknown = found == Err(ERROR_CANNOT_IMPERSONATE);
+        assert!(is_unknown || found == *known, "{found:?}");
+        if cfg!(pipe_model) {
+            assert_eq!(is_unknown, unknown);
+        }
+    }
+
+    #[test]
+    fn a_client_with_static_tracking_can_be_identified_before_a_read() {
+        let _model = on_the_model();
+        let name = Name::new();
+        let server = name.create();
+        let _client = name.open_with(READ_WRITE, STATIC_FLAGS).unwrap();
+        assert_eq!(client_of(&server), user(SecurityIdentification));
+    }
+
+    #[test]
+    fn a_client_without_security_qos_can_be_identified_after_a_read() {
+        let _model = on_the_model();
+        let name = Name::new();
+        let server = name.create();
+        let client = name.open();
+        let known = user(SecurityImpersonation);
+        assert_unknown_or(&server, &known, true);
+        assert_eq!(client.write(b"hello"), ERROR_SUCCESS);
+        assert_eq!(server.read(64).code, ERROR_SUCCESS);
+        assert_eq!(client_of(&server), known);
+    }
+
+    /// The library's client opens this way.
+    #[test]
+    fn a_client_with_dynamic_tracking_can_be_identified_after_a_read() {
+        let _model = on_the_model();
+        let name = Name::new();
+        let server = name.create();
+        let client = name.open_with(READ_WRITE, CLIENT_FLAGS).unwrap();
+        let known = user(SecurityIdentification);
+        assert_unknown_or(&server, &known, true);
+        assert_eq!(client.write(b"hello"), ERROR_SUCCESS);
+        assert_eq!(server.read(2).code, ERROR_MORE_DATA);
+        assert_eq!(client_of(&server), known);
+        assert_eq!(server.read(64).code, ERROR_SUCCESS);
+        assert_eq!(client_of(&server), known);
+    }
+
+    /// Whether it is known before or not, and whether its message was written before or not.
+    #[test]
+    fn a_client_with_dynamic_tracking_that_opens_before_connect_is_identified_after_a_read() {
+        for forgets in [false, true] {
+            let _model = on_the_model_that(forgets);
+            for (flags, level) in [
+                (CLIENT_FLAGS, SecurityIdentification),
+                (0, SecurityImpersonation),
+            ] {
+                for writes_early in [false, true] {
+                    let name = Name::new();
+                    let server = name.create();
+                    let client = name.open_with(READ_WRITE, flags).unwrap();
+                    if writes_early {
+                        assert_eq!(client.write(b"early"), ERROR_SUCCESS);
+                    }
+                    assert_eq!(server.connect(), ERROR_PIPE_CONNECTED);
+                    let known = user(level);
+                    assert_unknown_or(&server, &known, true);
+                    if !writes_early {
+                        assert_eq!(client.write(b"late"), ERROR_SUCCESS);
+                    }
+                    assert_eq!(server.read(64).code, ERROR_SUCCESS);
+                    assert_eq!(client_of(&server), known);
+                }
+            }
+        }
+    }
+
+    /// Why the library's client does not open this way.
+    #[test]
+    fn a_client_with_static_tracking_that_opens_before_connect_may_never_be_identified() {
+        for forgets in [false, true] {
+            let _model = on_the_model_that(forgets);
+            let name = Name::new();
+            let server = name.create();
+            let client = name.open_with(READ_WRITE, STATIC_FLAGS).unwrap();
+            assert_eq!(server.connect(), ERROR_PIPE_CONNECTED);
+            let known = user(SecurityIdentification);
+            assert_unknown_or(&server, &known, forgets);
+            let before = client_of(&server);
+            assert_eq!(client.write(b"hello"), ERROR_SUCCESS);
+            assert_eq!(server.read(64).code, ERROR_SUCCESS);
+            assert_eq!(client_of(&server), before);
+        }
+    }
+
+    #[test]
+    fn an_anonymous_client_cannot_be_identified() {
+        let _model = on_the_model();
+        let name = Name::new();
+        let server = name.create();
+        let flags = SECURITY_SQOS_PRESENT | SECURITY_ANONYMOUS;
+        let client = name.open_with(READ_WRITE, flags).unwrap();
+        assert_eq!(client.write(b"hello"), ERROR_SUCCESS);
+        assert_eq!(server.read(64).code, ERROR_SUCCESS);
+        let expected = match System::current() {
+            System::Wine8 | System::Wine10 => user(SecurityAnonymous),
+            _ => Err(ERROR_CANT_OPEN_ANONYMOUS),
+        };
+        assert_eq!(client_of(&server), expected);
+    }
+}
+
 /// Facts that need more of Windows than the model has.
 #[cfg(not(pipe_model))]
 mod beyond_the_model {
-    use std::{mem, process, ptr, slice};
+    use std::{mem, process, ptr};
 
     use windows_sys::{
         Wdk::Storage::FileSystem::{
@@ -815,34 +992,27 @@ mod beyond_the_model {
             NtQueryInformationFile,
         },
         Win32::{
-            Foundation::{
-                ERROR_CANNOT_IMPERSONATE, ERROR_CANT_OPEN_ANONYMOUS, HANDLE, STATUS_SUCCESS,
-            },
+            Foundation::{HANDLE, STATUS_SUCCESS},
             Security::{
-                Authorization::{ConvertSidToStringSidW, GetSecurityInfo, SE_KERNEL_OBJECT},
-                GetTokenInformation, OWNER_SECURITY_INFORMATION, PSID, RevertToSelf,
-                SecurityIdentification, SecurityImpersonation, TOKEN_INFORMATION_CLASS,
-                TOKEN_QUERY, TokenImpersonationLevel, TokenOwner, TokenUser,
+                Authorization::{GetSecurityInfo, SE_KERNEL_OBJECT},
+                OWNER_SECURITY_INFORMATION, TokenOwner,
             },
-            Storage::FileSystem::{
-                READ_CONTROL, SECURITY_ANONYMOUS, SECURITY_IDENTIFICATION, SECURITY_SQOS_PRESENT,
-            },
+            Storage::FileSystem::READ_CONTROL,
             System::{
                 IO::IO_STATUS_BLOCK,
                 Pipes::{
                     GetNamedPipeClientProcessId, GetNamedPipeClientSessionId,
                     GetNamedPipeServerProcessId, GetNamedPipeServerSessionId,
-                    ImpersonateNamedPipeClient,
-                },
-                Threading::{
-                    GetCurrentProcess, GetCurrentThread, OpenProcessToken, OpenThreadToken,
                 },
             },
         },
         core::BOOL,
     };
 
-    use support::raw_pipe::{code, system};
+    use support::{
+        raw_pipe::{code, system},
+        token::text_of,
+    };
 
     use super::*;
 
@@ -930,52 +1100,6 @@ mod beyond_the_model {
         assert_eq!(owner(&server), expected);
     }
 
-    /// The library's client opens this way, so that the server can only identify it.
-    #[test]
-    fn a_client_with_static_tracking_can_be_identified_before_a_read() {
-        let name = Name::new();
-        let server = name.create();
-        let flags = SECURITY_SQOS_PRESENT | SECURITY_IDENTIFICATION;
-        let _client = name.open_with(READ_WRITE, flags).unwrap();
-        let level = match System::current() {
-            System::Windows => SecurityIdentification,
-            _ => SecurityImpersonation,
-        };
-        assert_eq!(client_of(&server), Ok((sid_of_process(TokenUser), level)));
-    }
-
-    #[test]
-    fn a_client_without_security_qos_can_be_identified_after_a_read() {
-        let name = Name::new();
-        let server = name.create();
-        let client = name.open();
-        let known = Ok((sid_of_process(TokenUser), SecurityImpersonation));
-        // Some systems can identify the client even before.
-        let early = client_of(&server);
-        assert!(
-            early == known || early == Err(ERROR_CANNOT_IMPERSONATE),
-            "{early:?}"
-        );
-        assert_eq!(client.write(b"hello"), ERROR_SUCCESS);
-        assert_eq!(server.read(64).code, ERROR_SUCCESS);
-        assert_eq!(client_of(&server), known);
-    }
-
-    #[test]
-    fn an_anonymous_client_cannot_be_identified() {
-        let name = Name::new();
-        let server = name.create();
-        let flags = SECURITY_SQOS_PRESENT | SECURITY_ANONYMOUS;
-        let client = name.open_with(READ_WRITE, flags).unwrap();
-        assert_eq!(client.write(b"hello"), ERROR_SUCCESS);
-        assert_eq!(server.read(64).code, ERROR_SUCCESS);
-        let expected = match System::current() {
-            System::Windows => Err(ERROR_CANT_OPEN_ANONYMOUS),
-            _ => Ok((sid_of_process(TokenUser), SecurityImpersonation)),
-        };
-        assert_eq!(client_of(&server), expected);
-    }
-
     #[test]
     fn process_and_session_ids_stay_known_after_the_client_closed() {
         let (server, client) = pair();
@@ -1006,69 +1130,6 @@ mod beyond_the_model {
         }
     }
 
-    /// The user of a server's client, and the level of impersonation.
-    fn client_of(server: &End) -> Result<(String, i32), u32> {
-        let mut token = ptr::null_mut();
-        // SAFETY: the handle is open; the impersonation ends before the thread does anything else.
-        let opened = unsafe {
-            if ImpersonateNamedPipeClient(server.handle) == 0 {
-                return Err(code(0));
-            }
-            let opened = code(OpenThreadToken(
-                GetCurrentThread(),
-                TOKEN_QUERY,
-                1,
-                &mut token,
-            ));
-            assert_eq!(code(RevertToSelf()), ERROR_SUCCESS);
-            opened
-        };
-        if opened != ERROR_SUCCESS {
-            return Err(opened);
-        }
-        let user = sid_of(token, TokenUser);
-        let level = token_information(token, TokenImpersonationLevel)[0] as i32;
-        // SAFETY: the token is open, and we own it.
-        unsafe { system::CloseHandle(token) };
-        Ok((user, level))
-    }
-
-    fn sid_of_process(class: TOKEN_INFORMATION_CLASS) -> String {
-        let mut token = ptr::null_mut();
-        // SAFETY: the process's pseudo handle is always valid; `token` is written on success.
-        let done = unsafe { OpenProcessToken(GetCurrentProcess(), TOKEN_QUERY, &mut token) };
-        assert_eq!(code(done), ERROR_SUCCESS);
-        let sid = sid_of(token, class);
-        // SAFETY: the token is open, and we own it.
-        unsafe { system::CloseHandle(token) };
-        sid
-    }
-
-    /// A token's user or owner, in text form.
-    fn sid_of(token: HANDLE, class: TOKEN_INFORMATION_CLASS) -> String {
-        let information = token_information(token, class);
-        // SAFETY: the structures of these classes start with the address of a SID, which follows
-        // them.
-        unsafe { text_of(*information.as_ptr().cast::<PSID>()) }
-    }
-
-    fn token_information(token: HANDLE, class: TOKEN_INFORMATION_CLASS) -> Vec<u64> {
-        let mut information = vec![0_u64; 64];
-        let mut length = 0;
-        // SAFETY: the token is open, and the buffer has the given length.
-        let done = unsafe {
-            GetTokenInformation(
-                token,
-                class,
-                information.as_mut_ptr().cast(),
-                mem::size_of_val(&information[..]) as u32,
-                &mut length,
-            )
-        };
-        assert_eq!(code(done), ERROR_SUCCESS);
-        information
-    }
-
     fn owner(end: &End) -> Option<String> {
         let (mut owner, mut descriptor) = (ptr::null_mut(), ptr::null_mut());
         // SAFETY: the handle is open; `owner` points into `descriptor`, which is ours to free on
@@ -1091,22 +1152,6 @@ mod beyond_the_model {
         // SAFETY: the system allocated it with LocalAlloc; `owner` is no longer used.
         unsafe { system::LocalFree(descriptor) };
         text
-    }
-
-    /// # Safety
-    ///
-    /// `sid` has to point to a valid SID.
-    unsafe fn text_of(sid: PSID) -> String {
-        let mut text = ptr::null_mut();
-        // SAFETY: the caller guarantees that `sid` is valid; `text` is written on success, ends in
-        // NUL, and is ours to free.
-        unsafe {
-            assert_eq!(code(ConvertSidToStringSidW(sid, &mut text)), ERROR_SUCCESS);
-            let length = (0..).take_while(|&index| *text.add(index) != 0).count();
-            let sid = String::from_utf16_lossy(slice::from_raw_parts(text, length));
-            system::LocalFree(text.cast());
-            sid
-        }
     }
 }
 

@@ -9,6 +9,7 @@ compile_error!(
 );
 
 pub mod command_line;
+pub mod credentials;
 pub mod escape;
 pub mod exit;
 mod generate;

@@ -79,7 +79,7 @@ impl ConnectionInfo {
     ///
     /// # Errors
     ///
-    /// Returns the system's error. On Windows some clients are not known until a message from them
+    /// Returns the system's error. On Windows most clients are not known until a message from them
     /// has been received, which is after `on_connect`. Check those in the handler.
     pub fn peer(&self) -> io::Result<Peer> {
         self.identity.peer()

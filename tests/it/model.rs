@@ -3,22 +3,24 @@
 
 use std::{
     collections::HashSet,
-    future::{Future, poll_fn},
+    future::{Future, IntoFuture, poll_fn},
     io,
     pin::pin,
-    task::Poll,
+    task::{Context, Poll, Waker},
 };
 
 use pipe_server::{
-    Access, BindError, Client, ClientOptions, ConnectError, Connection, ListenerOptions,
-    PipeListener, RecvError, Trust, UserId,
+    Access, BindError, Bytes, Client, ClientOptions, ConnectError, Connection, ListenerOptions,
+    Peer, PipeListener, RecvError, SendError, Trust, UserId,
     model::{Model, Options, User, run, seeds},
     os::windows::{Engine, ListenerOptionsExt as _},
+    serve,
 };
 use support::{in_time, message, unique_name};
-use tokio::task::yield_now;
+use tokio::{sync::oneshot, task::yield_now};
 use windows_sys::Win32::Foundation::{
-    ERROR_BROKEN_PIPE, ERROR_NO_SYSTEM_RESOURCES, ERROR_OPERATION_ABORTED,
+    ERROR_BROKEN_PIPE, ERROR_NO_SYSTEM_RESOURCES, ERROR_NOT_ENOUGH_QUOTA, ERROR_OPERATION_ABORTED,
+    ERROR_WORKING_SET_QUOTA,
 };
 
 /// Serves a pipe with `access` as `server`, and connects to it as `client`.
@@ -145,6 +147,63 @@ async fn user_of_a_client(
     Ok(connection.peer().unwrap().user().to_string())
 }
 
+/// Serves a pipe whose client opens between the system's two calls that create an instance, and
+/// returns both.
+async fn opened_early() -> (PipeListener, Client) {
+    let name = unique_name().text;
+    let (opened, client) = oneshot::channel();
+    let address = name.clone();
+    Model::before_next_connect(move || {
+        let connecting = pin!(Client::connect(&address));
+        match connecting.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(connected) => _ = opened.send(connected.unwrap()),
+            Poll::Pending => panic!("an instance exists"),
+        }
+    });
+    let listener = ListenerOptions::new().bind(&name).unwrap();
+    (listener, client.await.unwrap())
+}
+
+#[test]
+fn a_client_that_opens_before_the_server_listens_is_authorized_by_its_first_message() {
+    for seed in seeds(60) {
+        run(Options::seeded(seed), || in_time(authorize_early()));
+    }
+}
+
+async fn authorize_early() {
+    let (listener, mut client) = opened_early().await;
+    let is_plain = |peer: Peer| async move { peer.user().to_string() == User::PLAIN.sid };
+    let serving = serve(listener, |request: Bytes| async move { request })
+        .authorize(is_plain)
+        .max_connections_per_user(1);
+    let serving = tokio::spawn(serving.into_future());
+    assert_eq!(client.call("hello").await.unwrap(), "hello");
+    serving.abort();
+}
+
+#[test]
+fn a_peer_that_is_not_known_yet_can_be_asked_for_again() {
+    for seed in seeds(60) {
+        run(Options::seeded(seed), || in_time(ask_again()));
+    }
+}
+
+async fn ask_again() {
+    let (mut listener, mut client) = opened_early().await;
+    let mut connection = listener.accept().await.unwrap();
+    for _ in 0..2 {
+        let error = connection.peer().unwrap_err();
+        assert!(error.to_string().contains("until a message"), "{error}");
+    }
+    client.send("hello").await.unwrap();
+    connection.recv().await.unwrap();
+    for _ in 0..2 {
+        let peer = connection.peer().unwrap();
+        assert_eq!(peer.user().to_string(), User::PLAIN.sid);
+    }
+}
+
 /// The table in the documentation of `Trust`, and other users.
 #[test]
 fn a_client_talks_to_the_servers_that_it_trusts() {
@@ -268,6 +327,44 @@ async fn replace_failed(most: usize) {
         client.send(sent.clone()).await.unwrap();
         assert_eq!(connection.recv().await.unwrap().unwrap(), sent);
         connected.push((client, connection));
+    }
+}
+
+#[test]
+fn a_message_that_the_system_has_no_memory_for_says_what_to_do() {
+    for seed in seeds(30) {
+        run(Options::seeded(seed), || in_time(send_without_memory()));
+    }
+}
+
+async fn send_without_memory() {
+    let mut listener = bind(ListenerOptions::new()).unwrap();
+    for code in [
+        ERROR_NO_SYSTEM_RESOURCES,
+        ERROR_WORKING_SET_QUOTA,
+        ERROR_NOT_ENOUGH_QUOTA,
+    ] {
+        let mut client = Client::connect(listener.path()).await.unwrap();
+        let mut connection = listener.accept().await.unwrap();
+        Model::fail_next_write(code);
+        assert_no_memory(client.send(message(1, 50_000)).await, code);
+        Model::fail_next_write(code);
+        assert_no_memory(connection.send(message(1, 50_000)).await, code);
+    }
+}
+
+fn assert_no_memory(sent: Result<(), SendError>, code: u32) {
+    let Err(SendError::Io(error)) = sent else {
+        panic!("{sent:?}");
+    };
+    assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
+    let text = error.to_string();
+    for part in [
+        "50000 bytes",
+        "send smaller messages",
+        &format!("os error {code}"),
+    ] {
+        assert!(text.contains(part), "{text}");
     }
 }
 

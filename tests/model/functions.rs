@@ -21,23 +21,24 @@ use windows_sys::{
     },
     Win32::{
         Foundation::{
-            ERROR_ACCESS_DENIED, ERROR_BROKEN_PIPE, ERROR_CANNOT_IMPERSONATE, ERROR_FILE_NOT_FOUND,
-            ERROR_INSUFFICIENT_BUFFER, ERROR_INVALID_ACL, ERROR_INVALID_PARAMETER,
-            ERROR_IO_INCOMPLETE, ERROR_IO_PENDING, ERROR_NO_SYSTEM_RESOURCES, ERROR_NO_TOKEN,
-            ERROR_NOT_ENOUGH_MEMORY, ERROR_NOT_ENOUGH_QUOTA, ERROR_NOT_FOUND, ERROR_NOT_SUPPORTED,
-            ERROR_OPERATION_ABORTED, ERROR_PIPE_BUSY, ERROR_PIPE_NOT_CONNECTED, ERROR_SUCCESS,
+            ERROR_ACCESS_DENIED, ERROR_BROKEN_PIPE, ERROR_CANNOT_IMPERSONATE,
+            ERROR_CANT_OPEN_ANONYMOUS, ERROR_FILE_NOT_FOUND, ERROR_INSUFFICIENT_BUFFER,
+            ERROR_INVALID_ACL, ERROR_INVALID_PARAMETER, ERROR_IO_INCOMPLETE, ERROR_IO_PENDING,
+            ERROR_NO_SYSTEM_RESOURCES, ERROR_NO_TOKEN, ERROR_NOT_ENOUGH_MEMORY,
+            ERROR_NOT_ENOUGH_QUOTA, ERROR_NOT_FOUND, ERROR_NOT_SUPPORTED, ERROR_OPERATION_ABORTED,
+            ERROR_PIPE_BUSY, ERROR_PIPE_NOT_CONNECTED, ERROR_SUCCESS, ERROR_WORKING_SET_QUOTA,
             HANDLE, HLOCAL, INVALID_HANDLE_VALUE, NTSTATUS, STATUS_SUCCESS, WAIT_OBJECT_0,
             WAIT_TIMEOUT, WIN32_ERROR,
         },
         Security::{
             ACL, Authorization::SE_OBJECT_TYPE, OBJECT_SECURITY_INFORMATION, PSECURITY_DESCRIPTOR,
-            PSID, SECURITY_ATTRIBUTES, TOKEN_ACCESS_MASK, TOKEN_INFORMATION_CLASS, TOKEN_OWNER,
-            TOKEN_USER, TokenOwner, TokenUser,
+            PSID, SECURITY_ATTRIBUTES, SECURITY_IMPERSONATION_LEVEL, SecurityAnonymous,
+            TOKEN_ACCESS_MASK, TOKEN_INFORMATION_CLASS, TOKEN_OWNER, TOKEN_USER,
+            TokenImpersonationLevel, TokenOwner, TokenUser,
         },
         Storage::FileSystem::{
             FILE_CREATION_DISPOSITION, FILE_FLAG_FIRST_PIPE_INSTANCE, FILE_FLAGS_AND_ATTRIBUTES,
             FILE_READ_DATA, FILE_SHARE_MODE, FILE_WRITE_ATTRIBUTES, FILE_WRITE_DATA, READ_CONTROL,
-            SECURITY_CONTEXT_TRACKING, SECURITY_SQOS_PRESENT,
         },
         System::{
             IO::{IO_STATUS_BLOCK, OVERLAPPED},
@@ -48,12 +49,12 @@ use windows_sys::{
 };
 
 use super::{
-    security::{Descriptor, Token, binary_sid, sid_text},
+    security::{Descriptor, Quality, Token, binary_sid, sid_text},
     state::{
         Bound, Completed, Connection, NewInstance, Object, Operation, Outcome, STATUS_PENDING,
         State, code_of,
     },
-    world::{World, all_worlds, current, world_of},
+    world::{World, all_worlds, current, run_hook_before_connect, world_of},
 };
 
 /// The errors of a call that ran out of memory or other resources.
@@ -160,13 +161,9 @@ pub unsafe fn CreateFileW(
         if let Some(code) = state.fault(&faults) {
             return handle(Err(code));
         }
-        // With static tracking the server can identify its client at once, otherwise only after a
-        // read.
-        let tracks = flags & SECURITY_CONTEXT_TRACKING != 0;
-        let known = flags & SECURITY_SQOS_PRESENT != 0 && !tracks;
         // SAFETY: the name ends in NUL.
         let name = unsafe { text(name) };
-        state.open(&name, rights, known)
+        state.open(&name, rights, Quality::requested(flags))
     };
     world.changed.notify_all();
     handle(opened)
@@ -273,6 +270,7 @@ unsafe fn wait_for(world: &World, overlapped: *const OVERLAPPED) -> (u32, usize)
 }
 
 pub unsafe fn ConnectNamedPipe(pipe: HANDLE, overlapped: *mut OVERLAPPED) -> BOOL {
+    run_hook_before_connect();
     // SAFETY: there is no buffer; the rest is guaranteed by the caller.
     unsafe {
         operate(
@@ -335,11 +333,13 @@ pub unsafe fn WriteFile(
             &[
                 ERROR_NO_SYSTEM_RESOURCES,
                 ERROR_NOT_ENOUGH_QUOTA,
+                ERROR_WORKING_SET_QUOTA,
                 ERROR_PIPE_NOT_CONNECTED,
             ],
-            |state, operation| match may {
-                true => state.write(operation),
-                false => denied(),
+            |state, operation| match state.next_write_fails.take() {
+                Some(code) => Outcome::Over { code, length: 0 },
+                None if may => state.write(operation),
+                None => denied(),
             },
         )
     }
@@ -616,6 +616,9 @@ pub unsafe fn OpenThreadToken(
     let Some(impersonated) = impersonated else {
         return succeed_if(ERROR_NO_TOKEN);
     };
+    if impersonated.level == Some(SecurityAnonymous) {
+        return succeed_if(ERROR_CANT_OPEN_ANONYMOUS);
+    }
     let number = current().lock().add(Object::Token(impersonated));
     // SAFETY: the caller's pointer is valid.
     unsafe { *token = handle(Ok(number)) };
@@ -635,9 +638,19 @@ pub unsafe fn GetTokenInformation(
         panic!("{token:?} is not an open token");
     };
     #[allow(non_upper_case_globals)]
-    let (sid, head) = match class {
-        TokenUser => (token.user.sid, size_of::<TOKEN_USER>()),
-        TokenOwner => (token.user.owner, size_of::<TOKEN_OWNER>()),
+    let (sid, head) = match (class, token.level) {
+        (TokenUser, _) => (token.user.sid, size_of::<TOKEN_USER>()),
+        (TokenOwner, _) => (token.user.owner, size_of::<TOKEN_OWNER>()),
+        (TokenImpersonationLevel, Some(level)) => {
+            assert!(length as usize >= size_of_val(&level));
+            // SAFETY: the buffer is aligned and long enough.
+            unsafe {
+                information
+                    .cast::<SECURITY_IMPERSONATION_LEVEL>()
+                    .write(level);
+            };
+            return 1;
+        }
         _ => return succeed_if(ERROR_INVALID_PARAMETER),
     };
     let sid = binary_sid(sid).expect("a SID");

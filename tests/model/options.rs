@@ -52,6 +52,9 @@ pub struct Options {
     pub form: Form,
     /// When and where packets are delivered.
     pub delivery: Delivery,
+    /// Whether `ConnectNamedPipe` makes the server forget a client that opened before it. ReactOS's
+    /// `NpListen` does; no page says what Windows does.
+    pub listen_forgets_client: bool,
     /// Do only what the facts of the form say, not everything that is legal.
     pub strict: bool,
     /// How many calls in 1,000 fail.
@@ -66,6 +69,7 @@ impl Options {
             seed,
             form: Form::ALL[(seed % 3) as usize],
             delivery: Delivery::Stepped,
+            listen_forgets_client: seed / 3 % 2 == 1,
             strict: false,
             faults: 0,
         }

@@ -4,9 +4,11 @@ use std::{collections::BTreeMap, ffi::c_void};
 
 use windows_sys::Win32::{
     Foundation::{GENERIC_ALL, GENERIC_EXECUTE, GENERIC_READ, GENERIC_WRITE},
+    Security::{SECURITY_IMPERSONATION_LEVEL, SecurityImpersonation},
     Storage::FileSystem::{
-        FILE_ALL_ACCESS, FILE_GENERIC_EXECUTE, FILE_GENERIC_READ, FILE_GENERIC_WRITE, READ_CONTROL,
-        WRITE_DAC,
+        FILE_ALL_ACCESS, FILE_FLAGS_AND_ATTRIBUTES, FILE_GENERIC_EXECUTE, FILE_GENERIC_READ,
+        FILE_GENERIC_WRITE, READ_CONTROL, SECURITY_CONTEXT_TRACKING, SECURITY_DELEGATION,
+        SECURITY_SQOS_PRESENT, WRITE_DAC,
     },
 };
 
@@ -70,15 +72,51 @@ impl User {
 #[derive(Clone, Debug)]
 pub(super) struct Token {
     pub(super) user: User,
+    /// `None` for the token of a process.
+    pub(super) level: Option<SECURITY_IMPERSONATION_LEVEL>,
 }
 
 impl Token {
     pub(super) fn new(user: User) -> Self {
-        Self { user }
+        let level = None;
+        Self { user, level }
+    }
+
+    /// The token that a client of this process gives to its server.
+    pub(super) fn at(&self, level: SECURITY_IMPERSONATION_LEVEL) -> Self {
+        let (user, level) = (self.user.clone(), Some(level));
+        Self { user, level }
     }
 
     fn holds(&self, sid: &str) -> bool {
         sid == EVERYONE || sid == self.user.sid || self.user.groups.contains(&sid)
+    }
+}
+
+/// A client's quality of service: what its server learns of it, and when.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Quality {
+    pub(super) level: SECURITY_IMPERSONATION_LEVEL,
+    /// Whether the token is taken at each write, and given to the server with what it reads.
+    /// Otherwise it is taken at the open, and given at once.
+    pub(super) is_dynamic: bool,
+}
+
+impl Quality {
+    /// The quality that `CreateFileW` requests with these flags.
+    pub(super) fn requested(flags: FILE_FLAGS_AND_ATTRIBUTES) -> Self {
+        if flags & SECURITY_SQOS_PRESENT == 0 {
+            // The default of ReactOS's NpInitializeSecurity.
+            return Self {
+                level: SecurityImpersonation,
+                is_dynamic: true,
+            };
+        }
+        Self {
+            // The highest level is the mask of all.
+            level: ((flags & SECURITY_DELEGATION) >> SECURITY_DELEGATION.trailing_zeros()) as _,
+            is_dynamic: flags & SECURITY_CONTEXT_TRACKING != 0,
+        }
     }
 }
 

@@ -22,7 +22,7 @@ use windows_sys::Win32::{
 
 use super::{
     options::{Form, Options},
-    security::{Blocks, Descriptor, Token, User},
+    security::{Blocks, Descriptor, Quality, Token, User},
 };
 
 /// The low bits of a handle's number. The rest identifies its world.
@@ -46,6 +46,8 @@ pub(super) struct State {
     pub(super) blocks: Blocks,
     pub(super) objects: BTreeMap<usize, Object>,
     pub(super) stopping: bool,
+    /// The error of the next `WriteFile`.
+    pub(super) next_write_fails: Option<u32>,
     /// The number of the latest handle or object.
     next: usize,
     pipes: BTreeMap<String, Pipe>,
@@ -117,8 +119,10 @@ struct Instance {
     connects: Vec<Operation>,
     to_server: Queue,
     to_client: Queue,
-    /// The token that opened the client's end, and whether the server can identify it yet.
-    client_token: Option<(Token, bool)>,
+    /// How the client's end was opened.
+    quality: Option<Quality>,
+    /// The client's token, if the server has it.
+    client_token: Option<Token>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,6 +146,8 @@ struct Message {
     data: Data,
     /// The number of bytes already read.
     read: usize,
+    /// The token of its sender, for the server that reads it.
+    sender: Option<Token>,
 }
 
 #[derive(Debug)]
@@ -190,6 +196,7 @@ impl State {
             blocks: Blocks::default(),
             objects: BTreeMap::new(),
             stopping: false,
+            next_write_fails: None,
             next: world << WORLD_BITS,
             pipes: BTreeMap::new(),
             instances: BTreeMap::new(),
@@ -266,10 +273,7 @@ impl State {
 
     /// The token of a server's client, if the server can identify it yet.
     pub(super) fn client_token(&mut self, handle: usize) -> Option<Token> {
-        match &self.instance(handle).0.client_token {
-            Some((token, true)) => Some(token.clone()),
-            _ => None,
-        }
+        self.instance(handle).0.client_token.clone()
     }
 
     /// `CreateNamedPipe`: a handle or an error.
@@ -327,20 +331,15 @@ impl State {
                 connects: Vec::new(),
                 to_server: queue(pipe.in_quota),
                 to_client: queue(pipe.out_quota),
+                quality: None,
                 client_token: None,
             },
         );
         Ok(handle)
     }
 
-    /// `CreateFile` of a pipe: a handle or an error. Unless `known_at_once`, the server has to read
-    /// before it can identify the client.
-    pub(super) fn open(
-        &mut self,
-        name: &str,
-        rights: u32,
-        known_at_once: bool,
-    ) -> Result<usize, u32> {
+    /// `CreateFile` of a pipe: a handle or an error.
+    pub(super) fn open(&mut self, name: &str, rights: u32, quality: Quality) -> Result<usize, u32> {
         let pipe = self.pipes.get(&name.to_lowercase());
         let pipe = pipe.ok_or(ERROR_FILE_NOT_FOUND)?;
         if self.options.form.checks_access() {
@@ -370,11 +369,12 @@ impl State {
             modes: 0,
             bound: None,
         }));
-        let token = self.token.clone();
+        let token = self.token.at(quality.level);
         let instance = self.instances.get_mut(&number).expect("it listens");
         instance.state = Connection::Connected;
         instance.client = Some(handle);
-        instance.client_token = Some((token, known_at_once));
+        instance.quality = Some(quality);
+        instance.client_token = (!quality.is_dynamic).then_some(token);
         for connect in std::mem::take(&mut instance.connects) {
             self.end(connect, ERROR_SUCCESS, 0);
         }
@@ -387,13 +387,17 @@ impl State {
         if instance.state == Connection::Disconnected && side == Side::Client {
             return ERROR_PIPE_NOT_CONNECTED;
         }
-        let name = instance.name.clone();
-        let keeps_messages = self.pipes.get(&name).is_none_or(|pipe| pipe.keeps_messages);
-        if messages && !keeps_messages {
+        if messages && !self.keeps_messages(handle) {
             return ERROR_INVALID_PARAMETER;
         }
         self.file(handle).reads_messages = messages;
         ERROR_SUCCESS
+    }
+
+    /// Whether a handle's pipe has the message type.
+    fn keeps_messages(&mut self, handle: usize) -> bool {
+        let name = self.instance(handle).0.name.clone();
+        self.pipes.get(&name).is_none_or(|pipe| pipe.keeps_messages)
     }
 
     /// Prepares an operation on a handle.
@@ -459,7 +463,11 @@ impl State {
 
     /// `ConnectNamedPipe`.
     pub(super) fn connect(&mut self, operation: Operation) -> Outcome {
+        let forgets = self.options.listen_forgets_client;
         let (instance, _) = self.instance(operation.file);
+        if forgets {
+            instance.client_token = None;
+        }
         let code = match instance.state {
             Connection::Connected => ERROR_PIPE_CONNECTED,
             Connection::Closing => ERROR_NO_DATA,
@@ -498,11 +506,6 @@ impl State {
             Connection::Disconnected => return over(ERROR_PIPE_NOT_CONNECTED, 0),
             Connection::Connected | Connection::Closing => {}
         }
-        if side == Side::Server {
-            if let Some((_, known)) = &mut instance.client_token {
-                *known = true;
-            }
-        }
         let state = instance.state;
         let queue = match side {
             Side::Server => &mut instance.to_server,
@@ -520,6 +523,9 @@ impl State {
         let mut written = Vec::new();
         while let Some(message) = queue.messages.front_mut() {
             length += message.copy_to(&operation, length);
+            if let Some(sender) = message.sender.take() {
+                instance.client_token = Some(sender);
+            }
             if message.left() > 0 {
                 if reads_messages {
                     code = ERROR_MORE_DATA;
@@ -556,14 +562,18 @@ impl State {
         };
         let reader = reader.expect("both ends of a connected instance are open");
         let reads_messages = self.file(reader).reads_messages;
-        if operation.length == 0 && !reads_messages {
+        if operation.length == 0 && !self.keeps_messages(operation.file) {
             return over(ERROR_SUCCESS, 0);
         }
         let mut message = Message {
             data: Data::Pending(operation),
             read: 0,
+            sender: self.sender(operation.file),
         };
         while let Some(read) = self.queue_from(operation.file).reads.pop_front() {
+            if let Some(sender) = message.sender.take() {
+                self.instance(operation.file).0.client_token = Some(sender);
+            }
             let length = message.copy_to(&read, 0);
             scribble(&read, length);
             let cut = message.left() > 0;
@@ -586,6 +596,18 @@ impl State {
         }
         queue.messages.push_back(message);
         Outcome::Pending
+    }
+
+    /// The token that a message written on this handle takes to its reader.
+    fn sender(&mut self, handle: usize) -> Option<Token> {
+        let token = self.token.clone();
+        match self.instance(handle) {
+            (instance, Side::Client) => {
+                let quality = instance.quality.filter(|quality| quality.is_dynamic)?;
+                Some(token.at(quality.level))
+            }
+            (_, Side::Server) => None,
+        }
     }
 
     /// `CancelIoEx`: with no `OVERLAPPED`, everything in flight on the handle.
@@ -853,6 +875,7 @@ impl Instance {
             connects: Vec::new(),
             to_server: Queue::default(),
             to_client: Queue::default(),
+            quality: None,
             client_token: None,
         }
     }

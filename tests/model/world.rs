@@ -1,7 +1,7 @@
 //! Simulated systems, the threads in them, and the packets that their ports deliver to the library.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::BTreeMap,
     mem, panic,
     sync::{
@@ -36,7 +36,11 @@ pub(super) struct World {
 
 static WORLDS: Mutex<BTreeMap<usize, Weak<World>>> = Mutex::new(BTreeMap::new());
 
+/// See [`Model::before_next_connect`].
+type Hook = Box<dyn FnOnce()>;
+
 thread_local! {
+    static BEFORE_CONNECT: Cell<Option<Hook>> = const { Cell::new(None) };
     static ENTERED: RefCell<Option<Arc<World>>> = const { RefCell::new(None) };
 }
 
@@ -86,6 +90,16 @@ impl Model {
     /// Runs all processes as `user` from now on.
     pub fn run_as(user: User) {
         current().lock().token = Token::new(user);
+    }
+
+    /// Calls `hook` when this thread calls `ConnectNamedPipe` next, before that does anything.
+    pub fn before_next_connect(hook: impl FnOnce() + 'static) {
+        BEFORE_CONNECT.set(Some(Box::new(hook)));
+    }
+
+    /// Makes the next `WriteFile` on this thread's system fail.
+    pub fn fail_next_write(code: u32) {
+        current().lock().next_write_fails = Some(code);
     }
 
     /// Ends every connect in flight on this thread's system with an error. Returns the number of
@@ -228,6 +242,12 @@ pub(super) fn current() -> Arc<World> {
 
 fn enter(world: &Arc<World>) {
     ENTERED.set(Some(Arc::clone(world)));
+}
+
+pub(super) fn run_hook_before_connect() {
+    if let Some(hook) = BEFORE_CONNECT.take() {
+        hook();
+    }
 }
 
 /// The system of a handle.

@@ -16,7 +16,10 @@ use pipe_server::{Access, Client, ClientOptions, ListenerOptions, Trust};
 use support::{DEADLINE, UniqueName, in_time, unique_name, win32::is_wine};
 use tokio::sync::Mutex;
 use windows_service::{
-    service::{Service, ServiceAccess, ServiceExitCode, ServiceInfo, ServiceState, ServiceStatus},
+    service::{
+        Service, ServiceAccess, ServiceExitCode, ServiceInfo, ServiceState, ServiceStatus,
+        UserEventCode,
+    },
     service_manager::{ServiceManager, ServiceManagerAccess},
 };
 
@@ -118,7 +121,8 @@ impl Installed {
             | ServiceAccess::STOP
             | ServiceAccess::CHANGE_CONFIG
             | ServiceAccess::QUERY_CONFIG
-            | ServiceAccess::QUERY_STATUS;
+            | ServiceAccess::QUERY_STATUS
+            | ServiceAccess::USER_DEFINED_CONTROL;
         manager.open_service(&self.name.text, access).unwrap()
     }
 
@@ -235,6 +239,28 @@ async fn a_running_service_is_stopped_and_removed() {
 }
 
 #[tokio::test]
+async fn a_service_logs_its_figures_when_asked() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    in_time(async {
+        let Some(installed) = Installed::new(&["--access", "everyone"]) else {
+            return;
+        };
+        let service = installed.open();
+        service.start::<&OsStr>(&[]).unwrap();
+        wait_for(&service, ServiceState::Running).await;
+        service
+            .notify(UserEventCode::from_raw(128).unwrap())
+            .unwrap();
+        while !installed.log().contains("figures accepted=0") {
+            tokio::time::sleep(INTERVAL).await;
+        }
+        service.stop().unwrap();
+        wait_for(&service, ServiceState::Stopped).await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_service_that_fails_reports_its_exit_code_and_logs_why() {
     let _alone = ONE_AT_A_TIME.lock().await;
     in_time(async {
@@ -270,6 +296,14 @@ async fn a_service_whose_log_can_not_be_opened_says_so_with_its_exit_code() {
     .await;
 }
 
+/// Lets all users read a file, also a service's account, which has no rights to this user's files.
+fn let_everyone_read(file: &str) {
+    let mut icacls = Command::new("icacls");
+    let output = icacls.args([file, "/grant", "*S-1-1-0:R"]).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
 /// Starts a service that can't read its options, and expects `said` in its log.
 async fn fails_to_read(installed: &Installed, said: &str) {
     let service = installed.open();
@@ -286,6 +320,7 @@ async fn a_service_with_a_file_of_options_that_is_wrong_or_missing_reports_and_l
     let _alone = ONE_AT_A_TIME.lock().await;
     in_time(async {
         let file = OptionsFile::new(&unique_name(), "echo = true\n");
+        let_everyone_read(file.name());
         let config = ["--config", file.name()];
         let installed = Installed::new(&[&config[..], &["--access", "everyone"]].concat());
         let Some(installed) = installed else {
@@ -424,6 +459,46 @@ fn nothing_is_installed_with_options_that_are_wrong() {
     }
     let line = error(&run("remove", &name, &[]), 1);
     assert!(line.contains("os error 1060"), "{line}");
+}
+
+/// Every user can read the command line of a service.
+#[cfg(feature = "nats")]
+#[test]
+fn credentials_do_not_become_part_of_a_service() {
+    let name = unique_name();
+    let forward = "nats://worker:s3cr3t@127.0.0.1/work";
+    let command = |arguments: &[&str]| {
+        let mut command = Command::new(SERVER);
+        command
+            .args(["--service", "install", "--service-name", &name.text])
+            .args(["--access", "everyone"])
+            .args(arguments)
+            .stdin(Stdio::null());
+        command
+    };
+    for mut command in [
+        command(&["--forward", forward]),
+        command(&["--forward=nats://t0k3n@127.0.0.1/work"]),
+        command(&["--exec", "fetch https://worker:s3cr3t@127.0.0.1/work"]),
+    ] {
+        refuses_credentials(command.output().unwrap());
+    }
+    let mut from_environment = command(&[]);
+    from_environment.env("PIPE_SERVER_FORWARD", forward);
+    refuses_credentials(from_environment.output().unwrap());
+    let line = error(&run("remove", &name, &[]), 1);
+    assert!(line.contains("os error 1060"), "{line}");
+}
+
+#[cfg(feature = "nats")]
+fn refuses_credentials(output: Output) {
+    let line = error(&output, 2);
+    assert!(line.contains("every user can read"), "{line}");
+    assert!(line.contains("--config"), "{line}");
+    assert!(
+        !line.contains("s3cr3t") && !line.contains("t0k3n"),
+        "{line}"
+    );
 }
 
 #[test]

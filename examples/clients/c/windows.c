@@ -22,11 +22,12 @@ static void fail(const char *what) {
 
 static HANDLE connect_to(const wchar_t *address) {
     for (;;) {
-        /* With SECURITY_IDENTIFICATION the server learns who this is, but can't act in this user's name. These are
-         * the rights that a client needs. GENERIC_WRITE would also ask for the right to create instances, which a
+        /* With SECURITY_IDENTIFICATION the server learns who this is, but can't act in this user's name. It learns it
+         * from each message with SECURITY_CONTEXT_TRACKING; what it learns from the open can get lost. These are the
+         * rights that a client needs. GENERIC_WRITE would also ask for the right to create instances, which a
          * server need not grant to other users. */
         HANDLE pipe = CreateFile(address, FILE_READ_DATA | FILE_WRITE_DATA | FILE_READ_ATTRIBUTES | FILE_WRITE_ATTRIBUTES | SYNCHRONIZE,
-                                 0, NULL, OPEN_EXISTING, SECURITY_SQOS_PRESENT | SECURITY_IDENTIFICATION, NULL);
+                                 0, NULL, OPEN_EXISTING, SECURITY_SQOS_PRESENT | SECURITY_IDENTIFICATION | SECURITY_CONTEXT_TRACKING, NULL);
         if (pipe != INVALID_HANDLE_VALUE)
             return pipe;
         if (GetLastError() != ERROR_PIPE_BUSY)

@@ -5,6 +5,10 @@
 //! was full" (tokio#6460, mio#1772). Here every read uses a buffer of 4,096 bytes, the smallest
 //! that mio reads with, and a read that fills it counts as too long. So a message of up to 4,095
 //! bytes is whole, and a longer one is never taken for two.
+//!
+//! mio also starts to read before `connect` is called. If the system forgets who its client is at
+//! that call (docs/wine.md, *Identity*), a client that opened an instance in the moment of its
+//! creation is known only from its second message on, and `authorize` refuses it.
 
 use std::{
     future::Future,
@@ -328,6 +332,7 @@ impl Transmit for TokioSender {
                 Ok(()) => self.writing = true,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => {
+                    let error = sys::write_error(error, message.len());
                     self.pending = None;
                     return Poll::Ready(Err(send_error(error)));
                 }

@@ -25,6 +25,8 @@ pub mod process;
 pub mod raw_pipe;
 pub mod server;
 #[cfg(windows)]
+pub mod token;
+#[cfg(windows)]
 pub mod win32;
 
 /// Runs each named function as one test per engine.

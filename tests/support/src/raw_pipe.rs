@@ -35,7 +35,12 @@ pub mod system {
     #[cfg(not(pipe_model))]
     pub use windows_sys::Win32::{
         Foundation::{CloseHandle, GetLastError, LocalFree},
-        Security::Authorization::ConvertStringSecurityDescriptorToSecurityDescriptorW,
+        Security::{
+            Authorization::{
+                ConvertSidToStringSidW, ConvertStringSecurityDescriptorToSecurityDescriptorW,
+            },
+            GetTokenInformation, RevertToSelf,
+        },
         Storage::FileSystem::{
             CreateFileW, ReadFile, SetFileCompletionNotificationModes, WriteFile,
         },
@@ -44,9 +49,13 @@ pub mod system {
                 CancelIoEx, CreateIoCompletionPort, GetOverlappedResult, GetQueuedCompletionStatus,
             },
             Pipes::{
-                ConnectNamedPipe, CreateNamedPipeW, DisconnectNamedPipe, SetNamedPipeHandleState,
+                ConnectNamedPipe, CreateNamedPipeW, DisconnectNamedPipe,
+                ImpersonateNamedPipeClient, SetNamedPipeHandleState,
             },
-            Threading::{CreateEventW, WaitForSingleObject},
+            Threading::{
+                CreateEventW, GetCurrentProcess, GetCurrentThread, OpenProcessToken,
+                OpenThreadToken, WaitForSingleObject,
+            },
         },
     };
 }
@@ -56,10 +65,20 @@ pub mod system {
 /// `Wine8`). Dropping this ends it.
 #[must_use]
 pub fn on_the_model() -> Option<OnTheModel> {
+    on_the_model_that(false)
+}
+
+/// Like [`on_the_model`]: a model whose `ConnectNamedPipe` makes the server forget a client that
+/// opened before it, or not.
+#[must_use]
+pub fn on_the_model_that(forgets: bool) -> Option<OnTheModel> {
     #[cfg(pipe_model)]
-    return Some(OnTheModel::start());
+    return Some(OnTheModel::start(forgets));
     #[cfg(not(pipe_model))]
-    None
+    {
+        _ = forgets;
+        None
+    }
 }
 
 /// See [`on_the_model`].
@@ -71,13 +90,14 @@ pub struct OnTheModel {
 
 #[cfg(pipe_model)]
 impl OnTheModel {
-    fn start() -> Self {
+    fn start(listen_forgets_client: bool) -> Self {
         use pipe_server::model::{Delivery, Form, Model, Options};
         let form = std::env::var("PIPE_MODEL_FORM");
         let model = Model::new(Options {
             seed: 0,
             form: form.map_or(Form::Windows8, |form| form.parse().unwrap()),
             delivery: Delivery::Stepped,
+            listen_forgets_client,
             strict: true,
             faults: 0,
         });

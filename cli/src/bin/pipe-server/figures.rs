@@ -6,8 +6,8 @@ use pipe_server::Stats;
 use tokio::time::{Instant, interval_at};
 use tracing::info;
 
-/// Logs `stats` every `time`, if it is set, and at each SIGUSR1 (Linux) or Ctrl-Break (Windows),
-/// until the runtime shuts down.
+/// Logs `stats` every `time`, if it is set, and at each SIGUSR1 (Linux) or, as a Windows service, at
+/// each control 128, until the runtime shuts down.
 pub(crate) fn log(stats: Stats, time: Option<Duration>) -> io::Result<()> {
     let mut signal = FiguresSignal::new()?;
     tokio::spawn(async move {
@@ -64,16 +64,20 @@ impl FiguresSignal {
     }
 }
 
+/// Not Ctrl-Break, with which supervisors stop a program.
 #[cfg(windows)]
-struct FiguresSignal(tokio::signal::windows::CtrlBreak);
+struct FiguresSignal(Option<&'static crate::service::Service>);
 
 #[cfg(windows)]
 impl FiguresSignal {
     fn new() -> io::Result<Self> {
-        tokio::signal::windows::ctrl_break().map(Self)
+        Ok(Self(crate::service::current()))
     }
 
     async fn next(&mut self) {
-        self.0.recv().await;
+        match self.0 {
+            Some(service) => service.figures().await,
+            None => pending().await,
+        }
     }
 }

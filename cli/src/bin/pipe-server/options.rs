@@ -24,8 +24,8 @@ const FORWARD_LIMIT: usize = 1024;
 ///
 /// Without options it behaves as Microsoft's sample server: every request gets the same reply. When
 /// clients can connect, "listening on ADDRESS" is printed to stdout; the log goes to stderr or to
-/// --log-file. Ctrl-C, SIGTERM and SIGHUP let running requests finish; a second Ctrl-C or SIGTERM
-/// ends the server at once. Under nohup, SIGHUP is ignored. On Linux it serves the socket that
+/// --log-file. Ctrl-C, Ctrl-Break (Windows), SIGTERM and SIGHUP let running requests finish; a
+/// second one, but for SIGHUP, ends the server at once. Under nohup, SIGHUP is ignored. On Linux it serves the socket that
 /// systemd passes, if there is one.
 #[derive(Debug, Parser)]
 #[command(name = "pipe-server", version, after_help = AFTER_HELP)]
@@ -388,7 +388,8 @@ pub(crate) struct LoggingOptions {
     /// How often to log statistics, or none
     ///
     /// These are the numbers of connections, requests and bytes, errors by reason, and how long
-    /// replies take. SIGUSR1 (Linux) or Ctrl-Break (Windows) logs them immediately.
+    /// replies take. SIGUSR1 (Linux), or sc.exe control NAME 128 for a Windows service, logs them
+    /// immediately.
     #[arg(long, value_name = "TIME", default_value = "none")]
     pub(crate) stats: TimeLimit,
 }

@@ -47,6 +47,9 @@ const LONGEST_STOP: Duration = Duration::from_secs(60 * 60);
 /// failure, which is logged, is the exit code that the program would have had.
 const NO_LOG: u8 = 3;
 
+/// The control that logs the figures: `sc.exe control NAME 128`.
+const FIGURES: u32 = 128;
+
 /// Where [`service_main`], which the system calls without a context, logs that it has no options.
 static LOGGING: Mutex<Option<LoggingOptions>> = Mutex::new(None);
 
@@ -142,6 +145,7 @@ fn service_main(arguments: Vec<OsString>) {
     let service = SERVICE.get_or_init(|| Service {
         status: Mutex::new(Some(status)),
         stop: Notify::new(),
+        figures: Notify::new(),
         stop_time: options.as_ref().map_or(STOP_MARGIN, stop_time),
     });
     let code = serve(options);
@@ -184,6 +188,11 @@ fn control(control: ServiceControl) -> ServiceControlHandlerResult {
                 service.stop.notify_one();
             }
         }
+        ServiceControl::UserEvent(code) if code.to_raw() == FIGURES => {
+            if let Some(service) = current() {
+                service.figures.notify_one();
+            }
+        }
         _ => return ServiceControlHandlerResult::NotImplemented,
     }
     ServiceControlHandlerResult::NoError
@@ -196,6 +205,7 @@ pub(crate) struct Service {
     /// anything else.
     status: Mutex<Option<ServiceStatusHandle>>,
     stop: Notify,
+    figures: Notify,
     stop_time: Duration,
 }
 
@@ -207,6 +217,15 @@ impl Service {
     /// A dropped future loses no stop.
     pub(crate) async fn stop(&self) {
         self.stop.notified().await;
+    }
+
+    /// Waits until the service manager asks for the figures.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped future loses no request.
+    pub(crate) async fn figures(&self) {
+        self.figures.notified().await;
     }
 
     fn report(&self, state: ServiceState) {

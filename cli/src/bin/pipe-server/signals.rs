@@ -120,6 +120,8 @@ fn is_hangup_ignored() -> bool {
 enum Source {
     Console {
         ctrl_c: tokio::signal::windows::CtrlC,
+        /// What a supervisor sends, because it reaches one process group. Ctrl-C does not.
+        ctrl_break: tokio::signal::windows::CtrlBreak,
         ctrl_close: tokio::signal::windows::CtrlClose,
         ctrl_shutdown: tokio::signal::windows::CtrlShutdown,
     },
@@ -138,6 +140,7 @@ impl Source {
         }
         Ok(Self::Console {
             ctrl_c: windows::ctrl_c()?,
+            ctrl_break: windows::ctrl_break()?,
             ctrl_close: windows::ctrl_close()?,
             ctrl_shutdown: windows::ctrl_shutdown()?,
         })
@@ -147,10 +150,12 @@ impl Source {
         match self {
             Self::Console {
                 ctrl_c,
+                ctrl_break,
                 ctrl_close,
                 ctrl_shutdown,
             } => tokio::select! {
                 _ = ctrl_c.recv() => "Ctrl-C",
+                _ = ctrl_break.recv() => "Ctrl-Break",
                 _ = ctrl_close.recv() => "the console was closed",
                 _ = ctrl_shutdown.recv() => "the system shuts down",
             },

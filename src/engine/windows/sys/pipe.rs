@@ -49,10 +49,13 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use windows_sys::Win32::{
-    Foundation::{ERROR_MORE_DATA, ERROR_NO_DATA, ERROR_PIPE_CONNECTED, ERROR_SUCCESS},
+    Foundation::{
+        ERROR_MORE_DATA, ERROR_NO_DATA, ERROR_NO_SYSTEM_RESOURCES, ERROR_NOT_ENOUGH_QUOTA,
+        ERROR_PIPE_CONNECTED, ERROR_SUCCESS, ERROR_WORKING_SET_QUOTA,
+    },
     Storage::FileSystem::{
         FILE_FLAG_FIRST_PIPE_INSTANCE, FILE_FLAG_OVERLAPPED, OPEN_EXISTING, PIPE_ACCESS_DUPLEX,
-        SECURITY_IDENTIFICATION, SECURITY_SQOS_PRESENT,
+        SECURITY_CONTEXT_TRACKING, SECURITY_IDENTIFICATION, SECURITY_SQOS_PRESENT,
     },
     System::{
         Pipes::{
@@ -117,7 +120,10 @@ impl PipeEnd {
     }
 
     /// Opens a client's end (`CreateFileW`) in message read mode. The server can identify this user
-    /// but not impersonate it. `server_of` requires an end opened with `READ_CONTROL` among its
+    /// but not impersonate it. It takes this user's token from each message (dynamic tracking),
+    /// because one taken at the open may be lost: see
+    /// `a_client_with_static_tracking_that_opens_before_connect_may_never_be_identified` in
+    /// `tests/windows_facts.rs`. `server_of` requires an end opened with `READ_CONTROL` among its
     /// `rights`.
     pub(crate) fn open(address: &str, rights: u32) -> io::Result<Self> {
         let address = wide(address);
@@ -129,7 +135,10 @@ impl PipeEnd {
                 0,
                 ptr::null(),
                 OPEN_EXISTING,
-                FILE_FLAG_OVERLAPPED | SECURITY_SQOS_PRESENT | SECURITY_IDENTIFICATION,
+                FILE_FLAG_OVERLAPPED
+                    | SECURITY_SQOS_PRESENT
+                    | SECURITY_IDENTIFICATION
+                    | SECURITY_CONTEXT_TRACKING,
                 ptr::null_mut(),
             ))?
         };
@@ -265,7 +274,7 @@ impl PipeEnd {
                 )
             }
         });
-        started.map_or(Ok(()), Done::result)
+        started.map_or(Ok(()), written)
     }
 
     /// Returns whether a write is in flight.
@@ -278,8 +287,30 @@ impl PipeEnd {
         match self.operations.write.poll(cx) {
             Polled::Pending => Poll::Pending,
             Polled::None => Poll::Ready(Ok(())),
-            Polled::Done(done) => Poll::Ready(done.result()),
+            Polled::Done(done) => Poll::Ready(written(done)),
         }
+    }
+}
+
+/// The result of a write.
+fn written(done: Done<Bytes>) -> io::Result<()> {
+    let length = done.buffer.len();
+    done.result().map_err(|error| write_error(error, length))
+}
+
+/// The error of writing a message of `length` bytes. Says what to do if memory is short: the system
+/// holds a message as a whole until it is read, even one that exceeds the pipe's buffer, and charges
+/// it to its sender (ReactOS `NpAddDataQueueEntry`).
+pub(crate) fn write_error(error: io::Error, length: usize) -> io::Error {
+    match error.raw_os_error().map(|code| code as u32) {
+        Some(ERROR_NO_SYSTEM_RESOURCES | ERROR_WORKING_SET_QUOTA | ERROR_NOT_ENOUGH_QUOTA) => {
+            let problem = format!(
+                "the system has no memory for a message of {length} bytes, which it keeps until it is read: send \
+                 smaller messages, or have fewer of them unread ({error})"
+            );
+            io::Error::new(io::ErrorKind::OutOfMemory, problem)
+        }
+        _ => error,
     }
 }
 

@@ -85,9 +85,10 @@ fn port() -> io::Result<usize> {
 
 /// Starts one more thread, up to the maximum.
 fn start_thread(port: usize) -> io::Result<()> {
-    let one_more = |started| (started < *MOST_THREADS).then_some(started + 1);
-    let counted = THREADS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
-    if counted.is_err() {
+    // Not `fetch_update`: newer versions of Rust have another name for it. A caller that counts
+    // itself beyond the maximum for a moment makes others give up only where they would anyway.
+    if THREADS.fetch_add(1, Ordering::Relaxed) >= *MOST_THREADS {
+        THREADS.fetch_sub(1, Ordering::Relaxed);
         return Ok(());
     }
     let builder = thread::Builder::new().name("pipe-completions".to_owned());

@@ -14,6 +14,7 @@ use std::{
 
 use pipe_server::Access;
 use pipe_server_cli::{
+    credentials::option_with_credentials,
     exit::{Failure, chain},
     runtime,
 };
@@ -58,6 +59,7 @@ const STOP_INTERVAL: Duration = Duration::from_millis(50);
 /// Registers the service that runs this program with `arguments`, and prints what to do next.
 pub(super) fn install(options: &Options, arguments: Vec<OsString>) -> Result<(), Failure> {
     check(options)?;
+    refuse_credentials(&arguments)?;
     let name = &options.service.name;
     let own_account = format!(r"NT SERVICE\{name}");
     let account = options.service.account.as_ref().unwrap_or(&own_account);
@@ -173,6 +175,19 @@ fn check(options: &Options) -> Result<(), Failure> {
         listener.bind(name).map(drop)
     });
     bound?.map_err(bind_failure)
+}
+
+/// Refuses arguments with credentials: they become the `ImagePath` of the service, which every user
+/// can read (`sc.exe qc`). What the file of `--config` says does not.
+fn refuse_credentials(arguments: &[OsString]) -> Result<(), Failure> {
+    let Some(option) = option_with_credentials(arguments) else {
+        return Ok(());
+    };
+    Err(Failure::usage(format!(
+        "--service install can't take {option} with a user, a password or a token in its URL, from here or from the \
+         environment, because every user can read the command line of a service: put it into a file that only \
+         administrators and the service can read, and give that with --config"
+    )))
 }
 
 /// The file of the log.

@@ -14,8 +14,10 @@ use windows_sys::Win32::Foundation::{ERROR_BROKEN_PIPE, GENERIC_READ, GENERIC_WR
 use std::sync::Weak;
 
 #[cfg(pipe_model)]
-use super::super::model;
+use super::super::{model, peer::client_of};
 use super::*;
+#[cfg(pipe_model)]
+use crate::peer::UserId;
 
 /// Runs each test on the system, or on the model with 300 seeds.
 macro_rules! tests {
@@ -110,6 +112,19 @@ tests! {
         assert_eq!(read_message(&server).await.unwrap(), "early");
     }
 
+    #[cfg(pipe_model)]
+    async fn a_client_that_opens_before_connect_is_called_is_known_by_its_first_message() {
+        let (server, address) = instance();
+        let client = PipeEnd::open(&address, GENERIC_READ | GENERIC_WRITE).unwrap();
+        server.start_connect().unwrap();
+        poll_fn(|cx| server.poll_connect(cx)).await.unwrap();
+        assert!(client_of(&server).is_err(), "the model asks for a message");
+        client.start_write("hello".into()).unwrap();
+        assert_eq!(read_message(&server).await.unwrap(), "hello");
+        let user = UserId::Sid(model::User::PLAIN.sid.to_owned());
+        assert_eq!(*client_of(&server).unwrap().user(), user);
+    }
+
     async fn a_message_of_a_client_that_closed_before_connect_was_called_is_read() {
         let (server, address) = instance();
         let client = PipeEnd::open(&address, GENERIC_READ | GENERIC_WRITE).unwrap();
@@ -138,6 +153,25 @@ tests! {
             }
             assert!(buffer == long_message());
             poll_fn(|cx| client.poll_write(cx)).await.unwrap();
+        }
+    }
+
+    async fn a_message_that_fills_the_buffer_exactly_ends_before_the_next() {
+        for waits_already in [true, false] {
+            let (server, client) = connected();
+            let mut buffer = BytesMut::with_capacity(1000);
+            assert_eq!(buffer.capacity(), 1000);
+            if !waits_already {
+                let polled = poll_fn(|cx| Poll::Ready(server.poll_read(cx, &mut buffer))).await;
+                assert!(polled.is_pending());
+            }
+            for message in [&[1; 1000][..], &[2; 10]] {
+                client.start_write(Bytes::from_static(message)).unwrap();
+                poll_fn(|cx| client.poll_write(cx)).await.unwrap();
+            }
+            assert_eq!(read(&server, &mut buffer).await.unwrap(), MessagePart::Last);
+            assert_eq!(buffer, [1; 1000][..]);
+            assert_eq!(read_message(&server).await.unwrap(), [2; 10][..]);
         }
     }
 
