@@ -35,10 +35,15 @@ const SYSTEM_DIRECTORY: &str = "/run/pipe-server";
 /// So on Linux users do not meet at a short name, nor does a service meet a login session. They do
 /// at a [system name](Self::system).
 ///
-/// The full path of a local Windows pipe, `\\.\pipe\mynamedpipe`, is the short name on every
-/// system. On Linux a name that contains a `/` is the path of the socket, used unchanged; write
-/// `./mypipe` for one in the current directory. On Windows `\\HOST\pipe\NAME` names a pipe on
-/// another machine, which can be connected to but not served.
+/// The full path of a local Windows pipe, `\\.\pipe\mynamedpipe` or `\\?\pipe\mynamedpipe`, is the
+/// short name on every system. On Linux a name that contains a `/` is the path of the socket, used
+/// unchanged; write `./mypipe` for one in the current directory. On Windows `\\HOST\pipe\NAME` names
+/// a pipe on another machine, which can be connected to but not served.
+///
+/// On Windows a backslash may separate components of a name, none of which may be empty, `.` or
+/// `..`. A prefix can have a meaning to the system: processes in an AppContainer can only use
+/// `LOCAL\NAME`, and administrators alone can create `ProtectedPrefix\Administrators\NAME`. Linux
+/// has no such names, and refuses the backslash rather than serve a pipe that means less there.
 ///
 /// Windows ignores case in names; Linux does not.
 ///
@@ -55,7 +60,7 @@ const SYSTEM_DIRECTORY: &str = "/run/pipe-server";
 /// let full: PipeName = r"\\.\pipe\mynamedpipe".parse()?;
 /// assert_eq!(short, full);
 /// assert_eq!(full.short(), Some("mynamedpipe"));
-/// assert!(r"my\pipe".parse::<PipeName>().is_err());
+/// assert_eq!(r"LOCAL\mypipe".parse::<PipeName>().is_ok(), cfg!(windows));
 /// # Ok::<(), pipe_server::NameError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -284,29 +289,52 @@ impl From<&PipeName> for PipeName {
 /// The prefix of every local pipe's path.
 const LOCAL_PREFIX: &str = r"\\.\pipe\";
 
-/// Strips the prefix of a local pipe's path from `name`, if present. Windows accepts either slash
-/// and either case.
+/// Another prefix of the same paths, which tells Windows not to normalize them.
+const VERBATIM_PREFIX: &str = r"\\?\pipe\";
+
+/// Strips the prefix of a local pipe's path from `name`, if present. Windows accepts either case,
+/// and either slash unless the path is verbatim.
 fn without_local_prefix(name: &str) -> Option<&str> {
     let (prefix, short) = name.split_at_checked(LOCAL_PREFIX.len())?;
-    let prefix = prefix.replace('/', r"\");
-    prefix.eq_ignore_ascii_case(LOCAL_PREFIX).then_some(short)
+    let is_local = prefix.replace('/', r"\").eq_ignore_ascii_case(LOCAL_PREFIX)
+        || prefix.eq_ignore_ascii_case(VERBATIM_PREFIX);
+    is_local.then_some(short)
 }
 
 /// The short name, which may have been given with the prefix of a local pipe's path.
 fn short_name(name: &str) -> Result<&str, NameError> {
     let short = without_local_prefix(name).unwrap_or(name);
-    check_component(short, name)?;
+    check_short(short, name)?;
     Ok(short)
 }
 
-/// Refuses an empty component of a path, and characters that one can't contain.
-fn check_component(component: &str, name: &str) -> Result<(), NameError> {
-    if component.is_empty() {
+/// Refuses an empty name, and characters that a short name can't contain.
+fn check_short(short: &str, name: &str) -> Result<(), NameError> {
+    if short.is_empty() {
         return Err(NameError::Empty);
     }
-    refuse(component, name, |c| {
-        matches!(c, '\\' | '/') || c.is_control()
-    })
+    // On Linux a name is one file, so there is nothing that a backslash could separate.
+    refuse(short, name, |c| {
+        c == '/' || (cfg!(unix) && c == '\\') || c.is_control()
+    })?;
+    #[cfg(windows)]
+    for component in short.split('\\') {
+        check_component(component, name)?;
+    }
+    Ok(())
+}
+
+/// Refuses a component that Windows removes when it normalizes the path: the name would then be
+/// another one's, or lead out of the pipes, as `..` does.
+#[cfg(windows)]
+fn check_component(component: &str, name: &str) -> Result<(), NameError> {
+    if component.trim_end_matches(['.', ' ']).is_empty() {
+        return Err(NameError::Character {
+            name: name.to_owned(),
+            character: component.chars().next().unwrap_or('\\'),
+        });
+    }
+    Ok(())
 }
 
 fn refuse(part: &str, name: &str, refused: impl Fn(char) -> bool) -> Result<(), NameError> {
@@ -338,8 +366,8 @@ fn check_length(address: &OsStr) -> Result<(), NameError> {
 fn parse(name: &str) -> Result<PipeName, NameError> {
     let address = match remote_parts(name) {
         Some((host, short)) => {
-            check_component(host, name)?;
-            check_component(short, name)?;
+            check_short(host, name)?;
+            check_short(short, name)?;
             format!(r"\\{host}\pipe\{short}")
         }
         None => format!("{LOCAL_PREFIX}{}", short_name(name)?),
@@ -353,7 +381,7 @@ fn parse(name: &str) -> Result<PipeName, NameError> {
 fn remote_parts(name: &str) -> Option<(&str, &str)> {
     let (host, rest) = name.strip_prefix(r"\\")?.split_once('\\')?;
     let (pipe, short) = rest.split_once('\\')?;
-    (pipe.eq_ignore_ascii_case("pipe") && host != ".").then_some((host, short))
+    (pipe.eq_ignore_ascii_case("pipe") && !matches!(host, "." | "?")).then_some((host, short))
 }
 
 #[cfg(unix)]
@@ -394,6 +422,8 @@ mod tests {
             r"\\.\pipe\mynamedpipe",
             r"\\.\PIPE\mynamedpipe",
             "//./pipe/mynamedpipe",
+            r"\\?\pipe\mynamedpipe",
+            r"\\?\Pipe\mynamedpipe",
         ] {
             assert_eq!(parse(full).unwrap(), short, "{full}");
         }
@@ -411,7 +441,21 @@ mod tests {
     fn impossible_names_are_refused_and_say_why() {
         assert_eq!(parse(""), Err(NameError::Empty));
         assert_eq!(parse(r"\\.\pipe\"), Err(NameError::Empty));
-        for name in ["a\\b", "a\0b", "a\nb", r"\\.\pipe\a\b"] {
+        assert_eq!(parse(r"\\?\pipe\"), Err(NameError::Empty));
+        for name in [
+            "a\0b",
+            "a\nb",
+            r"\a",
+            r"\\a",
+            r"a\",
+            r"a\\b",
+            r"a\..\b",
+            r"\\.\pipe\..\C:\x",
+            r"\\.\pipe\a\.",
+            r"\\.\pipe\\a",
+            r"\\?\UNC\host\pipe\x",
+            r"\\.\UNC\host\pipe\x",
+        ] {
             let error = parse(name).unwrap_err();
             assert!(
                 matches!(error, NameError::Character { .. }),
@@ -453,8 +497,46 @@ mod tests {
         assert_eq!(name.address(), r"\\host\pipe\x");
         assert_eq!(name.short(), None);
         assert!(name.is_remote());
+        let name = parse(r"\\host\pipe\LOCAL\x").unwrap();
+        assert_eq!(name.address(), r"\\host\pipe\LOCAL\x");
+        assert!(name.is_remote());
         assert!(!parse("x").unwrap().is_remote());
         assert!(parse("a/b").is_err());
+    }
+
+    #[test]
+    fn a_backslash_inside_a_name_is_legal_on_windows_alone() {
+        for short in [r"LOCAL\name", r"ProtectedPrefix\Administrators\a.b"] {
+            for prefix in ["", r"\\.\pipe\", r"\\?\pipe\"] {
+                let name = parse(&format!("{prefix}{short}"));
+                if cfg!(windows) {
+                    let name = name.unwrap();
+                    assert_eq!(name.short(), Some(short));
+                    assert_eq!(name.to_path(), Path::new(&format!("{LOCAL_PREFIX}{short}")));
+                    assert!(!name.is_remote());
+                } else {
+                    let error = name.unwrap_err();
+                    let is_backslash = matches!(
+                        error,
+                        NameError::Character {
+                            character: '\\',
+                            ..
+                        }
+                    );
+                    assert!(is_backslash, "{error:?}");
+                }
+            }
+            assert_eq!(PipeName::system(short).is_ok(), cfg!(windows));
+        }
+    }
+
+    #[cfg(windows)]
+    #[test]
+    fn a_name_can_not_lead_out_of_the_pipes() {
+        for name in ["..", ".", r"..\x", r"\\host\pipe\..", r"\\..\pipe\x"] {
+            let error = parse(name).unwrap_err();
+            assert!(matches!(error, NameError::Character { .. }), "{error:?}");
+        }
     }
 
     #[cfg(windows)]
@@ -489,7 +571,7 @@ mod tests {
             assert_eq!(name, parse("mynamedpipe").unwrap());
         }
         assert_eq!(PipeName::system(""), Err(NameError::Empty));
-        for name in ["/run/x", "../x", "a\\b", "a\nb"] {
+        for name in ["/run/x", "../x", r"\\host\pipe\x", "a\nb"] {
             let error = PipeName::system(name).unwrap_err();
             assert!(matches!(error, NameError::Character { .. }), "{error:?}");
         }
