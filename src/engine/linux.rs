@@ -23,7 +23,8 @@ use tokio::io::{Interest, unix::AsyncFd};
 pub(crate) use self::inherited::{connected, listening};
 use self::{
     channel::channel,
-    claim::{Claim, check_directory, directory_of, make_directory, make_system_directory},
+    claim::Claim,
+    directory::{check_directory, directory_of, make_directory, make_system_directory},
     socket::Socket,
 };
 use super::{Channel, Endpoint, EngineOptions, Instance, Sizes};
@@ -34,6 +35,7 @@ use crate::{
 mod channel;
 mod claim;
 mod descriptors;
+mod directory;
 mod inherited;
 mod lingering;
 mod scratch;
@@ -155,7 +157,7 @@ fn group(id: Option<u32>, own_directory: bool) -> Result<Option<Gid>, OutOfRange
 ///
 /// Returns the system's error, and `PermissionDenied` if other users can write to it.
 pub(crate) fn owner_of_directory(path: &Path) -> io::Result<Option<UserId>> {
-    let owner = claim::owner_of_directory(directory_of(path))?;
+    let owner = directory::owner_of_directory(directory_of(path))?;
     Ok(owner.map(UserId::Uid))
 }
 
