@@ -6,47 +6,90 @@ use std::{
     io,
     os::{
         fd::AsRawFd as _,
-        unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+        unix::fs::{
+            FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
+            PermissionsExt as _,
+        },
     },
     path::{Path, PathBuf},
+    process, str,
 };
 
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::{
     fs::{AtFlags, FlockOperation, OFlags, chownat, flock},
     io::Errno,
     net::SocketAddrUnix,
-    process::Gid,
+    process::{Gid, Pid, test_kill_process},
 };
 
 use super::{
     directory::{denied, is_ours, look_up},
     socket::Socket,
 };
+use crate::error::ServedBy;
 
 /// The right to serve a path, held through a lock file beside it. Only what a killed server left
 /// behind is removed: two servers that start at once can't remove each other's socket.
 pub(super) struct Claim {
     pub(super) path: PathBuf,
-    lock_path: PathBuf,
-    _lock: File,
-    /// The socket file that we created, by device and inode.
-    bound: Option<(u64, u64)>,
+    lock: LockFile,
+    /// The socket file that we created.
+    bound: Option<FileId>,
+}
+
+/// The state of a socket file that we created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SocketFile {
+    InPlace,
+    Removed,
+    Replaced,
 }
 
 impl Claim {
     pub(super) fn new(path: PathBuf) -> io::Result<Self> {
-        let mut lock_path = OsString::from(&path);
-        lock_path.push(".lock");
-        let lock_path = PathBuf::from(lock_path);
-        let lock = lock_file(&lock_path)?;
         let claim = Self {
+            lock: LockFile::take(&path)?,
             path,
-            lock_path,
-            _lock: lock,
             bound: None,
         };
         claim.remove_stale_socket()?;
         Ok(claim)
+    }
+
+    /// Makes sure that the lock file is in its place, which somebody may have emptied.
+    ///
+    /// # Errors
+    ///
+    /// `AddrInUse` if another process of this user has claimed the path by now.
+    pub(super) fn renew(&mut self) -> io::Result<()> {
+        if !is_at(&self.lock.path, self.lock.id) {
+            self.lock = LockFile::take(&self.path)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the socket file is where it was created. Its inode is not reused while the socket is
+    /// open.
+    pub(super) fn socket_file(&self) -> SocketFile {
+        match fs::symlink_metadata(&self.path) {
+            Ok(metadata) if Some(file_id(&metadata)) == self.bound => SocketFile::InPlace,
+            Ok(_) => SocketFile::Replaced,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => SocketFile::Removed,
+            // It can't be told.
+            Err(_) => SocketFile::InPlace,
+        }
+    }
+
+    /// Removes the socket file, unless another one is in its place.
+    pub(super) fn remove_socket_file(&mut self) {
+        if self
+            .bound
+            .take()
+            .is_some_and(|bound| is_at(&self.path, bound))
+        {
+            _ = fs::remove_file(&self.path);
+        }
     }
 
     /// Takes the socket file, which bind(2) has just created, and sets its `group`, if there is
@@ -68,7 +111,7 @@ impl Claim {
                  write to",
             ));
         }
-        self.bound = Some(identity(&metadata));
+        self.bound = Some(file_id(&metadata));
         if let Some(group) = group {
             chownat(&file, "", None, Some(group), AtFlags::EMPTY_PATH).map_err(|error| {
                 let problem = format!(
@@ -104,34 +147,157 @@ impl Claim {
             ));
         }
         // A server that does not take our lock still answers.
-        match rustix::net::connect(&Socket::new()?, &SocketAddrUnix::new(&self.path)?) {
+        let probe = Socket::new()?;
+        match rustix::net::connect(&probe, &SocketAddrUnix::new(&self.path)?) {
             Err(Errno::CONNREFUSED) => fs::remove_file(&self.path),
             Err(Errno::NOENT) => Ok(()),
             Err(Errno::ACCESS) => Err(denied(format!(
                 "a socket of another user (uid {}) is there: choose another name",
                 metadata.uid()
             ))),
-            Ok(()) | Err(_) => Err(io::ErrorKind::AddrInUse.into()),
+            Ok(()) => {
+                let server = getsockopt(&probe, PeerCredentials).ok();
+                Err(in_use(server.and_then(|server| process_id(server.pid()))))
+            }
+            Err(_) => Err(in_use(None)),
         }
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if self.bound.is_some_and(|bound| is_at(&self.path, bound)) {
-            _ = fs::remove_file(&self.path);
-        }
-        _ = fs::remove_file(&self.lock_path);
+        self.remove_socket_file();
     }
 }
 
-fn identity(metadata: &fs::Metadata) -> (u64, u64) {
+/// A file, by its device and inode.
+type FileId = (u64, u64);
+
+fn file_id(metadata: &fs::Metadata) -> FileId {
     (metadata.dev(), metadata.ino())
 }
 
-/// Whether a file, given by device and inode, is at `path`.
-fn is_at(path: &Path, file: (u64, u64)) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|metadata| identity(&metadata) == file)
+/// Whether `file` is at `path`.
+fn is_at(path: &Path, file: FileId) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| file_id(&metadata) == file)
+}
+
+/// The error of a path that `process_id` serves, if it is known.
+fn in_use(process_id: Option<u32>) -> io::Error {
+    let kind = io::ErrorKind::AddrInUse;
+    match process_id {
+        Some(process_id) => io::Error::new(kind, ServedBy { process_id }),
+        None => kind.into(),
+    }
+}
+
+/// A process id of the system. 0 stands for a process outside of our PID namespace.
+fn process_id(id: i32) -> Option<u32> {
+    u32::try_from(id).ok().filter(|&id| id > 0)
+}
+
+/// The process that says in the lock file of `path` that it serves it, if it still runs.
+pub(super) fn holder(path: &Path) -> Option<u32> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
+        .open(lock_path(path))
+        .ok()?;
+    is_ours(&file.metadata().ok()?)
+        .then(|| holder_in(&file))
+        .flatten()
+}
+
+fn holder_in(lock: &File) -> Option<u32> {
+    let mut text = [0; 16];
+    let length = lock.read_at(&mut text, 0).ok()?;
+    let id = str::from_utf8(&text[..length])
+        .ok()?
+        .trim_end()
+        .parse()
+        .ok()?;
+    let process = Pid::from_raw(id)?;
+    // A process of another user runs too.
+    let runs = matches!(test_kill_process(process), Ok(()) | Err(Errno::PERM));
+    process_id(id).filter(|_| runs)
+}
+
+fn lock_path(path: &Path) -> PathBuf {
+    let mut lock_path = OsString::from(path);
+    lock_path.push(".lock");
+    lock_path.into()
+}
+
+/// A file beside a socket that is locked as long as its process serves the socket. It says which
+/// process that is.
+struct LockFile {
+    path: PathBuf,
+    id: FileId,
+    _locked: File,
+}
+
+impl LockFile {
+    /// Locks the lock file of `path`, which its last holder may be removing at the same time.
+    ///
+    /// # Errors
+    ///
+    /// `AddrInUse` if another process of this user has locked it.
+    fn take(path: &Path) -> io::Result<Self> {
+        let path = lock_path(path);
+        loop {
+            let (file, id) = open_lock_file(&path)?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => return Err(in_use(holder_in(&file))),
+                Err(error) => return Err(error.into()),
+            }
+            if is_at(&path, id) {
+                // Only for messages, so a full disk does not matter.
+                _ = file.set_len(0);
+                _ = file.write_at(format!("{}\n", process::id()).as_bytes(), 0);
+                return Ok(Self {
+                    path,
+                    id,
+                    _locked: file,
+                });
+            }
+        }
+    }
+}
+
+impl Drop for LockFile {
+    fn drop(&mut self) {
+        if is_at(&self.path, self.id) {
+            _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Opens a lock file, and creates it if it does not exist.
+fn open_lock_file(path: &Path) -> io::Result<(File, FileId)> {
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        // Opening a FIFO would wait for its reader.
+        .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
+        .open(path)
+        .map_err(|error| unopened(path, &error))?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || !is_ours(&metadata) {
+        return Err(denied(format!(
+            "{} is not a file of this user (its owner is uid {}): remove it, or choose another name",
+            path.display(),
+            metadata.uid()
+        )));
+    }
+    if metadata.mode() & 0o7777 != 0o600 {
+        // Under some umasks its own user could not open it again.
+        file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    }
+    Ok((file, file_id(&metadata)))
 }
 
 /// The error of a lock file that can't be opened: usually its directory does not exist.
@@ -144,41 +310,6 @@ fn unopened(path: &Path, error: &io::Error) -> io::Error {
         _ => format!("{} can't be opened: {error}", path.display()),
     };
     io::Error::new(error.kind(), problem)
-}
-
-/// Opens and locks the file, which its last holder may be removing at the same time.
-///
-/// # Errors
-///
-/// `AddrInUse` if another process of this user has locked it.
-fn lock_file(path: &Path) -> io::Result<File> {
-    loop {
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            // Opening a FIFO would wait for its reader.
-            .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
-            .open(path)
-            .map_err(|error| unopened(path, &error))?;
-        let metadata = file.metadata()?;
-        if !metadata.is_file() || !is_ours(&metadata) {
-            return Err(denied(format!(
-                "{} is not a file of this user (its owner is uid {}): remove it, or choose another name",
-                path.display(),
-                metadata.uid()
-            )));
-        }
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(io::ErrorKind::AddrInUse.into()),
-            Err(error) => return Err(error.into()),
-        }
-        if is_at(path, identity(&metadata)) {
-            return Ok(file);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ use std::{
 
 use rustix::process::geteuid;
 
+use crate::name::PipeName;
+
 /// The directory of short names below `XDG_RUNTIME_DIR`.
 const IN_RUNTIME_DIRECTORY: &str = "pipe-server";
 
@@ -19,6 +21,24 @@ pub(super) fn directory_of(path: &Path) -> &Path {
     }
 }
 
+/// Creates the directory of the socket at `path` if `name` says which one it is, and checks it. The
+/// directory of a short name belongs to the user and is created, and so is that of a system name if
+/// this user may; that of any other path is used as it is.
+///
+/// # Errors
+///
+/// `PermissionDenied` if another user could replace the socket.
+pub(super) fn prepare(name: &PipeName, path: &Path) -> io::Result<()> {
+    let directory = directory_of(path);
+    if name.short().is_some() {
+        make_directory(directory)
+    } else if name.is_system() {
+        make_system_directory(directory)
+    } else {
+        check_directory(directory)
+    }
+}
+
 /// Creates the directory of short names, for this user alone. Refuses one that another user could
 /// have prepared.
 ///
@@ -26,7 +46,7 @@ pub(super) fn directory_of(path: &Path) -> &Path {
 ///
 /// `PermissionDenied` if another user could replace our socket, `InvalidInput` for a relative
 /// `XDG_RUNTIME_DIR`.
-pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
+fn make_directory(directory: &Path) -> io::Result<()> {
     if directory.ends_with(IN_RUNTIME_DIRECTORY) {
         let runtime_directory = directory_of(directory);
         if runtime_directory.is_relative() {
@@ -56,7 +76,7 @@ pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
 ///
 /// `PermissionDenied` if another user could replace our socket, or if this user can create no
 /// socket there.
-pub(super) fn make_system_directory(directory: &Path) -> io::Result<()> {
+fn make_system_directory(directory: &Path) -> io::Result<()> {
     let advice = "run the server as root, let systemd create the socket (a .socket unit) or the directory \
                   (RuntimeDirectory= and User= in the service's unit), or use a name of this user";
     if create_directory(directory, 0o755, advice)? {
@@ -116,7 +136,7 @@ pub(super) fn owner_of_directory(directory: &Path) -> io::Result<Option<u32>> {
 /// # Errors
 ///
 /// `PermissionDenied`.
-pub(super) fn check_directory(directory: &Path) -> io::Result<()> {
+fn check_directory(directory: &Path) -> io::Result<()> {
     let Some(metadata) = look_up(directory, fs::metadata)? else {
         return Ok(());
     };
