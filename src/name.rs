@@ -37,7 +37,8 @@ const SYSTEM_DIRECTORY: &str = "/run/pipe-server";
 ///
 /// The full path of a local Windows pipe, `\\.\pipe\mynamedpipe` or `\\?\pipe\mynamedpipe`, is the
 /// short name on every system. On Linux a name that contains a `/` is the path of the socket, used
-/// unchanged; write `./mypipe` for one in the current directory. On Windows `\\HOST\pipe\NAME` names
+/// unchanged; write `./mypipe` for one in the current directory, which is served by its absolute
+/// path. On Windows `\\HOST\pipe\NAME` names
 /// a pipe on another machine, which can be connected to but not served.
 ///
 /// On Windows a backslash may separate components of a name, none of which may be empty, `.` or
@@ -213,6 +214,20 @@ impl PipeName {
     pub(crate) fn resolve(&self) -> Result<PathBuf, NameError> {
         let path = self.to_path();
         check_length(path.as_os_str())?;
+        Ok(path)
+    }
+
+    /// The path to serve. A relative one is made absolute if the system allows that, because others
+    /// look for a socket by the path that it was bound to: systemd-tmpfiles removes old sockets
+    /// that it can't find in use.
+    pub(crate) fn resolve_absolute(&self) -> Result<PathBuf, NameError> {
+        let path = self.resolve()?;
+        #[cfg(unix)]
+        if path.is_relative() {
+            let absolute = std::path::absolute(&path).ok();
+            let absolute = absolute.filter(|absolute| Self::at(absolute.as_os_str()).is_ok());
+            return Ok(absolute.unwrap_or(path));
+        }
         Ok(path)
     }
 

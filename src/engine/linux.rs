@@ -74,7 +74,7 @@ pub(crate) fn bind(
         telemetry: telemetry.clone(),
     };
     directory::prepare(name, path)?;
-    let mut claim = Claim::new(path.to_owned())?;
+    let mut claim = Claim::new(path.to_owned(), name.short().is_some() || name.is_system())?;
     let socket = binding.bind(&mut claim)?;
     let listening = Arc::new(Listening::new(socket, true)?);
     let watch = Watch::start(Served {

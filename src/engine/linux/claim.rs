@@ -24,7 +24,7 @@ use rustix::{
 };
 
 use super::{
-    directory::{denied, is_ours, look_up},
+    directory::{denied, directory_of, is_ours, look_up},
     socket::Socket,
 };
 use crate::error::ServedBy;
@@ -34,6 +34,8 @@ use crate::error::ServedBy;
 pub(super) struct Claim {
     pub(super) path: PathBuf,
     lock: LockFile,
+    /// The directory, if it holds nothing but pipes.
+    directory: Option<LockedDirectory>,
     /// The socket file that we created.
     bound: Option<FileId>,
 }
@@ -47,9 +49,12 @@ pub(super) enum SocketFile {
 }
 
 impl Claim {
-    pub(super) fn new(path: PathBuf) -> io::Result<Self> {
+    /// Claims `path`. Its directory is locked as well if it `holds_only_pipes`.
+    pub(super) fn new(path: PathBuf, holds_only_pipes: bool) -> io::Result<Self> {
+        let directory = holds_only_pipes.then(|| LockedDirectory::new(directory_of(&path)));
         let claim = Self {
             lock: LockFile::take(&path)?,
+            directory,
             path,
             bound: None,
         };
@@ -57,12 +62,15 @@ impl Claim {
         Ok(claim)
     }
 
-    /// Makes sure that the lock file is in its place, which somebody may have emptied.
+    /// Makes sure that the lock file is in its place, and the directory locked.
     ///
     /// # Errors
     ///
     /// `AddrInUse` if another process of this user has claimed the path by now.
     pub(super) fn renew(&mut self) -> io::Result<()> {
+        if let Some(directory) = &mut self.directory {
+            directory.renew();
+        }
         if !is_at(&self.lock.path, self.lock.id) {
             self.lock = LockFile::take(&self.path)?;
         }
@@ -273,6 +281,42 @@ impl Drop for LockFile {
     }
 }
 
+/// A directory with a shared lock, which keeps systemd-tmpfiles from removing the old files in it
+/// (tmpfiles.d(5), "Age").
+struct LockedDirectory {
+    path: PathBuf,
+    locked: Option<(File, FileId)>,
+}
+
+impl LockedDirectory {
+    fn new(path: &Path) -> Self {
+        let mut directory = Self {
+            path: path.to_owned(),
+            locked: None,
+        };
+        directory.renew();
+        directory
+    }
+
+    /// Locks the directory that is at the path now.
+    fn renew(&mut self) {
+        if matches!(self.locked, Some((_, id)) if is_at(&self.path, id)) {
+            return;
+        }
+        let lock = || {
+            let directory = OpenOptions::new()
+                .read(true)
+                .custom_flags((OFlags::NOFOLLOW | OFlags::DIRECTORY).bits() as i32)
+                .open(&self.path)?;
+            flock(&directory, FlockOperation::NonBlockingLockShared)?;
+            let id = file_id(&directory.metadata()?);
+            io::Result::Ok((directory, id))
+        };
+        // It fails while the directory is being cleaned.
+        self.locked = lock().ok();
+    }
+}
+
 /// Opens a lock file, and creates it if it does not exist.
 fn open_lock_file(path: &Path) -> io::Result<(File, FileId)> {
     let file = OpenOptions::new()
@@ -330,7 +374,7 @@ mod tests {
     fn the_mode_is_given_to_the_socket_and_never_to_what_a_link_points_at() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
-        let mut claim = Claim::new(path.clone()).unwrap();
+        let mut claim = Claim::new(path.clone(), false).unwrap();
         let _socket = UnixListener::bind(&path).unwrap();
         set_mode(&path, 0o600);
         claim.take_socket_file(0o666, None).unwrap();

@@ -182,7 +182,7 @@ mod tests {
             telemetry: Telemetry::new(name.clone()),
             name,
         };
-        let mut claim = Claim::new(path.to_owned()).unwrap();
+        let mut claim = Claim::new(path.to_owned(), false).unwrap();
         let socket = binding.bind(&mut claim).unwrap();
         Served {
             listening: Arc::new(Listening::new(socket, true).unwrap()),
@@ -244,7 +244,7 @@ mod tests {
         let mut served = serve(&path);
         fs::remove_file(&path).unwrap();
         fs::remove_file(directory.path().join("pipe.lock")).unwrap();
-        let other = Claim::new(path.clone()).unwrap();
+        let other = Claim::new(path.clone(), false).unwrap();
         expect_report(&mut served, "can't be created again");
         assert!(!path.exists());
         drop(other);
