@@ -181,10 +181,7 @@ pub enum ConnectError {
     },
     /// The pipe, or on Linux the directory of its name, belongs to a user that the client does not
     /// trust. Nothing was sent.
-    #[error(
-        "{address} belongs to {owner}, who is not trusted and could read what is sent there: if this is the \
-         right server, trust that user (trust)"
-    )]
+    #[error("{}", untrusted(address, owner))]
     #[non_exhaustive]
     Untrusted {
         /// The pipe's address.
@@ -454,6 +451,19 @@ pub(crate) struct ServedBy {
 pub(crate) fn served_by(error: &io::Error) -> Option<u32> {
     let served_by = error.get_ref()?.downcast_ref::<ServedBy>()?;
     Some(served_by.process_id)
+}
+
+fn untrusted(address: &str, owner: &UserId) -> String {
+    if owner.is_unmapped() {
+        return format!(
+            "{address} belongs to a user whom this user namespace does not map (shown as {owner}) and who could \
+             read what is sent there: connect from the server's namespace, or trust anyone (trust)"
+        );
+    }
+    format!(
+        "{address} belongs to {owner}, who is not trusted and could read what is sent there: if this is the \
+         right server, trust that user (trust)"
+    )
 }
 
 fn by_process(process_id: Option<u32>) -> String {

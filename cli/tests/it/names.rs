@@ -1,9 +1,13 @@
-//! Names on Linux: the files of a pipe.
+//! Names on Linux: the files of a pipe, and user namespaces.
 
 use std::{
     fs::{self, File},
-    os::unix::fs::MetadataExt as _,
-    process::{Command, Stdio},
+    os::unix::{
+        fs::{MetadataExt as _, PermissionsExt as _, chown},
+        process::CommandExt as _,
+    },
+    path::Path,
+    process::{Command, Output, Stdio},
 };
 
 use rustix::{
@@ -13,7 +17,7 @@ use rustix::{
 };
 use support::unique_name;
 
-use crate::program::{Server, stderr};
+use crate::program::{NOBODY, Server, can_run_as_nobody, stderr};
 
 const SERVER: &str = env!("CARGO_BIN_EXE_pipe-server");
 
@@ -100,4 +104,76 @@ fn a_second_server_is_told_the_process_of_the_first() {
         said.contains(&format!("by process {}", running.child.id())),
         "{said}"
     );
+}
+
+/// A user namespace that maps this user alone, as root.
+fn in_a_namespace(program: &str) -> Command {
+    let mut command = Command::new("unshare");
+    run(command.args(["--user", "--map-root-user", program]));
+    command
+}
+
+fn has_namespaces() -> bool {
+    let output = in_a_namespace("true").output();
+    let has = output.is_ok_and(|output| output.status.success());
+    if !has {
+        eprintln!("left out: needs unshare(1) and user namespaces");
+    }
+    has
+}
+
+#[test]
+fn a_directory_of_an_unmapped_user_is_not_called_another_users() {
+    if !can_run_as_nobody() || !has_namespaces() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let name = directory.path().join("pipe");
+    chown(directory.path(), Some(NOBODY - 1), None).unwrap();
+    // Root outside may own it, as it owns /tmp.
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+    let mut command = in_a_namespace(SERVER);
+    let running = Server::spawn(command.arg("--pipe-name").arg(&name));
+    assert!(
+        running.first_line.starts_with("listening on "),
+        "{}",
+        running.first_line
+    );
+    assert_eq!(running.end(Signal::TERM).0, Some(0));
+
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = in_a_namespace(SERVER);
+    let output = command.arg("--pipe-name").arg(&name).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = stderr(&output);
+    assert!(said.contains("does not map (shown as uid 65534)"), "{said}");
+    assert!(!said.contains("belongs to another user"), "{said}");
+}
+
+#[test]
+fn an_unmapped_server_is_trusted_by_nobody_in_particular() {
+    if !can_run_as_nobody() || !has_namespaces() {
+        return;
+    }
+    let name = unique_name();
+    let directory = Path::new(&name.text).parent().unwrap();
+    chown(directory, Some(NOBODY - 1), None).unwrap();
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = server(&name.text);
+    let _server = Server::spawn(command.args(["--access", "everyone"]).uid(NOBODY - 1));
+    let ask = |trust: &[&str]| -> Output {
+        let mut command = in_a_namespace(env!("CARGO_BIN_EXE_pipe-client"));
+        let arguments = command.args(["--pipe-name", &name.text, "hello"]);
+        arguments.args(trust).output().unwrap()
+    };
+    for trust in [&[][..], &["--trust", "65534"]] {
+        let output = ask(trust);
+        assert_eq!(output.status.code(), Some(5), "{output:?}");
+        let said = stderr(&output);
+        assert!(said.contains("does not map (shown as uid 65534)"), "{said}");
+        assert!(said.contains("--trust anyone"), "{said}");
+        assert!(!said.contains("--trust 65534"), "{said}");
+    }
+    let output = ask(&["--trust", "anyone"]);
+    assert_eq!(output.stdout, b"hello\n", "{output:?}");
 }

@@ -24,7 +24,7 @@ use rustix::{
 };
 
 use super::{
-    directory::{denied, directory_of, is_ours, look_up},
+    directory::{denied, directory_of, is_ours, look_up, other_user},
     socket::Socket,
 };
 use crate::error::ServedBy;
@@ -160,8 +160,8 @@ impl Claim {
             Err(Errno::CONNREFUSED) => fs::remove_file(&self.path),
             Err(Errno::NOENT) => Ok(()),
             Err(Errno::ACCESS) => Err(denied(format!(
-                "a socket of another user (uid {}) is there: choose another name",
-                metadata.uid()
+                "a socket of {} is there: choose another name",
+                other_user(metadata.uid())
             ))),
             Ok(()) => {
                 let server = getsockopt(&probe, PeerCredentials).ok();
@@ -331,10 +331,13 @@ fn open_lock_file(path: &Path) -> io::Result<(File, FileId)> {
         .map_err(|error| unopened(path, &error))?;
     let metadata = file.metadata()?;
     if !metadata.is_file() || !is_ours(&metadata) {
+        let what = match is_ours(&metadata) {
+            true => "it is not a regular file".to_owned(),
+            false => format!("it belongs to {}", other_user(metadata.uid())),
+        };
         return Err(denied(format!(
-            "{} is not a file of this user (its owner is uid {}): remove it, or choose another name",
-            path.display(),
-            metadata.uid()
+            "{} is not a file of this user ({what}): remove it, or choose another name",
+            path.display()
         )));
     }
     if metadata.mode() & 0o7777 != 0o600 {

@@ -8,7 +8,7 @@ use std::{
 
 use rustix::process::geteuid;
 
-use crate::name::PipeName;
+use crate::{name::PipeName, peer::UserId};
 
 /// The directory of short names below `XDG_RUNTIME_DIR`.
 const IN_RUNTIME_DIRECTORY: &str = "pipe-server";
@@ -61,9 +61,10 @@ fn make_directory(directory: &Path) -> io::Result<()> {
     let advice = "set XDG_RUNTIME_DIR to a directory of this user, or use the pipe's full path";
     create_directory(directory, 0o700, advice)?;
     match owner_of_directory(directory)? {
-        Some(owner) if owner != geteuid().as_raw() => Err(denied(format!(
-            "the directory {} belongs to another user (uid {owner})",
-            directory.display()
+        Some(owner) if !is_own(owner) => Err(denied(format!(
+            "the directory {} belongs to {}",
+            directory.display(),
+            other_user(owner)
         ))),
         _ => Ok(()),
     }
@@ -84,16 +85,17 @@ fn make_system_directory(directory: &Path) -> io::Result<()> {
         fs::set_permissions(directory, fs::Permissions::from_mode(0o755))?;
     }
     let owner = owner_of_directory(directory)?;
-    let own = geteuid().as_raw();
     let directory = directory.display();
     match owner {
-        Some(owner) if owner != own && own != 0 => Err(denied(format!(
-            "the directory {directory} belongs to another user (uid {owner}): {advice}"
+        Some(owner) if !is_own(owner) && geteuid().as_raw() != 0 => Err(denied(format!(
+            "the directory {directory} belongs to {}: {advice}",
+            other_user(owner)
         ))),
         // Root could create one there, but that user could replace it.
-        Some(owner) if owner != own => Err(denied(format!(
-            "the directory {directory} belongs to a user (uid {owner}) who could replace the socket: serve the \
-             pipe as that user, or give the directory to root"
+        Some(owner) if !is_own(owner) => Err(denied(format!(
+            "the directory {directory} belongs to {}, who could replace the socket: serve the pipe as that user, or \
+             give the directory to root",
+            other_user(owner)
         ))),
         _ => Ok(()),
     }
@@ -141,14 +143,19 @@ fn check_directory(directory: &Path) -> io::Result<()> {
         return Ok(());
     };
     let directory = directory.display();
-    if !is_ours(&metadata) && metadata.uid() != 0 {
+    let (owner, mode) = (metadata.uid(), metadata.mode());
+    let (others_write, sticky) = (0o002, 0o1000);
+    let is_shared = mode & others_write != 0;
+    let is_sticky = mode & sticky != 0;
+    // In a user namespace root may be unmapped, and then so is the owner of /tmp.
+    let may_be_roots = owner == 0 || (is_shared && is_sticky && UserId::Uid(owner).is_unmapped());
+    if !is_own(owner) && !may_be_roots {
         return Err(denied(format!(
-            "the directory {directory} belongs to another user (uid {}): choose one of this user or of root",
-            metadata.uid()
+            "the directory {directory} belongs to {}: choose one of this user or of root",
+            other_user(owner)
         )));
     }
-    let (others_write, sticky) = (0o002, 0o1000);
-    if metadata.mode() & (others_write | sticky) == others_write {
+    if is_shared && !is_sticky {
         return Err(denied(format!(
             "everyone can replace files in the directory {directory}: choose another one, remove the \
              permission (chmod o-w), or set the sticky bit (chmod +t)"
@@ -173,7 +180,19 @@ pub(super) fn look_up<'a>(
 }
 
 pub(super) fn is_ours(metadata: &fs::Metadata) -> bool {
-    metadata.uid() == geteuid().as_raw()
+    is_own(metadata.uid())
+}
+
+fn is_own(uid: u32) -> bool {
+    uid == geteuid().as_raw() && !UserId::Uid(uid).is_unmapped()
+}
+
+/// The owner of a file that is not of this user, for a message.
+pub(super) fn other_user(uid: u32) -> String {
+    match UserId::Uid(uid).is_unmapped() {
+        true => format!("a user whom this user namespace does not map (shown as uid {uid})"),
+        false => format!("another user (uid {uid})"),
+    }
 }
 
 pub(super) fn denied(problem: impl Into<String>) -> io::Error {
