@@ -156,7 +156,7 @@ pub enum ConnectError {
         /// The pipe's address.
         address: String,
         /// On Linux, a server that runs although clients can't reach it, because its socket file
-        /// was removed or replaced. Only the server's own user can tell.
+        /// was removed or replaced.
         process_id: Option<u32>,
     },
     /// Every instance was busy with another client until the connect timeout.

@@ -6,21 +6,17 @@ use std::{
     io,
     os::{
         fd::AsRawFd as _,
-        unix::fs::{
-            FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
-            PermissionsExt as _,
-        },
+        unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     },
     path::{Path, PathBuf},
-    process, str,
 };
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::{
-    fs::{AtFlags, FlockOperation, OFlags, chownat, flock},
+    fs::{AtFlags, FlockOperation, OFlags, chownat, flock, major, minor},
     io::Errno,
     net::SocketAddrUnix,
-    process::{Gid, Pid, test_kill_process},
+    process::Gid,
 };
 
 use super::{
@@ -204,30 +200,24 @@ fn process_id(id: i32) -> Option<u32> {
     u32::try_from(id).ok().filter(|&id| id > 0)
 }
 
-/// The process that says in the lock file of `path` that it serves it, if it still runs.
+/// The process that has locked the lock file of `path`, if the system says so.
 pub(super) fn holder(path: &Path) -> Option<u32> {
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
-        .open(lock_path(path))
-        .ok()?;
-    is_ours(&file.metadata().ok()?)
-        .then(|| holder_in(&file))
-        .flatten()
+    let metadata = fs::symlink_metadata(lock_path(path)).ok()?;
+    let locks = fs::read("/proc/locks").ok()?;
+    holder_in(&String::from_utf8_lossy(&locks), file_id(&metadata))
 }
 
-fn holder_in(lock: &File) -> Option<u32> {
-    let mut text = [0; 16];
-    let length = lock.read_at(&mut text, 0).ok()?;
-    let id = str::from_utf8(&text[..length])
-        .ok()?
-        .trim_end()
-        .parse()
-        .ok()?;
-    let process = Pid::from_raw(id)?;
-    // A process of another user runs too.
-    let runs = matches!(test_kill_process(process), Ok(()) | Err(Errno::PERM));
-    process_id(id).filter(|_| runs)
+/// The process that has locked `file`, in the text of proc_locks(5).
+fn holder_in(locks: &str, (device, inode): FileId) -> Option<u32> {
+    let file = format!("{:02x}:{:02x}:{inode}", major(device), minor(device));
+    let holder = |line: &str| {
+        let columns: Vec<_> = line.split_whitespace().collect();
+        match columns[..] {
+            [_, "FLOCK", _, "WRITE", id, locked, ..] if locked == file => id.parse().ok(),
+            _ => None,
+        }
+    };
+    locks.lines().find_map(holder).and_then(process_id)
 }
 
 fn lock_path(path: &Path) -> PathBuf {
@@ -236,8 +226,7 @@ fn lock_path(path: &Path) -> PathBuf {
     lock_path.into()
 }
 
-/// A file beside a socket that is locked as long as its process serves the socket. It says which
-/// process that is.
+/// A file beside a socket that is locked as long as its process serves the socket.
 struct LockFile {
     path: PathBuf,
     id: FileId,
@@ -245,24 +234,21 @@ struct LockFile {
 }
 
 impl LockFile {
-    /// Locks the lock file of `path`, which its last holder may be removing at the same time.
+    /// Locks the lock file of the path `served`, which its last holder may be removing at the same time.
     ///
     /// # Errors
     ///
     /// `AddrInUse` if another process of this user has locked it.
-    fn take(path: &Path) -> io::Result<Self> {
-        let path = lock_path(path);
+    fn take(served: &Path) -> io::Result<Self> {
+        let path = lock_path(served);
         loop {
             let (file, id) = open_lock_file(&path)?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
-                Err(Errno::WOULDBLOCK) => return Err(in_use(holder_in(&file))),
+                Err(Errno::WOULDBLOCK) => return Err(in_use(holder(served))),
                 Err(error) => return Err(error.into()),
             }
             if is_at(&path, id) {
-                // Only for messages, so a full disk does not matter.
-                _ = file.set_len(0);
-                _ = file.write_at(format!("{}\n", process::id()).as_bytes(), 0);
                 return Ok(Self {
                     path,
                     id,
@@ -322,7 +308,6 @@ fn open_lock_file(path: &Path) -> io::Result<(File, FileId)> {
     let file = OpenOptions::new()
         .create(true)
         .truncate(false)
-        .read(true)
         .write(true)
         .mode(0o600)
         // Opening a FIFO would wait for its reader.
@@ -371,6 +356,21 @@ mod tests {
 
     fn set_mode(path: &Path, mode: u32) {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn a_lock_is_held_by_a_process_of_this_namespace() {
+        let locks = "\
+1: FLOCK  ADVISORY  WRITE 2213 fe:0a:10191166 0 EOF
+2: FLOCK  ADVISORY  READ 2214 fe:0a:10133507 0 EOF
+3: FLOCK  ADVISORY  WRITE 0 fe:0a:10191167 0 EOF
+3: -> FLOCK  ADVISORY  WRITE 2216 fe:0a:10191168 0 EOF
+";
+        let device = rustix::fs::makedev(0xfe, 0x0a);
+        assert_eq!(holder_in(locks, (device, 10_191_166)), Some(2213));
+        for inode in [10_133_507, 10_191_167, 10_191_168, 166] {
+            assert_eq!(holder_in(locks, (device, inode)), None, "{inode}");
+        }
     }
 
     #[test]
