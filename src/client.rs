@@ -15,7 +15,7 @@ use crate::{
     connection::{Connection, RecvEnd, RecvHalf, SendHalf},
     defaults,
     engine::{Channel, Sizes, native},
-    error::{CallError, ConnectError, RecvError, SendError},
+    error::{CallError, ConnectError, RecvError, SendError, served_by},
     name::{NameError, PipeName},
     peer::{Peer, UserId},
     trust::Trust,
@@ -196,7 +196,10 @@ impl ClientOptions {
                 io::ErrorKind::NotFound
                     if !self.wait_for_server.unwrap_or(false) || left.is_zero() =>
                 {
-                    return Err(ConnectError::NotFound { address });
+                    return Err(ConnectError::NotFound {
+                        address,
+                        process_id: served_by(&error),
+                    });
                 }
                 io::ErrorKind::ResourceBusy if left.is_zero() => {
                     return Err(ConnectError::Busy {

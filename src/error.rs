@@ -43,11 +43,16 @@ pub enum BindError {
     #[error("a pipe can't be served outside a Tokio runtime: bind it in an async function")]
     NoRuntime,
     /// Another server has the name.
-    #[error("{address} is already served: stop the other server or choose another name")]
+    #[error(
+        "{address} is already served{}: stop the other server or choose another name",
+        by_process(*process_id)
+    )]
     #[non_exhaustive]
     InUse {
         /// The pipe's address.
         address: String,
+        /// The process that serves it, if it is known. Always `None` on Windows.
+        process_id: Option<u32>,
     },
     /// The system does not let this process serve the name.
     #[error(
@@ -81,7 +86,10 @@ impl BindError {
         };
         let address = address.into();
         match source.kind() {
-            io::ErrorKind::AddrInUse => Self::InUse { address },
+            io::ErrorKind::AddrInUse => Self::InUse {
+                address,
+                process_id: served_by(&source),
+            },
             io::ErrorKind::PermissionDenied => Self::Denied { address, source },
             _ => Self::Create { address, source },
         }
@@ -142,11 +150,14 @@ pub enum ConnectError {
         address: String,
     },
     /// Nobody serves the pipe.
-    #[error("nobody serves {address}: start the server, or check the name")]
+    #[error("{}", not_found(address, *process_id))]
     #[non_exhaustive]
     NotFound {
         /// The pipe's address.
         address: String,
+        /// On Linux, a server that runs although clients can't reach it, because its socket file
+        /// was removed or replaced.
+        process_id: Option<u32>,
     },
     /// Every instance was busy with another client until the connect timeout.
     #[error(
@@ -170,10 +181,7 @@ pub enum ConnectError {
     },
     /// The pipe, or on Linux the directory of its name, belongs to a user that the client does not
     /// trust. Nothing was sent.
-    #[error(
-        "{address} belongs to {owner}, who is not trusted and could read what is sent there: if this is the \
-         right server, trust that user (trust)"
-    )]
+    #[error("{}", untrusted(address, owner))]
     #[non_exhaustive]
     Untrusted {
         /// The pipe's address.
@@ -448,6 +456,46 @@ impl CallFailure {
             Self::ShutDown => io::ErrorKind::BrokenPipe,
             Self::Aborted => io::ErrorKind::ConnectionAborted,
         }
+    }
+}
+
+/// The process that serves a pipe. An engine that learns it returns it inside an `io::Error`.
+#[derive(Debug, thiserror::Error)]
+#[error("it is served by process {process_id}")]
+pub(crate) struct ServedBy {
+    pub(crate) process_id: u32,
+}
+
+/// The process that serves the pipe, if `error` says so.
+pub(crate) fn served_by(error: &io::Error) -> Option<u32> {
+    let served_by = error.get_ref()?.downcast_ref::<ServedBy>()?;
+    Some(served_by.process_id)
+}
+
+fn untrusted(address: &str, owner: &UserId) -> String {
+    if owner.is_unmapped() {
+        return format!(
+            "{address} belongs to a user whom this user namespace does not map (shown as {owner}) and who could \
+             read what is sent there: connect from the server's namespace, or trust anyone (trust)"
+        );
+    }
+    format!(
+        "{address} belongs to {owner}, who is not trusted and could read what is sent there: if this is the \
+         right server, trust that user (trust)"
+    )
+}
+
+fn by_process(process_id: Option<u32>) -> String {
+    process_id.map_or_else(String::new, |id| format!(" by process {id}"))
+}
+
+fn not_found(address: &str, process_id: Option<u32>) -> String {
+    match process_id {
+        None => format!("nobody serves {address}: start the server, or check the name"),
+        Some(id) => format!(
+            "nobody serves {address}, although its server runs (process {id}): its socket file was removed \
+             or replaced; restart the server"
+        ),
     }
 }
 

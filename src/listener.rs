@@ -133,7 +133,7 @@ impl ListenerOptions {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(BindError::NoRuntime);
         }
-        let path = name.resolve()?;
+        let path = name.resolve_absolute()?;
         if name.is_remote() {
             let address = path.display().to_string();
             return Err(BindError::Remote { address });

@@ -35,10 +35,16 @@ const SYSTEM_DIRECTORY: &str = "/run/pipe-server";
 /// So on Linux users do not meet at a short name, nor does a service meet a login session. They do
 /// at a [system name](Self::system).
 ///
-/// The full path of a local Windows pipe, `\\.\pipe\mynamedpipe`, is the short name on every
-/// system. On Linux a name that contains a `/` is the path of the socket, used unchanged; write
-/// `./mypipe` for one in the current directory. On Windows `\\HOST\pipe\NAME` names a pipe on
-/// another machine, which can be connected to but not served.
+/// The full path of a local Windows pipe, `\\.\pipe\mynamedpipe` or `\\?\pipe\mynamedpipe`, is the
+/// short name on every system. On Linux a name that contains a `/` is the path of the socket, used
+/// unchanged; write `./mypipe` for one in the current directory, which is served by its absolute
+/// path. On Windows `\\HOST\pipe\NAME` names
+/// a pipe on another machine, which can be connected to but not served.
+///
+/// On Windows a backslash may separate components of a name, none of which may be empty, `.` or
+/// `..`. A prefix can have a meaning to the system: processes in an AppContainer can only use
+/// `LOCAL\NAME`, and administrators alone can create `ProtectedPrefix\Administrators\NAME`. Linux
+/// has no such names, and refuses the backslash rather than serve a pipe that means less there.
 ///
 /// Windows ignores case in names; Linux does not.
 ///
@@ -55,7 +61,7 @@ const SYSTEM_DIRECTORY: &str = "/run/pipe-server";
 /// let full: PipeName = r"\\.\pipe\mynamedpipe".parse()?;
 /// assert_eq!(short, full);
 /// assert_eq!(full.short(), Some("mynamedpipe"));
-/// assert!(r"my\pipe".parse::<PipeName>().is_err());
+/// assert_eq!(r"LOCAL\mypipe".parse::<PipeName>().is_ok(), cfg!(windows));
 /// # Ok::<(), pipe_server::NameError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -211,6 +217,20 @@ impl PipeName {
         Ok(path)
     }
 
+    /// The path to serve. A relative one is made absolute if the system allows that, because others
+    /// look for a socket by the path that it was bound to: systemd-tmpfiles removes old sockets
+    /// that it can't find in use.
+    pub(crate) fn resolve_absolute(&self) -> Result<PathBuf, NameError> {
+        let path = self.resolve()?;
+        #[cfg(unix)]
+        if path.is_relative() {
+            let absolute = std::path::absolute(&path).ok();
+            let absolute = absolute.filter(|absolute| Self::at(absolute.as_os_str()).is_ok());
+            return Ok(absolute.unwrap_or(path));
+        }
+        Ok(path)
+    }
+
     /// Whether this is a pipe on another machine, which can't be served here.
     pub(crate) fn is_remote(&self) -> bool {
         cfg!(windows) && self.short().is_none()
@@ -284,29 +304,52 @@ impl From<&PipeName> for PipeName {
 /// The prefix of every local pipe's path.
 const LOCAL_PREFIX: &str = r"\\.\pipe\";
 
-/// Strips the prefix of a local pipe's path from `name`, if present. Windows accepts either slash
-/// and either case.
+/// Another prefix of the same paths, which tells Windows not to normalize them.
+const VERBATIM_PREFIX: &str = r"\\?\pipe\";
+
+/// Strips the prefix of a local pipe's path from `name`, if present. Windows accepts either case,
+/// and either slash unless the path is verbatim.
 fn without_local_prefix(name: &str) -> Option<&str> {
     let (prefix, short) = name.split_at_checked(LOCAL_PREFIX.len())?;
-    let prefix = prefix.replace('/', r"\");
-    prefix.eq_ignore_ascii_case(LOCAL_PREFIX).then_some(short)
+    let is_local = prefix.replace('/', r"\").eq_ignore_ascii_case(LOCAL_PREFIX)
+        || prefix.eq_ignore_ascii_case(VERBATIM_PREFIX);
+    is_local.then_some(short)
 }
 
 /// The short name, which may have been given with the prefix of a local pipe's path.
 fn short_name(name: &str) -> Result<&str, NameError> {
     let short = without_local_prefix(name).unwrap_or(name);
-    check_component(short, name)?;
+    check_short(short, name)?;
     Ok(short)
 }
 
-/// Refuses an empty component of a path, and characters that one can't contain.
-fn check_component(component: &str, name: &str) -> Result<(), NameError> {
-    if component.is_empty() {
+/// Refuses an empty name, and characters that a short name can't contain.
+fn check_short(short: &str, name: &str) -> Result<(), NameError> {
+    if short.is_empty() {
         return Err(NameError::Empty);
     }
-    refuse(component, name, |c| {
-        matches!(c, '\\' | '/') || c.is_control()
-    })
+    // On Linux a name is one file, so there is nothing that a backslash could separate.
+    refuse(short, name, |c| {
+        c == '/' || (cfg!(unix) && c == '\\') || c.is_control()
+    })?;
+    #[cfg(windows)]
+    for component in short.split('\\') {
+        check_component(component, name)?;
+    }
+    Ok(())
+}
+
+/// Refuses a component that Windows removes when it normalizes the path: the name would then be
+/// another one's, or lead out of the pipes, as `..` does.
+#[cfg(windows)]
+fn check_component(component: &str, name: &str) -> Result<(), NameError> {
+    if component.trim_end_matches(['.', ' ']).is_empty() {
+        return Err(NameError::Character {
+            name: name.to_owned(),
+            character: component.chars().next().unwrap_or('\\'),
+        });
+    }
+    Ok(())
 }
 
 fn refuse(part: &str, name: &str, refused: impl Fn(char) -> bool) -> Result<(), NameError> {
@@ -338,8 +381,8 @@ fn check_length(address: &OsStr) -> Result<(), NameError> {
 fn parse(name: &str) -> Result<PipeName, NameError> {
     let address = match remote_parts(name) {
         Some((host, short)) => {
-            check_component(host, name)?;
-            check_component(short, name)?;
+            check_short(host, name)?;
+            check_short(short, name)?;
             format!(r"\\{host}\pipe\{short}")
         }
         None => format!("{LOCAL_PREFIX}{}", short_name(name)?),
@@ -353,7 +396,7 @@ fn parse(name: &str) -> Result<PipeName, NameError> {
 fn remote_parts(name: &str) -> Option<(&str, &str)> {
     let (host, rest) = name.strip_prefix(r"\\")?.split_once('\\')?;
     let (pipe, short) = rest.split_once('\\')?;
-    (pipe.eq_ignore_ascii_case("pipe") && host != ".").then_some((host, short))
+    (pipe.eq_ignore_ascii_case("pipe") && !matches!(host, "." | "?")).then_some((host, short))
 }
 
 #[cfg(unix)]
@@ -379,134 +422,4 @@ fn directory() -> PathBuf {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(name: &str) -> Result<PipeName, NameError> {
-        name.parse()
-    }
-
-    #[test]
-    fn a_short_name_and_its_full_path_are_one_pipe() {
-        let short = parse("mynamedpipe").unwrap();
-        assert_eq!(short.short(), Some("mynamedpipe"));
-        for full in [
-            r"\\.\pipe\mynamedpipe",
-            r"\\.\PIPE\mynamedpipe",
-            "//./pipe/mynamedpipe",
-        ] {
-            assert_eq!(parse(full).unwrap(), short, "{full}");
-        }
-    }
-
-    #[test]
-    fn a_name_and_its_path_lead_to_one_pipe() {
-        let name = parse("mynamedpipe").unwrap();
-        let path = name.to_path();
-        assert_eq!(PipeName::try_from(&path).unwrap().to_path(), path);
-        assert_eq!(name.to_string(), "mynamedpipe");
-    }
-
-    #[test]
-    fn impossible_names_are_refused_and_say_why() {
-        assert_eq!(parse(""), Err(NameError::Empty));
-        assert_eq!(parse(r"\\.\pipe\"), Err(NameError::Empty));
-        for name in ["a\\b", "a\0b", "a\nb", r"\\.\pipe\a\b"] {
-            let error = parse(name).unwrap_err();
-            assert!(
-                matches!(error, NameError::Character { .. }),
-                "{name:?}: {error:?}"
-            );
-        }
-        let error = parse(&"n".repeat(300)).unwrap_err();
-        assert!(matches!(error, NameError::TooLong { .. }), "{error:?}");
-    }
-
-    #[test]
-    fn everything_that_holds_a_name_converts() {
-        fn convert(name: impl TryInto<PipeName, Error: Into<NameError>>) -> PipeName {
-            name.try_into().map_err(Into::into).unwrap()
-        }
-        let name = parse("mynamedpipe").unwrap();
-        let text = String::from("mynamedpipe");
-        let path = PathBuf::from("mynamedpipe");
-        for converted in [
-            convert(&name),
-            convert(name.clone()),
-            convert("mynamedpipe"),
-            convert(&text),
-            convert(text.clone()),
-            convert(path.as_path()),
-            convert(&path),
-            convert(path.clone()),
-            convert(path.as_os_str()),
-            convert(path.clone().into_os_string()),
-        ] {
-            assert_eq!(converted, name);
-        }
-    }
-
-    #[cfg(windows)]
-    #[test]
-    fn a_pipe_of_another_machine_is_a_name_but_a_remote_one() {
-        let name = parse(r"\\host\pipe\x").unwrap();
-        assert_eq!(name.address(), r"\\host\pipe\x");
-        assert_eq!(name.short(), None);
-        assert!(name.is_remote());
-        assert!(!parse("x").unwrap().is_remote());
-        assert!(parse("a/b").is_err());
-    }
-
-    #[cfg(windows)]
-    #[test]
-    fn the_longest_address_has_256_units() {
-        assert!(parse(&"n".repeat(256 - LOCAL_PREFIX.len())).is_ok());
-        assert!(parse(&"n".repeat(257 - LOCAL_PREFIX.len())).is_err());
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn a_name_with_a_slash_is_a_path_and_stays_as_it_is() {
-        for path in ["./x", "/run/x.sock", "a//b", "/srv/pipe-server/x"] {
-            let name = parse(path).unwrap();
-            assert_eq!(name.to_path().as_os_str(), path);
-            assert_eq!(name.short(), None);
-            assert_eq!(name.to_string(), path);
-        }
-        for name in ["/a\0b", "/a\nb", "./a\x1b[2Jb"] {
-            let error = parse(name).unwrap_err();
-            assert!(matches!(error, NameError::Character { .. }), "{error:?}");
-        }
-    }
-
-    #[test]
-    fn a_system_name_is_a_short_one_that_depends_on_nobody() {
-        for name in ["mynamedpipe", r"\\.\pipe\mynamedpipe"] {
-            let name = PipeName::system(name).unwrap();
-            #[cfg(unix)]
-            assert_eq!(name.to_string(), "/run/pipe-server/mynamedpipe.pipe");
-            #[cfg(windows)]
-            assert_eq!(name, parse("mynamedpipe").unwrap());
-        }
-        assert_eq!(PipeName::system(""), Err(NameError::Empty));
-        for name in ["/run/x", "../x", "a\\b", "a\nb"] {
-            let error = PipeName::system(name).unwrap_err();
-            assert!(matches!(error, NameError::Character { .. }), "{error:?}");
-        }
-        let error = PipeName::system(&"n".repeat(300)).unwrap_err();
-        assert!(matches!(error, NameError::TooLong { .. }), "{error:?}");
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn a_path_need_not_be_unicode_but_a_short_name_has_to_be() {
-        use std::os::unix::ffi::OsStrExt as _;
-
-        let path = OsStr::from_bytes(b"/tmp/\xff");
-        assert_eq!(PipeName::try_from(path).unwrap().to_path(), path);
-        let error = PipeName::try_from(OsStr::from_bytes(b"/tmp/\n\xff")).unwrap_err();
-        assert!(matches!(error, NameError::Character { .. }), "{error:?}");
-        let error = PipeName::try_from(OsStr::from_bytes(b"\xff")).unwrap_err();
-        assert!(matches!(error, NameError::NotUnicode { .. }), "{error:?}");
-    }
-}
+mod tests;

@@ -77,6 +77,51 @@ pub enum UserId {
     Uid(u32),
 }
 
+impl UserId {
+    /// Whether this stands for no user in particular, so that it can't be trusted.
+    ///
+    /// In a Linux user namespace, such as that of a container, every user whom the namespace does
+    /// not map appears as one and the same user, usually 65534 (`/proc/sys/fs/overflowuid`,
+    /// user_namespaces(7)). Always `false` where all users are mapped, and on other systems.
+    #[must_use]
+    pub fn is_unmapped(&self) -> bool {
+        #[cfg(target_os = "linux")]
+        {
+            let Self::Uid(uid) = self;
+            unmapped::stands_for_others(*uid)
+        }
+        #[cfg(not(target_os = "linux"))]
+        false
+    }
+}
+
+/// The user that stands for all those whom this process's user namespace does not map.
+#[cfg(target_os = "linux")]
+mod unmapped {
+    use std::{fs, sync::OnceLock};
+
+    pub(super) fn stands_for_others(uid: u32) -> bool {
+        static OVERFLOW: OnceLock<u32> = OnceLock::new();
+        let overflow = *OVERFLOW.get_or_init(|| {
+            let number = fs::read_to_string("/proc/sys/fs/overflowuid");
+            // The kernel's default (`DEFAULT_OVERFLOWUID`).
+            number
+                .map_or(None, |id| id.trim().parse().ok())
+                .unwrap_or(65_534)
+        });
+        // Read each time: a process can enter another namespace.
+        uid == overflow
+            && fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !is_complete(&map))
+    }
+
+    /// Whether a namespace with this map maps every user, as the initial one does.
+    pub(super) fn is_complete(map: &str) -> bool {
+        let length = |line: &str| line.split_whitespace().nth(2)?.parse::<u64>().ok();
+        let lengths: u64 = map.lines().filter_map(length).sum::<u64>();
+        lengths >= u64::from(u32::MAX)
+    }
+}
+
 impl fmt::Display for UserId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -131,6 +176,25 @@ fn user_id(text: &str) -> Option<UserId> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn only_the_initial_user_namespace_maps_everyone() {
+        use unmapped::is_complete;
+
+        assert!(is_complete("         0          0 4294967295\n"));
+        assert!(is_complete("0 0 1000\n1000 1000 4294966295\n"));
+        // Containers, and `unshare --user` before a map is written.
+        for map in [
+            "0 1000 1\n",
+            "0 100000 65536\n",
+            "0 0 1\n1 100000 65536\n",
+            "",
+        ] {
+            assert!(!is_complete(map), "{map}");
+        }
+        assert!(!UserId::Uid(0).is_unmapped());
+    }
 
     #[test]
     fn a_user_is_parsed_and_anything_else_says_what_to_write() {

@@ -41,6 +41,9 @@ use crate::{
 /// A server is identified by the user that it listened as (`SO_PEERCRED`, unix(7)). The directory
 /// of a short or [system](crate::PipeName::system) name must also belong to a trusted user, and
 /// nobody else may be able to write to it.
+///
+/// In a user namespace, a user whom it does not [map](UserId::is_unmapped) is trusted only as
+/// [`Anyone`](Self::Anyone). That includes root outside of the namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Trust {
@@ -60,10 +63,12 @@ impl Trust {
     /// Whether a server of `owner` is trusted.
     pub(crate) fn includes(&self, owner: &UserId) -> io::Result<bool> {
         match self {
+            Self::Anyone => Ok(true),
+            // It may be any user, even if this process's own user is shown like that.
+            _ if owner.is_unmapped() => Ok(false),
             Self::System => Ok(is_system(owner) || is_own(owner)?),
             Self::CurrentUser => is_own(owner),
             Self::User(user) => Ok(owner == user),
-            Self::Anyone => Ok(true),
         }
     }
 }

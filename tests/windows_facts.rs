@@ -239,6 +239,14 @@ mod connecting {
     }
 
     #[test]
+    fn a_name_can_contain_a_backslash() {
+        let _model = on_the_model();
+        let name = Name::with_prefix(r"LOCAL\");
+        let _server = name.create();
+        drop(name.open());
+    }
+
+    #[test]
     fn a_byte_pipe_refuses_message_read_mode_with_87() {
         let _model = on_the_model();
         let name = Name::new();

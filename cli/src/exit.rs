@@ -67,6 +67,10 @@ impl Failure {
 /// Describes a client's failure to connect that was not caused by its options.
 pub fn connect_failure(error: &ConnectError) -> Failure {
     Failure::new(match error {
+        // Such a number would be any user's.
+        ConnectError::Untrusted { owner, .. } if owner.is_unmapped() => {
+            error.to_string().replace("(trust)", "(--trust anyone)")
+        }
         ConnectError::Untrusted { address, owner, .. } => format!(
             "{address} belongs to {owner}, who is not trusted and could read what is sent there: if this is \
              the right server, use --trust {}",

@@ -15,38 +15,38 @@ use std::{
 use rustix::{
     fs::{Mode, fchmod},
     io::Errno,
-    net::{Shutdown, SocketAddrUnix, shutdown},
+    net::SocketAddrUnix,
     process::Gid,
 };
-use tokio::io::{Interest, unix::AsyncFd};
 
 pub(crate) use self::inherited::{connected, listening};
 use self::{
     channel::channel,
-    claim::{Claim, check_directory, directory_of, make_directory, make_system_directory},
+    claim::{Claim, holder},
+    directory::directory_of,
+    listening::{Listening, QUEUE_LENGTH},
     socket::Socket,
+    watch::{Served, Watch},
 };
 use super::{Channel, Endpoint, EngineOptions, Instance, Sizes};
 use crate::{
-    access::Access, error::OutOfRange, name::PipeName, peer::UserId, telemetry::Telemetry,
+    access::Access,
+    error::{OutOfRange, ServedBy},
+    name::PipeName,
+    peer::UserId,
+    telemetry::Telemetry,
 };
 
 mod channel;
 mod claim;
 mod descriptors;
+mod directory;
 mod inherited;
 mod lingering;
+mod listening;
 mod scratch;
 mod socket;
-
-/// The number of clients that the kernel queues until they are accepted; by default it allows at
-/// most 4,096 (`net.core.somaxconn`). Long, because a client that finds the queue full has to poll.
-const QUEUE_LENGTH: i32 = 1024;
-
-/// The queue length at `max_instances`. The kernel queues one client more than this
-/// (`unix_recvq_full` in net/unix/af_unix.c), so the shortest queue holds one. Clients already in
-/// the queue stay there.
-const SHORTEST_QUEUE: i32 = 0;
+mod watch;
 
 /// Serves the pipe `name`, whose path is `path`. From the moment the socket exists, only those whom
 /// `options` allow can connect. The directory of a short name belongs to the user and is created,
@@ -59,38 +59,65 @@ pub(crate) fn bind(
 ) -> io::Result<Box<dyn Endpoint>> {
     // The limit of a socket is known once it exists.
     let sizes = options.sizes("this system", usize::MAX)?;
-    let own_directory = name.short().is_some();
-    let group = group(options.socket_group, own_directory)?;
-    let directory = directory_of(path);
-    if own_directory {
-        make_directory(directory)?;
-    } else if name.is_system() {
-        make_system_directory(directory)?;
-    } else {
-        check_directory(directory)?;
-    }
-    let mut claim = Claim::new(path.to_owned())?;
+    let group = group(options.socket_group, name.short().is_some())?;
     let mode = match (&options.access, group) {
         (Access::CurrentUser, None) => 0o600,
         (Access::CurrentUser, Some(_)) => 0o660,
         (Access::Everyone, _) => 0o666,
         (Access::Mode(mode), _) => *mode,
     };
-    // The socket file starts out in this process's own group, which must not get in instead.
-    let first_mode = match group {
-        Some(_) => mode & !0o070,
-        None => mode,
+    let binding = Binding {
+        name: name.clone(),
+        mode,
+        group,
+        sizes,
+        telemetry: telemetry.clone(),
     };
-    let mut socket = Socket::new()?;
-    socket.telemetry = Some(telemetry.clone());
-    socket.grow_send_buffer(sizes)?;
-    // Linux gives the socket file the mode of the socket itself, less the umask (unix_bind in
-    // net/unix/af_unix.c). Set before bind, so that nobody gets in between.
-    fchmod(&socket, Mode::from_raw_mode(first_mode))?;
-    rustix::net::bind(&socket, &SocketAddrUnix::new(&claim.path)?)?;
-    claim.take_socket_file(mode, group)?;
-    rustix::net::listen(&socket, QUEUE_LENGTH)?;
-    endpoint(socket, sizes, true, Some(claim))
+    directory::prepare(name, path)?;
+    let mut claim = Claim::new(path.to_owned(), name.short().is_some() || name.is_system())?;
+    let socket = binding.bind(&mut claim)?;
+    let listening = Arc::new(Listening::new(socket, true)?);
+    let watch = Watch::start(Served {
+        listening: Arc::clone(&listening),
+        claim,
+        binding,
+        is_reported: false,
+    })?;
+    Ok(Box::new(SeqpacketEndpoint {
+        listening,
+        sizes,
+        _watch: Some(watch),
+    }))
+}
+
+/// What it takes to bind the socket of a pipe, once or again.
+struct Binding {
+    name: PipeName,
+    mode: u32,
+    group: Option<Gid>,
+    sizes: Sizes,
+    telemetry: Telemetry,
+}
+
+impl Binding {
+    /// Creates a socket that listens at the claimed path.
+    fn bind(&self, claim: &mut Claim) -> io::Result<Socket> {
+        // The socket file starts out in this process's own group, which must not get in instead.
+        let first_mode = match self.group {
+            Some(_) => self.mode & !0o070,
+            None => self.mode,
+        };
+        let mut socket = Socket::new()?;
+        socket.telemetry = Some(self.telemetry.clone());
+        socket.grow_send_buffer(self.sizes)?;
+        // Linux gives the socket file the mode of the socket itself, less the umask (unix_bind in
+        // net/unix/af_unix.c). Set before bind, so that nobody gets in between.
+        fchmod(&socket, Mode::from_raw_mode(first_mode))?;
+        rustix::net::bind(&socket, &SocketAddrUnix::new(&claim.path)?)?;
+        claim.take_socket_file(self.mode, self.group)?;
+        rustix::net::listen(&socket, QUEUE_LENGTH)?;
+        Ok(socket)
+    }
 }
 
 /// Serves a listening socket that was created elsewhere, and that [`listening`] has checked.
@@ -110,20 +137,10 @@ pub(crate) fn listen_on(
         // A server that was killed at `max_instances` left a short queue.
         rustix::net::listen(&socket, QUEUE_LENGTH)?;
     }
-    endpoint(socket, sizes, sets_queue, None)
-}
-
-fn endpoint(
-    socket: Socket,
-    sizes: Sizes,
-    sets_queue: bool,
-    claim: Option<Claim>,
-) -> io::Result<Box<dyn Endpoint>> {
     Ok(Box::new(SeqpacketEndpoint {
-        listener: Arc::new(socket.register(Interest::READABLE)?),
+        listening: Arc::new(Listening::new(socket, sets_queue)?),
         sizes,
-        sets_queue,
-        _claim: claim,
+        _watch: None,
     }))
 }
 
@@ -155,7 +172,7 @@ fn group(id: Option<u32>, own_directory: bool) -> Result<Option<Gid>, OutOfRange
 ///
 /// Returns the system's error, and `PermissionDenied` if other users can write to it.
 pub(crate) fn owner_of_directory(path: &Path) -> io::Result<Option<UserId>> {
-    let owner = claim::owner_of_directory(directory_of(path))?;
+    let owner = directory::owner_of_directory(directory_of(path))?;
     Ok(owner.map(UserId::Uid))
 }
 
@@ -172,8 +189,11 @@ pub(crate) fn connect(
     match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
         Ok(()) => channel(socket, sizes.max_message_size),
         Err(Errno::AGAIN) => Err(io::ErrorKind::ResourceBusy.into()),
-        // The socket file of a server that was killed: nobody serves it.
-        Err(Errno::CONNREFUSED) => Err(io::ErrorKind::NotFound.into()),
+        // Nobody serves the socket file of a server that was killed.
+        Err(Errno::NOENT | Errno::CONNREFUSED) => Err(match holder(path) {
+            Some(process_id) => io::Error::new(io::ErrorKind::NotFound, ServedBy { process_id }),
+            None => io::ErrorKind::NotFound.into(),
+        }),
         Err(Errno::PROTOTYPE) => Err(io::Error::other(
             "the socket there is not a SEQPACKET socket: it may be another program's, and does not preserve \
                  message boundaries",
@@ -183,30 +203,23 @@ pub(crate) fn connect(
 }
 
 struct SeqpacketEndpoint {
-    listener: Arc<AsyncFd<Socket>>,
+    listening: Arc<Listening>,
     sizes: Sizes,
-    /// Whether the length of the queue is ours to set.
-    sets_queue: bool,
-    /// Released after the socket is closed. `None` for a socket that was created elsewhere.
-    _claim: Option<Claim>,
+    /// Releases the name, after the socket is closed. `None` for a socket that was created
+    /// elsewhere.
+    _watch: Option<Watch>,
 }
 
 impl Endpoint for SeqpacketEndpoint {
     fn create(&self) -> io::Result<Box<dyn Instance>> {
         Ok(Box::new(SeqpacketInstance {
-            listener: Arc::clone(&self.listener),
+            listening: Arc::clone(&self.listening),
             sizes: self.sizes,
-            is_closed: false,
         }))
     }
 
-    /// Growing the queue wakes clients that wait in a blocking connect(2) (`unix_listen`).
     fn set_full(&self, full: bool) -> io::Result<()> {
-        if !self.sets_queue {
-            return Ok(());
-        }
-        let length = if full { SHORTEST_QUEUE } else { QUEUE_LENGTH };
-        Ok(rustix::net::listen(&self.listener, length)?)
+        self.listening.set_full(full)
     }
 
     /// The kernel queues clients on the one listening socket.
@@ -222,7 +235,7 @@ impl Endpoint for SeqpacketEndpoint {
 impl Drop for SeqpacketEndpoint {
     fn drop(&mut self) {
         // Whoever serves a shared socket next may not set it.
-        if self.listener.get_ref().shared {
+        if self.listening.is_shared() {
             _ = self.set_full(false);
         }
     }
@@ -230,47 +243,18 @@ impl Drop for SeqpacketEndpoint {
 
 /// An instance: a place at the listening socket.
 struct SeqpacketInstance {
-    listener: Arc<AsyncFd<Socket>>,
+    listening: Arc<Listening>,
     sizes: Sizes,
-    is_closed: bool,
 }
 
 impl Instance for SeqpacketInstance {
     fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>> {
-        if self.is_closed && self.listener.get_ref().shared {
-            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
-        }
-        let socket = loop {
-            let mut ready = ready!(self.listener.poll_read_ready(cx))?;
-            if lingering::is_full() {
-                return Poll::Ready(Err(io::Error::new(
-                    io::ErrorKind::ResourceBusy,
-                    "closing the connections that passed file descriptors (SCM_RIGHTS) blocks, so no \
-                     client is accepted: end the processes that hold the other ends of those descriptors",
-                )));
-            }
-            match ready.try_io(|listener| listener.get_ref().accept()) {
-                Ok(Ok(socket)) => break socket,
-                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(Err(error)) => return Poll::Ready(Err(error)),
-                // No client can join the queue, so it stays empty.
-                Err(_would_block) if self.is_closed => {
-                    return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
-                }
-                Err(_would_block) => {}
-            }
-        };
+        let socket = ready!(self.listening.poll_accept(cx))?;
         socket.grow_send_buffer(self.sizes)?;
         Poll::Ready(channel(socket, self.sizes.max_message_size))
     }
 
-    /// Clients that are in the queue can still be accepted (`unix_accept` in net/unix/af_unix.c).
-    /// Those of a shared socket are left to whoever serves it next.
     fn close(&mut self) {
-        self.is_closed = true;
-        if !self.listener.get_ref().shared {
-            // Fails only if the socket does not listen, and then there is no queue.
-            _ = shutdown(&self.listener, Shutdown::Read);
-        }
+        self.listening.close();
     }
 }

@@ -61,6 +61,8 @@ reasons! {
         Instance = "instance" at WARN,
         /// Linux: the length of the queue of clients can't be changed.
         Queue = "queue" at WARN,
+        /// Linux: the socket file was removed or replaced.
+        SocketFile = "socket_file" at WARN,
         /// Linux: a connection on which file descriptors were passed can't be closed yet.
         Close = "close" at WARN,
         /// [`on_connect`](crate::Serve::on_connect) refused the client.
@@ -111,6 +113,7 @@ impl Reason {
             Self::Accept => "accepting a client failed; trying again",
             Self::Instance => "the next instance can't be created; trying again",
             Self::Queue => "the length of the client queue can't be changed",
+            Self::SocketFile => "the socket file is not what the server created",
             Self::Close => {
                 "a connection that passed file descriptors can't be closed yet: no thread could be started"
             }

@@ -5,7 +5,7 @@ use std::{
     fs::{self, File},
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use pipe_server::{
@@ -17,7 +17,8 @@ use rustix::{
     process::{getegid, geteuid},
 };
 
-use support::{UniqueName, unique_name};
+use support::{DEADLINE, UniqueName, listening_socket, log::Log, unique_name};
+use tokio::time::sleep;
 
 /// Connects if there is room, without waiting.
 async fn try_connect(name: &UniqueName) -> Result<Client, ConnectError> {
@@ -189,4 +190,103 @@ async fn a_group_that_could_not_get_in_is_refused() {
         assert!(is_refused, "{error:?}");
     }
     assert!(!Path::new(&path.text).exists());
+}
+
+/// Waits until `condition`, which a look of the server at its socket file brings about.
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < DEADLINE, "{what}");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_socket_that_was_removed_is_created_again_and_no_client_is_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pipe");
+    let log = Log::start();
+    let mut listener = bind(&path).unwrap();
+    let mut queued = Client::connect(&path).await.unwrap();
+    queued.send("queued").await.unwrap();
+    fs::remove_file(&path).unwrap();
+    fs::remove_file(directory.path().join("pipe.lock")).unwrap();
+    until("it is not there again", || path.exists()).await;
+    until("it is not logged", || !socket_lines(&log).is_empty()).await;
+    let lines = socket_lines(&log);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains(path.to_str().unwrap()), "{lines:?}");
+    assert!(lines[0].contains("created again"), "{lines:?}");
+
+    let mut later = Client::connect(&path).await.unwrap();
+    later.send("later").await.unwrap();
+    for message in ["queued", "later"] {
+        let mut connection = listener.accept().await.unwrap();
+        assert_eq!(connection.recv().await.unwrap().unwrap(), message);
+    }
+    assert_eq!(fs::symlink_metadata(&path).unwrap().mode() & 0o7777, 0o600);
+    let error = bind(&path).unwrap_err();
+    assert!(matches!(error, BindError::InUse { .. }), "{error:?}");
+    drop(listener);
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+/// The lines that the server of this thread logged about its socket file.
+fn socket_lines(log: &Log) -> Vec<String> {
+    log.lines_with(r#"reason="socket_file""#)
+}
+
+#[tokio::test]
+async fn a_client_that_waits_for_a_server_reaches_the_socket_that_was_created_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pipe");
+    let mut listener = bind(&path).unwrap();
+    // The server already waits on the socket that is replaced.
+    let serving = tokio::spawn(async move {
+        let mut connection = listener.accept().await.unwrap();
+        connection.recv().await.unwrap().unwrap()
+    });
+    fs::remove_file(&path).unwrap();
+    let error = Client::connect(&path).await.unwrap_err();
+    let ConnectError::NotFound { process_id, .. } = error else {
+        panic!("{error:?}");
+    };
+    assert_eq!(process_id, Some(std::process::id()));
+    let options = ClientOptions::new().wait_for_server(true);
+    let mut client = options
+        .connect_timeout(DEADLINE)
+        .connect(&path)
+        .await
+        .unwrap();
+    client.send("hello").await.unwrap();
+    assert_eq!(serving.await.unwrap(), "hello");
+}
+
+#[tokio::test]
+async fn a_second_server_is_told_which_process_serves_the_pipe() {
+    let expected = Some(std::process::id());
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pipe");
+    let listener = bind(&path).unwrap();
+    assert_eq!(server_of(&path), expected);
+    // Without its socket only the lock file says so.
+    fs::remove_file(&path).unwrap();
+    assert_eq!(server_of(&path), expected);
+    drop(listener);
+
+    // One that takes no lock.
+    let name = unique_name();
+    let _socket = listening_socket(&name);
+    assert_eq!(server_of(Path::new(&name.text)), expected);
+}
+
+/// The process that a second server is told.
+fn server_of(path: &Path) -> Option<u32> {
+    let error = bind(path).unwrap_err();
+    let BindError::InUse { process_id, .. } = &error else {
+        panic!("{error:?}");
+    };
+    let said = format!("by process {}", process_id.unwrap_or(0));
+    assert!(error.to_string().contains(&said), "{error}");
+    *process_id
 }

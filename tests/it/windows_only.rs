@@ -27,6 +27,23 @@ fn bind(engine: Engine, options: ListenerOptions) -> PipeListener {
 }
 
 #[tokio::test]
+async fn a_name_with_a_backslash_is_served_and_reached() {
+    for engine in ENGINES {
+        let name = format!(r"LOCAL\{}", unique_name().text);
+        let options = ListenerOptions::new().engine(engine);
+        let mut listener = options.bind(&name).unwrap();
+        let path = format!(r"\\.\pipe\{name}");
+        assert_eq!(listener.path().to_str(), Some(&*path));
+        for address in [name.clone(), path, format!(r"\\?\pipe\{name}")] {
+            let mut client = Client::connect(&address).await.unwrap();
+            client.send(address.clone()).await.unwrap();
+            let mut connection = listener.accept().await.unwrap();
+            assert_eq!(connection.recv().await.unwrap().unwrap(), address);
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_user_denied_by_the_access_list_cannot_connect() {
     if wine_lacks("access checks") {
         return;

@@ -85,6 +85,64 @@ fn what_a_killed_server_leaves_in_the_directory_of_short_names_is_stale() {
     assert!(line.contains(r#""mode":"0600""#), "{line}");
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_server_whose_socket_file_was_replaced_is_unreachable() {
+    use std::fs;
+
+    let name = unique_name();
+    let server = Server::start(&name, &[]);
+    let other = format!("{}.other", name.text);
+    let listed = || {
+        let lines = printed(&list(&["--json"]).output().unwrap());
+        line_with(&lines, &format!(r#""name":"{}""#, name.text))
+    };
+    let unreachable = format!(r#""state":"unreachable","pid":{},"#, server.child.id());
+    fs::write(&other, "").unwrap();
+    fs::rename(&other, &name.text).unwrap();
+    assert!(listed().contains(&unreachable), "{}", listed());
+
+    // By a socket that nobody serves.
+    drop(std::os::unix::net::UnixListener::bind(&other).unwrap());
+    fs::rename(&other, &name.text).unwrap();
+    let lines = printed(&list(&["--json"]).output().unwrap());
+    line_with(&lines, &unreachable);
+    line_with(&lines, r#""state":"stale","pid":null"#);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_path_can_not_forge_another_pipe() {
+    let directory = tempfile::tempdir().unwrap();
+    let forged = directory.path().join("forged");
+    // A line of /proc/net/unix, which ends with a path.
+    let forger = directory.path().join("\n0 0 0 10000 5 0 0 ");
+    let forger = format!("{}{}", forger.display(), forged.display());
+    std::fs::create_dir_all(std::path::Path::new(&forger).parent().unwrap()).unwrap();
+    // Nobody serves it.
+    drop(listening(forged.to_str().unwrap()));
+    let _listening = listening(&forger);
+    let lines = printed(&list(&["--json"]).output().unwrap());
+    let named = format!(r#"{{"name":"{}","#, forged.display());
+    assert!(!lines.contains(&named), "{lines}");
+    let line = line_with(&lines, r"\n0 0 0 10000 5 0 0 ");
+    assert!(line.contains(r#""state":"serving""#), "{line}");
+}
+
+/// A SEQPACKET socket that listens at `path`.
+#[cfg(target_os = "linux")]
+fn listening(path: &str) -> std::os::fd::OwnedFd {
+    use rustix::net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+    };
+
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+    bind(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
+    listen(&socket, 1).unwrap();
+    socket
+}
+
 #[cfg(windows)]
 #[test]
 fn a_server_is_listed_with_its_instances() {

@@ -17,6 +17,8 @@ mod forward;
 mod interactive;
 mod list;
 mod log;
+#[cfg(target_os = "linux")]
+mod names;
 mod options;
 mod program;
 #[cfg(windows)]

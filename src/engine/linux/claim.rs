@@ -1,4 +1,4 @@
-//! The location of a pipe's socket in the file system, and the right to serve it.
+//! The right to serve a path.
 
 use std::{
     ffi::OsString,
@@ -6,199 +6,94 @@ use std::{
     io,
     os::{
         fd::AsRawFd as _,
-        unix::fs::{
-            DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
-            PermissionsExt as _,
-        },
+        unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     },
     path::{Path, PathBuf},
 };
 
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::{
-    fs::{AtFlags, FlockOperation, OFlags, chownat, flock},
+    fs::{AtFlags, FlockOperation, OFlags, chownat, flock, major, minor},
     io::Errno,
     net::SocketAddrUnix,
-    process::{Gid, geteuid},
+    process::Gid,
 };
 
-use super::socket::Socket;
-
-/// The directory of short names below `XDG_RUNTIME_DIR`.
-const IN_RUNTIME_DIRECTORY: &str = "pipe-server";
-
-/// The directory that holds `path`.
-pub(super) fn directory_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(directory) if !directory.as_os_str().is_empty() => directory,
-        _ => Path::new("."),
-    }
-}
-
-/// Creates the directory of short names, for this user alone. Refuses one that another user could
-/// have prepared.
-///
-/// # Errors
-///
-/// `PermissionDenied` if another user could replace our socket, `InvalidInput` for a relative
-/// `XDG_RUNTIME_DIR`.
-pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
-    if directory.ends_with(IN_RUNTIME_DIRECTORY) {
-        let runtime_directory = directory_of(directory);
-        if runtime_directory.is_relative() {
-            let problem = format!(
-                "XDG_RUNTIME_DIR is the relative path {}: set it to an absolute one, or unset it",
-                runtime_directory.display()
-            );
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
-        }
-        check_directory(runtime_directory)?;
-    }
-    let advice = "set XDG_RUNTIME_DIR to a directory of this user, or use the pipe's full path";
-    create_directory(directory, 0o700, advice)?;
-    match owner_of_directory(directory)? {
-        Some(owner) if owner != geteuid().as_raw() => Err(denied(format!(
-            "the directory {} belongs to another user (uid {owner})",
-            directory.display()
-        ))),
-        _ => Ok(()),
-    }
-}
-
-/// Creates the directory of system names, which everyone can enter, if this process may. Refuses
-/// one in which anyone but root and this user can replace sockets.
-///
-/// # Errors
-///
-/// `PermissionDenied` if another user could replace our socket, or if this user can create no
-/// socket there.
-pub(super) fn make_system_directory(directory: &Path) -> io::Result<()> {
-    let advice = "run the server as root, let systemd create the socket (a .socket unit) or the directory \
-                  (RuntimeDirectory= and User= in the service's unit), or use a name of this user";
-    if create_directory(directory, 0o755, advice)? {
-        // The umask may have closed it.
-        fs::set_permissions(directory, fs::Permissions::from_mode(0o755))?;
-    }
-    let owner = owner_of_directory(directory)?;
-    let own = geteuid().as_raw();
-    let directory = directory.display();
-    match owner {
-        Some(owner) if owner != own && own != 0 => Err(denied(format!(
-            "the directory {directory} belongs to another user (uid {owner}): {advice}"
-        ))),
-        // Root could create one there, but that user could replace it.
-        Some(owner) if owner != own => Err(denied(format!(
-            "the directory {directory} belongs to a user (uid {owner}) who could replace the socket: serve the \
-             pipe as that user, or give the directory to root"
-        ))),
-        _ => Ok(()),
-    }
-}
-
-/// Creates a directory of pipes, and returns whether it is new.
-fn create_directory(directory: &Path, mode: u32, advice: &str) -> io::Result<bool> {
-    match fs::DirBuilder::new().mode(mode).create(directory) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => {
-            let directory = directory.display();
-            let problem = format!("its directory {directory} can't be created: {error}; {advice}");
-            Err(io::Error::new(error.kind(), problem))
-        }
-    }
-}
-
-/// The owner of a directory of pipes, if it exists.
-///
-/// # Errors
-///
-/// Returns the system's error, and `PermissionDenied` if anyone but its owner can write to it.
-pub(super) fn owner_of_directory(directory: &Path) -> io::Result<Option<u32>> {
-    let Some(metadata) = look_up(directory, fs::symlink_metadata)? else {
-        return Ok(None);
-    };
-    if !metadata.is_dir() || metadata.mode() & 0o022 != 0 {
-        return Err(denied(format!(
-            "{} is not a directory that only its owner can write to",
-            directory.display()
-        )));
-    }
-    Ok(Some(metadata.uid()))
-}
-
-/// Refuses a directory in which another user could replace our socket. A missing one is left to the
-/// caller.
-///
-/// # Errors
-///
-/// `PermissionDenied`.
-pub(super) fn check_directory(directory: &Path) -> io::Result<()> {
-    let Some(metadata) = look_up(directory, fs::metadata)? else {
-        return Ok(());
-    };
-    let directory = directory.display();
-    if !is_ours(&metadata) && metadata.uid() != 0 {
-        return Err(denied(format!(
-            "the directory {directory} belongs to another user (uid {}): choose one of this user or of root",
-            metadata.uid()
-        )));
-    }
-    let (others_write, sticky) = (0o002, 0o1000);
-    if metadata.mode() & (others_write | sticky) == others_write {
-        return Err(denied(format!(
-            "everyone can replace files in the directory {directory}: choose another one, remove the \
-             permission (chmod o-w), or set the sticky bit (chmod +t)"
-        )));
-    }
-    Ok(())
-}
-
-/// The metadata of the file at `path`, or `None` if there is none.
-fn look_up<'a>(
-    path: &'a Path,
-    read: impl FnOnce(&'a Path) -> io::Result<fs::Metadata>,
-) -> io::Result<Option<fs::Metadata>> {
-    match read(path) {
-        Ok(metadata) => Ok(Some(metadata)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => {
-            let problem = format!("{} can't be read: {error}", path.display());
-            Err(io::Error::new(error.kind(), problem))
-        }
-    }
-}
-
-fn is_ours(metadata: &fs::Metadata) -> bool {
-    metadata.uid() == geteuid().as_raw()
-}
-
-fn denied(problem: impl Into<String>) -> io::Error {
-    io::Error::new(io::ErrorKind::PermissionDenied, problem.into())
-}
+use super::{
+    directory::{denied, directory_of, is_ours, look_up, other_user},
+    socket::Socket,
+};
+use crate::error::ServedBy;
 
 /// The right to serve a path, held through a lock file beside it. Only what a killed server left
 /// behind is removed: two servers that start at once can't remove each other's socket.
 pub(super) struct Claim {
     pub(super) path: PathBuf,
-    lock_path: PathBuf,
-    _lock: File,
-    /// The socket file that we created, by device and inode.
-    bound: Option<(u64, u64)>,
+    lock: LockFile,
+    /// The directory, if it holds nothing but pipes.
+    directory: Option<LockedDirectory>,
+    /// The socket file that we created.
+    bound: Option<FileId>,
+}
+
+/// The state of a socket file that we created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SocketFile {
+    InPlace,
+    Removed,
+    Replaced,
 }
 
 impl Claim {
-    pub(super) fn new(path: PathBuf) -> io::Result<Self> {
-        let mut lock_path = OsString::from(&path);
-        lock_path.push(".lock");
-        let lock_path = PathBuf::from(lock_path);
-        let lock = lock_file(&lock_path)?;
+    /// Claims `path`. Its directory is locked as well if it `holds_only_pipes`.
+    pub(super) fn new(path: PathBuf, holds_only_pipes: bool) -> io::Result<Self> {
+        let directory = holds_only_pipes.then(|| LockedDirectory::new(directory_of(&path)));
         let claim = Self {
+            lock: LockFile::take(&path)?,
+            directory,
             path,
-            lock_path,
-            _lock: lock,
             bound: None,
         };
         claim.remove_stale_socket()?;
         Ok(claim)
+    }
+
+    /// Makes sure that the lock file is in its place, and the directory locked.
+    ///
+    /// # Errors
+    ///
+    /// `AddrInUse` if another process of this user has claimed the path by now.
+    pub(super) fn renew(&mut self) -> io::Result<()> {
+        if let Some(directory) = &mut self.directory {
+            directory.renew();
+        }
+        if !is_at(&self.lock.path, self.lock.id) {
+            self.lock = LockFile::take(&self.path)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the socket file is where it was created. Its inode is not reused while the socket is
+    /// open.
+    pub(super) fn socket_file(&self) -> SocketFile {
+        match fs::symlink_metadata(&self.path) {
+            Ok(metadata) if Some(file_id(&metadata)) == self.bound => SocketFile::InPlace,
+            Ok(_) => SocketFile::Replaced,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => SocketFile::Removed,
+            // It can't be told.
+            Err(_) => SocketFile::InPlace,
+        }
+    }
+
+    /// Removes the socket file, unless another one is in its place.
+    pub(super) fn remove_socket_file(&mut self) {
+        if self
+            .bound
+            .take()
+            .is_some_and(|bound| is_at(&self.path, bound))
+        {
+            _ = fs::remove_file(&self.path);
+        }
     }
 
     /// Takes the socket file, which bind(2) has just created, and sets its `group`, if there is
@@ -220,7 +115,7 @@ impl Claim {
                  write to",
             ));
         }
-        self.bound = Some(identity(&metadata));
+        self.bound = Some(file_id(&metadata));
         if let Some(group) = group {
             chownat(&file, "", None, Some(group), AtFlags::EMPTY_PATH).map_err(|error| {
                 let problem = format!(
@@ -256,34 +151,185 @@ impl Claim {
             ));
         }
         // A server that does not take our lock still answers.
-        match rustix::net::connect(&Socket::new()?, &SocketAddrUnix::new(&self.path)?) {
+        let probe = Socket::new()?;
+        match rustix::net::connect(&probe, &SocketAddrUnix::new(&self.path)?) {
             Err(Errno::CONNREFUSED) => fs::remove_file(&self.path),
             Err(Errno::NOENT) => Ok(()),
             Err(Errno::ACCESS) => Err(denied(format!(
-                "a socket of another user (uid {}) is there: choose another name",
-                metadata.uid()
+                "a socket of {} is there: choose another name",
+                other_user(metadata.uid())
             ))),
-            Ok(()) | Err(_) => Err(io::ErrorKind::AddrInUse.into()),
+            Ok(()) => {
+                let server = getsockopt(&probe, PeerCredentials).ok();
+                Err(in_use(server.and_then(|server| process_id(server.pid()))))
+            }
+            Err(_) => Err(in_use(None)),
         }
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if self.bound.is_some_and(|bound| is_at(&self.path, bound)) {
-            _ = fs::remove_file(&self.path);
-        }
-        _ = fs::remove_file(&self.lock_path);
+        self.remove_socket_file();
     }
 }
 
-fn identity(metadata: &fs::Metadata) -> (u64, u64) {
+/// A file, by its device and inode.
+type FileId = (u64, u64);
+
+fn file_id(metadata: &fs::Metadata) -> FileId {
     (metadata.dev(), metadata.ino())
 }
 
-/// Whether a file, given by device and inode, is at `path`.
-fn is_at(path: &Path, file: (u64, u64)) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|metadata| identity(&metadata) == file)
+/// Whether `file` is at `path`.
+fn is_at(path: &Path, file: FileId) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| file_id(&metadata) == file)
+}
+
+/// The error of a path that `process_id` serves, if it is known.
+fn in_use(process_id: Option<u32>) -> io::Error {
+    let kind = io::ErrorKind::AddrInUse;
+    match process_id {
+        Some(process_id) => io::Error::new(kind, ServedBy { process_id }),
+        None => kind.into(),
+    }
+}
+
+/// A process id of the system. 0 stands for a process outside of our PID namespace.
+fn process_id(id: i32) -> Option<u32> {
+    u32::try_from(id).ok().filter(|&id| id > 0)
+}
+
+/// The process that has locked the lock file of `path`, if the system says so.
+pub(super) fn holder(path: &Path) -> Option<u32> {
+    let metadata = fs::symlink_metadata(lock_path(path)).ok()?;
+    let locks = fs::read("/proc/locks").ok()?;
+    holder_in(&String::from_utf8_lossy(&locks), file_id(&metadata))
+}
+
+/// The process that has locked `file`, in the text of proc_locks(5).
+fn holder_in(locks: &str, (device, inode): FileId) -> Option<u32> {
+    let file = format!("{:02x}:{:02x}:{inode}", major(device), minor(device));
+    let holder = |line: &str| {
+        let columns: Vec<_> = line.split_whitespace().collect();
+        match columns[..] {
+            [_, "FLOCK", _, "WRITE", id, locked, ..] if locked == file => id.parse().ok(),
+            _ => None,
+        }
+    };
+    locks.lines().find_map(holder).and_then(process_id)
+}
+
+fn lock_path(path: &Path) -> PathBuf {
+    let mut lock_path = OsString::from(path);
+    lock_path.push(".lock");
+    lock_path.into()
+}
+
+/// A file beside a socket that is locked as long as its process serves the socket.
+struct LockFile {
+    path: PathBuf,
+    id: FileId,
+    _locked: File,
+}
+
+impl LockFile {
+    /// Locks the lock file of the path `served`, which its last holder may be removing at the same time.
+    ///
+    /// # Errors
+    ///
+    /// `AddrInUse` if another process of this user has locked it.
+    fn take(served: &Path) -> io::Result<Self> {
+        let path = lock_path(served);
+        loop {
+            let (file, id) = open_lock_file(&path)?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => return Err(in_use(holder(served))),
+                Err(error) => return Err(error.into()),
+            }
+            if is_at(&path, id) {
+                return Ok(Self {
+                    path,
+                    id,
+                    _locked: file,
+                });
+            }
+        }
+    }
+}
+
+impl Drop for LockFile {
+    fn drop(&mut self) {
+        if is_at(&self.path, self.id) {
+            _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// A directory with a shared lock, which keeps systemd-tmpfiles from removing the old files in it
+/// (tmpfiles.d(5), "Age").
+struct LockedDirectory {
+    path: PathBuf,
+    locked: Option<(File, FileId)>,
+}
+
+impl LockedDirectory {
+    fn new(path: &Path) -> Self {
+        let mut directory = Self {
+            path: path.to_owned(),
+            locked: None,
+        };
+        directory.renew();
+        directory
+    }
+
+    /// Locks the directory that is at the path now.
+    fn renew(&mut self) {
+        if matches!(self.locked, Some((_, id)) if is_at(&self.path, id)) {
+            return;
+        }
+        let lock = || {
+            let directory = OpenOptions::new()
+                .read(true)
+                .custom_flags((OFlags::NOFOLLOW | OFlags::DIRECTORY).bits() as i32)
+                .open(&self.path)?;
+            flock(&directory, FlockOperation::NonBlockingLockShared)?;
+            let id = file_id(&directory.metadata()?);
+            io::Result::Ok((directory, id))
+        };
+        // It fails while the directory is being cleaned.
+        self.locked = lock().ok();
+    }
+}
+
+/// Opens a lock file, and creates it if it does not exist.
+fn open_lock_file(path: &Path) -> io::Result<(File, FileId)> {
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        // Opening a FIFO would wait for its reader.
+        .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
+        .open(path)
+        .map_err(|error| unopened(path, &error))?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || !is_ours(&metadata) {
+        let what = match is_ours(&metadata) {
+            true => "it is not a regular file".to_owned(),
+            false => format!("it belongs to {}", other_user(metadata.uid())),
+        };
+        return Err(denied(format!(
+            "{} is not a file of this user ({what}): remove it, or choose another name",
+            path.display()
+        )));
+    }
+    if metadata.mode() & 0o7777 != 0o600 {
+        // Under some umasks its own user could not open it again.
+        file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    }
+    Ok((file, file_id(&metadata)))
 }
 
 /// The error of a lock file that can't be opened: usually its directory does not exist.
@@ -298,47 +344,9 @@ fn unopened(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), problem)
 }
 
-/// Opens and locks the file, which its last holder may be removing at the same time.
-///
-/// # Errors
-///
-/// `AddrInUse` if another process of this user has locked it.
-fn lock_file(path: &Path) -> io::Result<File> {
-    loop {
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            // Opening a FIFO would wait for its reader.
-            .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
-            .open(path)
-            .map_err(|error| unopened(path, &error))?;
-        let metadata = file.metadata()?;
-        if !metadata.is_file() || !is_ours(&metadata) {
-            return Err(denied(format!(
-                "{} is not a file of this user (its owner is uid {}): remove it, or choose another name",
-                path.display(),
-                metadata.uid()
-            )));
-        }
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(io::ErrorKind::AddrInUse.into()),
-            Err(error) => return Err(error.into()),
-        }
-        if is_at(path, identity(&metadata)) {
-            return Ok(file);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::{
-        fs::{chown, symlink},
-        net::UnixListener,
-    };
+    use std::os::unix::{fs::symlink, net::UnixListener};
 
     use super::*;
 
@@ -351,10 +359,25 @@ mod tests {
     }
 
     #[test]
+    fn a_lock_is_held_by_a_process_of_this_namespace() {
+        let locks = "\
+1: FLOCK  ADVISORY  WRITE 2213 fe:0a:10191166 0 EOF
+2: FLOCK  ADVISORY  READ 2214 fe:0a:10133507 0 EOF
+3: FLOCK  ADVISORY  WRITE 0 fe:0a:10191167 0 EOF
+3: -> FLOCK  ADVISORY  WRITE 2216 fe:0a:10191168 0 EOF
+";
+        let device = rustix::fs::makedev(0xfe, 0x0a);
+        assert_eq!(holder_in(locks, (device, 10_191_166)), Some(2213));
+        for inode in [10_133_507, 10_191_167, 10_191_168, 166] {
+            assert_eq!(holder_in(locks, (device, inode)), None, "{inode}");
+        }
+    }
+
+    #[test]
     fn the_mode_is_given_to_the_socket_and_never_to_what_a_link_points_at() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
-        let mut claim = Claim::new(path.clone()).unwrap();
+        let mut claim = Claim::new(path.clone(), false).unwrap();
         let _socket = UnixListener::bind(&path).unwrap();
         set_mode(&path, 0o600);
         claim.take_socket_file(0o666, None).unwrap();
@@ -377,62 +400,5 @@ mod tests {
         fs::hard_link(&other, &path).unwrap();
         claim.take_socket_file(0o666, None).unwrap_err();
         assert_eq!(mode(&other), 0o600);
-    }
-
-    #[test]
-    fn a_runtime_directory_of_another_user_is_refused() {
-        let runtime_directory = tempfile::tempdir().unwrap();
-        let directory = runtime_directory.path().join(IN_RUNTIME_DIRECTORY);
-        make_directory(&directory).unwrap();
-        if !geteuid().is_root() {
-            eprintln!("left out: only root can give a directory away");
-            return;
-        }
-        chown(runtime_directory.path(), Some(65_534), None).unwrap();
-        let error = make_directory(&directory).unwrap_err();
-        assert!(
-            error.to_string().contains("another user (uid 65534)"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn everyone_can_enter_the_directory_of_system_names_and_only_its_owner_can_write_to_it() {
-        let parent = tempfile::tempdir().unwrap();
-        let directory = parent.path().join("pipe-server");
-        for _ in 0..2 {
-            make_system_directory(&directory).unwrap();
-            assert_eq!(mode(&directory), 0o755);
-        }
-        set_mode(&directory, 0o775);
-        let error = make_system_directory(&directory).unwrap_err();
-        assert!(
-            error.to_string().contains("only its owner can write to"),
-            "{error}"
-        );
-        set_mode(&directory, 0o755);
-        if !geteuid().is_root() {
-            eprintln!("left out: only root can give a directory away");
-            return;
-        }
-        chown(&directory, Some(65_534), None).unwrap();
-        let error = make_system_directory(&directory).unwrap_err();
-        assert!(error.to_string().contains("uid 65534"), "{error}");
-    }
-
-    #[test]
-    fn a_link_is_no_directory_of_system_names() {
-        let parent = tempfile::tempdir().unwrap();
-        let directory = parent.path().join("pipe-server");
-        symlink(parent.path(), &directory).unwrap();
-        let error = make_system_directory(&directory).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}");
-    }
-
-    #[test]
-    fn a_relative_runtime_directory_is_refused() {
-        let error = make_directory(Path::new("run/pipe-server")).unwrap_err();
-        assert!(error.to_string().contains("XDG_RUNTIME_DIR"), "{error}");
-        assert!(!Path::new("run").exists());
     }
 }

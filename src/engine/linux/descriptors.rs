@@ -24,7 +24,7 @@ use nix::{
     cmsg_space, getsockopt_impl, libc, setsockopt_impl,
     sys::socket::{
         GetSockOpt as _, MsgFlags, SetSockOpt as _, UnixCredentials, recvmsg,
-        sockopt::{GetBool, SetBool},
+        sockopt::{GetBool, ReceiveTimestamp, SetBool},
     },
 };
 use rustix::{io::Errno, net::sockopt};
@@ -67,6 +67,23 @@ pub(super) fn detect(fd: impl AsFd) -> io::Result<()> {
     Ok(sockopt::set_socket_passcred(fd, true)?)
 }
 
+/// Turns off what a socket that was created elsewhere may add to its packets beside descriptors: a
+/// process descriptor (`PassPIDFD=` in a systemd unit), a security label (`PassSecurity=`) and a
+/// time (`Timestamping=`). [`peek`] has no room for them and would take them for descriptors, and a
+/// receive with room for a process descriptor would open one.
+pub(super) fn clear_other_control_data(fd: impl AsFd) -> io::Result<()> {
+    let unless_unknown = |result| match result {
+        // Before Linux 6.5, and in kernels without security modules.
+        Err(nix::errno::Errno::ENOPROTOOPT | nix::errno::Errno::EOPNOTSUPP) => Ok(()),
+        result => result,
+    };
+    unless_unknown(PassPidfd.set(&fd, &false))?;
+    unless_unknown(PassSecurity.set(&fd, &false))?;
+    // Clears every form of it (`sock_set_timestamp` in net/core/sock.c).
+    unless_unknown(ReceiveTimestamp.set(&fd, &false))?;
+    Ok(())
+}
+
 /// Whether the kernel refuses them.
 pub(super) fn are_refused(fd: impl AsFd) -> bool {
     PassRights.get(&fd) == Ok(false)
@@ -107,6 +124,14 @@ pub(super) fn peek(fd: impl AsFd) -> Result<Next, Errno> {
     })
 }
 
+/// Makes every packet carry all that [`clear_other_control_data`] turns off.
+#[cfg(test)]
+pub(super) fn add_other_control_data(fd: impl AsFd) {
+    _ = PassPidfd.set(&fd, &true);
+    _ = PassSecurity.set(&fd, &true);
+    ReceiveTimestamp.set(&fd, &true).unwrap();
+}
+
 /// include/uapi/asm-generic/socket.h and arch/sparc/include/uapi/asm/socket.h.
 const SO_PASSRIGHTS: libc::c_int = match cfg!(any(target_arch = "sparc", target_arch = "sparc64")) {
     true => 92,
@@ -116,6 +141,26 @@ const SO_PASSRIGHTS: libc::c_int = match cfg!(any(target_arch = "sparc", target_
 #[derive(Clone, Copy)]
 struct PassRights;
 
-// rustix has neither this option nor a way to set arbitrary ones.
+#[derive(Clone, Copy)]
+struct PassPidfd;
+
+#[derive(Clone, Copy)]
+struct PassSecurity;
+
+// rustix has neither these options nor a way to set arbitrary ones.
 setsockopt_impl!(PassRights, libc::SOL_SOCKET, SO_PASSRIGHTS, bool, SetBool);
 getsockopt_impl!(PassRights, libc::SOL_SOCKET, SO_PASSRIGHTS, bool, GetBool);
+setsockopt_impl!(
+    PassPidfd,
+    libc::SOL_SOCKET,
+    libc::SO_PASSPIDFD,
+    bool,
+    SetBool
+);
+setsockopt_impl!(
+    PassSecurity,
+    libc::SOL_SOCKET,
+    libc::SO_PASSSEC,
+    bool,
+    SetBool
+);

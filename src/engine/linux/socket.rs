@@ -61,6 +61,7 @@ impl Socket {
         set_flags(&fd)?;
         let refused = descriptors::refuse(&fd)? == Descriptors::Refused;
         descriptors::detect(&fd)?;
+        descriptors::clear_other_control_data(&fd)?;
         let mut socket = Self::of(fd, Descriptors::Detected);
         if refused && socket.peek() == Err(Errno::AGAIN) {
             sockopt::set_socket_passcred(&socket, false)?;
@@ -294,6 +295,35 @@ mod tests {
         let (ours, theirs) = pair();
         drop(theirs);
         assert_eq!(ours.peek(), Ok(Next::End));
+    }
+
+    #[test]
+    fn only_descriptors_count_as_such_on_a_socket_from_elsewhere() {
+        let directory = tempfile::tempdir().unwrap();
+        let address = SocketAddrUnix::new(directory.path().join("socket")).unwrap();
+        let kind = SocketType::SEQPACKET;
+        let listener = socket_with(AddressFamily::UNIX, kind, FLAGS, None).unwrap();
+        descriptors::add_other_control_data(&listener);
+        rustix::net::bind(&listener, &address).unwrap();
+        listen(&listener, 1).unwrap();
+        let client = socket_with(AddressFamily::UNIX, kind, FLAGS, None).unwrap();
+        connect(&client, &address).unwrap();
+        let (one, other) = socketpair(AddressFamily::UNIX, kind, FLAGS, None).unwrap();
+        descriptors::add_other_control_data(&one);
+        for sender in [&client, &other] {
+            send(sender, b"message");
+            send(sender, b"");
+            pass(sender, b"");
+        }
+
+        let listener = Socket::shared(listener).unwrap();
+        for socket in [listener.accept().unwrap(), Socket::connected(one).unwrap()] {
+            for length in [7, 0] {
+                assert_eq!(socket.peek(), Ok(Next::Packet(length)));
+                recv(&socket, &mut [0; 10], RecvFlags::empty()).unwrap();
+            }
+            assert_eq!(socket.peek(), Ok(Next::Descriptors));
+        }
     }
 
     #[test]

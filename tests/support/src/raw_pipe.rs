@@ -133,10 +133,17 @@ pub struct Name(Vec<u16>);
 impl Name {
     #[expect(clippy::new_without_default, reason = "each name is unique")]
     pub fn new() -> Self {
+        Self::with_prefix("")
+    }
+
+    /// One that begins with `prefix`.
+    pub fn with_prefix(prefix: &str) -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let text = format!(r"\\.\pipe\pipe-server-facts-{}-{count}", process::id());
-        Self(wide(&text))
+        let id = process::id();
+        Self(wide(&format!(
+            r"\\.\pipe\{prefix}pipe-server-facts-{id}-{count}"
+        )))
     }
 
     /// Creates an instance.

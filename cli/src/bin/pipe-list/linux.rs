@@ -1,19 +1,14 @@
 //! Pipes on Linux: SEQPACKET sockets with a path.
 //!
-//! A connection would count as a client. So the kernel's lists are read: /proc/net/unix says who
-//! listens, and /proc/locks which process holds the lock file of a server
-//! (`engine/linux/claim.rs`).
+//! A connection would count as a client. So the kernel is asked: sock_diag(7) says who listens, and
+//! /proc/locks which process holds the lock file of a server (`engine/linux/claim.rs`).
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     ffi::{OsStr, OsString},
     fs, io,
-    os::unix::{
-        ffi::OsStrExt as _,
-        fs::{FileTypeExt as _, MetadataExt as _},
-    },
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
-    str,
 };
 
 use nix::unistd::{Uid, User};
@@ -21,24 +16,35 @@ use pipe_server::PipeName;
 use pipe_server_cli::exit::Failure;
 use rustix::fs::{major, minor};
 
+use self::sock_diag::{ListeningSocket, listening_sockets};
 use crate::Cells;
+
+mod sock_diag;
 
 pub(crate) const LONG_ABOUT: &str = "\
 Lists the pipes of this machine
 
 These are the SEQPACKET sockets with a path that somebody listens on, and those that a killed server has left in \
-this user's directory of short names. Nobody connects to them. The columns are the NAME for --pipe-name, the STATE \
-(serving or stale), the server's PID and OWNER, and the MODE, the permissions of the socket. The process id is known \
-of the servers of this project; the owner is a user's name, or else a number.";
+this user's directory of short names. Nobody connects to them. The columns are the NAME for --pipe-name, the STATE, the \
+server's PID and OWNER, and the MODE, the permissions of the socket. The state is serving, stale (its server was \
+killed) or unreachable (a server listens, but its socket file was removed or replaced). The process id is known of \
+the servers of this project; the owner is a user's name, or else a number.";
 
 /// A pipe.
 #[derive(Debug)]
 pub(crate) struct ListedPipe {
     path: PathBuf,
-    serving: bool,
+    state: State,
     process_id: Option<u32>,
     /// What is known of the socket, unless it is in a directory that this user can't enter.
     socket: Option<Socket>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Serving,
+    Stale,
+    Unreachable,
 }
 
 #[derive(Debug)]
@@ -49,40 +55,77 @@ struct Socket {
 
 /// The pipes, by path.
 pub(crate) fn pipes() -> Result<Vec<ListedPipe>, Failure> {
-    let read = |path: &str| {
-        fs::read(path).map_err(|error| Failure::new(format!("can't read {path}: {error}")))
+    let listening = listening_sockets().map_err(|error| {
+        let what =
+            "can't ask the kernel for its sockets (sock_diag, of the kernel module unix_diag)";
+        Failure::new(format!("{what}: {error}"))
+    })?;
+    let locks = fs::read("/proc/locks")
+        .map_err(|error| Failure::new(format!("can't read /proc/locks: {error}")))?;
+    let locks = locks_in(&locks);
+    let mut pipes: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for ListeningSocket { path, inode } in listening {
+        pipes.entry(path).or_default().push(inode);
+    }
+    for path in short_names_in(directory_of_short_names().as_deref()) {
+        pipes.entry(path).or_default();
+    }
+    let listed = pipes.into_iter();
+    Ok(listed
+        .flat_map(|(path, inodes)| pipes_at(&path, &inodes, &locks))
+        .collect())
+}
+
+/// The pipe at `path`, and those that were there before it and are still served. The listening
+/// sockets that were bound to the path have these `inodes`.
+fn pipes_at(path: &Path, inodes: &[u32], locks: &HashMap<FileId, u32>) -> Vec<ListedPipe> {
+    let metadata = fs::symlink_metadata(path);
+    let can_not_enter =
+        matches!(&metadata, Err(error) if error.kind() == io::ErrorKind::PermissionDenied);
+    let metadata = metadata.ok().filter(|file| file.file_type().is_socket());
+    // The kernel reports 32 bits of it.
+    let inode = metadata.as_ref().map(|file| file.ino() as u32);
+    let process_id = lock_of(path).and_then(|lock| locks.get(&lock).copied());
+    let listed = |state, metadata: Option<&fs::Metadata>| ListedPipe {
+        path: path.to_owned(),
+        state,
+        process_id: process_id.filter(|_| state != State::Stale),
+        socket: metadata.map(|file| Socket {
+            owner: file.uid(),
+            mode: file.mode() & 0o7777,
+        }),
     };
-    let listening = listening(&read("/proc/net/unix")?);
-    let locks = locks(&read("/proc/locks")?);
-    let directory = directory_of_short_names();
-    let mut paths = listening.clone();
-    paths.extend(short_names_in(directory.as_deref()));
-    let pipes = paths.into_iter().filter_map(|path| {
-        let socket = match fs::symlink_metadata(&path) {
-            Ok(metadata) if metadata.file_type().is_socket() => Some(Socket {
-                owner: metadata.uid(),
-                mode: metadata.mode() & 0o7777,
-            }),
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
-            // Nobody can connect.
-            _ => return None,
+    let mut pipes = Vec::new();
+    if let Some(file) = &metadata {
+        // In another network namespace the socket is not in the list.
+        let unlisted = inodes.is_empty() && process_id.is_some();
+        let is_served = unlisted || inode.is_some_and(|inode| inodes.contains(&inode));
+        let state = if is_served {
+            State::Serving
+        } else {
+            State::Stale
         };
-        let process_id = lock_of(&path).and_then(|lock| locks.get(&lock).copied());
-        Some(ListedPipe {
-            // In another network namespace the socket is not in the list.
-            serving: listening.contains(&path) || process_id.is_some(),
-            path,
-            process_id,
-            socket,
-        })
-    });
-    Ok(pipes.collect())
+        pipes.push(listed(state, Some(file)));
+    }
+    let others = inodes.iter().filter(|&&other| Some(other) != inode);
+    // Which of them is there can't be told in a directory that this user can't enter.
+    let state = if can_not_enter {
+        State::Serving
+    } else {
+        State::Unreachable
+    };
+    pipes.extend(others.map(|_| listed(state, None)));
+    pipes
 }
 
 impl ListedPipe {
     pub(crate) fn cells(&self) -> Cells {
         let socket = self.socket.as_ref();
-        let state = if self.serving { "serving" } else { "stale" };
+        let state = match self.state {
+            State::Serving => "serving",
+            State::Stale => "stale",
+            State::Unreachable => "unreachable",
+        };
         vec![
             ("name", self.name().into()),
             ("state", state.into()),
@@ -129,37 +172,11 @@ fn short_names_in(directory: Option<&Path>) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The paths of listening SEQPACKET sockets in `/proc/net/unix` (proc_net(5)).
-fn listening(table: &[u8]) -> BTreeSet<PathBuf> {
-    const SO_ACCEPTCON: u32 = 0x10000;
-    const SOCK_SEQPACKET: u32 = 5;
-
-    let path = |line: &[u8]| {
-        // Num, RefCount, Protocol, Flags, Type, St and Inode have a space between them, after
-        // padding.
-        let mut rest = line;
-        let mut columns = [&[][..]; 7];
-        for column in &mut columns {
-            rest = rest.trim_ascii_start();
-            let end = rest.iter().position(|&byte| byte == b' ')?;
-            (*column, rest) = rest.split_at(end);
-        }
-        let number = |column: &[u8]| u32::from_str_radix(str::from_utf8(column).ok()?, 16).ok();
-        let path = rest.get(1..)?;
-        let listens = number(columns[3])? & SO_ACCEPTCON != 0;
-        // Others are relative to an unknown directory, or names without a file.
-        (listens && number(columns[4])? == SOCK_SEQPACKET && path.starts_with(b"/"))
-            .then(|| PathBuf::from(OsStr::from_bytes(path)))
-    };
-    let lines = table.split(|&byte| byte == b'\n');
-    lines.filter_map(path).collect()
-}
-
 /// A file, by its device and inode.
 type FileId = (u32, u32, u64);
 
 /// The processes that hold an exclusive flock(2), by its file (proc_locks(5)).
-fn locks(table: &[u8]) -> HashMap<FileId, u32> {
+fn locks_in(table: &[u8]) -> HashMap<FileId, u32> {
     let table = String::from_utf8_lossy(table);
     let lock = |line: &str| {
         let columns: Vec<_> = line.split_whitespace().collect();
@@ -191,21 +208,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_seqpacket_sockets_that_listen_at_a_path_are_listed() {
-        let table = b"\
-Num       RefCount Protocol Flags    Type St Inode Path
-000000006d1922e6: 00000002 00000000 00010000 0005 01 566714 /run/a b\xff
-000000001ecc0c38: 00000003 00000000 00000000 0005 03 518103 /run/connected
-000000008be432bf: 00000002 00000000 00010000 0001 01    103 /run/stream
-000000002840e8a3: 00000002 00000000 00010000 0005 01 553844 @abstract
-000000002840e8a4: 00000002 00000000 00010000 0005 01 553845 ./relative
-000000002840e8a5: 00000002 00000000 00010000 0005 01  53846
-";
-        let paths: Vec<_> = listening(table).into_iter().collect();
-        assert_eq!(paths, [Path::new(OsStr::from_bytes(b"/run/a b\xff"))]);
-    }
-
-    #[test]
     fn exclusive_locks_have_a_process() {
         let table = b"\
 1: FLOCK  ADVISORY  WRITE 2213 fe:0a:10191166 0 EOF
@@ -214,7 +216,7 @@ Num       RefCount Protocol Flags    Type St Inode Path
 4: FLOCK  ADVISORY  WRITE 0 fe:0a:10191167 0 EOF
 4: -> FLOCK  ADVISORY  WRITE 2216 fe:0a:10191166 0 EOF
 ";
-        let locks = locks(table);
+        let locks = locks_in(table);
         assert_eq!(locks, HashMap::from([((0xfe, 0x0a, 10_191_166), 2213)]));
     }
 }
