@@ -262,6 +262,11 @@ impl PipeListener {
         self.admits_others
     }
 
+    /// Returns the number of clients served at once. `usize::MAX` for no limit.
+    pub(crate) fn max_instances(&self) -> usize {
+        self.instances.max()
+    }
+
     pub(crate) fn telemetry(&self) -> &Telemetry {
         self.instances.telemetry()
     }

@@ -112,6 +112,10 @@ impl Instances {
         }
     }
 
+    pub(crate) fn max(&self) -> usize {
+        self.state.lock().max
+    }
+
     pub(crate) fn telemetry(&self) -> &Telemetry {
         &self.telemetry
     }
