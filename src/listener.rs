@@ -267,6 +267,11 @@ impl PipeListener {
         self.instances.max()
     }
 
+    /// Returns the number of clients that are connected.
+    pub(crate) fn connected(&self) -> usize {
+        self.instances.connected()
+    }
+
     pub(crate) fn telemetry(&self) -> &Telemetry {
         self.instances.telemetry()
     }

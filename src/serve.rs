@@ -45,6 +45,7 @@ mod options;
 mod outbound;
 mod shutdown;
 mod tasks;
+mod unidentified;
 
 /// Serves every client of `listener` with `handler`, each in its own task.
 ///

@@ -116,6 +116,10 @@ impl Instances {
         self.state.lock().max
     }
 
+    pub(crate) fn connected(&self) -> usize {
+        self.state.lock().connected
+    }
+
     pub(crate) fn telemetry(&self) -> &Telemetry {
         &self.telemetry
     }

@@ -17,9 +17,11 @@ use tracing::{Instrument, debug, field::Empty, info_span};
 
 use super::{
     admission::{Admission, AdmissionProgress},
+    failure::Failure,
     options::ServerOptions,
     shutdown::Shutdown,
     tasks::Tasks,
+    unidentified::UnidentifiedClients,
 };
 use crate::{
     backoff::Backoff,
@@ -103,6 +105,7 @@ pub(super) async fn run(
         admission: Arc::new(Admission::new(options.admission, &listener)),
         shutdown: Shutdown::new(begun),
         tasks: Tasks::new(options.inline_completions),
+        unidentified: UnidentifiedClients::default(),
         ended: 0,
         telemetry: telemetry.clone(),
     };
@@ -125,6 +128,7 @@ struct Acceptor<S> {
     admission: Arc<Admission>,
     shutdown: Shutdown,
     tasks: Tasks,
+    unidentified: UnidentifiedClients,
     /// The number of clients that were served or refused.
     ended: u64,
     telemetry: Telemetry,
@@ -149,6 +153,9 @@ impl<S: ServeClient> Acceptor<S> {
             match accepted {
                 Ok(connection) => {
                     backoff.reset();
+                    if self.admission.is_short_of_places(listener.connected()) {
+                        self.give_up_one();
+                    }
                     self.begin(connection, listener.local_name());
                 }
                 Err(error) => {
@@ -185,12 +192,24 @@ impl<S: ServeClient> Acceptor<S> {
             self.ended += 1;
             return;
         }
+        let decision = admission.decide_later();
+        let identity = Arc::clone(connection.identity());
         let serving = self.service.serve(AcceptedClient {
             connection,
             admission,
             shutdown: self.shutdown.clone(),
         });
-        self.tasks.spawn(serving.instrument(span));
+        let task = self.tasks.spawn(serving.instrument(span));
+        if let Some(decision) = decision {
+            self.unidentified.add(identity, decision, task);
+        }
+    }
+
+    /// Frees the place of a client that has sent nothing by which it could be identified.
+    fn give_up_one(&mut self) {
+        if let Some(identity) = self.unidentified.give_up_one() {
+            Failure::PlaceNeeded.report(&identity, &self.telemetry);
+        }
     }
 
     /// Waits until every task has completed or the drain timeout has expired.
@@ -226,9 +245,12 @@ impl<S: ServeClient> Acceptor<S> {
         self.telemetry.flush_log();
         summary.stats = self.telemetry.stats().snapshot();
         summary.refused = summary.stats.refused;
-        summary.served = self.ended - summary.refused;
+        summary.served = self.ended.saturating_sub(summary.refused);
         summary.requests = summary.stats.requests;
         summary.replies = summary.stats.replies;
         summary
     }
 }
+
+#[cfg(all(test, feature = "test-util"))]
+mod tests;

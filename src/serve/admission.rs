@@ -1,8 +1,15 @@
 //! Admission of clients, and the limit on connections per user.
 
-use std::{collections::HashMap, future::Future, io, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    future::{Future, pending},
+    io,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
-use super::{failure::Failure, guard::with_timeout};
+use super::{failure::Failure, guard::with_timeout, unidentified::Decision};
 use crate::{
     connection::{AnySession, Identity},
     defaults,
@@ -53,6 +60,8 @@ pub(super) struct AdmissionProgress {
     is_authorized: bool,
     has_session: bool,
     slot: Option<ConnectionSlot>,
+    /// `Some` while the client may lose its place because it is not identified.
+    decision: Option<Decision>,
 }
 
 impl AdmissionProgress {
@@ -66,6 +75,7 @@ impl AdmissionProgress {
             is_authorized,
             has_session: false,
             slot: None,
+            decision: None,
         }
     }
 
@@ -88,6 +98,15 @@ impl AdmissionProgress {
         Ok(())
     }
 
+    /// Returns the decision whether the client keeps its place, which has to be taken before the
+    /// client is identified. `None` if the client need not be identified any more, or if the number
+    /// of places is unlimited.
+    pub(super) fn decide_later(&mut self) -> Option<Decision> {
+        let is_open = !self.is_identified && self.rules.users.max_others < usize::MAX;
+        self.decision = is_open.then(Decision::default);
+        self.decision.clone()
+    }
+
     /// Decides whether to serve the client, and creates its session. Called after
     /// [`enter`](Self::enter) and, if the client was not identified by then, again once its first
     /// message was `received`.
@@ -96,6 +115,15 @@ impl AdmissionProgress {
         identity: &Arc<Identity>,
         received: bool,
     ) -> Result<(), Failure> {
+        if received
+            && self
+                .decision
+                .take()
+                .is_some_and(|decision| !decision.take())
+        {
+            // The accept loop has aborted this task, which ends here.
+            pending::<()>().await;
+        }
         self.enter(identity, received)?;
         if !self.is_authorized {
             if !self.is_identified {
@@ -122,6 +150,12 @@ impl Admission {
         );
         let users = Arc::new(users);
         Self { options, users }
+    }
+
+    /// Returns whether clients that are not identified have to leave, with so many clients
+    /// connected.
+    pub(super) fn is_short_of_places(&self, connected: usize) -> bool {
+        connected > self.users.max_others
     }
 
     /// Admits everyone.
@@ -210,9 +244,14 @@ impl Users {
             1 => 0,
             instances => (instances / RESERVED_SHARE).max(1),
         };
+        let max_others = match limit {
+            UserLimit::Unlimited => usize::MAX,
+            _ if max_instances == usize::MAX => usize::MAX,
+            _ => max_instances - reserved,
+        };
         Self {
             limit,
-            max_others: max_instances - reserved,
+            max_others,
             connections: Mutex::default(),
         }
     }

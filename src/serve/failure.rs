@@ -38,6 +38,11 @@ pub(super) enum Failure {
     NoPlaceForOthers(usize),
     #[error("the client can't be identified before its first message, and sent none for {0:?}")]
     Unidentified(Duration),
+    #[error(
+        "the client can't be identified before its first message, has sent none, and its place was needed \
+         (max_instances)"
+    )]
+    PlaceNeeded,
     #[error("{0} took longer than {1:?} (handler_timeout)")]
     ConnectTimeout(&'static str, Duration),
     #[error("the handler took longer than {0:?} (handler_timeout)")]
@@ -95,6 +100,7 @@ impl Failure {
                 | Self::NotAuthorized(_)
                 | Self::TooManyConnections(_)
                 | Self::NoPlaceForOthers(_)
+                | Self::PlaceNeeded
                 | Self::ConnectTimeout(..)
         )
     }
@@ -118,7 +124,9 @@ impl Failure {
             Self::Rejected(_) => Reason::Rejected,
             Self::Refused(_) => Reason::Refused,
             Self::NotAuthorized(_) => Reason::NotAuthorized,
-            Self::TooManyConnections(_) | Self::NoPlaceForOthers(_) => Reason::TooManyConnections,
+            Self::TooManyConnections(_) | Self::NoPlaceForOthers(_) | Self::PlaceNeeded => {
+                Reason::TooManyConnections
+            }
             Self::ConnectTimeout(..) => Reason::ConnectTimeout,
             Self::HandlerTimeout(_) => Reason::HandlerTimeout,
             Self::IdleTimeout(_) | Self::Unidentified(_) => Reason::IdleTimeout,
