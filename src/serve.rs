@@ -259,17 +259,25 @@ impl<H, T> Serve<H, T> {
     /// Sets the number of connections that one user may have; further ones are refused. `None` for
     /// no limit.
     ///
-    /// By default every user may have [`defaults::MAX_CONNECTIONS_PER_USER`], 256. The server's own
+    /// By default every user may have [`defaults::MAX_CONNECTIONS_PER_USER`], 256, or half of
+    /// [`max_instances`](crate::ListenerOptions::max_instances) if that is less: no single user can
+    /// keep out the others, and one who is alone still has most of what there is. The server's own
     /// user and the system (root; SYSTEM and Administrators) have no limit, because they could stop
     /// the server anyway. This default applies only if [`access`](crate::ListenerOptions::access)
     /// lets other users connect. A number set here applies to everyone.
     ///
+    /// Beside any such limit, an eighth of `max_instances`, and at least one place, is kept for the
+    /// server's own user and the system: they find a place even if other users hold all that they
+    /// can get. With `max_instances(1)` there is nothing to keep, and whoever has the place holds
+    /// it until it disconnects or its [`idle_timeout`](Self::idle_timeout) expires. `None` gives up
+    /// the places that are kept.
+    ///
     /// Clients are refused in the same way as by [`authorize`](Self::authorize), and before it is
-    /// called. On Windows a client is counted once the system can identify it. A client that never
-    /// sends a message may remain unidentified, and is limited only by
-    /// [`max_instances`](crate::ListenerOptions::max_instances) and
-    /// [`idle_timeout`](Self::idle_timeout). Clients that the system can't identify are counted as
-    /// one user.
+    /// called: at once, so that they do not keep others waiting. On Windows a client is counted once
+    /// the system can identify it, which may take its first message. A client that sends none is
+    /// limited by its `idle_timeout`, and is closed when only the places that are kept are left,
+    /// the one that connected first before the others. Clients that the system can't identify at all
+    /// are counted as one user.
     pub fn max_connections_per_user(mut self, connections: impl Into<Option<usize>>) -> Self {
         self.server.set_max_connections_per_user(connections.into());
         self

@@ -252,5 +252,6 @@ impl<S: ServeClient> Acceptor<S> {
     }
 }
 
-#[cfg(all(test, feature = "test-util"))]
+// On the model, only the tests in `tests/` run inside a system.
+#[cfg(all(test, feature = "test-util", not(all(windows, pipe_model))))]
 mod tests;

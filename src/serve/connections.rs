@@ -128,7 +128,10 @@ impl<F> ServeConnections<F> {
         self
     }
 
-    /// Same as [`Serve::max_connections_per_user`](crate::Serve::max_connections_per_user).
+    /// Sets the number of connections that one user may have, with the default and the places kept
+    /// for the server's own user of
+    /// [`Serve::max_connections_per_user`](crate::Serve::max_connections_per_user). A connection
+    /// counts until its code has ended.
     pub fn max_connections_per_user(mut self, connections: impl Into<Option<usize>>) -> Self {
         self.server.set_max_connections_per_user(connections.into());
         self

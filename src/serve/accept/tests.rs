@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use support::in_time;
 
 use super::*;
 use crate::{
@@ -104,6 +105,12 @@ struct AnonymousPipe(Arc<MemoryName>);
 
 impl AnonymousPipe {
     async fn connect(&self) -> Connection {
+        let mut connected = None;
+        in_time(async { connected = Some(self.retry().await) }).await;
+        connected.unwrap()
+    }
+
+    async fn retry(&self) -> Connection {
         loop {
             match memory::connect(&self.0, 100, |ends, _| ends) {
                 Ok(channel) => return Connection::new(channel, None, 0, 100),
