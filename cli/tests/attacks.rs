@@ -12,8 +12,6 @@
 //! With `--target x86_64-pc-windows-gnu` it does the same under Wine, with attacks that only
 //! Windows has.
 
-#[cfg(target_os = "linux")]
-use std::fs;
 use std::{
     env,
     io::{BufRead as _, BufReader},
@@ -22,6 +20,8 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+#[cfg(target_os = "linux")]
+use std::{fs, mem};
 #[cfg(windows)]
 use std::{
     fs::File,
@@ -96,7 +96,7 @@ impl Attack {
             Self::NoneAnew => "none, but the client connects anew for each request",
             #[cfg(target_os = "linux")]
             Self::OtherUser => {
-                "the same, and another user with 200 connections, over and over, \
+                "the same, and another user with 200 connections, each made anew once refused, \
                  `--access everyone --max-instances 64`"
             }
         }
@@ -162,9 +162,15 @@ impl Attack {
             Self::NeverSend | Self::TakeAll => held.extend(options.connect(pipe).await),
             #[cfg(target_os = "linux")]
             Self::OtherUser => {
-                held.extend(options.connect(pipe).await);
-                if held.len() >= HELD / HOSTILE {
-                    held.clear();
+                match held.len() < HELD / HOSTILE {
+                    true => held.extend(options.connect(pipe).await),
+                    false => tokio::time::sleep(Duration::from_millis(1)).await,
+                }
+                // Those that were refused are made anew.
+                for mut client in mem::take(held) {
+                    if timeout(Duration::ZERO, client.recv()).await.is_err() {
+                        held.push(client);
+                    }
                 }
             }
             Self::Flood => {
