@@ -47,7 +47,7 @@ pub struct Summary {
     pub requests: u64,
     /// Replies sent by [`serve`](crate::serve()); 0 for [`serve_connections`](crate::serve_connections).
     pub replies: u64,
-    /// The final statistics. See [`Stats`].
+    /// The final statistics. See [`Stats`](crate::Stats).
     pub stats: StatsSnapshot,
 }
 
