@@ -1,6 +1,6 @@
 //! A client's two-way message channel.
 
-use std::{fmt, io, sync::Arc};
+use std::{fmt, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tracing::Span;
@@ -55,7 +55,10 @@ impl Connection {
     ///
     /// Returns [`RecvError::TooLong`] for a message longer than `max_message_size`, and
     /// [`RecvError::Incomplete`] if the other side closed in the middle of a message; no part of it
-    /// is delivered. After any error nothing more can be received.
+    /// is delivered. In [`serve_connections`](crate::serve_connections), returns
+    /// [`RecvError::TimedOut`] if nothing arrives for the
+    /// [`idle_timeout`](crate::ServeConnections::idle_timeout). After any error nothing more can be
+    /// received.
     ///
     /// One case is not detected: if a program on Windows cancels a write that was partly read, and
     /// then writes another message, the part and the new message arrive as one message.
@@ -76,7 +79,9 @@ impl Connection {
     ///
     /// Returns [`SendError::TooLong`], [`SendError::Empty`] or, after [`finish`](Self::finish),
     /// [`SendError::Finished`] before anything is sent. Returns [`SendError::Closed`] if the other
-    /// side has closed.
+    /// side has closed. In [`serve_connections`](crate::serve_connections), returns
+    /// [`SendError::TimedOut`] if the client reads nothing for the
+    /// [`write_timeout`](crate::ServeConnections::write_timeout).
     ///
     /// # Cancel safety
     ///
@@ -91,7 +96,8 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// Returns [`SendError::Closed`] if the other side has closed.
+    /// Returns [`SendError::Closed`] if the other side has closed, and [`SendError::TimedOut`] as
+    /// [`send`](Self::send) does.
     ///
     /// # Cancel safety
     ///
@@ -143,6 +149,17 @@ impl Connection {
 
     pub(crate) fn halves(&mut self) -> (&mut RecvHalf, &mut SendHalf) {
         (&mut self.receiver, &mut self.sender)
+    }
+
+    /// Sets the time limits of `recv` and of sending.
+    pub(crate) fn set_timeouts(&mut self, idle: Option<Duration>, write: Option<Duration>) {
+        self.receiver.set_idle_timeout(idle);
+        self.sender.set_write_timeout(write);
+    }
+
+    /// Same as [`RecvHalf::receive_first`].
+    pub(crate) async fn receive_first(&mut self) -> Result<bool, RecvError> {
+        self.receiver.receive_first().await
     }
 
     pub(crate) fn identity(&self) -> &Arc<Identity> {

@@ -21,7 +21,8 @@ pub const CONCURRENCY: usize = 1;
 pub const MAX_BUFFERED_BYTES: usize = 256 * 1024 * 1024;
 
 /// How many connections a user other than the server's own and the system's may have: a quarter of
-/// the 1,024 files that a process on Linux may usually have open.
+/// the 1,024 files that a process on Linux may usually have open. With fewer than 512 instances,
+/// half of them.
 pub const MAX_CONNECTIONS_PER_USER: usize = 256;
 
 /// How long a client waits for a busy pipe: as long as Microsoft's sample client (*Named Pipe

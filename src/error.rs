@@ -249,6 +249,16 @@ pub enum RecvError {
     /// delivered, and nothing more can be received.
     #[error("a message was cut short: the other side closed the pipe while it was being received")]
     Incomplete,
+    /// Nothing arrived for the idle timeout of [`serve_connections`](crate::serve_connections).
+    /// Nothing more can be received.
+    #[error(
+        "the other side sent nothing for {after:?} (idle_timeout): close the connection, or allow more time"
+    )]
+    #[non_exhaustive]
+    TimedOut {
+        /// The timeout.
+        after: Duration,
+    },
     /// The system's error.
     #[error("receiving failed")]
     Io(#[source] io::Error),
@@ -260,6 +270,7 @@ impl From<RecvError> for io::Error {
             RecvError::Io(error) => return error,
             RecvError::TooLong { .. } => io::ErrorKind::InvalidData,
             RecvError::Incomplete => io::ErrorKind::UnexpectedEof,
+            RecvError::TimedOut { .. } => io::ErrorKind::TimedOut,
         };
         Self::new(kind, error)
     }
@@ -287,6 +298,17 @@ pub enum SendError {
     /// The other side has closed the pipe.
     #[error("the other side has closed the pipe")]
     Closed,
+    /// The other side read nothing for the write timeout of
+    /// [`serve_connections`](crate::serve_connections). The message may still be sent, whole or not
+    /// at all.
+    #[error(
+        "the other side read nothing for {after:?} (write_timeout): close the connection, or allow more time"
+    )]
+    #[non_exhaustive]
+    TimedOut {
+        /// The timeout.
+        after: Duration,
+    },
     /// The system's error.
     #[error("sending failed")]
     Io(#[source] io::Error),
@@ -298,6 +320,7 @@ impl From<SendError> for io::Error {
             SendError::Io(error) => return error,
             SendError::TooLong { .. } | SendError::Empty => io::ErrorKind::InvalidInput,
             SendError::Finished | SendError::Closed => io::ErrorKind::BrokenPipe,
+            SendError::TimedOut { .. } => io::ErrorKind::TimedOut,
         };
         Self::new(kind, error)
     }

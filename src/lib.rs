@@ -75,7 +75,7 @@
 //! | `engine` | the internal interface of an engine, and the engines; `native` chooses one; `windows/sys/` has the only unsafe code |
 //! | `telemetry` | [`Stats`], [`Reason`], and the function that counts and logs an error |
 //! | `access`, `peer`, `name`, `error`, `defaults` | types that all modules use |
-//! | `backoff`, `mutex` | helpers |
+//! | `backoff`, `mutex`, `timer` | helpers |
 //!
 //! A module imports only from its own row and the rows below.
 
@@ -107,6 +107,7 @@ pub mod os;
 mod peer;
 mod serve;
 mod telemetry;
+mod timer;
 mod trust;
 
 pub use bytes::Bytes;

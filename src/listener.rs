@@ -72,6 +72,10 @@ impl ListenerOptions {
     /// instead. The same holds for clients that were queued when the limit was reached. None of
     /// them is lost.
     ///
+    /// If other users may connect, [`serve`](crate::serve()) gives each of them at most half of the
+    /// places, and keeps some for the server's own user
+    /// ([`max_connections_per_user`](crate::Serve::max_connections_per_user)).
+    ///
     /// The listener enforces the limit, not the system: 255 means 255, although `CreateNamedPipe`
     /// interprets it as `PIPE_UNLIMITED_INSTANCES`.
     pub fn max_instances(mut self, instances: impl Into<Option<usize>>) -> Self {
@@ -271,6 +275,16 @@ impl PipeListener {
     /// Returns whether users other than this one and the system can connect.
     pub(crate) fn admits_others(&self) -> bool {
         self.admits_others
+    }
+
+    /// Returns the number of clients served at once. `usize::MAX` for no limit.
+    pub(crate) fn max_instances(&self) -> usize {
+        self.instances.max()
+    }
+
+    /// Returns the number of clients that are connected.
+    pub(crate) fn connected(&self) -> usize {
+        self.instances.connected()
     }
 
     pub(crate) fn telemetry(&self) -> &Telemetry {

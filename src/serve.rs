@@ -2,17 +2,17 @@
 
 use std::{
     fmt,
-    future::{Future, IntoFuture, pending},
+    future::{Future, IntoFuture},
     marker::PhantomData,
     sync::Arc,
     time::Duration,
 };
 
 use self::{
-    accept::ShutdownSignal,
-    admission::{Admission, Authorize, OnConnect, UserLimit, Users},
+    accept::{AcceptedClient, ServeClient},
     budget::Budget,
     conversation::{Conversation, Options, Server},
+    options::ServerOptions,
 };
 use crate::{
     connection::AnySession,
@@ -25,7 +25,8 @@ use crate::{
 };
 
 pub use self::{
-    accept::{ServeConnections, ServeFuture, Summary, serve_connections},
+    accept::{ServeFuture, Summary},
+    connections::{ServeConnections, serve_connections},
     into_result::IntoResult,
     shutdown::Shutdown,
 };
@@ -34,14 +35,17 @@ mod accept;
 mod admission;
 mod budget;
 mod concurrent;
+mod connections;
 mod conversation;
 mod failure;
 mod guard;
 mod inbound;
 mod into_result;
+mod options;
 mod outbound;
 mod shutdown;
 mod tasks;
+mod unidentified;
 
 /// Serves every client of `listener` with `handler`, each in its own task.
 ///
@@ -85,20 +89,13 @@ pub fn serve<H: Handler<T>, T>(listener: PipeListener, handler: H) -> Serve<H, T
     Serve {
         listener,
         handler,
+        server: ServerOptions::default(),
         options: Options {
-            idle_timeout: None,
             handler_timeout: None,
-            write_timeout: Some(defaults::WRITE_TIMEOUT),
             concurrency: defaults::CONCURRENCY,
             cancel_on_disconnect: false,
             max_buffered_bytes: Some(defaults::MAX_BUFFERED_BYTES),
-            max_connections_per_user: UserLimit::default(),
-            inline_completions: false,
         },
-        authorize: None,
-        on_connect: None,
-        drain_timeout: Some(defaults::DRAIN_TIMEOUT),
-        signal: Box::pin(pending()),
         _requests: PhantomData,
     }
 }
@@ -109,11 +106,8 @@ pub struct Serve<H, T> {
     listener: PipeListener,
     handler: H,
     /// `pub(crate)` for the options that `os` adds for one system.
-    pub(crate) options: Options,
-    authorize: Option<Authorize>,
-    on_connect: Option<OnConnect>,
-    drain_timeout: Option<Duration>,
-    signal: ShutdownSignal,
+    pub(crate) server: ServerOptions,
+    options: Options,
     _requests: PhantomData<fn(T)>,
 }
 
@@ -133,14 +127,14 @@ impl<H, T> Serve<H, T> {
         mut self,
         signal: impl Future<Output = ()> + Send + 'static,
     ) -> Self {
-        self.signal = Box::pin(signal);
+        self.server.signal = Box::pin(signal);
         self
     }
 
     /// Sets the time limit for requests in flight once a shutdown has begun; `None` for no limit.
     /// Default: [`defaults::DRAIN_TIMEOUT`], 10 s.
     pub fn drain_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
-        self.drain_timeout = time.into();
+        self.server.drain_timeout = time.into();
         self
     }
 
@@ -207,7 +201,7 @@ impl<H, T> Serve<H, T> {
     /// no limit. A client is idle while it sends no request and none of its requests is being
     /// answered.
     pub fn idle_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
-        self.options.idle_timeout = time.into();
+        self.server.timeouts.idle = time.into();
         self
     }
 
@@ -216,13 +210,14 @@ impl<H, T> Serve<H, T> {
     /// for no limit.
     pub fn handler_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.options.handler_timeout = time.into();
+        self.server.admission.time_limit = self.options.handler_timeout;
         self
     }
 
     /// Sets how long a reply may wait for a client that does not read before its connection is
     /// closed; `None` for no limit. Default: [`defaults::WRITE_TIMEOUT`], 30 s.
     pub fn write_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
-        self.options.write_timeout = time.into();
+        self.server.timeouts.write = time.into();
         self
     }
 
@@ -264,22 +259,27 @@ impl<H, T> Serve<H, T> {
     /// Sets the number of connections that one user may have; further ones are refused. `None` for
     /// no limit.
     ///
-    /// By default every user may have [`defaults::MAX_CONNECTIONS_PER_USER`], 256. The server's own
+    /// By default every user may have [`defaults::MAX_CONNECTIONS_PER_USER`], 256, or half of
+    /// [`max_instances`](crate::ListenerOptions::max_instances) if that is less: no single user can
+    /// keep out the others, and one who is alone still has most of what there is. The server's own
     /// user and the system (root; SYSTEM and Administrators) have no limit, because they could stop
     /// the server anyway. This default applies only if [`access`](crate::ListenerOptions::access)
     /// lets other users connect. A number set here applies to everyone.
     ///
+    /// Beside any such limit, an eighth of `max_instances`, and at least one place, is kept for the
+    /// server's own user and the system: they find a place even if other users hold all that they
+    /// can get. With `max_instances(1)` there is nothing to keep, and whoever has the place holds
+    /// it until it disconnects or its [`idle_timeout`](Self::idle_timeout) expires. `None` gives up
+    /// the places that are kept.
+    ///
     /// Clients are refused in the same way as by [`authorize`](Self::authorize), and before it is
-    /// called. On Windows a client is counted once the system can identify it. A client that never
-    /// sends a message may remain unidentified, and is limited only by
-    /// [`max_instances`](crate::ListenerOptions::max_instances) and
-    /// [`idle_timeout`](Self::idle_timeout). Clients that the system can't identify are counted as
-    /// one user.
+    /// called: at once, so that they do not keep others waiting. On Windows a client is counted once
+    /// the system can identify it, which may take its first message. A client that sends none is
+    /// limited by its `idle_timeout`, and is closed when only the places that are kept are left,
+    /// the one that connected first before the others. Clients that the system can't identify at all
+    /// are counted as one user.
     pub fn max_connections_per_user(mut self, connections: impl Into<Option<usize>>) -> Self {
-        self.options.max_connections_per_user = match connections.into() {
-            Some(limit) => UserLimit::AllUsers(limit),
-            None => UserLimit::Unlimited,
-        };
+        self.server.set_max_connections_per_user(connections.into());
         self
     }
 
@@ -320,22 +320,12 @@ impl<H, T> Serve<H, T> {
     /// assert_eq!(client.call("hello").await?, "hello");
     /// # Ok(()) }
     /// ```
-    // The peer is passed by value for the same reason as in `on_connect`.
     pub fn authorize<A, Deciding>(mut self, authorize: A) -> Self
     where
         A: Fn(Peer) -> Deciding + Send + Sync + 'static,
         Deciding: Future<Output: IntoResult> + Send + 'static,
     {
-        const {
-            assert!(
-                Deciding::Output::CAN_REFUSE,
-                "authorize has to return a bool or a Result: with () it would admit everyone"
-            );
-        }
-        self.authorize = Some(Box::new(move |peer| {
-            let deciding = authorize(peer);
-            Box::pin(async move { deciding.await.into_result() })
-        }));
+        self.server.set_authorize(authorize);
         self
     }
 
@@ -385,7 +375,7 @@ impl<H, T> Serve<H, T> {
         V: Send + Sync + 'static,
         E: Into<BoxError>,
     {
-        self.on_connect = Some(Box::new(move |connection| {
+        self.server.admission.on_connect = Some(Box::new(move |connection| {
             let made = connect(connection);
             Box::pin(async move {
                 let session = made.await.map_err(Into::into)?;
@@ -401,8 +391,8 @@ impl<H, T> fmt::Debug for Serve<H, T> {
         formatter
             .debug_struct("Serve")
             .field("listener", &self.listener)
+            .field("server", &self.server)
             .field("options", &self.options)
-            .field("drain_timeout", &self.drain_timeout)
             .finish_non_exhaustive()
     }
 }
@@ -416,48 +406,33 @@ where
     type IntoFuture = ServeFuture;
 
     fn into_future(self) -> ServeFuture {
-        ServeFuture::new(self.run())
+        let requests = Requests {
+            server: Arc::new(Server {
+                handler: Arc::new(self.handler),
+                options: self.options,
+                timeouts: self.server.timeouts,
+                budget: Arc::new(Budget::new(self.options.max_buffered_bytes)),
+                telemetry: self.listener.telemetry().clone(),
+            }),
+            _requests: self._requests,
+        };
+        ServeFuture::new(accept::run(self.listener, self.server, requests))
     }
 }
 
-impl<H, T> Serve<H, T>
+/// Answers the requests of each client.
+struct Requests<H, T> {
+    server: Arc<Server<H>>,
+    _requests: PhantomData<fn(T)>,
+}
+
+impl<H, T> ServeClient for Requests<H, T>
 where
     H: Handler<T>,
     T: 'static,
 {
-    async fn run(self) -> Summary {
-        let server = Arc::new(Server {
-            handler: Arc::new(self.handler),
-            options: self.options,
-            admission: Admission {
-                authorize: self.authorize,
-                on_connect: self.on_connect,
-                users: Arc::new(Users::new(
-                    self.options.max_connections_per_user,
-                    self.listener.admits_others(),
-                )),
-                time_limit: self.options.handler_timeout,
-            },
-            budget: Arc::new(Budget::new(self.options.max_buffered_bytes)),
-            telemetry: self.listener.telemetry().clone(),
-        });
-        let mut serving = serve_connections(self.listener, move |connection, shutdown| {
-            let server = Arc::clone(&server);
-            async move {
-                let mut conversation = Conversation::<H, T>::new(connection, shutdown, server);
-                conversation.run().await;
-            }
-        });
-        serving.inline_completions = self.options.inline_completions;
-        let mut summary = serving
-            .drain_timeout(self.drain_timeout)
-            .with_graceful_shutdown(self.signal)
-            .run()
-            .await;
-        summary.refused = summary.stats.refused;
-        summary.served -= summary.refused;
-        summary.requests = summary.stats.requests;
-        summary.replies = summary.stats.replies;
-        summary
+    fn serve(&self, client: AcceptedClient) -> impl Future<Output = ()> + Send + 'static {
+        let mut conversation = Conversation::<H, T>::new(client, Arc::clone(&self.server));
+        async move { conversation.run().await }
     }
 }

@@ -12,8 +12,6 @@
 //! With `--target x86_64-pc-windows-gnu` it does the same under Wine, with attacks that only
 //! Windows has.
 
-#[cfg(target_os = "linux")]
-use std::fs;
 use std::{
     env,
     io::{BufRead as _, BufReader},
@@ -22,6 +20,8 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+#[cfg(target_os = "linux")]
+use std::{fs, mem};
 #[cfg(windows)]
 use std::{
     fs::File,
@@ -55,6 +55,11 @@ enum Attack {
     HalfRequest,
     #[cfg(windows)]
     HalfReply,
+    /// None, but the well-behaved client connects anew for each request.
+    NoneAnew,
+    /// By another user, which takes root.
+    #[cfg(target_os = "linux")]
+    OtherUser,
 }
 
 impl Attack {
@@ -70,6 +75,9 @@ impl Attack {
         Self::HalfRequest,
         #[cfg(windows)]
         Self::HalfReply,
+        Self::NoneAnew,
+        #[cfg(target_os = "linux")]
+        Self::OtherUser,
     ];
 
     fn name(self) -> &'static str {
@@ -85,6 +93,12 @@ impl Attack {
             Self::HalfRequest => "leave in the middle of a request",
             #[cfg(windows)]
             Self::HalfReply => "read half of a reply, in byte mode, and leave",
+            Self::NoneAnew => "none, but the client connects anew for each request",
+            #[cfg(target_os = "linux")]
+            Self::OtherUser => {
+                "the same, and another user with 200 connections, each made anew once refused, \
+                 `--access everyone --max-instances 64`"
+            }
         }
     }
 
@@ -92,7 +106,28 @@ impl Attack {
     fn arguments(self) -> &'static [&'static str] {
         match self {
             Self::TakeAll => &["--max-instances", "50"],
+            #[cfg(target_os = "linux")]
+            Self::OtherUser => &["--access", "everyone", "--max-instances", "64"],
             _ => &[],
+        }
+    }
+
+    /// Whether the well-behaved client connects anew for each request.
+    fn connects_anew(self) -> bool {
+        match self {
+            Self::NoneAnew => true,
+            #[cfg(target_os = "linux")]
+            Self::OtherUser => true,
+            _ => false,
+        }
+    }
+
+    /// Makes this thread a hostile client's.
+    fn enter_thread(self) {
+        #[cfg(target_os = "linux")]
+        if let Self::OtherUser = self {
+            let nobody = rustix::process::Uid::from_raw(65_534);
+            rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
         }
     }
 
@@ -103,7 +138,7 @@ impl Attack {
             .connect_timeout(Duration::ZERO)
             .max_message_size(longest + 1);
         match self {
-            Self::None => tokio::time::sleep(Duration::from_millis(10)).await,
+            Self::None | Self::NoneAnew => tokio::time::sleep(Duration::from_millis(10)).await,
             Self::TooLong => {
                 if let Ok(mut client) = options.connect(pipe).await {
                     _ = client.send(vec![0; longest + 1]).await;
@@ -125,6 +160,19 @@ impl Attack {
                 }
             }
             Self::NeverSend | Self::TakeAll => held.extend(options.connect(pipe).await),
+            #[cfg(target_os = "linux")]
+            Self::OtherUser => {
+                match held.len() < HELD / HOSTILE {
+                    true => held.extend(options.connect(pipe).await),
+                    false => tokio::time::sleep(Duration::from_millis(1)).await,
+                }
+                // Those that were refused are made anew.
+                for mut client in mem::take(held) {
+                    if timeout(Duration::ZERO, client.recv()).await.is_err() {
+                        held.push(client);
+                    }
+                }
+            }
             Self::Flood => {
                 if let Ok(client) = options.connect(pipe).await {
                     let (mut receiver, mut sender) = client.into_split();
@@ -183,6 +231,10 @@ fn a_well_behaved_client_loses_nothing_beside_hostile_ones() {
     );
     println!("|---|---:|---:|---:|---:|---:|---:|");
     for &attack in Attack::ALL {
+        #[cfg(target_os = "linux")]
+        if matches!(attack, Attack::OtherUser) && !rustix::process::geteuid().is_root() {
+            continue;
+        }
         let row = under(attack, Duration::from_secs(seconds));
         println!("| {} | {row} |", attack.name());
     }
@@ -191,6 +243,13 @@ fn a_well_behaved_client_loses_nothing_beside_hostile_ones() {
 fn under(attack: Attack, time: Duration) -> String {
     let name = unique_name();
     let pipe = &name.text;
+    #[cfg(target_os = "linux")]
+    {
+        use std::{os::unix::fs::PermissionsExt as _, path::Path};
+
+        let directory = Path::new(pipe).parent().unwrap();
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).unwrap();
+    }
     let mut server = Command::new(env!("CARGO_BIN_EXE_pipe-server"))
         .args(["--echo", "--pipe-name", pipe])
         .args(attack.arguments())
@@ -212,6 +271,7 @@ fn under(attack: Attack, time: Duration) -> String {
     let (latencies, descriptors) = thread::scope(|scope| {
         for _ in 0..HOSTILE {
             scope.spawn(|| {
+                attack.enter_thread();
                 let runtime = Builder::new_current_thread().enable_all().build().unwrap();
                 runtime.block_on(async {
                     let mut held = Vec::new();
@@ -223,7 +283,8 @@ fn under(attack: Attack, time: Duration) -> String {
             });
         }
         let counting = scope.spawn(|| most_descriptors(&server, &done));
-        let latencies = converse(&runtime, client, time, &done);
+        let anew = attack.connects_anew().then_some(&**pipe);
+        let latencies = converse(&runtime, client, anew, time, &done);
         (latencies, counting.join().unwrap())
     });
     let memory = peak_memory(&server);
@@ -237,8 +298,15 @@ fn under(attack: Attack, time: Duration) -> String {
     )
 }
 
-/// Calls and compares until the time is over, and sets `done`, also when it fails.
-fn converse(runtime: &Runtime, mut client: Client, time: Duration, done: &AtomicBool) -> Latencies {
+/// Calls and compares until the time is over, and sets `done`, also when it fails. Connects to
+/// `anew` for each call, if it is given.
+fn converse(
+    runtime: &Runtime,
+    mut client: Client,
+    anew: Option<&str>,
+    time: Duration,
+    done: &AtomicBool,
+) -> Latencies {
     struct Done<'a>(&'a AtomicBool);
     impl Drop for Done<'_> {
         fn drop(&mut self) {
@@ -253,6 +321,9 @@ fn converse(runtime: &Runtime, mut client: Client, time: Duration, done: &Atomic
         while begun.elapsed() < time {
             let request = format!("{:064}", latencies.len());
             let sent = Instant::now();
+            if let Some(pipe) = anew {
+                client = Client::connect(pipe).await.unwrap();
+            }
             let reply = timeout(DEADLINE, client.call(request.clone())).await;
             latencies.push(sent.elapsed().as_micros());
             assert_eq!(reply.expect("no reply").unwrap(), request);

@@ -2,12 +2,15 @@
 
 use std::{
     fmt,
-    future::poll_fn,
+    future::{Future, poll_fn},
+    pin::pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
+use tokio::task::coop::unconstrained;
 use tracing::{Span, field::display};
 
 #[cfg(doc)]
@@ -16,6 +19,7 @@ use super::{ConnectionOwner, Identity};
 use crate::{
     engine::{Channel, Link, Receive, Received, Transmit},
     error::{RecvError, SendError},
+    timer::Timer,
 };
 
 /// The receiving half of a connection, from [`Connection::into_split`]. The connection closes when
@@ -23,6 +27,10 @@ use crate::{
 pub struct RecvHalf {
     receiver: Box<dyn Receive>,
     ended: Option<RecvEnd>,
+    /// A message for the next `recv`, which was received to identify its sender.
+    first: Option<Bytes>,
+    /// Runs while nothing arrives.
+    idle_timeout: Timer,
     /// The span of the connection. `None` once the peer is recorded in it.
     span_without_peer: Option<Span>,
     shared: Arc<Shared>,
@@ -33,6 +41,8 @@ pub struct RecvHalf {
 pub struct SendHalf {
     sender: Box<dyn Transmit>,
     ended: bool,
+    /// Runs while the other side does not read.
+    write_timeout: Timer,
     max_message_size: usize,
     shared: Arc<Shared>,
 }
@@ -85,12 +95,15 @@ pub(super) fn split(
     let receiver = RecvHalf {
         receiver,
         ended: None,
+        first: None,
+        idle_timeout: Timer::new(None),
         span_without_peer: None,
         shared: Arc::clone(&shared),
     };
     let sender = SendHalf {
         sender,
         ended: false,
+        write_timeout: Timer::new(None),
         max_message_size,
         shared,
     };
@@ -114,6 +127,17 @@ impl RecvHalf {
     /// Same as [`Connection::close_recv`].
     pub fn close(&mut self) {
         self.receiver.close();
+    }
+
+    /// Sets how long `recv` waits for the next message.
+    pub(crate) fn set_idle_timeout(&mut self, time: Option<Duration>) {
+        self.idle_timeout = Timer::new(time);
+    }
+
+    /// Receives a message and keeps it for the next `recv`. Returns whether there was one.
+    pub(crate) async fn receive_first(&mut self) -> Result<bool, RecvError> {
+        self.first = self.recv().await?;
+        Ok(self.first.is_some())
     }
 
     /// Returns how receiving ended, if it has.
@@ -164,10 +188,13 @@ impl RecvHalf {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<Bytes>, RecvError>> {
+        if self.first.is_some() {
+            return Poll::Ready(Ok(self.first.take()));
+        }
         if self.ended.is_some() {
             return Poll::Ready(Ok(None));
         }
-        let received = ready!(self.receiver.poll_recv(cx));
+        let received = ready!(self.poll_in_time(cx));
         Poll::Ready(match received {
             Ok(Received::Message(message)) => {
                 self.record_peer();
@@ -183,13 +210,34 @@ impl RecvHalf {
             }
             Err(error) => {
                 self.ended = Some(RecvEnd::Closed);
+                self.shared.identity.set_failed();
                 Err(error)
             }
         })
     }
+
+    /// Receives within the idle timeout.
+    fn poll_in_time(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
+        let mut received = self.receiver.poll_recv(cx);
+        if received.is_pending() {
+            let after = ready!(self.idle_timeout.poll_expired(cx));
+            // Once more, because the task's coop budget may have been used up.
+            received = pin!(unconstrained(poll_fn(|cx| self.receiver.poll_recv(cx)))).poll(cx);
+            if received.is_pending() {
+                received = Poll::Ready(Err(RecvError::TimedOut { after }));
+            }
+        }
+        self.idle_timeout.stop();
+        received
+    }
 }
 
 impl SendHalf {
+    /// Sets how long sending waits for the other side to read.
+    pub(crate) fn set_write_timeout(&mut self, time: Option<Duration>) {
+        self.write_timeout = Timer::new(time);
+    }
+
     pub(super) fn max_message_size(&self) -> usize {
         self.max_message_size
     }
@@ -218,13 +266,14 @@ impl SendHalf {
 
     /// Ready when another message can be started.
     pub(crate) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
-        self.sender.poll_ready(cx)
+        self.poll_in_time(cx, |sender, cx| sender.poll_ready(cx))
     }
 
     /// Starts sending one message. Called once `poll_room` is ready.
     pub(crate) fn start(&mut self, message: Bytes) -> Result<(), SendError> {
         self.check(&message)?;
-        self.sender.start_send(message)
+        let started = self.sender.start_send(message);
+        self.noted(started)
     }
 
     /// The number of messages that were started, and that the system has neither accepted nor
@@ -235,7 +284,7 @@ impl SendHalf {
 
     /// Ready when the system has accepted all messages that were started.
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
-        self.sender.poll_flush(cx)
+        self.poll_in_time(cx, |sender, cx| sender.poll_flush(cx))
     }
 
     /// Same as [`Connection::finish`].
@@ -252,12 +301,44 @@ impl SendHalf {
     }
 
     pub(crate) fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
-        ready!(self.sender.poll_flush(cx))?;
+        ready!(self.poll_flush(cx))?;
         if !self.ended {
             self.ended = true;
-            self.sender.start_send(Bytes::new())?;
+            let started = self.sender.start_send(Bytes::new());
+            self.noted(started)?;
         }
-        self.sender.poll_flush(cx)
+        self.poll_flush(cx)
+    }
+
+    /// Polls `poll_sent` within the write timeout.
+    fn poll_in_time(
+        &mut self,
+        cx: &mut Context<'_>,
+        poll_sent: impl Fn(&mut dyn Transmit, &mut Context<'_>) -> Poll<Result<(), SendError>>,
+    ) -> Poll<Result<(), SendError>> {
+        let mut sent = poll_sent(&mut *self.sender, cx);
+        if sent.is_pending() {
+            let after = ready!(self.write_timeout.poll_expired(cx));
+            // Once more, because the task's coop budget may have been used up.
+            sent = pin!(unconstrained(poll_fn(|cx| poll_sent(
+                &mut *self.sender,
+                cx
+            ))))
+            .poll(cx);
+            if sent.is_pending() {
+                sent = Poll::Ready(Err(SendError::TimedOut { after }));
+            }
+        }
+        self.write_timeout.stop();
+        sent.map(|sent| self.noted(sent))
+    }
+
+    /// Notes that sending has failed, if it has.
+    fn noted(&self, sent: Result<(), SendError>) -> Result<(), SendError> {
+        if sent.is_err() {
+            self.shared.identity.set_failed();
+        }
+        sent
     }
 
     fn check(&self, message: &Bytes) -> Result<(), SendError> {

@@ -3,7 +3,10 @@
 use std::{
     any::Any,
     io,
-    sync::{Arc, OnceLock, Weak},
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use crate::{engine::Link, peer::Peer};
@@ -13,6 +16,7 @@ pub(crate) struct Identity {
     pub(crate) id: u64,
     peer: OnceLock<Peer>,
     session: OnceLock<AnySession>,
+    has_failed: AtomicBool,
     /// Weak, so that a handler that keeps a request does not keep the instance open. `None` for a
     /// request that was not received on a connection.
     link: Option<Weak<dyn Link>>,
@@ -27,6 +31,7 @@ impl Identity {
             id,
             peer: OnceLock::new(),
             session: OnceLock::new(),
+            has_failed: AtomicBool::new(false),
             link: Some(Arc::downgrade(link)),
         }
     }
@@ -37,6 +42,7 @@ impl Identity {
             id: 0,
             peer: OnceLock::from(peer),
             session: OnceLock::new(),
+            has_failed: AtomicBool::new(false),
             link: None,
         }
     }
@@ -46,6 +52,7 @@ impl Identity {
             id: self.id,
             peer: self.peer.clone(),
             session: OnceLock::from(session),
+            has_failed: AtomicBool::new(false),
             link: self.link.clone(),
         }
     }
@@ -57,6 +64,15 @@ impl Identity {
 
     pub(crate) fn session(&self) -> Option<&AnySession> {
         self.session.get()
+    }
+
+    /// Whether receiving from the other side or sending to it has failed.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_failed(&self) {
+        self.has_failed.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn peer(&self) -> io::Result<Peer> {

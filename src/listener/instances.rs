@@ -138,6 +138,14 @@ impl Instances {
         }
     }
 
+    pub(crate) fn max(&self) -> usize {
+        self.state.lock().max
+    }
+
+    pub(crate) fn connected(&self) -> usize {
+        self.state.lock().connected
+    }
+
     pub(crate) fn telemetry(&self) -> &Telemetry {
         &self.telemetry
     }

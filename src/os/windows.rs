@@ -112,14 +112,14 @@ pub trait ServeExt: Sealed {
 
 impl<H, T> ServeExt for Serve<H, T> {
     fn inline_completions(mut self, inline: bool) -> Self {
-        self.options.inline_completions = inline;
+        self.server.inline_completions = inline;
         self
     }
 }
 
 impl<F> ServeExt for ServeConnections<F> {
     fn inline_completions(mut self, inline: bool) -> Self {
-        self.inline_completions = inline;
+        self.server.inline_completions = inline;
         self
     }
 }

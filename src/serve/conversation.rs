@@ -14,17 +14,19 @@ use tokio::task::yield_now;
 use tracing::{debug, trace};
 
 use super::{
-    admission::{Admission, AdmissionProgress, UserLimit},
+    accept::AcceptedClient,
+    admission::AdmissionProgress,
     budget::{Budget, Held, Share},
     concurrent::InFlight,
     failure::Failure,
     guard,
     inbound::{Inbound, Message, NextRequest},
+    options::Timeouts,
     outbound::Outbound,
     shutdown::Shutdown,
 };
 use crate::{
-    connection::{Connection, Identity},
+    connection::Identity,
     handler::{Handler, Reply, Request},
     telemetry::{Details, Telemetry},
 };
@@ -49,23 +51,18 @@ pub(super) struct Conversation<H, T> {
 pub(super) struct Server<H> {
     pub(super) handler: Arc<H>,
     pub(super) options: Options,
-    pub(super) admission: Admission,
+    pub(super) timeouts: Timeouts,
     pub(super) budget: Arc<Budget>,
     pub(super) telemetry: Telemetry,
 }
 
-/// The options of [`Serve`](crate::Serve) that a conversation needs.
+/// The options that only [`Serve`](crate::Serve) has.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Options {
-    pub(super) idle_timeout: Option<Duration>,
+pub(super) struct Options {
     pub(super) handler_timeout: Option<Duration>,
-    pub(super) write_timeout: Option<Duration>,
     pub(super) concurrency: usize,
     pub(super) cancel_on_disconnect: bool,
     pub(super) max_buffered_bytes: Option<usize>,
-    pub(super) max_connections_per_user: UserLimit,
-    /// Set only by `os::windows`.
-    pub(crate) inline_completions: bool,
 }
 
 /// The next action of a conversation.
@@ -82,20 +79,20 @@ enum Step {
 }
 
 impl<H: Handler<T>, T> Conversation<H, T> {
-    pub(super) fn new(connection: Connection, shutdown: Shutdown, server: Arc<Server<H>>) -> Self {
-        let identity = Arc::clone(connection.identity());
-        let (receiver, sender) = connection.into_split();
-        let (options, stats) = (&server.options, server.telemetry.stats().clone());
+    pub(super) fn new(client: AcceptedClient, server: Arc<Server<H>>) -> Self {
+        let identity = Arc::clone(client.connection.identity());
+        let (receiver, sender) = client.connection.into_split();
+        let (timeouts, stats) = (server.timeouts, server.telemetry.stats().clone());
         Self {
             identity,
-            admission: server.admission.begin(),
-            inbound: Inbound::new(receiver, options.idle_timeout, Share::new(&server.budget)),
-            outbound: Outbound::new(sender, options.write_timeout, stats),
+            admission: client.admission,
+            inbound: Inbound::new(receiver, timeouts.idle, Share::new(&server.budget)),
+            outbound: Outbound::new(sender, timeouts.write, stats),
             requested: 0,
             ended: None,
             handler: server.handler.connected(),
             server,
-            shutdown,
+            shutdown: client.shutdown,
             _requests: PhantomData,
         }
     }
@@ -128,10 +125,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
     }
 
     async fn admit(&mut self, received: bool) -> Result<(), Failure> {
-        let admission = &self.server.admission;
-        admission
-            .admit(&mut self.admission, &self.identity, received)
-            .await
+        self.admission.admit(&self.identity, received).await
     }
 
     async fn converse(&mut self) -> Result<(), Failure> {

@@ -1,11 +1,12 @@
 //! The reasons why a server stops serving a client.
 
-use std::time::Duration;
+use std::{error::Error, io, iter, time::Duration};
 
 use crate::{
+    connection::Identity,
     error::{BoxError, RecvError, SendError},
     handler::Rejection,
-    telemetry::Reason,
+    telemetry::{Details, Reason, Telemetry},
 };
 
 /// The reason why a connection is closed before the client ends the conversation.
@@ -30,6 +31,18 @@ pub(super) enum Failure {
     NotAuthorized(#[source] BoxError),
     #[error("the client's user has {0} connections already (max_connections_per_user)")]
     TooManyConnections(usize),
+    #[error(
+        "other users have {0} connections already, and the remaining places are kept for the server's own user \
+         and the system (max_instances)"
+    )]
+    NoPlaceForOthers(usize),
+    #[error("the client can't be identified before its first message, and sent none for {0:?}")]
+    Unidentified(Duration),
+    #[error(
+        "the client can't be identified before its first message, has sent none, and its place was needed \
+         (max_instances)"
+    )]
+    PlaceNeeded,
     #[error("{0} took longer than {1:?} (handler_timeout)")]
     ConnectTimeout(&'static str, Duration),
     #[error("the handler took longer than {0:?} (handler_timeout)")]
@@ -38,9 +51,13 @@ pub(super) enum Failure {
     IdleTimeout(Duration),
     #[error("the client did not read its reply for {0:?} (write_timeout)")]
     WriteTimeout(Duration),
-    #[error("the connection's code failed")]
-    Code(#[source] BoxError),
-    #[error("the connection's code panicked: {0}")]
+    #[error("the connection's task failed")]
+    Code {
+        reason: Reason,
+        #[source]
+        error: BoxError,
+    },
+    #[error("the connection's task panicked: {0}")]
     CodePanic(String),
     #[error("the client left before its reply was ready")]
     Disconnected,
@@ -59,6 +76,17 @@ impl Failure {
         }
     }
 
+    /// Converts an error returned by the code of a connection. `has_connection_failed` says that the
+    /// connection itself has failed before: the error may only pass that on.
+    pub(super) fn code(error: BoxError, has_connection_failed: bool) -> Self {
+        let reason = match has_connection_failed {
+            true => reason_in(&*error),
+            false => None,
+        };
+        let reason = reason.unwrap_or(Reason::Code);
+        Self::Code { reason, error }
+    }
+
     /// Returns whether earlier replies can still be sent.
     pub(super) fn leaves_replies(&self) -> bool {
         !matches!(self, Self::WriteTimeout(_) | Self::Send(_))
@@ -71,8 +99,20 @@ impl Failure {
             Self::Refused(_)
                 | Self::NotAuthorized(_)
                 | Self::TooManyConnections(_)
+                | Self::NoPlaceForOthers(_)
+                | Self::PlaceNeeded
                 | Self::ConnectTimeout(..)
         )
+    }
+
+    /// Reports the failure of a connection on which no requests are counted.
+    pub(super) fn report(&self, identity: &Identity, telemetry: &Telemetry) {
+        let details = Details {
+            connection: Some(identity.id),
+            peer: self.is_refusal().then(|| identity.peer()),
+            ..Details::default()
+        };
+        telemetry.report(self.reason(), self, details);
     }
 
     pub(super) fn reason(&self) -> Reason {
@@ -84,17 +124,51 @@ impl Failure {
             Self::Rejected(_) => Reason::Rejected,
             Self::Refused(_) => Reason::Refused,
             Self::NotAuthorized(_) => Reason::NotAuthorized,
-            Self::TooManyConnections(_) => Reason::TooManyConnections,
+            Self::TooManyConnections(_) | Self::NoPlaceForOthers(_) | Self::PlaceNeeded => {
+                Reason::TooManyConnections
+            }
             Self::ConnectTimeout(..) => Reason::ConnectTimeout,
             Self::HandlerTimeout(_) => Reason::HandlerTimeout,
-            Self::IdleTimeout(_) => Reason::IdleTimeout,
+            Self::IdleTimeout(_) | Self::Unidentified(_) => Reason::IdleTimeout,
             Self::WriteTimeout(_) => Reason::WriteTimeout,
-            Self::Code(_) => Reason::Code,
-            Self::Disconnected | Self::Send(SendError::Closed) => Reason::Disconnected,
-            Self::Recv(RecvError::TooLong { .. }) => Reason::RequestTooLong,
-            Self::Recv(RecvError::Incomplete) => Reason::RequestIncomplete,
-            Self::Recv(RecvError::Io(_)) => Reason::Receive,
-            Self::Send(_) => Reason::Send,
+            Self::Code { reason, .. } => *reason,
+            Self::Disconnected => Reason::Disconnected,
+            Self::Recv(error) => receiving(error),
+            Self::Send(error) => sending(error).unwrap_or(Reason::Send),
         }
     }
+}
+
+fn receiving(error: &RecvError) -> Reason {
+    match error {
+        RecvError::TooLong { .. } => Reason::RequestTooLong,
+        RecvError::Incomplete => Reason::RequestIncomplete,
+        RecvError::TimedOut { .. } => Reason::IdleTimeout,
+        RecvError::Io(_) => Reason::Receive,
+    }
+}
+
+/// `None` for an error of the sender itself.
+fn sending(error: &SendError) -> Option<Reason> {
+    match error {
+        SendError::TooLong { .. } | SendError::Empty | SendError::Finished => None,
+        SendError::Closed => Some(Reason::Disconnected),
+        SendError::TimedOut { .. } => Some(Reason::WriteTimeout),
+        SendError::Io(_) => Some(Reason::Send),
+    }
+}
+
+/// The reason of the first error of a connection among `error` and its sources.
+fn reason_in(error: &(dyn Error + 'static)) -> Option<Reason> {
+    iter::successors(Some(error), |&error| error.source()).find_map(|error| {
+        // An `io::Error` that was made from such an error does not name it as its source.
+        let error: &(dyn Error + 'static) = match error.downcast_ref().map(io::Error::get_ref) {
+            Some(Some(inner)) => inner,
+            _ => error,
+        };
+        match error.downcast_ref() {
+            Some(error) => Some(receiving(error)),
+            None => error.downcast_ref().and_then(sending),
+        }
+    })
 }

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::{AbortHandle, JoinError, JoinSet};
 
 use crate::engine::inline::InlineTasks;
 
@@ -26,11 +26,14 @@ impl Tasks {
         self.tasks.len()
     }
 
-    pub(crate) fn spawn(&mut self, future: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn(
+        &mut self,
+        future: impl Future<Output = ()> + Send + 'static,
+    ) -> AbortHandle {
         match &self.inline {
             Some(inline) => self.tasks.spawn(inline.task(future)),
             None => self.tasks.spawn(future),
-        };
+        }
     }
 
     /// Waits until a task has completed. Returns `None` if there is none.

@@ -70,7 +70,8 @@ reasons! {
         /// [`authorize`](crate::Serve::authorize) refused the client.
         NotAuthorized = "not_authorized" at WARN,
         /// The client's user already has
-        /// [`max_connections_per_user`](crate::Serve::max_connections_per_user) connections.
+        /// [`max_connections_per_user`](crate::Serve::max_connections_per_user) connections, or all
+        /// other users have all places but those kept for the server's own user.
         TooManyConnections = "too_many_connections" at WARN,
         /// `authorize` or `on_connect` took longer than `handler_timeout`.
         ConnectTimeout = "connect_timeout" at WARN,
@@ -92,14 +93,14 @@ reasons! {
         WriteTimeout = "write_timeout" at WARN,
         /// The handler returned an error.
         Handler = "handler" at ERROR,
-        /// The handler, or the code of a connection, panicked.
+        /// The handler, or the task of a connection, panicked.
         Panic = "panic" at ERROR,
         /// The handler returned an empty reply.
         EmptyReply = "empty_reply" at ERROR,
         /// The handler returned a reply longer than `max_message_size`.
         ReplyTooLong = "reply_too_long" at ERROR,
-        /// The code of a connection ([`serve_connections`](crate::serve_connections)) returned an
-        /// error.
+        /// The task of a connection ([`serve_connections`](crate::serve_connections)) returned an
+        /// error, other than that its connection has failed.
         Code = "code" at ERROR,
         /// The client disconnected before its reply was sent.
         Disconnected = "disconnected" at DEBUG,

@@ -4,6 +4,7 @@ mod abuse;
 mod api;
 mod auto_traits;
 mod concurrency;
+mod connections;
 mod contract;
 mod drops;
 mod faults;
@@ -22,6 +23,8 @@ mod metrics;
 #[cfg(all(windows, pipe_model))]
 mod model;
 mod observe;
+#[cfg(target_os = "linux")]
+mod other_users;
 mod properties;
 mod restarts;
 mod shared_client;

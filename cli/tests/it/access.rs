@@ -1,8 +1,11 @@
 //! Who may connect: `--access`, `--socket-group`, `--allow-user` and `--system`.
 
-use std::process::{Command, Stdio};
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    process::{Child, ChildStdout, Command, Stdio},
+};
 
-use support::unique_name;
+use support::{UniqueName, unique_name};
 
 use crate::program::{OTHER_USER, Server, replies, run_client, server, stderr};
 
@@ -97,6 +100,102 @@ fn only_the_users_that_are_allowed_are_served_and_others_are_logged() {
     assert_eq!(replies(&name, &["hello"], ""), "hello\n");
 }
 
+#[test]
+fn the_connections_of_one_user_are_bounded_if_asked_for() {
+    for (limit, code) in [("1", 6), ("2", 0), ("unlimited", 0)] {
+        let name = unique_name();
+        let _server = Server::start(&name, &["--echo", "--max-connections-per-user", limit]);
+        let mut held = Held::connect(&name, |command| command);
+        let output = run_client(&name, &["hello"], "");
+        assert_eq!(output.status.code(), Some(code), "{limit}: {output:?}");
+        assert_eq!(held.call("again"), "again", "{limit}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn another_user_gets_half_of_the_places_and_not_the_last_one() {
+    use std::{
+        fs,
+        os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+        path::Path,
+    };
+
+    use crate::program::{NOBODY, can_run_as_nobody};
+
+    if !can_run_as_nobody() {
+        return;
+    }
+    for (arguments, instances, share) in [
+        (&[][..], "4", 2),
+        (&["--max-connections-per-user", "9"], "4", 3),
+        (&["--max-connections-per-user", "unlimited"], "2", 2),
+    ] {
+        let name = unique_name();
+        let directory = Path::new(&name.text).parent().unwrap();
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).unwrap();
+        let mut command = server(&name, &["--echo", "--access", "everyone"]);
+        command.args(["--max-instances", instances]).args(arguments);
+        let _server = Server::spawn(&mut command);
+        let as_nobody = |command: Command| {
+            let mut command = command;
+            command.uid(NOBODY).gid(NOBODY);
+            command
+        };
+        let held: Vec<_> = (0..share)
+            .map(|_| Held::connect(&name, as_nobody))
+            .collect();
+        if arguments.contains(&"unlimited") {
+            continue;
+        }
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pipe-client"));
+        command
+            .args(["--pipe-name", &name.text, "hello"])
+            .stdin(Stdio::null());
+        let output = as_nobody(command).output().unwrap();
+        assert_eq!(output.status.code(), Some(6), "{arguments:?}: {output:?}");
+        assert_eq!(replies(&name, &["hello"], ""), "hello\n");
+        drop(held);
+    }
+}
+
+/// A client that stays connected.
+struct Held {
+    child: Child,
+    replies: BufReader<ChildStdout>,
+}
+
+impl Held {
+    /// Connects with the command that `adapt` returns, and has a reply.
+    fn connect(name: &UniqueName, adapt: impl Fn(Command) -> Command) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pipe-client"));
+        command
+            .args(["--pipe-name", &name.text])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        let mut child = adapt(command).spawn().unwrap();
+        let replies = BufReader::new(child.stdout.take().unwrap());
+        let mut held = Self { child, replies };
+        assert_eq!(held.call("hello"), "hello");
+        held
+    }
+
+    fn call(&mut self, request: &str) -> String {
+        let stdin = self.child.stdin.as_mut().unwrap();
+        writeln!(stdin, "{request}").unwrap();
+        let mut reply = String::new();
+        self.replies.read_line(&mut reply).unwrap();
+        reply.trim_end().to_owned()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
 #[cfg(target_os = "linux")]
 mod socket_group {
     use std::{
@@ -107,8 +206,6 @@ mod socket_group {
         },
         path::{Path, PathBuf},
     };
-
-    use support::UniqueName;
 
     use super::*;
     use crate::program::{NOBODY, can_run_as_nobody};

@@ -9,10 +9,11 @@ use tokio::{
 
 use super::*;
 use crate::{
+    connection::Connection,
     engine::{Channel, Link, Receive, Received, Transmit},
     error::{RecvError, SendError},
     peer::Peer,
-    serve::admission::Users,
+    serve::admission::Admission,
 };
 
 /// A client that sends a burst of requests, waits until it has all of the replies, and repeats. It
@@ -113,28 +114,25 @@ async fn serve<H: Handler<T>, T>(client: &Bursts, concurrency: usize, handler: H
     let server = Arc::new(Server {
         handler: Arc::new(handler),
         options: Options {
-            idle_timeout: None,
             handler_timeout: None,
-            write_timeout: None,
             concurrency,
             cancel_on_disconnect: false,
             max_buffered_bytes: None,
-            max_connections_per_user: UserLimit::Unlimited,
-            inline_completions: false,
         },
-        admission: Admission {
-            authorize: None,
-            on_connect: None,
-            users: Arc::new(Users::new(UserLimit::Unlimited, false)),
-            time_limit: None,
+        timeouts: Timeouts {
+            idle: None,
+            write: None,
         },
         budget: Arc::new(Budget::new(None)),
         telemetry: Telemetry::new("bursts".parse().unwrap()),
     });
     let (_running, shutdown) = watch::channel(());
-    let connection = Connection::new(channel, None, 1, 64);
-    let mut conversation = Conversation::new(connection, Shutdown::new(shutdown), server);
-    conversation.run().await;
+    let client = AcceptedClient {
+        connection: Connection::new(channel, None, 1, 64),
+        admission: AdmissionProgress::new(&Arc::new(Admission::unlimited())),
+        shutdown: Shutdown::new(shutdown),
+    };
+    Conversation::new(client, server).run().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,7 +8,7 @@ use std::{
 
 #[cfg(windows)]
 use pipe_server::os::windows::ServeExt as _;
-use pipe_server::{BindError, Peer, Summary, serve};
+use pipe_server::{BindError, Peer, Serve, Summary, serve};
 use pipe_server_cli::{
     command_line::{self, Parsed},
     exit::{Failure, chain},
@@ -135,16 +135,7 @@ async fn serve_until_signal(
     // The other answers never block.
     #[cfg(windows)]
     let serving = serving.inline_completions(!options.answer.waits());
-    let allowed = options.pipe.allow_user;
-    let serving = match allowed.is_empty() {
-        true => serving,
-        false => serving.authorize(move |peer: Peer| {
-            ready(match allowed.contains(peer.user()) {
-                true => Ok(()),
-                false => Err("add --allow-user to serve this user"),
-            })
-        }),
-    };
+    let serving = admitting(serving, &options);
 
     // Before the address is printed, as above: SIGUSR1 would end the program.
     figures::log(serving.stats(), options.logging.stats.0)
@@ -166,6 +157,23 @@ async fn serve_until_signal(
         // Shutting down the runtime drops the server, which also kills the `--exec` commands.
         () = signals.second() => Ok(None),
     }
+}
+
+/// Sets whom the server admits.
+fn admitting<H, T>(mut serving: Serve<H, T>, options: &Options) -> Serve<H, T> {
+    if let Some(limit) = options.max_connections_per_user() {
+        serving = serving.max_connections_per_user(limit);
+    }
+    let allowed = options.pipe.allow_user.clone();
+    if allowed.is_empty() {
+        return serving;
+    }
+    serving.authorize(move |peer: Peer| {
+        ready(match allowed.contains(peer.user()) {
+            true => Ok(()),
+            false => Err("add --allow-user to serve this user"),
+        })
+    })
 }
 
 fn bind_failure(error: BindError) -> Failure {

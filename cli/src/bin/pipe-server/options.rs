@@ -56,7 +56,16 @@ pub(crate) struct Options {
     /// the hard limit (ulimit -Hn), reserves files for itself and for --exec-limit commands,
     /// and serves one client with each of the rest.
     #[arg(long, value_name = "N|unlimited", default_value = "unlimited")]
-    max_instances: MaxInstances,
+    max_instances: CountLimit,
+
+    /// How many connections one user may have, 1 or more, or unlimited; further ones are refused
+    /// [default: 256 or half of --max-instances, for other users only]
+    ///
+    /// Other users are all but the server's own and the system (root; SYSTEM and Administrators),
+    /// for whom an eighth of --max-instances, at least one of several places, is kept. A number
+    /// given here limits everyone; unlimited also gives up the places that are kept.
+    #[arg(long, value_name = "N|unlimited")]
+    max_connections_per_user: Option<CountLimit>,
 
     #[command(flatten)]
     pub(crate) answer: AnswerOptions,
@@ -120,6 +129,11 @@ impl Options {
     /// How many clients at the same time; `None` is unlimited.
     pub(crate) fn max_instances(&self) -> Option<usize> {
         self.max_instances.0
+    }
+
+    /// The limit of `--max-connections-per-user`, if it was given; `Some(None)` is unlimited.
+    pub(crate) fn max_connections_per_user(&self) -> Option<Option<usize>> {
+        self.max_connections_per_user.map(|limit| limit.0)
     }
 
     /// Whether `--access` or `--socket-group` admits other users.
@@ -476,11 +490,11 @@ impl From<Engine> for pipe_server::os::windows::Engine {
     }
 }
 
-/// How many clients at the same time; `None` is unlimited.
+/// A number of clients; `None` is unlimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct MaxInstances(Option<usize>);
+struct CountLimit(Option<usize>);
 
-impl FromStr for MaxInstances {
+impl FromStr for CountLimit {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -488,7 +502,7 @@ impl FromStr for MaxInstances {
             return Ok(Self(None));
         }
         match text.parse() {
-            Ok(instances @ 1..) => Ok(Self(Some(instances))),
+            Ok(count @ 1..) => Ok(Self(Some(count))),
             _ => Err("give 1 or more, or unlimited"),
         }
     }
@@ -526,12 +540,12 @@ mod tests {
     }
 
     #[test]
-    fn instances_are_1_or_more_or_unlimited() {
-        assert_eq!("1".parse(), Ok(MaxInstances(Some(1))));
-        assert_eq!("1000".parse(), Ok(MaxInstances(Some(1000))));
-        assert_eq!("unlimited".parse(), Ok(MaxInstances(None)));
+    fn counts_are_1_or_more_or_unlimited() {
+        assert_eq!("1".parse(), Ok(CountLimit(Some(1))));
+        assert_eq!("1000".parse(), Ok(CountLimit(Some(1000))));
+        assert_eq!("unlimited".parse(), Ok(CountLimit(None)));
         for wrong in ["0", "-1", "", "all"] {
-            assert!(wrong.parse::<MaxInstances>().is_err(), "{wrong}");
+            assert!(wrong.parse::<CountLimit>().is_err(), "{wrong}");
         }
     }
 

@@ -1,0 +1,267 @@
+//! A server whose code has the whole connection of each client.
+
+use std::{
+    fmt,
+    future::{Future, IntoFuture, poll_fn},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{
+    accept::{self, AcceptedClient, ServeClient, ServeFuture, Summary},
+    failure::Failure,
+    guard::{call_caught, poll_caught, with_timeout},
+    into_result::IntoResult,
+    options::{ServerOptions, Timeouts},
+    shutdown::Shutdown,
+};
+use crate::{
+    connection::Connection,
+    listener::PipeListener,
+    peer::Peer,
+    telemetry::{Stats, Telemetry},
+};
+
+/// How long a client has to send its first message if it can't be identified before.
+const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Runs `handler` for every connection of `listener`, each in its own task.
+///
+/// This is the same server as [`serve`](crate::serve()), with the same accept loop, limits and
+/// shutdown. Use it for code that needs the whole connection: to push messages, to receive without
+/// replying, or to speak another protocol. The connection is closed when `handler` drops it.
+///
+/// An error or a panic is logged with the connection's id. A panic closes only its own connection.
+/// If the connection itself has failed and the code returns that [`RecvError`](crate::RecvError) or
+/// [`SendError`](crate::SendError), also as the source of another error, it is logged with the
+/// [`Reason`](crate::Reason) and at the level that it has in [`serve`](crate::serve()), since the
+/// client caused it.
+///
+/// On Windows the system can't identify some clients before their first message, for example
+/// those that ask for dynamic tracking. If the server needs to know the client, for
+/// [`authorize`](ServeConnections::authorize) or for
+/// [`max_connections_per_user`](ServeConnections::max_connections_per_user), the code of such a
+/// connection starts once that message has arrived, and its first `recv` returns it. Code that
+/// sends first, before the client has sent anything, needs clients that are identified when they
+/// connect, or a server that need not know them: with neither, both sides wait, and the server
+/// closes the connection after 30 s or the shorter
+/// [`idle_timeout`](ServeConnections::idle_timeout).
+///
+/// The server runs once the returned value is awaited, as with [`serve`](crate::serve()).
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), pipe_server::BoxError> {
+/// use pipe_server::{Client, Connection, PipeListener, SendError, Shutdown, serve_connections};
+///
+/// let name = format!("serve-connections-example-{}", std::process::id());
+/// let listener = PipeListener::bind(&name)?;
+/// let greet = |mut connection: Connection, _: Shutdown| async move {
+///     connection.send(format!("you are number {}", connection.id())).await
+/// };
+/// tokio::spawn(serve_connections(listener, greet).into_future());
+///
+/// let mut client = Client::connect(&name).await?;
+/// assert_eq!(client.recv().await?.unwrap(), "you are number 1");
+/// # Ok(()) }
+/// # use std::future::IntoFuture;
+/// ```
+pub fn serve_connections<F, Running>(listener: PipeListener, handler: F) -> ServeConnections<F>
+where
+    F: Fn(Connection, Shutdown) -> Running + Send + Sync + 'static,
+    Running: Future<Output: IntoResult> + Send + 'static,
+{
+    ServeConnections {
+        listener,
+        handler,
+        server: ServerOptions::default(),
+    }
+}
+
+/// A server that is ready to run, from [`serve_connections`]. Await it.
+#[must_use = "a server does nothing unless it is awaited"]
+pub struct ServeConnections<F> {
+    listener: PipeListener,
+    handler: F,
+    /// `pub(crate)` for the options that `os` adds for one system.
+    pub(crate) server: ServerOptions,
+}
+
+impl<F> ServeConnections<F> {
+    /// Returns a handle to the server's live statistics. The counts of requests and replies, and
+    /// the times of handlers, remain 0 because only [`serve`](crate::serve()) records them.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.listener.stats()
+    }
+
+    /// Shuts down gracefully when `signal` completes: stops accepting, releases the name, and
+    /// notifies the code of each connection through [`Shutdown`]. Connections that are still open
+    /// after the drain timeout are aborted.
+    ///
+    /// The other side can still read messages that were sent before the server shut down.
+    pub fn with_graceful_shutdown(
+        mut self,
+        signal: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
+        self.server.signal = Box::pin(signal);
+        self
+    }
+
+    /// Sets how long [`recv`](Connection::recv) waits for the next message before it fails with
+    /// [`RecvError::TimedOut`](crate::RecvError::TimedOut); `None`, the default, for no limit. A
+    /// client that only receives is idle, too. After a [split](Connection::into_split), this and
+    /// [`write_timeout`](Self::write_timeout) apply to the halves.
+    pub fn idle_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.server.timeouts.idle = time.into();
+        self
+    }
+
+    /// Sets how long [`send`](Connection::send) waits for a client that does not read before it
+    /// fails with [`SendError::TimedOut`](crate::SendError::TimedOut); `None` for no limit. Default:
+    /// [`defaults::WRITE_TIMEOUT`](crate::defaults::WRITE_TIMEOUT), 30 s.
+    pub fn write_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.server.timeouts.write = time.into();
+        self
+    }
+
+    /// Sets the number of connections that one user may have, with the default and the places kept
+    /// for the server's own user of
+    /// [`Serve::max_connections_per_user`](crate::Serve::max_connections_per_user). A connection
+    /// counts until its code has ended.
+    pub fn max_connections_per_user(mut self, connections: impl Into<Option<usize>>) -> Self {
+        self.server.set_max_connections_per_user(connections.into());
+        self
+    }
+
+    /// Same as [`Serve::authorize`](crate::Serve::authorize), before the code of the connection
+    /// runs. `authorize` has no time limit here.
+    pub fn authorize<A, Deciding>(mut self, authorize: A) -> Self
+    where
+        A: Fn(Peer) -> Deciding + Send + Sync + 'static,
+        Deciding: Future<Output: IntoResult> + Send + 'static,
+    {
+        self.server.set_authorize(authorize);
+        self
+    }
+
+    /// Sets how long the code of connections may run once a shutdown has begun; `None` for no
+    /// limit. Default: [`defaults::DRAIN_TIMEOUT`](crate::defaults::DRAIN_TIMEOUT), 10 s.
+    pub fn drain_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.server.drain_timeout = time.into();
+        self
+    }
+}
+
+impl<F> fmt::Debug for ServeConnections<F> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("ServeConnections")
+            .field("listener", &self.listener)
+            .field("server", &self.server)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<F, Running> IntoFuture for ServeConnections<F>
+where
+    F: Fn(Connection, Shutdown) -> Running + Send + Sync + 'static,
+    Running: Future<Output: IntoResult> + Send + 'static,
+{
+    type Output = Summary;
+    type IntoFuture = ServeFuture;
+
+    fn into_future(self) -> ServeFuture {
+        let code = ConnectionCode {
+            handler: Arc::new(self.handler),
+            timeouts: self.server.timeouts,
+            telemetry: self.listener.telemetry().clone(),
+        };
+        ServeFuture::new(accept::run(self.listener, self.server, code))
+    }
+}
+
+/// The code of the connections.
+struct ConnectionCode<F> {
+    handler: Arc<F>,
+    timeouts: Timeouts,
+    telemetry: Telemetry,
+}
+
+impl<F, Running> ServeClient for ConnectionCode<F>
+where
+    F: Fn(Connection, Shutdown) -> Running + Send + Sync + 'static,
+    Running: Future<Output: IntoResult> + Send + 'static,
+{
+    fn serve(&self, client: AcceptedClient) -> impl Future<Output = ()> + Send + 'static {
+        let (handler, telemetry) = (Arc::clone(&self.handler), self.telemetry.clone());
+        let timeouts = self.timeouts;
+        async move {
+            let identity = Arc::clone(client.connection.identity());
+            if let Err(failure) = run_one(handler, client, timeouts).await {
+                failure.report(&identity, &telemetry);
+            }
+        }
+    }
+}
+
+/// Admits a client, and runs the code of its connection.
+async fn run_one<F, Running>(
+    handler: Arc<F>,
+    mut client: AcceptedClient,
+    timeouts: Timeouts,
+) -> Result<(), Failure>
+where
+    F: Fn(Connection, Shutdown) -> Running,
+    Running: Future<Output: IntoResult>,
+{
+    if !admit(&mut client, timeouts.idle).await? {
+        return Ok(());
+    }
+    let AcceptedClient {
+        mut connection,
+        // Counts the connection until its code has ended.
+        admission: _admission,
+        shutdown,
+    } = client;
+    connection.set_timeouts(timeouts.idle, timeouts.write);
+    let identity = Arc::clone(connection.identity());
+    // Pinned in place: a future moved from a variable would take its space twice.
+    let mut running =
+        pin!(call_caught(|| handler(connection, shutdown)).map_err(Failure::CodePanic)?);
+    let ended = poll_fn(|cx| poll_caught(running.as_mut(), cx)).await;
+    let result = ended.map_err(Failure::CodePanic)?.into_result();
+    result.map_err(|error| Failure::code(error, identity.has_failed()))
+}
+
+/// Admits a client. Returns `false` if the client or the server ends before it was identified.
+async fn admit(
+    client: &mut AcceptedClient,
+    idle_timeout: Option<Duration>,
+) -> Result<bool, Failure> {
+    let AcceptedClient {
+        connection,
+        admission,
+        shutdown,
+    } = client;
+    let identity = Arc::clone(connection.identity());
+    admission.admit(&identity, false).await?;
+    if admission.is_complete() {
+        return Ok(true);
+    }
+    let limit = idle_timeout.map_or(IDENTIFY_TIMEOUT, |time| time.min(IDENTIFY_TIMEOUT));
+    let mut first = pin!(connection.receive_first());
+    let received = tokio::select! {
+        biased;
+        received = with_timeout(Some(limit), &mut first) => received,
+        () = shutdown.wait() => return Ok(false),
+    };
+    if !received.map_err(Failure::Unidentified)?? {
+        return Ok(false);
+    }
+    admission.admit(&identity, true).await?;
+    Ok(true)
+}
