@@ -84,11 +84,12 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         let identity = Arc::clone(connection.identity());
         let (receiver, sender) = connection.into_split();
         let (options, stats) = (&server.options, server.telemetry.stats().clone());
+        let share = Share::new(&server.budget, &identity);
         Self {
             identity,
             admission: server.admission.begin(),
-            inbound: Inbound::new(receiver, options.idle_timeout, Share::new(&server.budget)),
-            outbound: Outbound::new(sender, options.write_timeout, stats),
+            inbound: Inbound::new(receiver, options.idle_timeout, share.clone()),
+            outbound: Outbound::new(sender, options.write_timeout, share, stats),
             requested: 0,
             ended: None,
             handler: server.handler.connected(),
