@@ -160,6 +160,14 @@ pub(crate) trait Receive: Send {
         false
     }
 
+    /// The bytes of the messages that were received and not yet returned.
+    fn received_ahead(&self) -> usize {
+        0
+    }
+
+    /// Receives the next message alone, even if the peer seems to send ahead of its replies.
+    fn stop_receiving_ahead(&mut self) {}
+
     /// The number of messages in a row that a task should receive before it yields.
     fn turn(&self) -> u32;
 

@@ -238,19 +238,24 @@ impl<H, T> Serve<H, T> {
     /// received requests and unsent replies; `None` for no limit. Default:
     /// [`defaults::MAX_BUFFERED_BYTES`], 256 MiB.
     ///
-    /// At the limit, clients are read one at a time, in FIFO order: a request is answered, and its
-    /// reply sent, before the next client is read. No client is refused or loses a message, and the
-    /// limit is exceeded by at most one message per thread that runs handlers. Clients that wait to
-    /// be read are not subject to [`idle_timeout`](Self::idle_timeout). Set
-    /// [`handler_timeout`](Self::handler_timeout) as well, so that a stuck handler cannot block
-    /// them forever.
+    /// Three quarters of them are for whoever comes first, and the last quarter is shared equally
+    /// by all clients. When the three quarters are spent, a client is read only while it holds less
+    /// than its share, or once its earlier requests are answered and the replies sent. So a client
+    /// that waits for each reply is served as ever, and the limit is exceeded by at most one
+    /// message per client.
+    ///
+    /// Meanwhile connections are closed until less is held: those of clients that have not read
+    /// their replies for 250 ms, first one of the user who holds most, and of that user the one
+    /// that holds most. This is logged and counted as
+    /// [`Reason::BufferedBytes`](crate::Reason::BufferedBytes).
     ///
     /// The bytes buffered for one client are limited too, to the sum of: the request being answered
     /// (with [`concurrency`](Self::concurrency), that many requests or their replies), 256 KiB of
-    /// replies and one more reply, and one request read ahead (with
-    /// [`cancel_on_disconnect`](Self::cancel_on_disconnect), 64 KiB of requests and one more). The
-    /// count leaves out the engine's buffers (on Linux, 16 messages of up to 64 KiB per client),
-    /// differences of less than 1 KiB per client, and data that a handler keeps.
+    /// replies and one more reply, one request read ahead (with
+    /// [`cancel_on_disconnect`](Self::cancel_on_disconnect), 64 KiB of requests and one more) and,
+    /// on Linux, 15 more that were received in one call. The count leaves out differences of less
+    /// than 1 KiB per client, data that a handler keeps, and on Windows the buffer of the next
+    /// message.
     pub fn max_buffered_bytes(mut self, bytes: impl Into<Option<usize>>) -> Self {
         self.options.max_buffered_bytes = bytes.into();
         self
@@ -406,17 +411,24 @@ where
     type IntoFuture = ServeFuture;
 
     fn into_future(self) -> ServeFuture {
+        let budget = Arc::new(Budget::new(self.options.max_buffered_bytes));
         let requests = Requests {
             server: Arc::new(Server {
                 handler: Arc::new(self.handler),
                 options: self.options,
                 timeouts: self.server.timeouts,
-                budget: Arc::new(Budget::new(self.options.max_buffered_bytes)),
+                budget: Arc::clone(&budget),
                 telemetry: self.listener.telemetry().clone(),
             }),
             _requests: self._requests,
         };
-        ServeFuture::new(accept::run(self.listener, self.server, requests))
+        ServeFuture::new(async move {
+            tokio::select! {
+                biased;
+                summary = accept::run(self.listener, self.server, requests) => summary,
+                never = budget.keep() => match never {},
+            }
+        })
     }
 }
 

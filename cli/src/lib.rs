@@ -16,6 +16,8 @@ mod generate;
 #[cfg(feature = "bench")]
 pub mod load;
 #[cfg(target_os = "linux")]
+pub mod memory_limit;
+#[cfg(target_os = "linux")]
 pub mod open_files;
 pub mod process_group;
 pub mod runtime;

@@ -32,7 +32,7 @@ pub fn size(text: &str) -> Result<usize, String> {
     }
 }
 
-/// A size of at least 1 byte, or `none`.
+/// A size of at least 1 byte, or `none` or `unlimited`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SizeLimit(pub Option<usize>);
 
@@ -41,7 +41,7 @@ impl FromStr for SizeLimit {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
-            "none" => Ok(Self(None)),
+            "none" | "unlimited" => Ok(Self(None)),
             text => size(text)
                 .map(|bytes| Self(Some(bytes)))
                 .map_err(|error| format!("{error}, or none")),
@@ -114,6 +114,7 @@ mod tests {
     #[test]
     fn a_size_limit_can_be_none_but_not_0() {
         assert_eq!("none".parse(), Ok(SizeLimit(None)));
+        assert_eq!("unlimited".parse(), Ok(SizeLimit(None)));
         assert_eq!("10MiB".parse(), Ok(SizeLimit(Some(10_485_760))));
         for wrong in ["0", "many", ""] {
             let error = wrong.parse::<SizeLimit>().unwrap_err();

@@ -36,6 +36,10 @@ use tokio::{
     time::timeout,
 };
 
+#[cfg(target_os = "linux")]
+#[path = "attacks/buffered_bytes.rs"]
+mod buffered_bytes;
+
 /// How many hostile clients there are, each on a thread of its own.
 const HOSTILE: usize = 4;
 
@@ -225,7 +229,6 @@ impl Latencies {
 #[test]
 #[ignore = "takes a minute, and its figures are for a reader: run it by name"]
 fn a_well_behaved_client_loses_nothing_beside_hostile_ones() {
-    let seconds = env::var("ATTACK_SECONDS").map_or(10, |text| text.parse().unwrap());
     println!(
         "| attack | replies | p99, us | worst, us | peak memory, KiB | most descriptors | log lines |"
     );
@@ -235,9 +238,15 @@ fn a_well_behaved_client_loses_nothing_beside_hostile_ones() {
         if matches!(attack, Attack::OtherUser) && !rustix::process::geteuid().is_root() {
             continue;
         }
-        let row = under(attack, Duration::from_secs(seconds));
+        let row = under(attack, seconds());
         println!("| {} | {row} |", attack.name());
     }
+}
+
+/// How long each attack lasts.
+fn seconds() -> Duration {
+    let seconds = env::var("ATTACK_SECONDS").map_or(10, |text| text.parse().unwrap());
+    Duration::from_secs(seconds)
 }
 
 fn under(attack: Attack, time: Duration) -> String {

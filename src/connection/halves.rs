@@ -150,6 +150,16 @@ impl RecvHalf {
         self.ended.is_none() && self.receiver.expects_more()
     }
 
+    /// Same as [`Receive::received_ahead`].
+    pub(crate) fn received_ahead(&self) -> usize {
+        self.receiver.received_ahead()
+    }
+
+    /// Same as [`Receive::stop_receiving_ahead`].
+    pub(crate) fn stop_receiving_ahead(&mut self) {
+        self.receiver.stop_receiving_ahead();
+    }
+
     /// Same as [`Receive::turn`].
     pub(crate) fn turn(&self) -> u32 {
         self.receiver.turn()

@@ -437,6 +437,14 @@ impl Receive for FaultyReceiver {
         self.received.is_some() || self.receiver.expects_more()
     }
 
+    fn received_ahead(&self) -> usize {
+        self.receiver.received_ahead()
+    }
+
+    fn stop_receiving_ahead(&mut self) {
+        self.receiver.stop_receiving_ahead();
+    }
+
     fn turn(&self) -> u32 {
         self.receiver.turn()
     }

@@ -1,256 +1,231 @@
 //! The limit on bytes buffered for all clients of a server.
 
 use std::{
-    future::Future,
+    collections::HashMap,
+    convert::Infallible,
     mem,
-    pin::{Pin, pin},
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker},
+    time::Duration,
 };
 
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep},
+};
 use tracing::warn;
 
-use crate::mutex::Mutex;
+use crate::{connection::Identity, mutex::Mutex, peer::UserId};
 
 /// The budget is updated only when a client's bytes have changed by this much, so that small
 /// messages do not write to memory shared by all connections.
 const GRAIN: usize = 1024;
 
+/// A client that has not read its replies for this long may be closed. A client that reads is
+/// scheduled within this time, also on a busy machine.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+/// The interval at which clients are chosen while the budget is spent.
+const INTERVAL: Duration = Duration::from_millis(50);
+
+/// The warning that the budget is spent is logged at most once in this time.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The part of the limit that is shared equally by all clients. The rest is for whoever comes
+/// first.
+const SPARE: usize = 4;
+
 /// The limit on the bytes that a server buffers for all of its clients.
 ///
-/// Below the limit, all clients are read. At the limit, clients are read in turns, in FIFO order:
-/// the request of one client is read and answered, and its reply sent, before the next client is
-/// read. So one client can always make progress, however much is buffered for the others.
-#[derive(Debug)]
+/// Until the budget is spent, all clients are read. Then a client is read only if it holds little,
+/// or nothing of its earlier requests and replies. So a client that waits for each reply is always
+/// served, and what others hold delays nobody. Meanwhile [`Budget::keep`] closes the clients that
+/// hold most and do not read.
 pub(super) struct Budget {
     limit: usize,
+    /// The budget is spent when this many bytes are held.
+    most: usize,
     held: AtomicUsize,
-    /// Has a single permit: the client that holds it has the turn.
-    queue: Arc<Semaphore>,
-    turn: Mutex<Turn>,
-    /// Notified each time the bytes fall below the limit.
-    freed: Notify,
-}
-
-/// The turn of the client that is read while the server is at the limit.
-#[derive(Debug, Default)]
-struct Turn {
-    /// The number of the current or last turn.
-    number: u64,
-    /// `None` once that turn is over. Stored here and not in the `Share`, because a turn ends as
-    /// soon as the bytes fall below the limit, even if its client is still being served.
-    permit: Option<OwnedSemaphorePermit>,
-    /// Whether the warning about the limit was logged.
-    logged: bool,
+    /// Notified each time the budget is spent.
+    spent: Notify,
+    /// The clients by connection.
+    clients: Mutex<HashMap<u64, Weak<Client>>>,
 }
 
 impl Budget {
     pub(super) fn new(limit: Option<usize>) -> Self {
+        let limit = limit.unwrap_or(usize::MAX);
         Self {
-            limit: limit.unwrap_or(usize::MAX),
+            limit,
+            most: limit - limit / SPARE,
             held: AtomicUsize::new(0),
-            queue: Arc::new(Semaphore::new(1)),
-            turn: Mutex::default(),
-            freed: Notify::new(),
+            spent: Notify::new(),
+            clients: Mutex::default(),
         }
     }
 
-    fn is_at_limit(&self) -> bool {
-        self.held.load(Ordering::SeqCst) >= self.limit
-    }
-
-    fn begin_turn(&self, permit: OwnedSemaphorePermit) -> u64 {
-        let mut turn = self.turn.lock();
-        turn.number += 1;
-        turn.permit = Some(permit);
-        let number = turn.number;
-        // Checked again: the bytes may have fallen below the limit before the permit was stored.
-        if !self.is_at_limit() {
-            drop(turn);
-            self.end_turn(number);
-            return number;
-        }
-        let logged = mem::replace(&mut turn.logged, true);
-        drop(turn);
-        if !logged {
-            let limit = self.limit;
-            warn!(
-                limit,
-                "the server has reached max_buffered_bytes: clients are read one at a time"
-            );
-        }
-        number
-    }
-
-    fn end_turn(&self, number: u64) {
-        let mut turn = self.turn.lock();
-        let permit = match turn.number == number {
-            true => turn.permit.take(),
-            false => None,
-        };
-        // Outside the lock: dropping the permit wakes the next client, and a waker is user code.
-        drop(turn);
-        drop(permit);
+    fn is_spent(&self) -> bool {
+        self.held.load(Ordering::SeqCst) >= self.most
     }
 
     fn add(&self, bytes: usize) {
-        self.held.fetch_add(bytes, Ordering::SeqCst);
+        let before = self.held.fetch_add(bytes, Ordering::SeqCst);
+        if before < self.most && before + bytes >= self.most {
+            self.spent.notify_one();
+        }
     }
 
-    fn subtract(&self, bytes: usize) {
-        let before = self.held.fetch_sub(bytes, Ordering::SeqCst);
-        if before >= self.limit && before - bytes < self.limit {
-            let number = self.turn.lock().number;
-            self.end_turn(number);
-            self.freed.notify_waiters();
+    /// Closes clients each time the budget is spent. Never returns.
+    ///
+    /// Runs beside the server and not in the task that spends the last bytes, so that one task
+    /// decides whom to close, and a request never pays for it.
+    pub(super) async fn keep(&self) -> Infallible {
+        let mut logged: Option<Instant> = None;
+        loop {
+            self.spent.notified().await;
+            if logged.is_none_or(|time| time.elapsed() >= LOG_INTERVAL) {
+                logged = Some(Instant::now());
+                // Outside the lock: a log subscriber is user code.
+                let connections = self.clients.lock().len();
+                warn!(
+                    limit = self.limit,
+                    connections,
+                    "max_buffered_bytes is nearly reached: connections whose clients do not read are closed, \
+                     those that hold most first"
+                );
+            }
+            while self.is_spent() {
+                self.close_excess();
+                sleep(INTERVAL).await;
+            }
+            // Not by the task that frees the bytes: each request might wake all clients.
+            self.wake_waiting();
+        }
+    }
+
+    /// Returns the clients. They are dropped outside the lock, which a dropped client takes.
+    fn clients(&self) -> Vec<Arc<Client>> {
+        let clients = self.clients.lock();
+        clients.values().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Chooses clients to close until the budget is no longer spent: of the users with a client
+    /// that does not read, the one that holds most, and of that user's clients the one that holds
+    /// most.
+    fn close_excess(&self) {
+        let clients = self.clients();
+        let mut excess = (self.held.load(Ordering::SeqCst) + 1).saturating_sub(self.most);
+        let mut users: HashMap<Option<UserId>, Holder<'_>> = HashMap::new();
+        for client in &clients {
+            let held = client.counted.load(Ordering::Relaxed);
+            // Asking for a user may take system calls.
+            if held == 0 {
+                continue;
+            }
+            let holder = users.entry(client.user()).or_default();
+            let blocking = client.blocking.lock();
+            if blocking.is_chosen {
+                excess = excess.saturating_sub(held);
+                continue;
+            }
+            if blocking.is_unread() {
+                holder.unread.push((held, client));
+            }
+            holder.held += held;
+        }
+        for holder in users.values_mut() {
+            holder.unread.sort_unstable_by_key(|&(held, _)| held);
+        }
+        while excess > 0 {
+            let unread = users.values_mut().filter(|user| !user.unread.is_empty());
+            let Some(worst) = unread.max_by_key(|user| user.held) else {
+                return;
+            };
+            if let Some((held, client)) = worst.unread.pop() {
+                worst.held -= held;
+                excess = excess.saturating_sub(held);
+                client.choose();
+            }
+        }
+    }
+
+    fn wake_waiting(&self) {
+        for client in self.clients() {
+            let mut blocking = client.blocking.lock();
+            let was_waiting = mem::take(&mut blocking.is_waiting);
+            let waker = blocking.waker.clone().filter(|_| was_waiting);
+            // Outside the lock: a waker is user code.
+            drop(blocking);
+            if let Some(waker) = waker {
+                waker.wake();
+            }
         }
     }
 }
 
-/// One client's share of the budget.
-pub(super) struct Share {
-    count: Arc<ShareCount>,
-    /// The number of this client's turn, if it has one.
-    turn: Option<u64>,
-    /// Waits for a turn or for free bytes. `None` while the client need not wait.
-    waiting: Option<Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>>,
-    /// Whether `waiting` waits for a turn.
-    is_queued: bool,
+/// The bytes of one user, and those clients of the user that do not read, each with its bytes.
+#[derive(Default)]
+struct Holder<'a> {
+    held: usize,
+    unread: Vec<(usize, &'a Arc<Client>)>,
 }
 
-/// The bytes of one client. Only the task of this client changes them.
-#[derive(Debug)]
-struct ShareCount {
+/// One client of the server. Only its own task changes the bytes.
+struct Client {
     budget: Arc<Budget>,
+    identity: Arc<Identity>,
     held: AtomicUsize,
     /// The part of `held` that the budget counts.
     counted: AtomicUsize,
+    blocking: Mutex<Blocking>,
 }
 
-/// The bytes of one or more messages. They count until this value is dropped.
-#[derive(Debug)]
-pub(super) struct Held {
-    count: Arc<ShareCount>,
-    bytes: usize,
+/// What a client that can't go on waits for.
+#[derive(Debug, Default)]
+struct Blocking {
+    /// The time since which the client has not read its replies.
+    unread_since: Option<Instant>,
+    /// Whether the client is to be closed.
+    is_chosen: bool,
+    /// Whether the client waits to be read until others have freed bytes.
+    is_waiting: bool,
+    waker: Option<Waker>,
 }
 
-impl Share {
-    pub(super) fn new(budget: &Arc<Budget>) -> Self {
-        Self {
-            count: Arc::new(ShareCount {
-                budget: Arc::clone(budget),
-                held: AtomicUsize::new(0),
-                counted: AtomicUsize::new(0),
-            }),
-            turn: None,
-            waiting: None,
-            is_queued: false,
-        }
+impl Blocking {
+    /// Returns whether the client has not read its replies in time.
+    fn is_unread(&self) -> bool {
+        self.unread_since
+            .is_some_and(|since| since.elapsed() >= PATIENCE)
     }
 
-    /// Counts a message of `bytes` bytes.
-    pub(super) fn hold(&self, bytes: usize) -> Held {
-        let mut held = Held {
-            count: Arc::clone(&self.count),
-            bytes: 0,
-        };
-        held.resize(bytes);
-        held
-    }
-
-    /// Returns whether the server is below the limit, so that every client may be read.
-    pub(super) fn is_below_limit(&self) -> bool {
-        !self.count.budget.is_at_limit()
-    }
-
-    /// Ready when this client may be read. At the limit, a client that `may_queue` waits for its
-    /// turn. Any other client waits until the server is below the limit: its turn could not end
-    /// before its earlier requests do.
-    pub(super) fn poll_admit(&mut self, cx: &mut Context<'_>, may_queue: bool) -> Poll<()> {
-        while !self.is_below_limit() && (self.turn.is_none() || !may_queue) {
-            if self.is_queued != may_queue {
-                self.waiting = None;
-                self.is_queued = may_queue;
-            }
-            let budget = &self.count.budget;
-            let waiting = self.waiting.get_or_insert_with(|| match may_queue {
-                true => Box::pin(turn(Arc::clone(&budget.queue))),
-                false => Box::pin(freed(Arc::clone(budget))),
-            });
-            let permit = ready!(waiting.as_mut().poll(cx));
-            self.waiting = None;
-            if let Some(permit) = permit {
-                self.turn = Some(self.count.budget.begin_turn(permit));
-            }
-        }
-        self.waiting = None;
-        Poll::Ready(())
-    }
-
-    /// Returns whether this client waits until it may be read.
-    pub(super) fn is_waiting(&self) -> bool {
-        self.waiting.is_some()
-    }
-
-    /// Ends the turn: its request is answered, or there was none.
-    pub(super) fn end_turn(&mut self) {
-        if let Some(number) = self.turn.take() {
-            self.count.budget.end_turn(number);
+    fn register(&mut self, waker: &Waker) {
+        match &mut self.waker {
+            Some(registered) => registered.clone_from(waker),
+            None => self.waker = Some(waker.clone()),
         }
     }
 }
 
-async fn turn(queue: Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
-    queue.acquire_owned().await.ok()
-}
-
-async fn freed(budget: Arc<Budget>) -> Option<OwnedSemaphorePermit> {
-    let mut freed = pin!(budget.freed.notified());
-    // Enabled before the check, so that a notification between the two is not missed.
-    freed.as_mut().enable();
-    if budget.is_at_limit() {
-        freed.await;
-    }
-    None
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.end_turn();
-    }
-}
-
-impl Held {
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
+impl Client {
+    fn user(&self) -> Option<UserId> {
+        Some(self.identity.peer().ok()?.user().clone())
     }
 
-    /// Changes the count to `bytes`.
-    pub(super) fn resize(&mut self, bytes: usize) {
-        let count = &self.count;
-        let held = count.held.load(Ordering::Relaxed) - self.bytes + bytes;
-        count.held.store(held, Ordering::Relaxed);
-        self.bytes = bytes;
-        count.settle(held);
+    fn choose(&self) {
+        let mut blocking = self.blocking.lock();
+        blocking.is_chosen = true;
+        let waker = blocking.waker.clone();
+        // Outside the lock: a waker is user code.
+        drop(blocking);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 
-    /// Adds the bytes of `other`, which then counts none.
-    pub(super) fn absorb(&mut self, mut other: Self) {
-        self.bytes += mem::take(&mut other.bytes);
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.resize(0);
-    }
-}
-
-impl ShareCount {
     /// Updates the budget if its count differs by `GRAIN` or more. A change to zero is always
     /// reported, or the differences of idle clients would add up.
     fn settle(&self, held: usize) {
@@ -262,7 +237,149 @@ impl ShareCount {
         if held > counted {
             self.budget.add(held - counted);
         } else {
-            self.budget.subtract(counted - held);
+            self.budget.held.fetch_sub(counted - held, Ordering::SeqCst);
         }
     }
 }
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.budget.clients.lock().remove(&self.identity.id);
+    }
+}
+
+/// One client's share of the budget, as the client's task sees it.
+#[derive(Clone)]
+pub(super) struct Share {
+    client: Arc<Client>,
+    /// Whether `Blocking::unread_since` is set.
+    is_unread: bool,
+}
+
+impl Share {
+    /// Creates the share of a new client.
+    pub(super) fn new(budget: &Arc<Budget>, identity: &Arc<Identity>) -> Self {
+        let client = Arc::new(Client {
+            budget: Arc::clone(budget),
+            identity: Arc::clone(identity),
+            held: AtomicUsize::new(0),
+            counted: AtomicUsize::new(0),
+            blocking: Mutex::default(),
+        });
+        let mut clients = budget.clients.lock();
+        clients.insert(identity.id, Arc::downgrade(&client));
+        drop(clients);
+        let is_unread = false;
+        Self { client, is_unread }
+    }
+
+    /// Returns a count of no bytes yet.
+    pub(super) fn hold(&self) -> Held {
+        Held {
+            client: Arc::clone(&self.client),
+            bytes: 0,
+        }
+    }
+
+    /// Returns whether the budget is spent.
+    pub(super) fn is_spent(&self) -> bool {
+        self.client.budget.is_spent()
+    }
+
+    /// Returns whether this client may be read, although it has earlier requests or replies: the
+    /// budget is not spent, or this client holds little.
+    pub(super) fn may_hold_more(&self) -> bool {
+        let budget = &self.client.budget;
+        !budget.is_spent() || {
+            let spare = budget.limit / SPARE / budget.clients.lock().len();
+            self.client.held.load(Ordering::Relaxed) < spare
+        }
+    }
+
+    /// Ready when `may_hold_more` returns true.
+    pub(super) fn poll_may_hold_more(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.may_hold_more() {
+            return Poll::Ready(());
+        }
+        let mut blocking = self.client.blocking.lock();
+        blocking.register(cx.waker());
+        blocking.is_waiting = true;
+        drop(blocking);
+        // Checked again: the clients may have been woken before this one was registered.
+        match self.may_hold_more() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    }
+
+    /// Called while the client's replies can't be sent. Ready with the limit of the server if this
+    /// client has to be closed.
+    pub(super) fn poll_unread(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
+        let mut blocking = self.client.blocking.lock();
+        blocking.register(cx.waker());
+        if !self.is_unread {
+            self.is_unread = true;
+            blocking.unread_since = Some(Instant::now());
+        }
+        match blocking.is_chosen {
+            true => Poll::Ready(self.client.budget.limit),
+            false => Poll::Pending,
+        }
+    }
+
+    /// Called when the client's replies can be sent.
+    pub(super) fn read(&mut self) {
+        if mem::take(&mut self.is_unread) {
+            let mut blocking = self.client.blocking.lock();
+            blocking.unread_since = None;
+            blocking.is_chosen = false;
+        }
+    }
+}
+
+/// The bytes of one or more messages. They count until this value is dropped.
+pub(super) struct Held {
+    client: Arc<Client>,
+    bytes: usize,
+}
+
+impl Held {
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Changes the count to `bytes`.
+    pub(super) fn resize(&mut self, bytes: usize) {
+        if bytes == self.bytes {
+            return;
+        }
+        let client = &self.client;
+        let held = client.held.load(Ordering::Relaxed) - self.bytes + bytes;
+        client.held.store(held, Ordering::Relaxed);
+        self.bytes = bytes;
+        client.settle(held);
+    }
+
+    /// Adds the bytes of `other`, which then counts none.
+    pub(super) fn absorb(&mut self, mut other: Self) {
+        self.bytes += mem::take(&mut other.bytes);
+    }
+
+    /// Moves `bytes` of these bytes to a count of their own.
+    pub(super) fn split(&mut self, bytes: usize) -> Self {
+        self.bytes -= bytes;
+        Self {
+            client: Arc::clone(&self.client),
+            bytes,
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.resize(0);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -83,11 +83,12 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         let identity = Arc::clone(client.connection.identity());
         let (receiver, sender) = client.connection.into_split();
         let (timeouts, stats) = (server.timeouts, server.telemetry.stats().clone());
+        let share = Share::new(&server.budget, &identity);
         Self {
             identity,
             admission: client.admission,
-            inbound: Inbound::new(receiver, timeouts.idle, Share::new(&server.budget)),
-            outbound: Outbound::new(sender, timeouts.write, stats),
+            inbound: Inbound::new(receiver, timeouts.idle, share.clone()),
+            outbound: Outbound::new(sender, timeouts.write, share, stats),
             requested: 0,
             ended: None,
             handler: server.handler.connected(),

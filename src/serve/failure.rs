@@ -51,6 +51,11 @@ pub(super) enum Failure {
     IdleTimeout(Duration),
     #[error("the client did not read its reply for {0:?} (write_timeout)")]
     WriteTimeout(Duration),
+    #[error(
+        "the client did not read its replies, and held the most when the server held nearly {0} bytes \
+         (max_buffered_bytes)"
+    )]
+    BufferedBytes(usize),
     #[error("the connection's task failed")]
     Code {
         reason: Reason,
@@ -89,7 +94,10 @@ impl Failure {
 
     /// Returns whether earlier replies can still be sent.
     pub(super) fn leaves_replies(&self) -> bool {
-        !matches!(self, Self::WriteTimeout(_) | Self::Send(_))
+        !matches!(
+            self,
+            Self::WriteTimeout(_) | Self::BufferedBytes(_) | Self::Send(_)
+        )
     }
 
     /// Returns whether the client was refused.
@@ -131,6 +139,7 @@ impl Failure {
             Self::HandlerTimeout(_) => Reason::HandlerTimeout,
             Self::IdleTimeout(_) | Self::Unidentified(_) => Reason::IdleTimeout,
             Self::WriteTimeout(_) => Reason::WriteTimeout,
+            Self::BufferedBytes(_) => Reason::BufferedBytes,
             Self::Code { reason, .. } => *reason,
             Self::Disconnected => Reason::Disconnected,
             Self::Recv(error) => receiving(error),

@@ -33,6 +33,8 @@ pub(super) struct Inbound {
     /// Requests that were read early, before they could be answered.
     early: VecDeque<Message>,
     share: Share,
+    /// Counts the bytes of the messages that the engine has received ahead.
+    ahead: Held,
     /// Runs while the client is idle.
     idle_timeout: Timer,
     hang_up_check: Timer,
@@ -60,6 +62,7 @@ impl Inbound {
             receiver,
             is_closed: false,
             early: VecDeque::new(),
+            ahead: share.hold(),
             share,
             idle_timeout: Timer::new(idle_timeout),
             hang_up_check: Timer::new(Some(HANG_UP_CHECK)),
@@ -69,7 +72,7 @@ impl Inbound {
 
     /// Returns whether to take the next request before replies are flushed.
     pub(super) fn expects_next(&self) -> bool {
-        !self.early.is_empty() || (self.receiver.expects_more() && self.share.is_below_limit())
+        !self.early.is_empty() || (self.receiver.expects_more() && self.share.may_hold_more())
     }
 
     /// Stops the client from sending more. Requests that were sent before are still received.
@@ -114,38 +117,32 @@ impl Inbound {
         Ok(next)
     }
 
+    /// An idle client is read even if the server holds too much: it holds nothing itself.
     fn read_next(&mut self, cx: &mut Context<'_>, is_idle: bool) -> Result<NextRequest, Failure> {
-        if is_idle {
-            // The request of this client's turn in the budget, if it had one, is answered.
-            self.share.end_turn();
-        }
-        if self.share.poll_admit(cx, is_idle).is_pending() {
+        if !is_idle && self.share.poll_may_hold_more(cx).is_pending() {
             return Ok(NextRequest::NotYet);
         }
-        let next = self.poll_recv(cx)?;
-        if is_idle && matches!(next, NextRequest::NotYet) {
-            self.share.end_turn();
-        }
-        Ok(next)
+        self.poll_recv(cx)
     }
 
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Result<NextRequest, Failure> {
+        if self.share.is_spent() {
+            self.receiver.stop_receiving_ahead();
+        }
         Ok(match self.receiver.poll_recv(cx)? {
-            Poll::Ready(Some(bytes)) => NextRequest::Ready(Message {
-                held: self.share.hold(bytes.len()),
-                bytes,
-            }),
+            Poll::Ready(Some(bytes)) => {
+                self.ahead
+                    .resize(self.receiver.received_ahead() + bytes.len());
+                let held = self.ahead.split(bytes.len());
+                NextRequest::Ready(Message { bytes, held })
+            }
             Poll::Ready(None) => NextRequest::End,
             Poll::Pending => NextRequest::NotYet,
         })
     }
 
-    /// Ready once the client has been idle for too long. Waiting for the budget does not count.
+    /// Ready once the client has been idle for too long.
     pub(super) fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
-        if self.share.is_waiting() {
-            self.idle_timeout.stop();
-            return Poll::Pending;
-        }
         self.idle_timeout.poll_expired(cx).map(Failure::IdleTimeout)
     }
 
@@ -178,7 +175,7 @@ impl Inbound {
         while self.receiver.end().is_none()
             && self.early.len() < most
             && self.early_bytes() < EARLY_BYTES
-            && self.share.is_below_limit()
+            && self.share.poll_may_hold_more(cx).is_ready()
         {
             match self.poll_recv(cx)? {
                 NextRequest::Ready(message) => self.early.push_back(message),

@@ -9,7 +9,11 @@ use std::{
 use bytes::Bytes;
 use tracing::trace;
 
-use super::{budget::Held, failure::Failure, guard::Timer};
+use super::{
+    budget::{Held, Share},
+    failure::Failure,
+    guard::Timer,
+};
 use crate::{connection::SendHalf, error::SendError, telemetry::Stats};
 
 /// Replies are flushed once they have this many bytes. By default a socket accepts less than this
@@ -24,17 +28,24 @@ pub(super) struct Outbound {
     unsent: u64,
     /// Counts the bytes of the unsent replies.
     held: Option<Held>,
+    share: Share,
     sent: u64,
     stats: Stats,
 }
 
 impl Outbound {
-    pub(super) fn new(sender: SendHalf, write_timeout: Option<Duration>, stats: Stats) -> Self {
+    pub(super) fn new(
+        sender: SendHalf,
+        write_timeout: Option<Duration>,
+        share: Share,
+        stats: Stats,
+    ) -> Self {
         Self {
             sender,
             write_timeout: Timer::new(write_timeout),
             unsent: 0,
             held: None,
+            share,
             sent: 0,
             stats,
         }
@@ -94,16 +105,20 @@ impl Outbound {
         self.apply_write_timeout(finished, cx)
     }
 
-    /// Applies the write timeout to the result of polling the sender.
+    /// Applies the write timeout and the budget to the result of polling the sender.
     fn apply_write_timeout(
         &mut self,
         sent: Poll<Result<(), SendError>>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Failure>> {
         if sent.is_pending() {
+            if let Poll::Ready(limit) = self.share.poll_unread(cx) {
+                return Poll::Ready(Err(Failure::BufferedBytes(limit)));
+            }
             let expired = self.write_timeout.poll_expired(cx);
             return expired.map(|time| Err(Failure::WriteTimeout(time)));
         }
+        self.share.read();
         self.write_timeout.stop();
         sent.map_err(Failure::Send)
     }

@@ -91,6 +91,10 @@ reasons! {
         IdleTimeout = "idle_timeout" at WARN,
         /// The client did not read its reply for `write_timeout`.
         WriteTimeout = "write_timeout" at WARN,
+        /// The server had nearly reached
+        /// [`max_buffered_bytes`](crate::Serve::max_buffered_bytes), and the client did not read
+        /// its replies and held the most.
+        BufferedBytes = "buffered_bytes" at WARN,
         /// The handler returned an error.
         Handler = "handler" at ERROR,
         /// The handler, or the task of a connection, panicked.

@@ -14,8 +14,8 @@ use std::{
 };
 
 use pipe_server::{
-    Bytes, CallError, ClientOptions, ConnectError, Connection, Handler, ListenerOptions,
-    PipeListener, RecvError, Reply, Request, SendError, Summary, serve,
+    Bytes, CallError, ClientOptions, ConnectError, Connection, ListenerOptions, PipeListener,
+    RecvError, Reply, Request, SendError, Summary, serve,
 };
 use tokio::{sync::oneshot, task::JoinHandle};
 
@@ -59,9 +59,6 @@ on_every_engine! {
     a_silent_client_is_cut_off,
     a_client_that_does_not_read_is_cut_off,
     few_replies_wait_for_a_client_that_does_not_read,
-    beyond_the_buffered_bytes_clients_are_read_one_at_a_time_and_none_is_lost,
-    a_client_that_is_stuck_beyond_the_buffered_bytes_stops_nobody,
-    below_the_buffered_bytes_nobody_waits_for_the_turn_of_another,
     a_handler_is_cancelled_when_its_client_leaves_if_asked,
     requests_that_nobody_has_begun_do_not_hide_that_their_client_has_left,
     the_peer_of_a_request_is_this_process,
@@ -975,148 +972,6 @@ async fn few_replies_wait_for_a_client_that_does_not_read(kind: Kind) {
     let unsent = server.stop().await.requests - received;
     let most = 256 * 1024 / size + 2;
     assert!(unsent <= most as u64, "{unsent} replies of {size} bytes");
-}
-
-/// A handler, and how many requests it had at once.
-#[derive(Clone, Default)]
-pub(crate) struct AtWork {
-    now: Arc<AtomicUsize>,
-    most: Arc<AtomicUsize>,
-}
-
-impl AtWork {
-    pub(crate) async fn answer(self, request: Bytes) -> Bytes {
-        let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
-        self.most.fetch_max(now, Ordering::SeqCst);
-        // Long enough for all the others to be read.
-        for _ in 0..20 {
-            tokio::task::yield_now().await;
-        }
-        self.now.fetch_sub(1, Ordering::SeqCst);
-        request
-    }
-
-    pub(crate) fn most(&self) -> usize {
-        self.most.load(Ordering::SeqCst)
-    }
-}
-
-/// Each client sends all of its requests before it reads a reply.
-pub(crate) async fn eight_clients_pipeline(pipe: Pipe) {
-    let pipe = Arc::new(pipe);
-    let clients: Vec<_> = (0..8)
-        .map(|client| {
-            let pipe = Arc::clone(&pipe);
-            tokio::spawn(async move {
-                let (mut receiver, mut sender) = pipe.connect().await.into_split();
-                for number in 0..4 {
-                    sender.send(message(client + number, 4000)).await.unwrap();
-                }
-                for number in 0..4 {
-                    let reply = receiver.recv().await.unwrap().unwrap();
-                    assert!(reply == message(client + number, 4000), "{number}");
-                }
-            })
-        })
-        .collect();
-    for client in clients {
-        client.await.unwrap();
-    }
-}
-
-async fn beyond_the_buffered_bytes_clients_are_read_one_at_a_time_and_none_is_lost(kind: Kind) {
-    let (listener, pipe) = kind.bind(ListenerOptions::new());
-    let at_work = AtWork::default();
-    let working = at_work.clone();
-    let _server = start!(
-        listener,
-        move |request: Bytes| working.clone().answer(request),
-        max_buffered_bytes(1)
-    );
-    // These have sent nothing, and keep nobody from being read.
-    let silent = [pipe.connect().await, pipe.connect().await];
-    eight_clients_pipeline(pipe).await;
-    // The one that reached the limit, and the one whose turn it is.
-    assert_eq!(at_work.most(), 2);
-    for mut client in silent {
-        assert_eq!(client.call("at last").await.unwrap(), "at last");
-    }
-}
-
-/// Echoes, but never answers a request of `stuck` bytes. The length of each request goes to
-/// `asked`.
-fn echo_but_for(
-    stuck: usize,
-    asked: tokio::sync::mpsc::UnboundedSender<usize>,
-) -> impl Handler<(Bytes,)> {
-    move |request: Bytes| {
-        _ = asked.send(request.len());
-        async move {
-            match request.len() == stuck {
-                true => pending().await,
-                false => request,
-            }
-        }
-    }
-}
-
-async fn a_client_that_is_stuck_beyond_the_buffered_bytes_stops_nobody(kind: Kind) {
-    let (listener, pipe) = kind.bind(ListenerOptions::new());
-    let (asked, mut was_asked) = tokio::sync::mpsc::unbounded_channel();
-    let server = start!(
-        listener,
-        echo_but_for(4000, asked),
-        max_buffered_bytes(1),
-        cancel_on_disconnect(true)
-    );
-    let mut stuck = pipe.connect().await;
-    stuck.send(message(0, 4000)).await.unwrap();
-    assert_eq!(was_asked.recv().await, Some(4000));
-    let (mut one, mut other) = (pipe.connect().await, pipe.connect().await);
-    for number in 0..4 {
-        for client in [&mut one, &mut other] {
-            let sent = message(number, 3000);
-            assert!(client.call(sent.clone()).await.unwrap() == sent);
-            assert_eq!(was_asked.recv().await, Some(3000));
-        }
-    }
-    // It takes the turn, and gives it back when it is gone.
-    let mut last = pipe.connect().await;
-    last.send(message(0, 4000)).await.unwrap();
-    assert_eq!(was_asked.recv().await, Some(4000));
-    let sent = message(1, 3000);
-    one.send(sent.clone()).await.unwrap();
-    drop(last);
-    assert!(one.recv().await.unwrap().unwrap() == sent);
-    drop((stuck, one, other));
-    server.stop().await;
-}
-
-async fn below_the_buffered_bytes_nobody_waits_for_the_turn_of_another(kind: Kind) {
-    let (listener, pipe) = kind.bind(ListenerOptions::new());
-    let (asked, mut was_asked) = tokio::sync::mpsc::unbounded_channel();
-    let server = start!(
-        listener,
-        echo_but_for(4000, asked),
-        max_buffered_bytes(6000),
-        cancel_on_disconnect(true)
-    );
-    // The second one reaches the limit, the third one has the turn.
-    let mut stuck = Vec::new();
-    for _ in 0..3 {
-        let mut client = pipe.connect().await;
-        client.send(message(0, 4000)).await.unwrap();
-        assert_eq!(was_asked.recv().await, Some(4000));
-        stuck.push(client);
-    }
-    let mut waiting = pipe.connect().await;
-    let sent = message(1, 3000);
-    waiting.send(sent.clone()).await.unwrap();
-    let has_turn = stuck.pop();
-    drop(stuck);
-    assert!(waiting.recv().await.unwrap().unwrap() == sent);
-    drop((waiting, has_turn));
-    server.stop().await;
 }
 
 async fn a_handler_is_cancelled_when_its_client_leaves_if_asked(kind: Kind) {

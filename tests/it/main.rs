@@ -3,6 +3,7 @@
 mod abuse;
 mod api;
 mod auto_traits;
+mod budget;
 mod concurrency;
 mod connections;
 mod contract;

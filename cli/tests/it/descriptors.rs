@@ -151,3 +151,12 @@ fn a_limit_with_no_room_for_a_client_is_a_failure_that_says_what_to_do() {
         "{said}"
     );
 }
+
+#[test]
+fn a_memory_limit_lowers_how_much_is_buffered() {
+    let name = unique_name();
+    let mut command = limited("ulimit -v 800000", &server(&name, &[]));
+    let server = Server::spawn(&mut command);
+    let line = server.log().wait_for("--max-buffered-bytes is a quarter");
+    assert!(line.contains("bytes=204800000"), "{line}");
+}

@@ -175,7 +175,7 @@ fn a_file_gives_every_kind_of_option() {
     };
     let text = format!(
         "# Comments are allowed.\necho = true\nquiet = false\nverbose = 1\nmax-instances = 7\n\
-         idle-timeout = \"10min\"\nallow-user = [{user}]\n"
+         max-buffered-bytes = \"64MiB\"\nidle-timeout = \"10min\"\nallow-user = [{user}]\n"
     );
     let file = OptionsFile::new(&name, &text);
     let mut command = server(&name, &[]);

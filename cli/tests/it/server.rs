@@ -77,6 +77,7 @@ fn bad_usage_exits_2_and_says_what_to_do() {
         (["--idle-timeout", "0s"], "none for no limit"),
         (["--handler-timeout", "0s"], "none for no limit"),
         (["--write-timeout", "0"], "none for no limit"),
+        (["--max-buffered-bytes", "0"], "1 byte or more, or none"),
         (["--allow-user", "root"], "such as"),
         (["--no-such-flag", "x"], "--no-such-flag"),
     ] {

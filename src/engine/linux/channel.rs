@@ -165,6 +165,18 @@ impl Receive for SeqpacketReceiver {
         !self.inbox.packets.is_empty() || self.inbox.batching.is_on
     }
 
+    fn received_ahead(&self) -> usize {
+        let lengths = self.inbox.packets.iter().map(|packet| match packet {
+            Packet::Message(message) => message.len(),
+            _ => 0,
+        });
+        lengths.sum()
+    }
+
+    fn stop_receiving_ahead(&mut self) {
+        self.inbox.batching = Batching::new();
+    }
+
     fn turn(&self) -> u32 {
         TURN
     }

@@ -51,6 +51,10 @@ impl Instance for Anonymous<dyn Instance> {
             }
         })
     }
+
+    fn close(&mut self) {
+        self.0.close();
+    }
 }
 
 struct AnonymousLink {
@@ -88,6 +92,10 @@ impl Receive for AnonymousReceiver {
 
     fn turn(&self) -> u32 {
         self.0.turn()
+    }
+
+    fn close(&mut self) {
+        self.0.close();
     }
 }
 

@@ -7,13 +7,37 @@
 
 use std::{num::NonZero, thread};
 
+use pipe_server::defaults;
 use pipe_server_cli::exit::Failure;
+#[cfg(target_os = "linux")]
+use pipe_server_cli::memory_limit;
 
 use crate::options::Options;
 
 /// How many commands run at the same time per processor. More than one, because commands often wait
 /// for I/O.
 const COMMANDS_PER_PROCESSOR: usize = 4;
+
+/// The default of `--max-buffered-bytes`: the library's, or a quarter of the memory that this
+/// process may have.
+#[cfg(target_os = "linux")]
+pub(crate) fn buffered_bytes() -> usize {
+    let quarter = memory_limit::get().map(|limit| usize::try_from(limit / 4).unwrap_or(usize::MAX));
+    let lowered = quarter.filter(|&bytes| bytes < defaults::MAX_BUFFERED_BYTES);
+    if let Some(bytes) = lowered {
+        tracing::info!(
+            bytes,
+            "--max-buffered-bytes is a quarter of the memory that the server may have"
+        );
+    }
+    lowered.unwrap_or(defaults::MAX_BUFFERED_BYTES).max(1)
+}
+
+/// The default of `--max-buffered-bytes`.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn buffered_bytes() -> usize {
+    defaults::MAX_BUFFERED_BYTES
+}
 
 /// How much the server does at the same time.
 #[derive(Debug)]

@@ -38,6 +38,12 @@ mod signals;
 mod systemd;
 mod worker;
 
+/// Gives freed memory back to the system within seconds. glibc would keep most of what the clients
+/// of an attack held.
+#[cfg(target_os = "linux")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// The exit code that a shell reports for a program ended by SIGINT.
 const INTERRUPTED: u8 = 130;
 
@@ -129,6 +135,7 @@ async fn serve_until_signal(
         .idle_timeout(options.limits.idle_timeout.0)
         .handler_timeout(options.handler_timeout())
         .write_timeout(options.limits.write_timeout.0)
+        .max_buffered_bytes(options.max_buffered_bytes())
         // The result is useless once the client has disconnected.
         .cancel_on_disconnect(options.answer.waits())
         .with_graceful_shutdown(signals.first());

@@ -9,6 +9,7 @@ use pipe_server_cli::{
     values::{self, SizeLimit, TimeLimit, Wait},
 };
 
+use crate::capacity;
 #[cfg(feature = "nats")]
 use crate::forward::ForwardUrl;
 
@@ -134,6 +135,14 @@ impl Options {
     /// The limit of `--max-connections-per-user`, if it was given; `Some(None)` is unlimited.
     pub(crate) fn max_connections_per_user(&self) -> Option<Option<usize>> {
         self.max_connections_per_user.map(|limit| limit.0)
+    }
+
+    /// How much to buffer for all clients; `None` is unlimited.
+    pub(crate) fn max_buffered_bytes(&self) -> Option<usize> {
+        match self.pipe.max_buffered_bytes {
+            Some(SizeLimit(limit)) => limit,
+            None => Some(capacity::buffered_bytes()),
+        }
     }
 
     /// Whether `--access` or `--socket-group` admits other users.
@@ -301,6 +310,15 @@ pub(crate) struct PipeOptions {
     /// How much data the pipe buffers in each direction before a writer waits [default: 64KiB]
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
     buffer_size: Option<usize>,
+
+    /// How much the server buffers for all clients together [default: 256MiB]
+    ///
+    /// Near the limit, clients that do not read their replies are disconnected, those that hold
+    /// most first. Others are served as ever, but fewer of their requests are read ahead. On
+    /// Linux the default is a quarter of the memory that the process may have (ulimit -v, or
+    /// the limit of its control groups), if that is less.
+    #[arg(long, value_name = "SIZE|unlimited")]
+    max_buffered_bytes: Option<SizeLimit>,
 
     /// How many instances wait for clients, 1 or more [default: 2]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
