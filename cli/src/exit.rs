@@ -1,6 +1,7 @@
 //! Exit codes: 0 for success, 1 for a failure, 2 for bad usage, as in clap. `pipe-client` has more.
 
 use std::{
+    any::Any,
     error::Error,
     io::{self, Write as _},
     process::ExitCode,
@@ -19,6 +20,13 @@ pub fn chain(error: &dyn Error) -> String {
         source = error.source();
     }
     text
+}
+
+/// The text of a panic.
+pub fn panic_text(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("(no text)")
 }
 
 /// Why the program can't do what it was asked to, in one line.

@@ -15,6 +15,8 @@ mod exec_mode;
 mod forward;
 #[cfg(all(target_os = "linux", feature = "interactive"))]
 mod interactive;
+#[cfg(target_os = "linux")]
+mod limits;
 mod list;
 mod log;
 mod options;

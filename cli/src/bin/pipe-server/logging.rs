@@ -1,7 +1,6 @@
 //! Output: one line on stdout, and the log on stderr or in a file.
 
 use std::{
-    any::Any,
     backtrace::{Backtrace, BacktraceStatus},
     env, fmt,
     io::{self, IsTerminal as _, Write},
@@ -13,7 +12,7 @@ use std::{
 
 use pipe_server_cli::{
     escape::{Escaping, Notation},
-    exit::Failure,
+    exit::{Failure, panic_text},
     values::SizeLimit,
 };
 use tracing::{
@@ -178,12 +177,6 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
     error!(location, backtrace, "panicked: {text}");
 }
 
-fn panic_text(payload: &(dyn Any + Send)) -> &str {
-    let text = payload.downcast_ref::<&str>().copied();
-    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("(no text)")
-}
-
 /// What is logged: by level, and by the module that logs it.
 fn filter(options: &LoggingOptions) -> Result<Targets, Failure> {
     if let Some(directives) = env::var_os("RUST_LOG").filter(|text| !text.is_empty()) {
@@ -227,8 +220,8 @@ fn without_secrets(filter: Targets) -> Targets {
 
 /// Prints on stdout that clients can connect, for users and for programs that wait for it. Nothing
 /// else is printed there. On its own thread, because nobody may be reading it.
-pub(crate) fn announce(address: String) {
-    let announced = thread::Builder::new()
+pub(crate) fn announce(address: String) -> Result<(), Failure> {
+    thread::Builder::new()
         .name("announce".to_owned())
         .spawn(move || {
             let mut stdout = io::stdout();
@@ -236,8 +229,11 @@ pub(crate) fn announce(address: String) {
                 Ok(()) => info!(address, "listening"),
                 Err(error) => warn!(address, %error, "listening, but stdout can't be written to"),
             }
-        });
-    if let Err(error) = announced {
-        warn!(%error, "listening, but there is no thread to say so on stdout");
-    }
+        })
+        .map(|_| ())
+        .map_err(|error| {
+            Failure::new(format!(
+                "can't start the thread that prints the address: {error}"
+            ))
+        })
 }

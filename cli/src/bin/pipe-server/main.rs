@@ -75,7 +75,7 @@ fn run(options: Options, source: PipeSource) -> Result<ExitCode, Failure> {
         // that were idle would wait for the others.
         builder.global_queue_interval(1);
     }
-    let ended = runtime::run(builder, io_driver, serve_until_signal(options, source))?;
+    let ended = runtime::run_on_threads(builder, io_driver, serve_until_signal(options, source))?;
     let Some(summary) = ended? else {
         return Ok(ExitCode::from(INTERRUPTED));
     };
@@ -155,7 +155,7 @@ async fn serve_until_signal(
     systemd::Manager::from_environment().ready(&address, serving.stats(), signals.first());
     #[cfg(windows)]
     service::ready();
-    logging::announce(address);
+    logging::announce(address)?;
     // Spawned, so that a worker accepts and serves without waking another thread.
     let serving = tokio::spawn(serving.into_future());
     tokio::select! {
