@@ -10,7 +10,7 @@ use std::{
     env,
     ffi::{OsStr, OsString},
     fs,
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
     path::{Path, PathBuf},
     process,
 };
@@ -21,7 +21,7 @@ use clap::{
 };
 use toml::de::{DeTable, DeValue};
 
-use crate::{escape::escape, exit::Failure, generate::Generate};
+use crate::{escape::escape, exit::Failure, generate::Generate, streams};
 
 /// Options that only the command line can give.
 const ONLY_HERE: [&str; 7] = [
@@ -119,7 +119,9 @@ fn parse_command<O: Parser>(
     // What the command line gives, whether or not it is complete.
     let Ok(given) = parse_leniently(&command, &own) else {
         // Help or the version.
-        _ = described.arg(generate).get_matches_from(&own);
+        if let Err(help) = described.arg(generate).try_get_matches_from(&own) {
+            show(&help)?;
+        }
         process::exit(0);
     };
     if let Some(&what) = given.try_get_one::<Generate>(GENERATE).ok().flatten() {
@@ -160,6 +162,25 @@ fn parse_command<O: Parser>(
 fn parse_leniently(command: &Command, arguments: &[OsString]) -> clap::error::Result<ArgMatches> {
     let lenient = command.clone().ignore_errors(true);
     lenient.try_get_matches_from(arguments)
+}
+
+/// Prints help or the version. clap's own way to do so ignores that it can't be printed.
+fn show(help: &clap::Error) -> Result<(), Failure> {
+    if help.use_stderr() {
+        help.exit();
+    }
+    let terminal = io::stdout().is_terminal();
+    // Consoles need more than the escapes.
+    if cfg!(windows) && terminal {
+        return help.print().map_err(streams::write_failure);
+    }
+    let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
+    let plain = is_set("NO_COLOR") || env::var_os("TERM").is_none_or(|kind| kind == "dumb");
+    let text = match terminal && !plain {
+        true => help.render().ansi().to_string(),
+        false => help.render().to_string(),
+    };
+    streams::print(text.as_bytes())
 }
 
 /// Prints what clap says, with the usage and hints, and exits.

@@ -2,12 +2,13 @@
 
 use std::{
     any::Any,
+    env,
     error::Error,
     io::{self, Write as _},
     process::ExitCode,
 };
 
-use pipe_server::{ConnectError, Trust};
+use pipe_server::{ConnectError, PipeName, Trust};
 
 use crate::escape::escape;
 
@@ -72,9 +73,10 @@ impl Failure {
     }
 }
 
-/// Describes a client's failure to connect that was not caused by its options.
-pub fn connect_failure(error: &ConnectError) -> Failure {
+/// Describes a client's failure to connect to `name` that was not caused by its options.
+pub fn connect_failure(error: &ConnectError, name: &PipeName) -> Failure {
     Failure::new(match error {
+        ConnectError::NotFound { .. } => format!("{error}{}", origin_of_directory(name)),
         ConnectError::Untrusted { address, owner, .. } => format!(
             "{address} belongs to {owner}, who is not trusted and could read what is sent there: if this is \
              the right server, use --trust {}",
@@ -86,4 +88,19 @@ pub fn connect_failure(error: &ConnectError) -> Failure {
         ),
         other => chain(other),
     })
+}
+
+/// Where the directory of a short name comes from: the server may have another one. To follow an
+/// error.
+pub fn origin_of_directory(name: &PipeName) -> &'static str {
+    match name.short() {
+        Some(_) if cfg!(windows) => "",
+        Some(_) if env::var_os("XDG_RUNTIME_DIR").is_some_and(|path| !path.is_empty()) => {
+            "; the directory is what XDG_RUNTIME_DIR says, which must say the same for the server"
+        }
+        Some(_) => {
+            "; the directory is this one because XDG_RUNTIME_DIR is not set, as it may be for the server"
+        }
+        None => "",
+    }
 }

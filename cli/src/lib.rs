@@ -18,5 +18,6 @@ pub mod load;
 pub mod open_files;
 pub mod process_group;
 pub mod runtime;
+pub mod streams;
 pub mod text;
 pub mod values;

@@ -27,4 +27,6 @@ mod server;
 #[cfg(windows)]
 mod service;
 #[cfg(target_os = "linux")]
+mod streams;
+#[cfg(target_os = "linux")]
 mod systemd;

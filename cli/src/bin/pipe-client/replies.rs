@@ -1,14 +1,10 @@
 //! How replies are printed.
 
-use std::{
-    fmt::Write as _,
-    io::{self, Write as _},
-    str,
-    time::Duration,
-};
+use std::{fmt::Write as _, io, str, time::Duration};
 
 use pipe_server_cli::{
     escape::{Escaping, Notation},
+    streams,
     text::{Encoding, Form},
 };
 use serde_json::Value;
@@ -64,9 +60,7 @@ impl Replies {
     /// Prints a reply and flushes: a program may be waiting for it.
     pub(crate) fn print(&mut self, reply: &[u8], latency: Duration) -> io::Result<()> {
         let printed = self.shaped(reply, latency);
-        let mut stdout = io::stdout().lock();
-        stdout.write_all(&printed)?;
-        stdout.flush()
+        streams::write(&printed)
     }
 
     /// What to print of a reply.

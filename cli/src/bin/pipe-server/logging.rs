@@ -13,6 +13,7 @@ use std::{
 use pipe_server_cli::{
     escape::{Escaping, Notation},
     exit::{Failure, panic_text},
+    streams::{self, Blocking},
     values::SizeLimit,
 };
 use tracing::{
@@ -58,7 +59,9 @@ pub(crate) fn start(options: &LoggingOptions) -> Result<Log, Failure> {
     match &options.log_file {
         None => {
             let color = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none();
-            start_on(options, color, io::stderr(), io::stderr)
+            start_on(options, color, Blocking(io::stderr()), || {
+                Blocking(io::stderr())
+            })
         }
         Some(path) => {
             let file = open(path, options.log_file_size)?;
@@ -223,13 +226,12 @@ fn without_secrets(filter: Targets) -> Targets {
 pub(crate) fn announce(address: String) -> Result<(), Failure> {
     thread::Builder::new()
         .name("announce".to_owned())
-        .spawn(move || {
-            let mut stdout = io::stdout();
-            match writeln!(stdout, "listening on {address}").and_then(|()| stdout.flush()) {
+        .spawn(
+            move || match streams::write(format!("listening on {address}\n").as_bytes()) {
                 Ok(()) => info!(address, "listening"),
                 Err(error) => warn!(address, %error, "listening, but stdout can't be written to"),
-            }
-        })
+            },
+        )
         .map(|_| ())
         .map_err(|error| {
             Failure::new(format!(
