@@ -76,6 +76,15 @@ async fn a_busy_server_is_4() {
         for way in WAYS {
             let output = ask(way, &name, &["--connect-timeout", "0s"]).await;
             assert_failed(&output, 4, "busy");
+            // With one digit after the point.
+            let said = stderr(&output);
+            let (_, waited) = said.split_once("waited ").unwrap();
+            let (_, after_the_point) = waited.split_once('.').unwrap();
+            assert_eq!(
+                after_the_point.find(|c: char| !c.is_ascii_digit()),
+                Some(1),
+                "{said}"
+            );
         }
     })
     .await;

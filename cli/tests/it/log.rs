@@ -34,12 +34,12 @@ async fn a_log_that_nobody_reads_blocks_no_client() {
     .await;
 }
 
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_log_that_nobody_reads_does_not_keep_the_server_from_ending() {
-    use rustix::process::Signal;
+    use crate::program::ending_signals;
 
-    for signal in [Signal::TERM, Signal::INT] {
+    for signal in ending_signals() {
         let name = unique_name();
         let server = Server::spawn(server(&name, &["--echo", "-vv"]).stderr(Stdio::piped()));
         in_time(async {

@@ -127,7 +127,8 @@ fn decode(message: &[u8], encoding: Encoding) -> (String, bool) {
     if form.terminated {
         text.pop();
     }
-    match text.strip_prefix('\u{feff}') {
+    // In UTF-8 it marks nothing and is text.
+    match text.strip_prefix('\u{feff}').filter(|_| form.wide) {
         Some(rest) => (rest.to_owned(), valid),
         None => (text, valid),
     }
@@ -146,6 +147,13 @@ mod tests {
         assert_eq!(text(b"answer\0", Encoding::Auto), "answer");
         assert_eq!(text(b"a\0n\0s\0\0\0", Encoding::Auto), "ans");
         assert_eq!(text(b"answer", Encoding::Auto), "answer");
+    }
+
+    #[test]
+    fn only_in_utf_16_a_byte_order_mark_is_not_text() {
+        let text = |message| decode(message, Encoding::Auto);
+        assert_eq!(text(b"\xff\xfeh\0i\0"), ("hi".to_owned(), true));
+        assert_eq!(text(b"\xef\xbb\xbfhi"), ("\u{feff}hi".to_owned(), true));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{
     env, fmt,
     io::{self, IsTerminal as _, Write},
     panic::{self, PanicHookInfo},
-    path::Path,
+    path::{Path, PathBuf},
     thread,
     time::Duration,
 };
@@ -223,15 +223,17 @@ fn without_secrets(filter: Targets) -> Targets {
 
 /// Prints on stdout that clients can connect, for users and for programs that wait for it. Nothing
 /// else is printed there. On its own thread, because nobody may be reading it.
-pub(crate) fn announce(address: String) -> Result<(), Failure> {
+pub(crate) fn announce(path: PathBuf, address: String) -> Result<(), Failure> {
     thread::Builder::new()
         .name("announce".to_owned())
-        .spawn(
-            move || match streams::write(format!("listening on {address}\n").as_bytes()) {
+        .spawn(move || {
+            let path = path.as_os_str().as_encoded_bytes();
+            let line = [b"listening on ", path, b"\n"].concat();
+            match streams::write(&line) {
                 Ok(()) => info!(address, "listening"),
                 Err(error) => warn!(address, %error, "listening, but stdout can't be written to"),
-            },
-        )
+            }
+        })
         .map(|_| ())
         .map_err(|error| {
             Failure::new(format!(

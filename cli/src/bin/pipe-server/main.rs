@@ -105,7 +105,8 @@ async fn serve_until_signal(
     let obstacle = source.obstacle(&options);
     let listener = options.listener().max_instances(capacity.max_instances);
     let listener = source.listen(&listener).map_err(bind_failure)?;
-    let address = listener.path().display().to_string();
+    let path = listener.path().to_owned();
+    let address = path.display().to_string();
     #[cfg(target_os = "linux")]
     if let Some(obstacle) = obstacle {
         tracing::warn!(address, "{obstacle}");
@@ -155,7 +156,7 @@ async fn serve_until_signal(
     systemd::Manager::from_environment().ready(&address, serving.stats(), signals.first());
     #[cfg(windows)]
     service::ready();
-    logging::announce(address)?;
+    logging::announce(path, address)?;
     // Spawned, so that a worker accepts and serves without waking another thread.
     let serving = tokio::spawn(serving.into_future());
     tokio::select! {

@@ -17,6 +17,7 @@ use std::{
             net::{SocketAddr, UnixDatagram},
         },
     },
+    path::Path,
     process,
     sync::Arc,
     time::Duration,
@@ -38,6 +39,9 @@ pub(crate) const VARIABLES: [&str; 7] = [
     "WATCHDOG_USEC",
 ];
 
+/// The first descriptor that systemd passes (`SD_LISTEN_FDS_START`).
+const FIRST_PASSED: u64 = 3;
+
 /// How often the status is updated.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -47,13 +51,17 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 /// Called once, before this process opens anything: the numbers of the descriptors say whose they
 /// are.
 pub(crate) fn take_socket(name: Option<&str>) -> Result<Option<OwnedFd>, Failure> {
-    let passed = sd_listen_fds::get().map_err(|_| {
+    let wrong = || {
         Failure::new(
             "LISTEN_FDS and LISTEN_PID are not the numbers that systemd sets: start the server from a .socket \
              unit, or unset them"
                 .to_owned(),
         )
-    })?;
+    };
+    if !are_passed() {
+        return Err(wrong());
+    }
+    let passed = sd_listen_fds::get().map_err(|_| wrong())?;
     let mut passed: Vec<_> = passed
         .into_iter()
         .map(|(name, socket)| (name.unwrap_or_default(), socket.into_std()))
@@ -80,6 +88,23 @@ pub(crate) fn take_socket(name: Option<&str>) -> Result<Option<OwnedFd>, Failure
     };
     // The others are closed.
     Ok((place < passed.len()).then(|| passed.swap_remove(place).1))
+}
+
+/// Whether the descriptors that `LISTEN_FDS` announces are open: `sd_listen_fds` allocates for all
+/// of them and then owns whatever has their numbers.
+fn are_passed() -> bool {
+    let open = Path::new("/proc/self/fd");
+    if number("LISTEN_PID") != Some(process::id().into()) || !open.exists() {
+        return true;
+    }
+    let count = number("LISTEN_FDS").unwrap_or(0);
+    let mut announced = FIRST_PASSED..FIRST_PASSED.saturating_add(count);
+    announced.all(|descriptor| open.join(descriptor.to_string()).is_symlink())
+}
+
+/// The number in a variable.
+fn number(variable: &str) -> Option<u64> {
+    env::var(variable).ok()?.parse().ok()
 }
 
 fn list(names: &[&str]) -> String {
@@ -198,7 +223,6 @@ fn open(address: &OsStr) -> io::Result<(UnixDatagram, SocketAddr)> {
 
 /// Within which time the manager wants to hear from this process, or kills it.
 fn watchdog() -> Option<Duration> {
-    let number = |variable| env::var(variable).ok()?.parse::<u64>().ok();
     if number("WATCHDOG_PID").is_some_and(|id| id != u64::from(process::id())) {
         return None;
     }
