@@ -87,7 +87,6 @@ fn start(mut builder: Builder) -> io::Result<Runtime> {
 }
 
 fn run_on<F: Future>(runtime: &Runtime, io_driver: bool, program: F) -> Result<F::Output, Failure> {
-    #[cfg(unix)]
     if io_driver {
         runtime.block_on(async { survive_the_limit_of_files() })?;
     }
@@ -108,4 +107,10 @@ fn survive_the_limit_of_files() -> Result<(), Failure> {
         Ok(_) => Ok(()),
         Err(error) => Err(Failure::new(format!("can't handle signals: {error}"))),
     }
+}
+
+/// Windows has no such limit.
+#[cfg(windows)]
+fn survive_the_limit_of_files() -> Result<(), Failure> {
+    Ok(())
 }

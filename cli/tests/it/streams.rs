@@ -10,12 +10,14 @@ use std::{
 
 use rustix::{
     fs::{OFlags, fcntl_getfl, fcntl_setfl},
+    io::{FdFlags, fcntl_setfd},
     pipe::{PipeFlags, pipe_with},
     process::Signal,
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
 };
-use support::unique_name;
+use support::{UniqueName, unique_name};
 
-use crate::program::{Server, ended, server};
+use crate::program::{Server, ended, run_client, server};
 
 /// More than any pipe holds.
 const LONG: usize = 1 << 20;
@@ -171,4 +173,44 @@ fn the_log_waits_for_a_nonblocking_stderr() {
     log.read_to_string(&mut lines).unwrap();
     assert!(lines.contains("listening"), "{lines}");
     assert!(!lines.contains("dropped"), "{lines}");
+}
+
+/// What `pipe-client` shows on a terminal.
+fn shown(name: &UniqueName, arguments: &[&str]) -> String {
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    fcntl_setfd(&terminal, FdFlags::CLOEXEC).unwrap();
+    grantpt(&terminal).unwrap();
+    unlockpt(&terminal).unwrap();
+    let path = ptsname(&terminal, Vec::new()).unwrap();
+    let side = File::options().write(true).open(path.to_str().unwrap());
+    let mut client = Command::new(env!("CARGO_BIN_EXE_pipe-client"))
+        .args(["--pipe-name", &name.text])
+        .args(arguments)
+        .stdout(side.unwrap())
+        .spawn()
+        .unwrap();
+    let (mut shown, mut part) = (Vec::new(), [0; 1024]);
+    let mut terminal = File::from(terminal);
+    // Until the client has closed it.
+    while let Ok(length @ 1..) = terminal.read(&mut part) {
+        shown.extend_from_slice(&part[..length]);
+    }
+    assert!(client.wait().unwrap().success());
+    String::from_utf8(shown).unwrap()
+}
+
+#[test]
+fn a_reply_can_not_control_the_terminal_unless_asked() {
+    let name = unique_name();
+    let _server = Server::start(&name, &["--echo"]);
+    let reply = "a\tb\nc\x1b[2J\u{9b}\u{202e}\rd";
+    let escaped = "a\tb\r\nc\\u{1b}[2J\\u{9b}\\u{202e}\\rd";
+    assert_eq!(shown(&name, &[reply]), format!("{escaped}\r\n"));
+    assert_eq!(shown(&name, &["--nul", reply]), format!("{escaped}\0"));
+    // The terminal alone turns a newline into two characters.
+    assert_eq!(shown(&name, &["--raw", reply]), reply.replace('\n', "\r\n"));
+
+    // Elsewhere it is printed as it is.
+    let output = run_client(&name, &[reply], "");
+    assert_eq!(output.stdout, format!("{reply}\n").as_bytes());
 }

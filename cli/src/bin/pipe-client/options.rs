@@ -120,12 +120,14 @@ pub(crate) struct Options {
     pub(crate) hex: bool,
 
     /// Print the bytes of replies unchanged, with nothing between them
+    ///
+    /// Without it, characters that control a terminal are escaped if stdout is one.
     #[arg(long, conflicts_with_all = ["nul", "json", "ping"])]
     pub(crate) raw: bool,
 
     /// Lines of stdin and replies end with NUL, as for xargs -0 and grep -z
     ///
-    /// Replies in UTF-8 are printed unchanged except for their end.
+    /// Replies in UTF-8 are printed unchanged except for their end, unless stdout is a terminal.
     #[arg(long, conflicts_with_all = ["json", "ping"])]
     pub(crate) nul: bool,
 

@@ -1,9 +1,14 @@
 //! How replies are printed.
 
-use std::{fmt::Write as _, io, str, time::Duration};
+use std::{
+    fmt::Write as _,
+    io::{self, IsTerminal as _},
+    str,
+    time::Duration,
+};
 
 use pipe_server_cli::{
-    escape::{Escaping, Notation},
+    escape::{Escaping, Notation, escape_lines},
     streams,
     text::{Encoding, Form},
 };
@@ -17,6 +22,8 @@ pub(crate) struct Replies {
     shape: Shape,
     encoding: Encoding,
     address: String,
+    /// Text is for a terminal, which it must not control.
+    terminal: bool,
     /// How many have been printed.
     number: u64,
 }
@@ -53,6 +60,7 @@ impl Replies {
             shape,
             encoding: options.encoding,
             address,
+            terminal: io::stdout().is_terminal(),
             number: 0,
         }
     }
@@ -68,6 +76,9 @@ impl Replies {
         self.number += 1;
         let line = match self.shape {
             Shape::Raw => return reply.to_vec(),
+            Shape::Nul if self.terminal => {
+                return (escape_lines(&decode(reply, self.encoding).0) + "\0").into_bytes();
+            }
             Shape::Nul => {
                 let form = Form::of(reply, self.encoding);
                 let mut text = match form.wide {
@@ -77,6 +88,7 @@ impl Replies {
                 text.push(0);
                 return text;
             }
+            Shape::Line if self.terminal => escape_lines(&decode(reply, self.encoding).0),
             Shape::Line => decode(reply, self.encoding).0,
             Shape::Hex => hex::encode(reply),
             Shape::Json { hex } => self.json(reply, hex, latency),
@@ -183,6 +195,7 @@ mod tests {
             shape: Shape::Json { hex: false },
             encoding: Encoding::Auto,
             address: String::new(),
+            terminal: false,
             number: 0,
         };
         let latency = Duration::from_micros(1234);

@@ -36,6 +36,7 @@ use self::{file::LogFile, queue::Queue};
 use crate::options::{LogFormat, LoggingOptions};
 
 mod file;
+mod place;
 mod queue;
 
 /// How long the program waits at exit for the rest of the log to be written.

@@ -365,7 +365,9 @@ pub(crate) struct LoggingOptions {
     /// Append the log to FILE instead of writing it to stderr
     ///
     /// The file is opened when the server starts, and created if it does not exist. What it can't
-    /// take in time is dropped and counted.
+    /// take in time is dropped and counted. On Linux it is a regular file or a character device,
+    /// such as /dev/null, in a directory of this user or of root where no other user could exchange
+    /// it.
     #[arg(long, value_name = "FILE", value_parser = values::path())]
     pub(crate) log_file: Option<PathBuf>,
 

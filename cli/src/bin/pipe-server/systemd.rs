@@ -19,8 +19,8 @@ use std::{
     },
     path::Path,
     process,
-    sync::Arc,
-    time::Duration,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use pipe_server::Stats;
@@ -38,6 +38,10 @@ pub(crate) const VARIABLES: [&str; 7] = [
     "WATCHDOG_PID",
     "WATCHDOG_USEC",
 ];
+
+/// How often it is logged at most that the manager can't be told the state: it may not be reading,
+/// and a watchdog is told often.
+const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The first descriptor that systemd passes (`SD_LISTEN_FDS_START`).
 const FIRST_PASSED: u64 = 3;
@@ -117,7 +121,15 @@ fn list(names: &[&str]) -> String {
 /// Where the service manager listens, if this process is to report to it.
 #[derive(Clone, Debug)]
 pub(crate) struct Manager {
-    to: Option<Arc<(UnixDatagram, SocketAddr)>>,
+    to: Option<Arc<NotifySocket>>,
+}
+
+#[derive(Debug)]
+struct NotifySocket {
+    socket: UnixDatagram,
+    address: SocketAddr,
+    /// When it was last logged that nothing can be sent.
+    warned: Mutex<Option<Instant>>,
 }
 
 impl Manager {
@@ -194,17 +206,19 @@ impl Manager {
     }
 
     fn send(&self, state: &str) {
-        let Some((socket, address)) = self.to.as_deref() else {
+        let Some(to) = &self.to else { return };
+        let Err(error) = to.socket.send_to_addr(state.as_bytes(), &to.address) else {
             return;
         };
-        match socket.send_to_addr(state.as_bytes(), address) {
-            Ok(_) => {}
-            Err(error) => warn!(%error, state, "the service manager could not be told the state"),
+        let mut warned = to.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.is_none_or(|time| time.elapsed() >= WARNING_INTERVAL) {
+            *warned = Some(Instant::now());
+            warn!(%error, state, "the service manager could not be told the state");
         }
     }
 }
 
-fn open(address: &OsStr) -> io::Result<(UnixDatagram, SocketAddr)> {
+fn open(address: &OsStr) -> io::Result<NotifySocket> {
     let address = match address.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
         [b'/', ..] => SocketAddr::from_pathname(address)?,
@@ -218,7 +232,11 @@ fn open(address: &OsStr) -> io::Result<(UnixDatagram, SocketAddr)> {
     let socket = UnixDatagram::unbound()?;
     // The manager may not be reading.
     socket.set_nonblocking(true)?;
-    Ok((socket, address))
+    Ok(NotifySocket {
+        socket,
+        address,
+        warned: Mutex::new(None),
+    })
 }
 
 /// Within which time the manager wants to hear from this process, or kills it.
@@ -228,4 +246,51 @@ fn watchdog() -> Option<Duration> {
     }
     let time = number("WATCHDOG_USEC").filter(|&time| time > 0)?;
     Some(Duration::from_micros(time))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            lines.write(line)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_manager_that_does_not_read_does_not_fill_the_log() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
+        let reader = UnixDatagram::bind(&path).unwrap();
+        let manager = Manager {
+            to: open(path.as_os_str()).ok().map(Arc::new),
+        };
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let log = tracing_subscriber::fmt().with_writer(move || writer.clone());
+        tracing::subscriber::with_default(log.finish(), || {
+            for _ in 0..1000 {
+                manager.send("WATCHDOG=1");
+            }
+            // One that reads too slowly is no other case.
+            for _ in 0..1000 {
+                reader.recv(&mut [0; 100]).unwrap();
+                manager.send("WATCHDOG=1");
+                manager.send("WATCHDOG=1");
+            }
+        });
+        let lines = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(lines.lines().count(), 1, "{lines}");
+    }
 }
