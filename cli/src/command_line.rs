@@ -200,12 +200,9 @@ fn parse_command<O: Parser>(
     let matches = command.clone().try_get_matches_from(&layers.arguments);
     let options = matches.and_then(|mut matches| O::from_arg_matches_mut(&mut matches));
     let options = options.map_err(|error| {
-        if let Some(failure) = lacking_argument(&command, &error) {
-            return failure;
-        }
         let note = is_combination(&error) && !layers.origins.is_empty();
         let note = note.then(|| format!("options are also set by {}", layers.origins.join(", ")));
-        refuse(error, note)
+        lacking_argument(&command, &error).unwrap_or_else(|| refuse(error, note))
     })?;
     Ok(Parsed {
         options,

@@ -22,10 +22,12 @@ use crate::program::{Server, ended, run_client, server};
 /// More than any pipe holds.
 const LONG: usize = 1 << 20;
 
-const PROGRAMS: [&str; 3] = [
+const PROGRAMS: &[&str] = &[
     env!("CARGO_BIN_EXE_pipe-server"),
     env!("CARGO_BIN_EXE_pipe-client"),
     env!("CARGO_BIN_EXE_pipe-list"),
+    #[cfg(feature = "bench")]
+    env!("CARGO_BIN_EXE_pipe-bench"),
 ];
 
 /// The two ends of a pipe, reader first. No process of another test inherits them.
