@@ -153,17 +153,22 @@ async fn serve_until_signal(
 
     capacity.log();
     #[cfg(target_os = "linux")]
-    systemd::Manager::from_environment().ready(&address, serving.stats(), signals.first());
+    let manager_told =
+        systemd::Manager::from_environment().ready(&address, serving.stats(), signals.first());
     #[cfg(windows)]
     service::ready();
     logging::announce(path, address)?;
     // Spawned, so that a worker accepts and serves without waking another thread.
     let serving = tokio::spawn(serving.into_future());
     tokio::select! {
-        ended = serving => match ended {
-            Ok(summary) => Ok(Some(summary)),
-            Err(error) => panic::resume_unwind(error.into_panic()),
-        },
+        ended = serving => {
+            let summary = ended.unwrap_or_else(|error| panic::resume_unwind(error.into_panic()));
+            #[cfg(target_os = "linux")]
+            if let Some(told) = manager_told {
+                _ = told.await;
+            }
+            Ok(Some(summary))
+        }
         // Shutting down the runtime drops the server, which also kills the `--exec` commands.
         () = signals.second() => Ok(None),
     }

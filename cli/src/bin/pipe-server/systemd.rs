@@ -25,7 +25,10 @@ use std::{
 
 use pipe_server::Stats;
 use pipe_server_cli::exit::Failure;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::{
+    task::JoinHandle,
+    time::{MissedTickBehavior, interval},
+};
 use tracing::warn;
 
 /// The variables that speak to this process alone, and not to its commands.
@@ -148,19 +151,21 @@ impl Manager {
 
     /// Reports that clients can connect to `address`. From now on sends the server's figures as its
     /// status and, if the manager asks for it, that the server is alive; and reports when
-    /// `stopping` ends.
+    /// `stopping` ends. The returned task ends after that: wait for it, or the end of the runtime may
+    /// come first.
     pub(crate) fn ready(
         &self,
         address: &str,
         stats: Stats,
         stopping: impl Future<Output = ()> + Send + 'static,
-    ) {
-        if self.to.is_none() {
-            return;
-        }
+    ) -> Option<JoinHandle<()>> {
+        self.to.as_ref()?;
         self.send(&format!("READY=1\nSTATUS=listening on {address}"));
+        if let Some(time) = watchdog() {
+            tokio::spawn(self.clone().report_life(time));
+        }
         let manager = self.clone();
-        tokio::spawn(async move {
+        Some(tokio::spawn(async move {
             tokio::select! {
                 () = stopping => {}
                 () = manager.report_status(&stats) => {}
@@ -169,10 +174,7 @@ impl Manager {
             manager.send(&format!(
                 "STOPPING=1\nSTATUS=stopping; clients: {connected}"
             ));
-        });
-        if let Some(time) = watchdog() {
-            tokio::spawn(self.clone().report_life(time));
-        }
+        }))
     }
 
     async fn report_status(&self, stats: &Stats) {
