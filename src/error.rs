@@ -161,7 +161,7 @@ pub enum ConnectError {
     },
     /// Every instance was busy with another client until the connect timeout.
     #[error(
-        "{address} stayed busy for {waited:?}: every instance serves another client; try again later"
+        "{address} is busy: every instance serves another client; waited {waited:.1?}, try again later"
     )]
     #[non_exhaustive]
     Busy {

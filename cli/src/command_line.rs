@@ -10,18 +10,20 @@ use std::{
     env,
     ffi::{OsStr, OsString},
     fs,
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
     path::{Path, PathBuf},
     process,
 };
 
 use clap::{
-    Arg, ArgAction, ArgMatches, Command, Id, Parser, builder::EnumValueParser, error::ErrorKind,
-    parser::ValueSource, value_parser,
+    Arg, ArgAction, ArgMatches, Command, Id, Parser,
+    builder::EnumValueParser,
+    error::{ContextKind, ContextValue, ErrorKind},
+    parser::ValueSource,
 };
 use toml::de::{DeTable, DeValue};
 
-use crate::{escape::escape, exit::Failure, generate::Generate};
+use crate::{escape::escape, exit::Failure, generate::Generate, streams, values};
 
 /// Options that only the command line can give.
 const ONLY_HERE: [&str; 7] = [
@@ -36,10 +38,15 @@ const ONLY_HERE: [&str; 7] = [
 const CONFIG: &str = "config";
 const GENERATE: &str = "generate";
 
-const ENVIRONMENT_HELP: &str = "\
-Each option can be given by its environment variable as well: true or false for an option without
-a value, a number for -v, and values with commas between them for an option that can be repeated. An
-empty variable is ignored. The command line takes precedence over the environment";
+/// Options of features that this build lacks: the program, the option and the feature.
+const LACKING: &[(&str, &str, &str)] = &[
+    #[cfg(not(feature = "nats"))]
+    ("pipe-server", "forward", "nats"),
+    #[cfg(not(feature = "nats"))]
+    ("pipe-server", "forward-limit", "nats"),
+    #[cfg(not(feature = "interactive"))]
+    ("pipe-client", "history", "interactive"),
+];
 
 /// What the command line, the environment and the file say.
 #[derive(Debug)]
@@ -75,27 +82,71 @@ pub fn given<O: Parser>() -> Option<ArgMatches> {
 }
 
 fn command_with_file<O: Parser>() -> Command {
+    let mut forms = vec!["An option without a value is true or false"];
+    let command = O::command();
+    if has(&command, |action| matches!(action, ArgAction::Append)) {
+        forms.push("one that can be repeated a list");
+    }
+    if has(&command, |action| matches!(action, ArgAction::Count)) {
+        forms.push("verbose a number");
+    }
     let file = Arg::new(CONFIG)
         .long(CONFIG)
         .value_name("FILE")
-        .value_parser(value_parser!(PathBuf))
+        .value_parser(values::path())
         .help("Take options from FILE, in TOML")
-        .long_help(
-            "Take options from FILE, in TOML\n\nIts keys are the names of the options: idle-timeout = \"10min\", \
-             max-instances = 4. An option without a value is true or false, one that can be repeated a list, and \
-             verbose a number.",
-        );
-    let precedence = ",\nand the environment over the file of --config.";
-    let command = O::command().after_help(after_help::<O>(precedence));
-    command.arg(file)
+        .long_help(format!(
+            "Take options from FILE, in TOML\n\nIts keys are the names of the options, as in pipe-name = \"a\". {}.",
+            forms.join(", ")
+        ));
+    let precedence = ", and the environment over the file of --config.";
+    command.after_help(after_help::<O>(precedence)).arg(file)
 }
 
 fn after_help<O: Parser>(precedence: &str) -> String {
-    let own = O::command().get_after_help().map(ToString::to_string);
+    let command = O::command();
+    let own = command.get_after_help().map(ToString::to_string);
+    let own = own.unwrap_or_default();
+    let mut forms = Vec::new();
+    if has(&command, |action| matches!(action, ArgAction::SetTrue)) {
+        forms.push("true or false for an option without a value");
+    }
+    if has(&command, |action| matches!(action, ArgAction::Count)) {
+        forms.push("a number for -v");
+    }
+    if has(&command, |action| matches!(action, ArgAction::Append)) {
+        forms.push("values with commas between them for an option that can be repeated");
+    }
     format!(
-        "{}\n{ENVIRONMENT_HELP}{precedence}",
-        own.unwrap_or_default()
+        "{own}\nEach option can be given by its environment variable as well: {}. An empty variable is ignored. The \
+         command line takes precedence over the environment{precedence}",
+        forms.join(", ")
     )
+}
+
+/// Whether a program has an option of this kind, which can also be set elsewhere.
+fn has(command: &Command, is_kind: fn(&ArgAction) -> bool) -> bool {
+    options(command).any(|(_, arg)| is_kind(arg.get_action()))
+}
+
+/// Describes an option of a feature that this build lacks, if `long` is one.
+fn lacking(command: &Command, long: &str) -> Option<Failure> {
+    let program = command.get_name();
+    let mut lacking = LACKING.iter();
+    let (_, _, feature) = lacking.find(|option| (option.0, option.1) == (program, long))?;
+    Some(Failure::usage(format!(
+        "--{long}: this {program} was built without it: build it with --features {feature}"
+    )))
+}
+
+/// The same for an option that clap does not know.
+fn lacking_argument(command: &Command, error: &clap::Error) -> Option<Failure> {
+    match error.get(ContextKind::InvalidArg)? {
+        ContextValue::String(argument) if error.kind() == ErrorKind::UnknownArgument => {
+            lacking(command, argument.strip_prefix("--")?)
+        }
+        _ => None,
+    }
 }
 
 /// Parses all layers. `refuse` handles an error that clap finds in all of them together, with a
@@ -119,7 +170,9 @@ fn parse_command<O: Parser>(
     // What the command line gives, whether or not it is complete.
     let Ok(given) = parse_leniently(&command, &own) else {
         // Help or the version.
-        _ = described.arg(generate).get_matches_from(&own);
+        if let Err(help) = described.arg(generate).try_get_matches_from(&own) {
+            show(&help)?;
+        }
         process::exit(0);
     };
     if let Some(&what) = given.try_get_one::<Generate>(GENERATE).ok().flatten() {
@@ -149,7 +202,7 @@ fn parse_command<O: Parser>(
     let options = options.map_err(|error| {
         let note = is_combination(&error) && !layers.origins.is_empty();
         let note = note.then(|| format!("options are also set by {}", layers.origins.join(", ")));
-        refuse(error, note)
+        lacking_argument(&command, &error).unwrap_or_else(|| refuse(error, note))
     })?;
     Ok(Parsed {
         options,
@@ -160,6 +213,25 @@ fn parse_command<O: Parser>(
 fn parse_leniently(command: &Command, arguments: &[OsString]) -> clap::error::Result<ArgMatches> {
     let lenient = command.clone().ignore_errors(true);
     lenient.try_get_matches_from(arguments)
+}
+
+/// Prints help or the version. clap's own way to do so ignores that it can't be printed.
+fn show(help: &clap::Error) -> Result<(), Failure> {
+    if help.use_stderr() {
+        help.exit();
+    }
+    let terminal = io::stdout().is_terminal();
+    // Consoles need more than the escapes.
+    if cfg!(windows) && terminal {
+        return help.print().map_err(streams::write_failure);
+    }
+    let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
+    let plain = is_set("NO_COLOR") || env::var_os("TERM").is_none_or(|kind| kind == "dumb");
+    let text = match terminal && !plain {
+        true => help.render().ansi().to_string(),
+        false => help.render().to_string(),
+    };
+    streams::print(text.as_bytes())
 }
 
 /// Prints what clap says, with the usage and hints, and exits.
@@ -314,6 +386,11 @@ fn with_variables(command: Command) -> Command {
 
 /// The options that environment variables set.
 fn environment(command: &Command) -> Result<Vec<Setting>, Failure> {
+    for (_, long, _) in LACKING {
+        if env::var_os(variable(command, long)).is_some_and(|value| !value.is_empty()) {
+            lacking(command, long).map_or(Ok(()), Err)?;
+        }
+    }
     let mut settings = Vec::new();
     for (long, arg) in options(command) {
         let name = variable(command, long);
@@ -347,9 +424,11 @@ fn file(command: &Command, path: &Path) -> Result<Vec<Setting>, Failure> {
         let origin = format!("{name}:{}: {}", line(key.span().start), key.get_ref());
         let known = options(command).find(|&(long, _)| long == key.get_ref() && long != CONFIG);
         let Some((_, arg)) = known else {
-            return Err(Failure::usage(format!(
-                "{origin}: unknown key; keys are the names of options, without the dashes in front"
-            )));
+            return Err(lacking(command, key.get_ref()).unwrap_or_else(|| {
+                Failure::usage(format!(
+                    "{origin}: unknown key; keys are the names of options, without the dashes in front"
+                ))
+            }));
         };
         let values = match (arg.get_action(), value.get_ref()) {
             (ArgAction::SetTrue, DeValue::Boolean(set)) => Ok(vec![set.to_string().into()]),

@@ -10,6 +10,8 @@ pub enum Notation {
     /// As a string of JSON does: `\u001b`. Newlines are left alone: they can't be inside such a
     /// string, and one ends the line.
     Json,
+    /// The same as `Text`, but newlines and tabs, which only lay text out, are left alone.
+    Terminal,
 }
 
 /// Passes text on, with every control character escaped (C0, DEL, C1) and everything that breaks a
@@ -30,6 +32,7 @@ impl<'a> Escaping<'a> {
     fn must_escape(&self, character: char) -> bool {
         match character {
             '\n' => self.notation == Notation::Text,
+            '\t' => self.notation != Notation::Terminal,
             // Line and paragraph separator; marks, embeddings, overrides and isolates of
             // bidirectional text (Unicode Standard Annex #9).
             '\u{2028}'..='\u{202e}'
@@ -51,7 +54,9 @@ impl Write for Escaping<'_> {
         {
             self.output.write_str(&rest[..index])?;
             match self.notation {
-                Notation::Text => write!(self.output, "{}", character.escape_default())?,
+                Notation::Text | Notation::Terminal => {
+                    write!(self.output, "{}", character.escape_default())?;
+                }
                 // All of them take one UTF-16 unit.
                 Notation::Json => write!(self.output, "\\u{:04x}", u32::from(character))?,
             }
@@ -72,9 +77,18 @@ impl fmt::Debug for Escaping<'_> {
 
 /// Returns `text` as a single line.
 pub fn escape(text: &str) -> String {
+    escape_as(text, Notation::Text)
+}
+
+/// Returns `text` as lines that can't control a terminal.
+pub fn escape_lines(text: &str) -> String {
+    escape_as(&text.replace("\r\n", "\n"), Notation::Terminal)
+}
+
+fn escape_as(text: &str, notation: Notation) -> String {
     let mut escaped = String::with_capacity(text.len());
     // Writing to a String never fails.
-    _ = Escaping::new(&mut escaped, Notation::Text).write_str(text);
+    _ = Escaping::new(&mut escaped, notation).write_str(text);
     escaped
 }
 
@@ -98,6 +112,14 @@ mod tests {
         for plain in ["", "grüße 猫 🐈", r"C:\temp", "שלום", "\u{200d}\u{a0}"] {
             assert_eq!(escape(plain), plain);
         }
+    }
+
+    #[test]
+    fn lines_and_tabs_are_left_for_a_terminal() {
+        assert_eq!(
+            escape_lines("a\tb\r\nc\n\rd\x1b[2J\u{9b}\u{202e}"),
+            "a\tb\nc\n\\rd\\u{1b}[2J\\u{9b}\\u{202e}"
+        );
     }
 
     #[test]

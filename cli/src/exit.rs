@@ -1,12 +1,14 @@
 //! Exit codes: 0 for success, 1 for a failure, 2 for bad usage, as in clap. `pipe-client` has more.
 
 use std::{
+    any::Any,
+    env,
     error::Error,
     io::{self, Write as _},
     process::ExitCode,
 };
 
-use pipe_server::{ConnectError, Trust};
+use pipe_server::{ConnectError, PipeName, Trust};
 
 use crate::escape::escape;
 
@@ -19,6 +21,13 @@ pub fn chain(error: &dyn Error) -> String {
         source = error.source();
     }
     text
+}
+
+/// The text of a panic.
+pub fn panic_text(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("(no text)")
 }
 
 /// Why the program can't do what it was asked to, in one line.
@@ -64,9 +73,10 @@ impl Failure {
     }
 }
 
-/// Describes a client's failure to connect that was not caused by its options.
-pub fn connect_failure(error: &ConnectError) -> Failure {
+/// Describes a client's failure to connect to `name` that was not caused by its options.
+pub fn connect_failure(error: &ConnectError, name: &PipeName) -> Failure {
     Failure::new(match error {
+        ConnectError::NotFound { .. } => format!("{error}{}", origin_of_directory(name)),
         // Such a number would be any user's.
         ConnectError::Untrusted { owner, .. } if owner.is_unmapped() => {
             error.to_string().replace("(trust)", "(--trust anyone)")
@@ -82,4 +92,19 @@ pub fn connect_failure(error: &ConnectError) -> Failure {
         ),
         other => chain(other),
     })
+}
+
+/// Where the directory of a short name comes from: the server may have another one. To follow an
+/// error.
+pub fn origin_of_directory(name: &PipeName) -> &'static str {
+    match name.short() {
+        Some(_) if cfg!(windows) => "",
+        Some(_) if env::var_os("XDG_RUNTIME_DIR").is_some_and(|path| !path.is_empty()) => {
+            "; the directory is what XDG_RUNTIME_DIR says, which must say the same for the server"
+        }
+        Some(_) => {
+            "; the directory is this one because XDG_RUNTIME_DIR is not set, as it may be for the server"
+        }
+        None => "",
+    }
 }

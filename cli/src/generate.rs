@@ -1,12 +1,10 @@
 //! Files for packages: completions of shells and the manual page.
 
-use std::io::{self, Write as _};
-
 use clap::{Command, ValueEnum};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use crate::exit::Failure;
+use crate::{exit::Failure, streams};
 
 /// What `--generate` prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -35,23 +33,12 @@ impl Generate {
         };
         let name = command.get_name().to_owned();
         let mut file = Vec::new();
-        let printed = match shell {
-            Some(shell) => {
-                clap_complete::generate(shell, &mut command, name, &mut file);
-                Ok(())
-            }
-            None => Man::new(command).render(&mut file),
-        };
-        let printed = printed.and_then(|()| {
-            let mut stdout = io::stdout().lock();
-            stdout.write_all(&file)?;
-            stdout.flush()
-        });
-        match printed {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                Err(Failure::new(format!("can't write to stdout: {error}")))
-            }
-            _ => Ok(()),
+        match shell {
+            Some(shell) => clap_complete::generate(shell, &mut command, name, &mut file),
+            None => Man::new(command)
+                .render(&mut file)
+                .expect("memory can be written to"),
         }
+        streams::print(&file)
     }
 }

@@ -21,5 +21,6 @@ pub mod memory_limit;
 pub mod open_files;
 pub mod process_group;
 pub mod runtime;
+pub mod streams;
 pub mod text;
 pub mod values;

@@ -32,7 +32,7 @@ pub fn run<T: Transport>(options: &Options, transport: T) -> Result<(), Failure>
     let _ = crate::open_files::raise();
     let mut builder = Builder::new_multi_thread();
     builder.worker_threads(options.threads());
-    runtime::run(builder, T::IO_DRIVER, async {
+    runtime::run_on_threads(builder, T::IO_DRIVER, async {
         if let Some(connections) = options.idle {
             return idle::hold(options, transport, connections).await;
         }

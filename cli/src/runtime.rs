@@ -1,12 +1,21 @@
 //! The Tokio runtime of a program.
 
-use std::future::Future;
+use std::{
+    future::Future,
+    io,
+    panic::{self, PanicHookInfo},
+    sync::{Arc, mpsc},
+    thread,
+};
 
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Runtime};
 
-use crate::exit::Failure;
+use crate::exit::{Failure, panic_text};
 
-/// Runs `program` to completion, with Tokio's I/O driver only if it is needed.
+/// The thread that starts the others.
+const STARTER: &str = "starter";
+
+/// Runs `program` to completion on this thread, with Tokio's I/O driver only if it is needed.
 ///
 /// The overlapped engine does not need it: it has a completion port of its own. Without the
 /// driver an idle worker waits only for its wake-up and not for I/O that never comes, which saves
@@ -16,12 +25,92 @@ pub fn run<F: Future>(
     io_driver: bool,
     program: F,
 ) -> Result<F::Output, Failure> {
+    enable(&mut builder, io_driver);
+    let runtime = builder.build().map_err(|error| no_threads(&error))?;
+    run_on(&runtime, io_driver, program)
+}
+
+/// The same on worker threads.
+pub fn run_on_threads<F: Future>(
+    mut builder: Builder,
+    io_driver: bool,
+    program: F,
+) -> Result<F::Output, Failure> {
+    enable(&mut builder, io_driver);
+    let runtime = start(builder).map_err(|error| no_threads(&error))?;
+    run_on(&runtime, io_driver, program)
+}
+
+fn enable(builder: &mut Builder, io_driver: bool) {
     builder.enable_time();
     if io_driver {
         builder.enable_io();
     }
-    let runtime = builder
-        .build()
-        .map_err(|error| Failure::new(format!("can't start the threads: {error}")))?;
+}
+
+fn no_threads(error: &io::Error) -> Failure {
+    Failure::new(format!(
+        "can't start the threads: {error}: raise the limit of processes and threads (ulimit -u), or start fewer \
+         (TOKIO_WORKER_THREADS, or --threads of pipe-bench)"
+    ))
+}
+
+/// Starts the workers from a thread of its own.
+///
+/// When the system refuses a thread, Tokio panics, and then waits forever for the workers that did
+/// start. The panic hook runs in between, so it reports the failure, and the thread that waits is
+/// left behind.
+fn start(mut builder: Builder) -> io::Result<Runtime> {
+    let (started, result) = mpsc::channel();
+    let failed = started.clone();
+    let hook: Arc<dyn Fn(&PanicHookInfo<'_>) + Send + Sync> = panic::take_hook().into();
+    let others = Arc::clone(&hook);
+    panic::set_hook(Box::new(move |panic| {
+        if thread::current().name() == Some(STARTER) {
+            let text = panic_text(panic.payload()).to_owned();
+            _ = failed.send(Err(io::Error::other(text)));
+        } else {
+            others(panic);
+        }
+    }));
+    let starter = thread::Builder::new().name(STARTER.to_owned());
+    let result = starter
+        .spawn(move || _ = started.send(builder.build()))
+        .and_then(|starter| {
+            let runtime = result.recv().expect("it sends a result or panics")?;
+            // Its place is free for another thread.
+            _ = starter.join();
+            Ok(runtime)
+        });
+    panic::set_hook(Box::new(move |panic| hook(panic)));
+    result
+}
+
+fn run_on<F: Future>(runtime: &Runtime, io_driver: bool, program: F) -> Result<F::Output, Failure> {
+    if io_driver {
+        runtime.block_on(async { survive_the_limit_of_files() })?;
+    }
     Ok(runtime.block_on(program))
+}
+
+/// Lets a write beyond the limit of a file's size (`ulimit -f`) fail, as on a full disk. By
+/// default SIGXFSZ ends the process.
+///
+/// It is caught and not ignored, so that commands start with the default. Tokio never removes a
+/// handler.
+#[cfg(unix)]
+fn survive_the_limit_of_files() -> Result<(), Failure> {
+    use rustix::process::Signal;
+    use tokio::signal::unix::{SignalKind, signal};
+
+    match signal(SignalKind::from_raw(Signal::XFSZ.as_raw())) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Failure::new(format!("can't handle signals: {error}"))),
+    }
+}
+
+/// Windows has no such limit.
+#[cfg(windows)]
+fn survive_the_limit_of_files() -> Result<(), Failure> {
+    Ok(())
 }

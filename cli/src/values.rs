@@ -1,11 +1,41 @@
 //! Command-line values that clap has no parser for.
 
-use std::{str::FromStr, time::Duration};
+use std::{ffi::OsStr, path::PathBuf, str::FromStr, time::Duration};
 
 use bytesize::ByteSize;
+use clap::builder::{OsStringValueParser, PathBufValueParser, TypedValueParser};
 use pipe_server::PipeName;
 
 use crate::exit::Failure;
+
+/// Parses the name of a pipe. A path need not be Unicode.
+pub fn name() -> impl TypedValueParser<Value = PipeName> {
+    OsStringValueParser::new().try_map(|name| {
+        check_home(&name)?;
+        PipeName::try_from(name).map_err(|error| error.to_string())
+    })
+}
+
+/// Parses the path of a file.
+pub fn path() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| {
+        check_home(path.as_os_str())?;
+        Ok::<_, &str>(path)
+    })
+}
+
+/// Refuses a path that begins with `~/` or `~USER/`. A shell replaces that only at the beginning of
+/// a word, and not in `--option=~/x`; nothing does in a variable or a file.
+fn check_home(path: &OsStr) -> Result<(), &'static str> {
+    let path = path.as_encoded_bytes();
+    match cfg!(unix) && path.starts_with(b"~") && path.contains(&b'/') {
+        true => Err(
+            "the shell has not replaced ~ by a home directory: write $HOME, or put a space in front of ~; a \
+             directory of this name is ./~",
+        ),
+        false => Ok(()),
+    }
+}
 
 /// `name`, in the directory of the system if `system` (`--system`) is set.
 pub fn pipe_name(name: PipeName, system: bool) -> Result<PipeName, Failure> {

@@ -21,7 +21,7 @@ const DEFAULT_DURATION: Duration = Duration::from_secs(5);
 #[command(name = "pipe-bench", version, after_help = AFTER_HELP)]
 pub struct Options {
     /// Name of the pipe, or its full path
-    #[arg(long, value_name = "NAME", default_value = "mynamedpipe")]
+    #[arg(long, value_name = "NAME", default_value = "mynamedpipe", value_parser = values::name())]
     pub pipe_name: PipeName,
 
     /// Connect, make one request and close, over and over
@@ -103,9 +103,9 @@ pub struct Options {
 }
 
 const AFTER_HELP: &str = "\
-Sizes are in bytes, or have a unit: 4096, 64KiB, 1MB. Times have a unit: 500ms, 10s, 5min. For no
+Sizes are in bytes, or have a unit: 4096, 64KiB, 1MB. Times have a unit: 500ms, 10s, 5min. For no \
 limit give none.
-messages/s counts requests that were answered. A latency is the time from the start of sending a
+messages/s counts requests that were answered. A latency is the time from the start of sending a \
 request to its reply.
 Exit codes: 0 when every request was answered, 1 for a failure, 2 for bad usage.";
 

@@ -54,7 +54,7 @@ impl Transport for Pipe {
             Err(ConnectError::Option { problem, .. }) => {
                 Err(Failure::usage(format!("--size {problem}")))
             }
-            Err(error) => Err(connect_failure(&error)),
+            Err(error) => Err(connect_failure(&error, &self.name)),
         }
     }
 

@@ -1,14 +1,11 @@
 //! The results, for people and for programs.
 
-use std::{
-    io::{self, Write as _},
-    time::Duration,
-};
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 
 use super::latencies::Latencies;
-use crate::exit::Failure;
+use crate::{exit::Failure, streams};
 
 /// Named figures, in display order.
 #[derive(Debug, Default)]
@@ -92,16 +89,7 @@ impl Report {
     /// Prints and flushes it: the reader may be a program.
     pub(crate) fn print(&self, json: bool) -> Result<(), Failure> {
         let text = if json { self.json() } else { self.table() };
-        let mut stdout = io::stdout().lock();
-        match stdout
-            .write_all(text.as_bytes())
-            .and_then(|()| stdout.flush())
-        {
-            // The reader has gone.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            Err(error) => Err(Failure::new(format!("can't write to stdout: {error}"))),
-            Ok(()) => Ok(()),
-        }
+        streams::print(text.as_bytes())
     }
 
     /// A line of names and a line of figures, right-aligned.

@@ -308,6 +308,82 @@ fn a_line_is_not_read_beyond_the_longest_message() {
     assert!(written.is_err());
 }
 
+#[tokio::test]
+async fn a_server_that_leaves_ends_a_client_that_waits_for_stdin() {
+    in_time(async {
+        let name = unique_name();
+        let mut listener = PipeListener::bind(&name.text).unwrap();
+        let mut child = client(&name, &[]).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(b"hello\n").unwrap();
+        let mut connection = listener.accept().await.unwrap();
+        let request = connection.recv().await.unwrap().unwrap();
+        connection.send(request).await.unwrap();
+        drop((connection, listener));
+        // Its stdin is still open.
+        let output = spawn_blocking(move || child.wait_with_output().unwrap());
+        let output = output.await.unwrap();
+        drop(stdin);
+        assert_eq!(output.status.code(), Some(6), "{output:?}");
+        assert!(
+            stderr(&output).contains("closed the connection"),
+            "{output:?}"
+        );
+        assert_eq!(output.stdout.trim_ascii(), b"hello");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_server_that_leaves_after_the_last_reply_is_no_failure() {
+    in_time(async {
+        let name = unique_name();
+        let mut listener = PipeListener::bind(&name.text).unwrap();
+        for _ in 0..10 {
+            let child = client(&name, &[]).stdin(Stdio::piped()).spawn();
+            let mut child = child.unwrap();
+            child.stdin.take().unwrap().write_all(b"hello\n").unwrap();
+            let mut connection = listener.accept().await.unwrap();
+            let request = connection.recv().await.unwrap().unwrap();
+            connection.send(request).await.unwrap();
+            drop(connection);
+            let output = spawn_blocking(move || child.wait_with_output().unwrap());
+            let output = output.await.unwrap();
+            assert!(output.status.success(), "{output:?}");
+        }
+    })
+    .await;
+}
+
+/// What comes before the first request counts as its reply, as ever.
+#[tokio::test]
+async fn a_message_that_comes_early_is_the_next_reply() {
+    in_time(async {
+        let name = unique_name();
+        let mut listener = PipeListener::bind(&name.text).unwrap();
+        let mut child = client(&name, &[]).spawn().unwrap();
+        let mut connection = listener.accept().await.unwrap();
+        for text in ["welcome", "one", "two"] {
+            connection.send(text).await.unwrap();
+        }
+        let mut stdin = child.stdin.take().unwrap();
+        for line in ["a", "b", "c"] {
+            stdin.write_all(format!("{line}\n").as_bytes()).unwrap();
+            assert_eq!(connection.recv().await.unwrap().unwrap(), line);
+        }
+        drop(stdin);
+        let output = spawn_blocking(move || child.wait_with_output().unwrap());
+        let output = output.await.unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let printed = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(
+            printed.lines().collect::<Vec<_>>(),
+            ["welcome", "one", "two"]
+        );
+    })
+    .await;
+}
+
 #[test]
 fn a_server_that_is_not_trusted_is_sent_nothing_and_named() {
     let name = unique_name();

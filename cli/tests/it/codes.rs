@@ -1,5 +1,7 @@
 //! The exit codes of `pipe-client`, which scripts and health checks tell apart.
 
+#[cfg(target_os = "linux")]
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use pipe_server::{Client, ListenerOptions, PipeListener};
@@ -74,6 +76,15 @@ async fn a_busy_server_is_4() {
         for way in WAYS {
             let output = ask(way, &name, &["--connect-timeout", "0s"]).await;
             assert_failed(&output, 4, "busy");
+            // With one digit after the point.
+            let said = stderr(&output);
+            let (_, waited) = said.split_once("waited ").unwrap();
+            let (_, after_the_point) = waited.split_once('.').unwrap();
+            assert_eq!(
+                after_the_point.find(|c: char| !c.is_ascii_digit()),
+                Some(1),
+                "{said}"
+            );
         }
     })
     .await;
@@ -155,4 +166,30 @@ fn a_missing_server_is_named_and_exits_3() {
         stderr(&output).starts_with("pipe-client: nobody serves "),
         "{output:?}"
     );
+}
+
+/// A server and a client without the same directory never find each other.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_missing_server_of_a_short_name_tells_where_its_directory_comes_from() {
+    let directory = tempfile::tempdir().unwrap();
+    let ask = |runtime_directory: Option<&Path>, name: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pipe-client"));
+        command.args(["--pipe-name", name, "hello"]);
+        match runtime_directory {
+            Some(directory) => command.env("XDG_RUNTIME_DIR", directory),
+            None => command.env_remove("XDG_RUNTIME_DIR"),
+        };
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
+        stderr(&output)
+    };
+    let short = format!("test-{}", std::process::id());
+    let said = ask(Some(directory.path()), &short);
+    assert!(said.contains("XDG_RUNTIME_DIR says"), "{said}");
+    let said = ask(None, &short);
+    assert!(said.contains("XDG_RUNTIME_DIR is not set"), "{said}");
+    let path = directory.path().join("path");
+    let said = ask(Some(directory.path()), path.to_str().unwrap());
+    assert!(!said.contains("XDG_RUNTIME_DIR"), "{said}");
 }

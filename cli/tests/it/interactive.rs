@@ -180,6 +180,26 @@ async fn what_the_server_sends_unasked_is_shown_at_once_and_so_is_its_end() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_can_not_control_the_terminal() {
+    in_time(async {
+        let name = unique_name();
+        let mut listener = PipeListener::bind(&name.text).unwrap();
+        let mut terminal = Terminal::start(&name, &[]);
+        let mut connection = listener.accept().await.unwrap();
+        terminal.wait_for("> ");
+        connection.send("news \x1b]0;title\x07").await.unwrap();
+        terminal.wait_for(r"news \u{1b}]0;title\u{7}");
+        terminal.press("hello\r");
+        connection.recv().await.unwrap().unwrap();
+        connection.send("a\tb\r\nc\x1b[2J\rd").await.unwrap();
+        terminal.wait_for("a\tb\r\nc\\u{1b}[2J\\rd\r\n");
+        drop((connection, listener));
+        assert_eq!(terminal.ended(), Some(6));
+    })
+    .await;
+}
+
 #[test]
 fn a_history_is_kept_if_asked_and_only_for_this_user() {
     let name = unique_name();

@@ -34,12 +34,12 @@ async fn a_log_that_nobody_reads_blocks_no_client() {
     .await;
 }
 
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_log_that_nobody_reads_does_not_keep_the_server_from_ending() {
-    use rustix::process::Signal;
+    use crate::program::ending_signals;
 
-    for signal in [Signal::TERM, Signal::INT] {
+    for signal in ending_signals() {
         let name = unique_name();
         let server = Server::spawn(server(&name, &["--echo", "-vv"]).stderr(Stdio::piped()));
         in_time(async {
@@ -224,4 +224,90 @@ fn a_rust_log_that_can_not_be_understood_is_a_failure_that_names_it() {
         assert!(line.contains("pipe_server=debug"), "{line}");
         assert_eq!(line.lines().count(), 1, "{line}");
     }
+}
+
+/// The one line with which a server fails to start with this file for its log.
+#[cfg(target_os = "linux")]
+fn refused(path: &std::path::Path) -> String {
+    let name = unique_name();
+    let mut child = server(&name, &["--log-file", path.to_str().unwrap()])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = child.stderr.take().unwrap();
+    let (code, said) = ended(&mut child, &mut stderr);
+    assert_eq!(code, Some(1), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains(path.to_str().unwrap()), "{said}");
+    said
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_log_file_that_could_block_is_refused_at_the_start() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("fifo");
+    mknodat(CWD, &path, FileType::Fifo, Mode::RWXU, 0).unwrap();
+    assert!(refused(&path).contains("regular file"));
+    // Also with a reader.
+    let _reader = fs::File::options().read(true).write(true).open(&path);
+    assert!(refused(&path).contains("regular file"));
+    let path = directory.path().join("socket");
+    let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    assert!(refused(&path).contains("regular file"));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_log_file_may_be_a_device() {
+    for device in ["/dev/null", "/dev/full"] {
+        let name = unique_name();
+        let server = Server::start(&name, &["--log-file", device]);
+        assert_eq!(server.end(rustix::process::Signal::TERM).0, Some(0));
+    }
+}
+
+/// Its owner could put a link to another file in the log's place.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_log_file_where_another_user_could_exchange_it_is_refused() {
+    use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("log");
+    let link = tempfile::tempdir().unwrap();
+    let link_path = link.path().join("log");
+    symlink(&path, &link_path).unwrap();
+    let mode = |mode| {
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode(0o777);
+    assert!(refused(&path).contains("chmod o-w"));
+    assert!(refused(&link_path).contains("chmod o-w"));
+    assert!(!path.exists());
+    mode(0o1777);
+    let name = unique_name();
+    drop(Server::start(
+        &name,
+        &["--log-file", path.to_str().unwrap()],
+    ));
+
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("left out: only root can make files of another user");
+        return;
+    }
+    // In such a directory anybody can have made it.
+    chown(&path, Some(12_345), None).unwrap();
+    assert!(refused(&path).contains("another user"));
+    fs::remove_file(&path).unwrap();
+    symlink(link.path().join("target"), &path).unwrap();
+    std::os::unix::fs::lchown(&path, Some(12_345), None).unwrap();
+    assert!(refused(&path).contains("another user"));
+    fs::remove_file(&path).unwrap();
+    mode(0o755);
+    chown(directory.path(), Some(12_345), None).unwrap();
+    assert!(refused(&path).contains("uid 12345"));
+    assert!(!path.exists());
 }

@@ -15,6 +15,8 @@ mod exec_mode;
 mod forward;
 #[cfg(all(target_os = "linux", feature = "interactive"))]
 mod interactive;
+#[cfg(target_os = "linux")]
+mod limits;
 mod list;
 mod log;
 #[cfg(target_os = "linux")]
@@ -26,5 +28,7 @@ mod sample;
 mod server;
 #[cfg(windows)]
 mod service;
+#[cfg(target_os = "linux")]
+mod streams;
 #[cfg(target_os = "linux")]
 mod systemd;

@@ -285,3 +285,101 @@ fn completions_and_the_manual_page_are_generated_for_every_program() {
         assert_eq!(output.status.code(), Some(2), "{output:?}");
     }
 }
+
+/// The text of the help below the options.
+fn after_help(program: &str, width: usize) -> Vec<String> {
+    let mut command = Command::new(program);
+    let command = command.arg("--help").env("COLUMNS", width.to_string());
+    let help = stdout(&command.output().unwrap());
+    let lines: Vec<_> = help.lines().map(str::to_owned).collect();
+    let last_option = lines.iter().rposition(|line| line.starts_with(' '));
+    lines[last_option.unwrap() + 1..].to_vec()
+}
+
+#[test]
+fn the_text_of_the_help_is_wrapped_once() {
+    for (_, program) in programs() {
+        for width in [60, 80, 100] {
+            let lines = after_help(program, width);
+            for (line, next) in lines.iter().zip(&lines[1..]) {
+                let first_word = next.split(' ').next().unwrap();
+                let full = line.len() + 1 + first_word.len() > width;
+                assert!(
+                    line.is_empty() || line.ends_with('.') || full,
+                    "{width}: {lines:#?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_help_speaks_only_of_options_that_there_are() {
+    for (name, program) in programs() {
+        let text = after_help(program, 100).join(" ");
+        assert_eq!(text.contains("-v"), name == "pipe-server", "{text}");
+        let help = stdout(&run(program, &[], &["--help"]));
+        assert_eq!(help.contains("verbose"), name == "pipe-server", "{help}");
+    }
+    let list = after_help(programs()[2].1, 100).join(" ");
+    assert!(!list.contains("repeated"), "{list}");
+}
+
+/// Wherever it is given.
+#[cfg(not(feature = "nats"))]
+#[test]
+fn an_option_of_a_feature_that_this_build_lacks_says_so() {
+    let name = unique_name();
+    let file = OptionsFile::new(&name, "forward = \"nats://user:secret@localhost/x\"\n");
+    let url = "nats://user:secret@localhost/x";
+    for (variables, arguments) in [
+        (&[][..], &["--forward", url][..]),
+        (&[], &["--forward-limit=1"]),
+        (&[("PIPE_SERVER_FORWARD", url)], &[]),
+        (&[], &["--config", file.name()]),
+    ] {
+        let output = run(SERVER, variables, arguments);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let line = stderr(&output);
+        assert!(line.contains("build it with --features nats"), "{line}");
+        assert!(!line.contains("secret"), "{line}");
+        assert_eq!(line.lines().count(), 1, "{line}");
+    }
+}
+
+#[cfg(not(feature = "interactive"))]
+#[test]
+fn a_history_without_a_prompt_says_so() {
+    let output = run(CLIENT, &[], &["--history", "x"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let line = stderr(&output);
+    assert!(
+        line.contains("build it with --features interactive"),
+        "{line}"
+    );
+}
+
+/// As of `--pipe-name=~/x` and of the file of `--config`.
+#[cfg(unix)]
+#[test]
+fn a_home_directory_that_the_shell_left_alone_is_bad_usage() {
+    let name = unique_name();
+    let file = OptionsFile::new(&name, "pipe-name = \"~/x\"\n");
+    for (program, arguments) in [
+        (SERVER, &["--pipe-name=~/x"][..]),
+        (SERVER, &["--pipe-name=~root/x"]),
+        (SERVER, &["--log-file=~/x"]),
+        (SERVER, &["--config=~/x"]),
+        (SERVER, &["--config", file.name()]),
+        (CLIENT, &["--pipe-name=~/x", "hello"]),
+        (CLIENT, &["--file=~/x"]),
+    ] {
+        let output = run(program, &[], arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
+        let said = stderr(&output);
+        assert!(said.contains("$HOME"), "{arguments:?}: {said}");
+    }
+    // Such a directory can still be meant.
+    let output = run(SERVER, &[], &["--pipe-name=./~/x"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+}

@@ -199,6 +199,29 @@ pub(crate) const OTHER_USER: &str = if cfg!(windows) {
     "4294967294"
 };
 
+/// Whether a process ignores a signal.
+#[cfg(target_os = "linux")]
+pub(crate) fn is_ignored(process: u32, signal: rustix::process::Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = u64::from_str_radix(mask.unwrap().trim(), 16).unwrap();
+    mask & (1 << (signal.as_raw() - 1)) != 0
+}
+
+/// The signals that end a server: SIGINT and SIGTERM, unless the tests were started with the first
+/// one ignored, as by a shell without job control in the background. The server inherits that.
+#[cfg(target_os = "linux")]
+pub(crate) fn ending_signals() -> Vec<rustix::process::Signal> {
+    use rustix::process::Signal;
+
+    let mut signals = vec![Signal::TERM];
+    match is_ignored(std::process::id(), Signal::INT) {
+        true => eprintln!("left out: SIGINT is ignored"),
+        false => signals.push(Signal::INT),
+    }
+    signals
+}
+
 /// A user without rights.
 #[cfg(target_os = "linux")]
 pub(crate) const NOBODY: u32 = 65_534;

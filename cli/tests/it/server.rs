@@ -230,10 +230,12 @@ fn sighup_drains_but_not_under_nohup() {
     assert!(line.contains("SIGTERM"), "{line}");
 }
 
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 #[test]
 fn ctrl_c_and_sigterm_drain_exit_0_and_leave_nothing_behind() {
-    for signal in [rustix::process::Signal::INT, rustix::process::Signal::TERM] {
+    use crate::program::ending_signals;
+
+    for signal in ending_signals() {
         let name = unique_name();
         let server = Server::start(&name, &["--echo"]);
         assert_eq!(replies(&name, &["hello"], ""), "hello\n");
@@ -258,4 +260,68 @@ fn a_server_that_nobody_reads_serves_all_the_same() {
         String::from_utf8_lossy(&output.stdout),
         "default answer from server\n"
     );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_path_need_not_be_unicode() {
+    use std::{
+        ffi::OsString,
+        io::{BufRead as _, BufReader},
+        os::unix::ffi::{OsStrExt as _, OsStringExt as _},
+    };
+
+    let name = unique_name();
+    let mut path = OsString::from(&name.text);
+    path.push(OsString::from_vec(vec![0xff]));
+    let mut server = Command::new(env!("CARGO_BIN_EXE_pipe-server"))
+        .args(["--echo", "--pipe-name"])
+        .arg(&path)
+        .env_remove("RUST_LOG")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = Vec::new();
+    let mut stdout = BufReader::new(server.stdout.take().unwrap());
+    stdout.read_until(b'\n', &mut line).unwrap();
+    let client = |command: &mut Command| {
+        let output = command.arg("hello").output().unwrap();
+        assert_eq!(output.stdout, b"hello\n", "{output:?}");
+    };
+    let listening = [b"listening on ", path.as_bytes(), b"\n"].concat();
+    let mut program = Command::new(env!("CARGO_BIN_EXE_pipe-client"));
+    if line == listening {
+        client(program.arg("--pipe-name").arg(&path));
+        let mut program = Command::new(env!("CARGO_BIN_EXE_pipe-client"));
+        client(program.env("PIPE_CLIENT_PIPE_NAME", &path));
+    }
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert_eq!(line, listening);
+}
+
+/// A shell without job control starts a command with `&` so, and means that Ctrl-C is not for it.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_signal_that_was_ignored_at_the_start_stays_ignored() {
+    use rustix::process::Signal;
+
+    use crate::program::is_ignored;
+
+    let name = unique_name();
+    let program = server(&name, &["--echo"]);
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", r#"trap "" INT HUP; exec "$@""#, "sh"])
+        .arg(program.get_program())
+        .args(program.get_args())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let server = Server::spawn(&mut command);
+    let id = server.child.id();
+    assert!(is_ignored(id, Signal::INT) && is_ignored(id, Signal::HUP));
+    server.signal(Signal::INT);
+    assert_eq!(replies(&name, &["hello"], ""), "hello\n");
+    assert_eq!(server.end(Signal::TERM).0, Some(0));
 }

@@ -331,3 +331,19 @@ fn systemd_socket_activate_starts_the_server_with_its_first_client() {
     let output = output.unwrap();
     assert_eq!(output.stdout, b"hello\n", "{output:?}");
 }
+
+/// Nothing in proportion to the number is done: the limit of memory is far below it.
+#[test]
+fn descriptors_that_were_not_passed_are_a_failure() {
+    for count in ["2", "2000000000", "4294967295"] {
+        let script = r#"exec 3</dev/null; export LISTEN_FDS=$0 LISTEN_PID=$$; exec "$@""#;
+        let mut command = Command::new("prlimit");
+        command
+            .args(["--as=4000000000", "sh", "-c", script, count])
+            .arg(env!("CARGO_BIN_EXE_pipe-server"))
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        assert_fails(&mut command, 1, "LISTEN_FDS");
+    }
+}

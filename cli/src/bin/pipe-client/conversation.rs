@@ -1,5 +1,7 @@
 //! Requests and replies.
 
+use std::future::pending;
+
 use pipe_server::{Bytes, CallError, Client, RecvError, SendError};
 use pipe_server_cli::exit::{Failure, chain};
 
@@ -10,24 +12,51 @@ use crate::codes;
 pub(crate) struct Conversation {
     client: Client,
     address: String,
+    /// A message that came before the next request was sent, and counts as its reply.
+    early: Option<Bytes>,
 }
 
 impl Conversation {
     /// With the server at `address`.
     pub(crate) fn new(client: Client, address: String) -> Self {
-        Self { client, address }
+        Self {
+            client,
+            address,
+            early: None,
+        }
     }
 
     /// Sends a message and returns its reply.
     pub(crate) async fn exchange(&mut self, message: Bytes) -> Result<Bytes, CallError> {
-        self.client.call(message).await
+        match self.early.take() {
+            None => self.client.call(message).await,
+            Some(reply) => {
+                self.client.send(message).await?;
+                Ok(reply)
+            }
+        }
+    }
+
+    /// Waits until the server leaves, and describes that.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: no message is lost.
+    pub(crate) async fn end(&mut self) -> Failure {
+        if self.early.is_none() {
+            match self.unsolicited().await {
+                Ok(message) => self.early = Some(message),
+                Err(failure) => return failure,
+            }
+        }
+        // Further messages stay in the pipe.
+        pending().await
     }
 
     /// The next message of the server, which nobody has asked for. Fails once it has closed the
     /// connection.
     ///
     /// Cancel safe.
-    #[cfg(feature = "interactive")]
     pub(crate) async fn unsolicited(&mut self) -> Result<Bytes, Failure> {
         match self.client.recv().await {
             Ok(Some(message)) => Ok(message),

@@ -3,7 +3,6 @@
 use std::{
     borrow::Cow,
     fs::OpenOptions,
-    io::{self, Write as _},
     path::Path,
     sync::{
         Arc,
@@ -15,7 +14,10 @@ use std::{
 };
 
 use pipe_server::{CallError, SendError};
-use pipe_server_cli::exit::Failure;
+use pipe_server_cli::{
+    exit::Failure,
+    streams::{self, write_failure},
+};
 use reedline::{
     ExternalPrinter, FileBackedHistory, PromptEditMode, PromptHistorySearch, Reedline, Signal,
 };
@@ -26,7 +28,6 @@ use tokio::{
 
 use crate::{
     conversation::Conversation, messages::MessageNotation, options::Options, replies::Replies,
-    write_failure,
 };
 
 /// How many lines the history has.
@@ -72,7 +73,7 @@ pub(crate) async fn converse(
         // Before the reply, as they came before it.
         let waiting = prompt.take_unshown().chain(to_show.take());
         for text in waiting {
-            writeln!(io::stdout(), "{text}").map_err(write_failure)?;
+            streams::write(format!("{text}\n").as_bytes()).map_err(write_failure)?;
         }
         match notation.encode(line.as_bytes()) {
             Err(problem) => complain(Failure::new(format!("the line {problem}"))),
@@ -133,7 +134,12 @@ impl Prompt {
         }
         let (line, lines) = channel(1);
         let (next, may_read) = mpsc::channel();
-        thread::spawn(move || read_lines(editor, &line, &may_read));
+        thread::Builder::new()
+            .name("prompt".to_owned())
+            .spawn(move || read_lines(editor, &line, &may_read))
+            .map_err(|error| {
+                Failure::new(format!("can't start the thread of the prompt: {error}"))
+            })?;
         Ok(Self {
             lines,
             next,

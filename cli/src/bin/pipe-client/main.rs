@@ -3,16 +3,17 @@
 use std::{
     io::{self, IsTerminal as _},
     process::ExitCode,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use pipe_server::ConnectError;
+use pipe_server::{Bytes, ConnectError};
 use pipe_server_cli::{
     command_line,
     exit::{self, Failure},
     runtime,
+    streams::write_failure,
 };
-use tokio::runtime::Builder;
+use tokio::{runtime::Builder, time::timeout};
 
 use crate::{conversation::Conversation, messages::Messages, options::Options, replies::Replies};
 
@@ -23,6 +24,10 @@ mod interactive;
 mod messages;
 mod options;
 mod replies;
+
+/// How long after the server has left the messages may still end. If both happen at the same time,
+/// nothing has failed, but the thread that reads stdin may find it out later.
+const END_OF_MESSAGES: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let ended = command_line::parse_with_file()
@@ -68,7 +73,7 @@ async fn exchange_all(
     mut messages: Messages,
     repeat: u64,
 ) -> Result<(), Failure> {
-    while let Some(message) = messages.next().await? {
+    while let Some(message) = next_message(conversation, &mut messages).await? {
         for _ in 0..repeat {
             let sent = Instant::now();
             let reply = conversation.exchange(message.clone()).await;
@@ -83,8 +88,19 @@ async fn exchange_all(
     Ok(())
 }
 
-fn write_failure(error: io::Error) -> Failure {
-    Failure::new(format!("can't write to stdout: {error}"))
+/// The next message. Fails if the server leaves while there is none.
+async fn next_message(
+    conversation: &mut Conversation,
+    messages: &mut Messages,
+) -> Result<Option<Bytes>, Failure> {
+    tokio::select! {
+        biased;
+        message = messages.next() => message,
+        failure = conversation.end() => match timeout(END_OF_MESSAGES, messages.next()).await {
+            Ok(message) => message,
+            Err(_) => Err(failure),
+        }
+    }
 }
 
 fn connect_failure(error: ConnectError, options: &Options) -> Failure {
@@ -95,9 +111,10 @@ fn connect_failure(error: ConnectError, options: &Options) -> Failure {
         } => Failure::usage(format!("--{} {problem}", option.replace('_', "-"))),
         ConnectError::Name(error) => Failure::usage(error.to_string()),
         ConnectError::NotFound { .. } if !options.wait => {
-            Failure::new(format!("{error}, or wait for it with --wait"))
+            let origin = exit::origin_of_directory(&options.pipe_name);
+            Failure::new(format!("{error}, or wait for it with --wait{origin}"))
         }
-        other => exit::connect_failure(&other),
+        other => exit::connect_failure(&other, &options.pipe_name),
     };
     match code {
         Some(code) => failure.with_code(code),

@@ -2,14 +2,14 @@
 
 use std::{
     fs::File,
-    io::{self, IsTerminal as _, Read as _, Write as _},
+    io::{self, BufRead, BufReader, IsTerminal as _, Read as _, Write as _},
     path::Path,
-    str,
+    str, thread,
 };
 
 use pipe_server::Bytes;
-use pipe_server_cli::{exit::Failure, text::Form};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Stdin};
+use pipe_server_cli::{exit::Failure, streams::Blocking, text::Form};
+use tokio::sync::mpsc::{Receiver, channel};
 
 use crate::options::Options;
 
@@ -51,7 +51,7 @@ impl Messages {
             Ok(vec![message.into()])
         } else {
             return Ok(Self::Lines(Lines {
-                stdin: BufReader::new(tokio::io::stdin()),
+                lines: None,
                 number: 0,
                 end: if options.nul { 0 } else { b'\n' },
                 longest: options.longest_line(),
@@ -62,6 +62,10 @@ impl Messages {
     }
 
     /// The next message, which is never empty: an empty one would end the conversation.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: no message is lost.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
         match self {
             Self::Given(messages) => Ok(messages.next()),
@@ -125,8 +129,10 @@ fn contents(path: &Path, longest: usize) -> Result<Bytes, Failure> {
     // One byte more than fits. Not by the size of the file alone: it may be a pipe, or grow.
     let mut read = || {
         if stdin {
-            let mut stdin = io::stdin().lock().take(most.saturating_add(1));
-            stdin.read_to_end(&mut contents)?;
+            let stdin = Blocking(io::stdin().lock());
+            stdin
+                .take(most.saturating_add(1))
+                .read_to_end(&mut contents)?;
             return Ok(None);
         }
         let file = File::open(path)?;
@@ -158,8 +164,9 @@ fn contents(path: &Path, longest: usize) -> Result<Bytes, Failure> {
 /// The lines of stdin, with limited length.
 #[derive(Debug)]
 pub(crate) struct Lines {
-    stdin: BufReader<Stdin>,
-    /// How many have been read.
+    /// `None` until they are read.
+    lines: Option<Receiver<Result<Vec<u8>, Failure>>>,
+    /// The number of lines received.
     number: u64,
     /// What ends each.
     end: u8,
@@ -169,6 +176,9 @@ pub(crate) struct Lines {
 }
 
 impl Lines {
+    /// # Cancel safety
+    ///
+    /// Cancel safe: no line is lost.
     async fn next_message(&mut self) -> Result<Option<Bytes>, Failure> {
         while let Some(line) = self.next().await? {
             let number = self.number;
@@ -188,34 +198,73 @@ impl Lines {
         Ok(None)
     }
 
-    /// The next one without its end, which is NUL, or `\n` or `\r\n`.
     async fn next(&mut self) -> Result<Option<Vec<u8>>, Failure> {
+        let lines = match &mut self.lines {
+            Some(lines) => lines,
+            None => self.lines.insert(read_lines(self.end, self.longest)?),
+        };
+        let line = lines.recv().await.transpose()?;
         self.number += 1;
-        let (number, longest) = (self.number, self.longest);
-        // With its line ending. A longer line is not read further: it may never end.
-        let most = u64::try_from(longest).unwrap_or(u64::MAX).saturating_add(2);
-        let mut line = Vec::new();
-        let mut stdin = (&mut self.stdin).take(most);
-        let read = stdin
-            .read_until(self.end, &mut line)
-            .await
-            .map_err(|error| Failure::new(format!("can't read line {number} of stdin: {error}")))?;
-        if read == 0 {
-            return Ok(None);
-        }
-        if line.ends_with(&[self.end]) {
-            line.pop();
-            if self.end == b'\n' && line.ends_with(b"\r") {
-                line.pop();
+        Ok(line)
+    }
+}
+
+/// Reads the lines of stdin on a thread.
+///
+/// Not with `tokio::io::stdin`: shutting down the runtime would wait until the next line has been
+/// read.
+fn read_lines(end: u8, longest: usize) -> Result<Receiver<Result<Vec<u8>, Failure>>, Failure> {
+    let (sender, lines) = channel(1);
+    let read = move || {
+        let mut stdin = BufReader::new(Blocking(io::stdin().lock()));
+        for number in 1.. {
+            let Some(line) = read_line(&mut stdin, number, end, longest).transpose() else {
+                return;
+            };
+            let failed = line.is_err();
+            if sender.blocking_send(line).is_err() || failed {
+                return;
             }
         }
-        if line.len() > longest {
-            return Err(Failure::new(format!(
-                "line {number} of stdin is longer than a message may be: see --max-message-size"
-            )));
-        }
-        Ok(Some(line))
+    };
+    let started = thread::Builder::new().name("stdin".to_owned()).spawn(read);
+    started.map(|_| lines).map_err(|error| {
+        Failure::new(format!(
+            "can't start the thread that reads stdin: {error}: raise the limit of processes and threads \
+             (ulimit -u)"
+        ))
+    })
+}
+
+/// The next line without its end, which is NUL, or `\n` or `\r\n`.
+fn read_line(
+    stdin: &mut impl BufRead,
+    number: u64,
+    end: u8,
+    longest: usize,
+) -> Result<Option<Vec<u8>>, Failure> {
+    // With its line ending. A longer line is not read further: it may never end.
+    let most = u64::try_from(longest).unwrap_or(u64::MAX).saturating_add(2);
+    let mut line = Vec::new();
+    let read = stdin
+        .take(most)
+        .read_until(end, &mut line)
+        .map_err(|error| Failure::new(format!("can't read line {number} of stdin: {error}")))?;
+    if read == 0 {
+        return Ok(None);
     }
+    if line.ends_with(&[end]) {
+        line.pop();
+        if end == b'\n' && line.ends_with(b"\r") {
+            line.pop();
+        }
+    }
+    if line.len() > longest {
+        return Err(Failure::new(format!(
+            "line {number} of stdin is longer than a message may be: see --max-message-size"
+        )));
+    }
+    Ok(Some(line))
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use pipe_server_cli::{
 #[command(name = "pipe-client", version, after_help = AFTER_HELP)]
 pub(crate) struct Options {
     /// Name of the pipe, or its full path
-    #[arg(long, value_name = "NAME", default_value = "mynamedpipe")]
+    #[arg(long, value_name = "NAME", default_value = "mynamedpipe", value_parser = values::name())]
     pub(crate) pipe_name: PipeName,
 
     /// Connect to the pipe of the system, not to one of this user
@@ -105,7 +105,7 @@ pub(crate) struct Options {
     /// Send the contents of FILE as one message, unchanged; - is stdin. Repeat it for more files
     ///
     /// Nothing is sent unless all of them can be read and none is longer than a message may be.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["messages", "terminator"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["messages", "terminator"], value_parser = values::path())]
     pub(crate) file: Vec<PathBuf>,
 
     /// Send each message N times, one after the other
@@ -120,12 +120,14 @@ pub(crate) struct Options {
     pub(crate) hex: bool,
 
     /// Print the bytes of replies unchanged, with nothing between them
+    ///
+    /// Without it, characters that control a terminal are escaped if stdout is one.
     #[arg(long, conflicts_with_all = ["nul", "json", "ping"])]
     pub(crate) raw: bool,
 
     /// Lines of stdin and replies end with NUL, as for xargs -0 and grep -z
     ///
-    /// Replies in UTF-8 are printed unchanged except for their end.
+    /// Replies in UTF-8 are printed unchanged except for their end, unless stdout is a terminal.
     #[arg(long, conflicts_with_all = ["json", "ping"])]
     pub(crate) nul: bool,
 
@@ -142,7 +144,7 @@ pub(crate) struct Options {
     ///
     /// It is created for this user alone. Lines that begin with a space are left out.
     #[cfg(feature = "interactive")]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = values::path())]
     pub(crate) history: Option<PathBuf>,
 
     /// Print one JSON object per reply
@@ -175,11 +177,11 @@ enum Terminator {
 const PING_TIMEOUT: &str = "5s";
 
 const AFTER_HELP: &str = "\
-Sizes are in bytes, or have a unit: 4096, 64KiB, 1MB. Times have a unit: 500ms, 10s, 5min. For no
+Sizes are in bytes, or have a unit: 4096, 64KiB, 1MB. Times have a unit: 500ms, 10s, 5min. For no \
 limit give none.
-Exit codes: 0 when every message was replied to, 2 for bad usage, 3 when nobody serves the pipe, 4 when
-it is busy, 5 when access is denied or the server is not trusted, 6 when there is no reply or the
-connection is closed instead, and 1 for any other failure.";
+Exit codes: 0 when every message was replied to, 2 for bad usage, 3 when nobody serves the pipe, 4 when \
+it is busy, 5 when access is denied or the server is not trusted, 6 when there is no reply or the \
+connection is closed instead, as for a user whom --allow-user of pipe-server leaves out, and 1 for any other failure.";
 
 impl Options {
     /// The longest message, in bytes.

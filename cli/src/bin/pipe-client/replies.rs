@@ -2,13 +2,14 @@
 
 use std::{
     fmt::Write as _,
-    io::{self, Write as _},
+    io::{self, IsTerminal as _},
     str,
     time::Duration,
 };
 
 use pipe_server_cli::{
-    escape::{Escaping, Notation},
+    escape::{Escaping, Notation, escape_lines},
+    streams,
     text::{Encoding, Form},
 };
 use serde_json::Value;
@@ -21,6 +22,8 @@ pub(crate) struct Replies {
     shape: Shape,
     encoding: Encoding,
     address: String,
+    /// Text is for a terminal, which it must not control.
+    terminal: bool,
     /// How many have been printed.
     number: u64,
 }
@@ -57,6 +60,7 @@ impl Replies {
             shape,
             encoding: options.encoding,
             address,
+            terminal: io::stdout().is_terminal(),
             number: 0,
         }
     }
@@ -64,9 +68,7 @@ impl Replies {
     /// Prints a reply and flushes: a program may be waiting for it.
     pub(crate) fn print(&mut self, reply: &[u8], latency: Duration) -> io::Result<()> {
         let printed = self.shaped(reply, latency);
-        let mut stdout = io::stdout().lock();
-        stdout.write_all(&printed)?;
-        stdout.flush()
+        streams::write(&printed)
     }
 
     /// What to print of a reply.
@@ -74,6 +76,9 @@ impl Replies {
         self.number += 1;
         let line = match self.shape {
             Shape::Raw => return reply.to_vec(),
+            Shape::Nul if self.terminal => {
+                return (escape_lines(&decode(reply, self.encoding).0) + "\0").into_bytes();
+            }
             Shape::Nul => {
                 let form = Form::of(reply, self.encoding);
                 let mut text = match form.wide {
@@ -83,6 +88,7 @@ impl Replies {
                 text.push(0);
                 return text;
             }
+            Shape::Line if self.terminal => escape_lines(&decode(reply, self.encoding).0),
             Shape::Line => decode(reply, self.encoding).0,
             Shape::Hex => hex::encode(reply),
             Shape::Json { hex } => self.json(reply, hex, latency),
@@ -133,7 +139,8 @@ fn decode(message: &[u8], encoding: Encoding) -> (String, bool) {
     if form.terminated {
         text.pop();
     }
-    match text.strip_prefix('\u{feff}') {
+    // In UTF-8 it marks nothing and is text.
+    match text.strip_prefix('\u{feff}').filter(|_| form.wide) {
         Some(rest) => (rest.to_owned(), valid),
         None => (text, valid),
     }
@@ -152,6 +159,13 @@ mod tests {
         assert_eq!(text(b"answer\0", Encoding::Auto), "answer");
         assert_eq!(text(b"a\0n\0s\0\0\0", Encoding::Auto), "ans");
         assert_eq!(text(b"answer", Encoding::Auto), "answer");
+    }
+
+    #[test]
+    fn only_in_utf_16_a_byte_order_mark_is_not_text() {
+        let text = |message| decode(message, Encoding::Auto);
+        assert_eq!(text(b"\xff\xfeh\0i\0"), ("hi".to_owned(), true));
+        assert_eq!(text(b"\xef\xbb\xbfhi"), ("\u{feff}hi".to_owned(), true));
     }
 
     #[test]
@@ -181,6 +195,7 @@ mod tests {
             shape: Shape::Json { hex: false },
             encoding: Encoding::Auto,
             address: String::new(),
+            terminal: false,
             number: 0,
         };
         let latency = Duration::from_micros(1234);

@@ -1,15 +1,13 @@
 //! `pipe-list`: lists the pipes of this machine, without connecting to them.
 
-use std::{
-    io::{self, Write as _},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
 use clap::Parser;
 use pipe_server_cli::{
     command_line,
     escape::{Escaping, Notation, escape},
     exit::Failure,
+    streams,
 };
 
 #[cfg(target_os = "linux")]
@@ -57,16 +55,7 @@ fn run(options: Options) -> Result<(), Failure> {
                 .collect::<Vec<_>>(),
         ),
     };
-    let mut stdout = io::stdout().lock();
-    match stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-    {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::new(format!("can't write to stdout: {error}")))
-        }
-        _ => Ok(()),
-    }
+    streams::print(text.as_bytes())
 }
 
 /// What is known of one pipe: columns and their values.

@@ -1,19 +1,19 @@
 //! Output: one line on stdout, and the log on stderr or in a file.
 
 use std::{
-    any::Any,
     backtrace::{Backtrace, BacktraceStatus},
     env, fmt,
     io::{self, IsTerminal as _, Write},
     panic::{self, PanicHookInfo},
-    path::Path,
+    path::{Path, PathBuf},
     thread,
     time::Duration,
 };
 
 use pipe_server_cli::{
     escape::{Escaping, Notation},
-    exit::Failure,
+    exit::{Failure, panic_text},
+    streams::{self, Blocking},
     values::SizeLimit,
 };
 use tracing::{
@@ -36,6 +36,7 @@ use self::{file::LogFile, queue::Queue};
 use crate::options::{LogFormat, LoggingOptions};
 
 mod file;
+mod place;
 mod queue;
 
 /// How long the program waits at exit for the rest of the log to be written.
@@ -59,7 +60,9 @@ pub(crate) fn start(options: &LoggingOptions) -> Result<Log, Failure> {
     match &options.log_file {
         None => {
             let color = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none();
-            start_on(options, color, io::stderr(), io::stderr)
+            start_on(options, color, Blocking(io::stderr()), || {
+                Blocking(io::stderr())
+            })
         }
         Some(path) => {
             let file = open(path, options.log_file_size)?;
@@ -178,12 +181,6 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
     error!(location, backtrace, "panicked: {text}");
 }
 
-fn panic_text(payload: &(dyn Any + Send)) -> &str {
-    let text = payload.downcast_ref::<&str>().copied();
-    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("(no text)")
-}
-
 /// What is logged: by level, and by the module that logs it.
 fn filter(options: &LoggingOptions) -> Result<Targets, Failure> {
     if let Some(directives) = env::var_os("RUST_LOG").filter(|text| !text.is_empty()) {
@@ -227,17 +224,21 @@ fn without_secrets(filter: Targets) -> Targets {
 
 /// Prints on stdout that clients can connect, for users and for programs that wait for it. Nothing
 /// else is printed there. On its own thread, because nobody may be reading it.
-pub(crate) fn announce(address: String) {
-    let announced = thread::Builder::new()
+pub(crate) fn announce(path: PathBuf, address: String) -> Result<(), Failure> {
+    thread::Builder::new()
         .name("announce".to_owned())
         .spawn(move || {
-            let mut stdout = io::stdout();
-            match writeln!(stdout, "listening on {address}").and_then(|()| stdout.flush()) {
+            let path = path.as_os_str().as_encoded_bytes();
+            let line = [b"listening on ", path, b"\n"].concat();
+            match streams::write(&line) {
                 Ok(()) => info!(address, "listening"),
                 Err(error) => warn!(address, %error, "listening, but stdout can't be written to"),
             }
-        });
-    if let Err(error) = announced {
-        warn!(%error, "listening, but there is no thread to say so on stdout");
-    }
+        })
+        .map(|_| ())
+        .map_err(|error| {
+            Failure::new(format!(
+                "can't start the thread that prints the address: {error}"
+            ))
+        })
 }

@@ -81,7 +81,7 @@ fn run(options: Options, source: PipeSource) -> Result<ExitCode, Failure> {
         // that were idle would wait for the others.
         builder.global_queue_interval(1);
     }
-    let ended = runtime::run(builder, io_driver, serve_until_signal(options, source))?;
+    let ended = runtime::run_on_threads(builder, io_driver, serve_until_signal(options, source))?;
     let Some(summary) = ended? else {
         return Ok(ExitCode::from(INTERRUPTED));
     };
@@ -111,7 +111,8 @@ async fn serve_until_signal(
     let obstacle = source.obstacle(&options);
     let listener = options.listener().max_instances(capacity.max_instances);
     let listener = source.listen(&listener).map_err(bind_failure)?;
-    let address = listener.path().display().to_string();
+    let path = listener.path().to_owned();
+    let address = path.display().to_string();
     #[cfg(target_os = "linux")]
     if let Some(obstacle) = obstacle {
         tracing::warn!(address, "{obstacle}");
@@ -150,17 +151,22 @@ async fn serve_until_signal(
 
     capacity.log();
     #[cfg(target_os = "linux")]
-    systemd::Manager::from_environment().ready(&address, serving.stats(), signals.first());
+    let manager_told =
+        systemd::Manager::from_environment().ready(&address, serving.stats(), signals.first());
     #[cfg(windows)]
     service::ready();
-    logging::announce(address);
+    logging::announce(path, address)?;
     // Spawned, so that a worker accepts and serves without waking another thread.
     let serving = tokio::spawn(serving.into_future());
     tokio::select! {
-        ended = serving => match ended {
-            Ok(summary) => Ok(Some(summary)),
-            Err(error) => panic::resume_unwind(error.into_panic()),
-        },
+        ended = serving => {
+            let summary = ended.unwrap_or_else(|error| panic::resume_unwind(error.into_panic()));
+            #[cfg(target_os = "linux")]
+            if let Some(told) = manager_told {
+                _ = told.await;
+            }
+            Ok(Some(summary))
+        }
         // Shutting down the runtime drops the server, which also kills the `--exec` commands.
         () = signals.second() => Ok(None),
     }

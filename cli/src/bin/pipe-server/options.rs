@@ -26,13 +26,13 @@ const FORWARD_LIMIT: usize = 1024;
 /// Without options it behaves as Microsoft's sample server: every request gets the same reply. When
 /// clients can connect, "listening on ADDRESS" is printed to stdout; the log goes to stderr or to
 /// --log-file. Ctrl-C, Ctrl-Break (Windows), SIGTERM and SIGHUP let running requests finish; a
-/// second one, but for SIGHUP, ends the server at once. Under nohup, SIGHUP is ignored. On Linux it serves the socket that
-/// systemd passes, if there is one.
+/// second one, but for SIGHUP, ends the server at once. SIGHUP and SIGINT stay ignored if they are
+/// at the start, as under nohup. On Linux it serves the socket that systemd passes, if there is one.
 #[derive(Debug, Parser)]
 #[command(name = "pipe-server", version, after_help = AFTER_HELP)]
 pub(crate) struct Options {
     /// Name of the pipe, or its full path [default: mynamedpipe]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = values::name())]
     pub(crate) pipe_name: Option<PipeName>,
 
     /// Serve the pipe as one of the system, where the clients of all users look for it with
@@ -91,9 +91,9 @@ const USER: &str = "SID";
 const USER: &str = "UID";
 
 const AFTER_HELP: &str = "\
-Sizes are in bytes, or have a unit: 4096, 64KiB, 1MB. Times have a unit: 500ms, 10s, 5min. For no
+Sizes are in bytes, or have a unit: 4096, 64KiB, 1MB. Times have a unit: 500ms, 10s, 5min. For no \
 limit give none.
-RUST_LOG, if set, decides what is logged in place of -v and -q: a level, or levels of modules, as in
+RUST_LOG, if set, decides what is logged in place of -v and -q: a level, or levels of modules, as in \
 warn,pipe_server=debug.
 Exit codes: 0 after a signal, 1 for a failure, 2 for bad usage, 130 after a second signal.";
 
@@ -397,8 +397,10 @@ pub(crate) struct LoggingOptions {
     /// Append the log to FILE instead of writing it to stderr
     ///
     /// The file is opened when the server starts, and created if it does not exist. What it can't
-    /// take in time is dropped and counted.
-    #[arg(long, value_name = "FILE")]
+    /// take in time is dropped and counted. On Linux it is a regular file or a character device,
+    /// such as /dev/null, in a directory of this user or of root where no other user could exchange
+    /// it.
+    #[arg(long, value_name = "FILE", value_parser = values::path())]
     pub(crate) log_file: Option<PathBuf>,
 
     /// How long the file of --log-file may get, or none

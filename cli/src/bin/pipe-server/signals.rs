@@ -70,9 +70,9 @@ impl Signals {
 
 #[cfg(unix)]
 struct Source {
-    interrupt: tokio::signal::unix::Signal,
+    /// `None` if it stays ignored, as `hangup`.
+    interrupt: Option<tokio::signal::unix::Signal>,
     terminate: tokio::signal::unix::Signal,
-    /// `None` if it stays ignored.
     hangup: Option<tokio::signal::unix::Signal>,
 }
 
@@ -81,39 +81,40 @@ impl Source {
     fn new() -> io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
 
+        let unless = |ignored, kind| match ignored {
+            true => Ok(None),
+            false => signal(kind).map(Some),
+        };
+        let (interrupt, hangup) = (SignalKind::interrupt(), SignalKind::hangup());
         Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
+            interrupt: unless(is_ignored(interrupt).unwrap_or(false), interrupt)?,
             terminate: signal(SignalKind::terminate())?,
-            hangup: match is_hangup_ignored() {
-                true => None,
-                false => Some(signal(SignalKind::hangup())?),
-            },
+            hangup: unless(is_ignored(hangup).unwrap_or(true), hangup)?,
         })
     }
 
     async fn next(&mut self) -> &'static str {
         tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
+            Some(_) = async { self.interrupt.as_mut()?.recv().await } => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
             Some(_) = async { self.hangup.as_mut()?.recv().await } => HANGUP,
         }
     }
 }
 
-/// Whether this program was started with SIGHUP ignored, as by nohup, and so must outlive its
-/// terminal.
+/// Whether this program was started with the signal ignored: SIGHUP by nohup, so that it outlives
+/// its terminal, and SIGINT by a shell without job control that runs it in the background.
 ///
-/// sigaction(2) has no safe interface, but proc(5) has the same. Where that is not mounted, the
-/// signal is left as it is.
+/// sigaction(2) has no safe interface, but proc(5) has the same. `None` where that is not mounted.
 #[cfg(unix)]
-fn is_hangup_ignored() -> bool {
+fn is_ignored(signal: tokio::signal::unix::SignalKind) -> Option<bool> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status
         .lines()
         .find_map(|line| line.strip_prefix("SigIgn:"))
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())?;
     // The lowest bit is that of signal 1.
-    ignored.is_none_or(|mask| mask & 1 != 0)
+    Some(ignored & (1 << (signal.as_raw_value() - 1)) != 0)
 }
 
 #[cfg(windows)]

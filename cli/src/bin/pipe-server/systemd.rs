@@ -17,14 +17,18 @@ use std::{
             net::{SocketAddr, UnixDatagram},
         },
     },
+    path::Path,
     process,
-    sync::Arc,
-    time::Duration,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use pipe_server::Stats;
 use pipe_server_cli::exit::Failure;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::{
+    task::JoinHandle,
+    time::{MissedTickBehavior, interval},
+};
 use tracing::warn;
 
 /// The variables that speak to this process alone, and not to its commands.
@@ -38,6 +42,13 @@ pub(crate) const VARIABLES: [&str; 7] = [
     "WATCHDOG_USEC",
 ];
 
+/// How often it is logged at most that the manager can't be told the state: it may not be reading,
+/// and a watchdog is told often.
+const WARNING_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The first descriptor that systemd passes (`SD_LISTEN_FDS_START`).
+const FIRST_PASSED: u64 = 3;
+
 /// How often the status is updated.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -47,13 +58,17 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 /// Called once, before this process opens anything: the numbers of the descriptors say whose they
 /// are.
 pub(crate) fn take_socket(name: Option<&str>) -> Result<Option<OwnedFd>, Failure> {
-    let passed = sd_listen_fds::get().map_err(|_| {
+    let wrong = || {
         Failure::new(
             "LISTEN_FDS and LISTEN_PID are not the numbers that systemd sets: start the server from a .socket \
              unit, or unset them"
                 .to_owned(),
         )
-    })?;
+    };
+    if !are_passed() {
+        return Err(wrong());
+    }
+    let passed = sd_listen_fds::get().map_err(|_| wrong())?;
     let mut passed: Vec<_> = passed
         .into_iter()
         .map(|(name, socket)| (name.unwrap_or_default(), socket.into_std()))
@@ -82,6 +97,23 @@ pub(crate) fn take_socket(name: Option<&str>) -> Result<Option<OwnedFd>, Failure
     Ok((place < passed.len()).then(|| passed.swap_remove(place).1))
 }
 
+/// Whether the descriptors that `LISTEN_FDS` announces are open: `sd_listen_fds` allocates for all
+/// of them and then owns whatever has their numbers.
+fn are_passed() -> bool {
+    let open = Path::new("/proc/self/fd");
+    if number("LISTEN_PID") != Some(process::id().into()) || !open.exists() {
+        return true;
+    }
+    let count = number("LISTEN_FDS").unwrap_or(0);
+    let mut announced = FIRST_PASSED..FIRST_PASSED.saturating_add(count);
+    announced.all(|descriptor| open.join(descriptor.to_string()).is_symlink())
+}
+
+/// The number in a variable.
+fn number(variable: &str) -> Option<u64> {
+    env::var(variable).ok()?.parse().ok()
+}
+
 fn list(names: &[&str]) -> String {
     match names {
         [] => "none".to_owned(),
@@ -92,7 +124,15 @@ fn list(names: &[&str]) -> String {
 /// Where the service manager listens, if this process is to report to it.
 #[derive(Clone, Debug)]
 pub(crate) struct Manager {
-    to: Option<Arc<(UnixDatagram, SocketAddr)>>,
+    to: Option<Arc<NotifySocket>>,
+}
+
+#[derive(Debug)]
+struct NotifySocket {
+    socket: UnixDatagram,
+    address: SocketAddr,
+    /// When it was last logged that nothing can be sent.
+    warned: Mutex<Option<Instant>>,
 }
 
 impl Manager {
@@ -111,19 +151,21 @@ impl Manager {
 
     /// Reports that clients can connect to `address`. From now on sends the server's figures as its
     /// status and, if the manager asks for it, that the server is alive; and reports when
-    /// `stopping` ends.
+    /// `stopping` ends. The returned task ends after that: wait for it, or the end of the runtime may
+    /// come first.
     pub(crate) fn ready(
         &self,
         address: &str,
         stats: Stats,
         stopping: impl Future<Output = ()> + Send + 'static,
-    ) {
-        if self.to.is_none() {
-            return;
-        }
+    ) -> Option<JoinHandle<()>> {
+        self.to.as_ref()?;
         self.send(&format!("READY=1\nSTATUS=listening on {address}"));
+        if let Some(time) = watchdog() {
+            tokio::spawn(self.clone().report_life(time));
+        }
         let manager = self.clone();
-        tokio::spawn(async move {
+        Some(tokio::spawn(async move {
             tokio::select! {
                 () = stopping => {}
                 () = manager.report_status(&stats) => {}
@@ -132,10 +174,7 @@ impl Manager {
             manager.send(&format!(
                 "STOPPING=1\nSTATUS=stopping; clients: {connected}"
             ));
-        });
-        if let Some(time) = watchdog() {
-            tokio::spawn(self.clone().report_life(time));
-        }
+        }))
     }
 
     async fn report_status(&self, stats: &Stats) {
@@ -169,17 +208,19 @@ impl Manager {
     }
 
     fn send(&self, state: &str) {
-        let Some((socket, address)) = self.to.as_deref() else {
+        let Some(to) = &self.to else { return };
+        let Err(error) = to.socket.send_to_addr(state.as_bytes(), &to.address) else {
             return;
         };
-        match socket.send_to_addr(state.as_bytes(), address) {
-            Ok(_) => {}
-            Err(error) => warn!(%error, state, "the service manager could not be told the state"),
+        let mut warned = to.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.is_none_or(|time| time.elapsed() >= WARNING_INTERVAL) {
+            *warned = Some(Instant::now());
+            warn!(%error, state, "the service manager could not be told the state");
         }
     }
 }
 
-fn open(address: &OsStr) -> io::Result<(UnixDatagram, SocketAddr)> {
+fn open(address: &OsStr) -> io::Result<NotifySocket> {
     let address = match address.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
         [b'/', ..] => SocketAddr::from_pathname(address)?,
@@ -193,15 +234,65 @@ fn open(address: &OsStr) -> io::Result<(UnixDatagram, SocketAddr)> {
     let socket = UnixDatagram::unbound()?;
     // The manager may not be reading.
     socket.set_nonblocking(true)?;
-    Ok((socket, address))
+    Ok(NotifySocket {
+        socket,
+        address,
+        warned: Mutex::new(None),
+    })
 }
 
 /// Within which time the manager wants to hear from this process, or kills it.
 fn watchdog() -> Option<Duration> {
-    let number = |variable| env::var(variable).ok()?.parse::<u64>().ok();
     if number("WATCHDOG_PID").is_some_and(|id| id != u64::from(process::id())) {
         return None;
     }
     let time = number("WATCHDOG_USEC").filter(|&time| time > 0)?;
     Some(Duration::from_micros(time))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            lines.write(line)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_manager_that_does_not_read_does_not_fill_the_log() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
+        let reader = UnixDatagram::bind(&path).unwrap();
+        let manager = Manager {
+            to: open(path.as_os_str()).ok().map(Arc::new),
+        };
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let log = tracing_subscriber::fmt().with_writer(move || writer.clone());
+        tracing::subscriber::with_default(log.finish(), || {
+            for _ in 0..1000 {
+                manager.send("WATCHDOG=1");
+            }
+            // One that reads too slowly is no other case.
+            for _ in 0..1000 {
+                reader.recv(&mut [0; 100]).unwrap();
+                manager.send("WATCHDOG=1");
+                manager.send("WATCHDOG=1");
+            }
+        });
+        let lines = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(lines.lines().count(), 1, "{lines}");
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsString,
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -10,8 +10,11 @@ use std::{
 
 use tracing::warn;
 
+use super::place;
+
 /// A file that is appended to. Before a line would make it longer than its limit, it is renamed to
-/// FILE.1, which replaces the one before, and begun anew. Lines are never split.
+/// FILE.1, which replaces the one before, and begun anew. Lines are never split. What another user
+/// may have put in its place is not written to (`place.rs`).
 ///
 /// Other processes may write to it too, or empty it, as logrotate's copytruncate does: its size is
 /// asked before each write. If two processes find it full at the same moment, they may rename it
@@ -36,7 +39,7 @@ impl LogFile {
     /// Opens the file, and creates it if it does not exist.
     pub(crate) fn open(path: &Path, limit: Option<u64>) -> io::Result<Self> {
         let rotated = RotatedFile {
-            file: options().open(path)?,
+            file: place::open(path)?,
             // A link stays, and what it leads to is renamed.
             path: fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()),
             limit,
@@ -44,12 +47,6 @@ impl LogFile {
         };
         Ok(Self(Arc::new(Mutex::new(rotated))))
     }
-}
-
-fn options() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.append(true).create(true);
-    options
 }
 
 impl Write for LogFile {
@@ -98,30 +95,13 @@ impl RotatedFile {
     /// Begins a new file for a line that does not fit into this one, unless another process has
     /// done so.
     fn begin_anew(&mut self, line: usize, limit: u64) -> io::Result<()> {
-        if fs::metadata(&self.path).is_ok_and(|file| !fits(line, file.len(), limit)) {
+        if place::length(&self.path)?.is_some_and(|length| !fits(line, length, limit)) {
             let mut old = OsString::from(&self.path);
             old.push(".1");
             fs::rename(&self.path, old)?;
         }
-        self.file = self.next_options()?.open(&self.path)?;
+        self.file = place::open_next(&self.path, &self.file)?;
         Ok(())
-    }
-
-    /// Whoever may not read this file may not read the next one.
-    #[cfg(unix)]
-    fn next_options(&self) -> io::Result<OpenOptions> {
-        use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
-
-        let mode = self.file.metadata()?.permissions().mode();
-        let mut options = options();
-        options.mode(mode);
-        Ok(options)
-    }
-
-    /// Its directory says who may read it.
-    #[cfg(not(unix))]
-    fn next_options(&self) -> io::Result<OpenOptions> {
-        Ok(options())
     }
 }
 
@@ -257,6 +237,67 @@ mod tests {
         log.write_all(b"aaaa\nbbbb\nc\n").unwrap();
         assert_eq!(test.logs(), ["c\n", "aaaa\nbbbb\n"]);
         assert_eq!(fs::read_to_string(&link).unwrap(), "c\n");
+    }
+
+    /// Writes beyond the limit while something else than a file is in the log's place.
+    #[cfg(unix)]
+    fn write_past(test: &Test, put: impl FnOnce(&Path)) {
+        let mut log = test.open(10);
+        log.write_all(b"aaaa\nbbbb\n").unwrap();
+        fs::remove_file(test.path("log")).unwrap();
+        put(&test.path("log"));
+        log.write_all(b"c\nd\n").unwrap();
+        // It goes on where it can.
+        fs::remove_file(test.path("log")).unwrap();
+        log.write_all(b"eeee\nffff\n").unwrap();
+        assert!(test.logs()[0].ends_with("ffff\n"), "{:?}", test.logs());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_in_the_place_of_the_log_is_not_followed() {
+        let test = Test::new();
+        let secret = test.path("secret");
+        fs::write(&secret, "secret\n").unwrap();
+        write_past(&test, |place| {
+            std::os::unix::fs::symlink(&secret, place).unwrap();
+        });
+        assert_eq!(fs::read_to_string(&secret).unwrap(), "secret\n");
+        // A link to nothing would be created through.
+        let nothing = test.path("nothing");
+        write_past(&test, |place| {
+            std::os::unix::fs::symlink(&nothing, place).unwrap();
+        });
+        assert!(!nothing.exists());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_in_the_place_of_the_old_log_is_replaced_and_not_followed() {
+        let test = Test::new();
+        let secret = test.path("secret");
+        fs::write(&secret, "secret\n").unwrap();
+        std::os::unix::fs::symlink(&secret, test.path("log.1")).unwrap();
+        test.open(10).write_all(b"aaaa\nbbbb\nc\n").unwrap();
+        assert_eq!(test.logs(), ["c\n", "aaaa\nbbbb\n"]);
+        assert_eq!(fs::read_to_string(&secret).unwrap(), "secret\n");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_fifo_in_the_place_of_the_log_blocks_nothing() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+        let test = Test::new();
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            write_past(&test, |place| {
+                mknodat(CWD, place, FileType::Fifo, Mode::RWXU, 0).unwrap();
+            });
+            done.send(()).unwrap();
+        });
+        let limit = std::time::Duration::from_secs(60);
+        is_done.recv_timeout(limit).expect("it hangs, or failed");
     }
 
     #[cfg(unix)]

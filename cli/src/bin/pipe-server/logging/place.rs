@@ -1,0 +1,200 @@
+//! The place of the log's file, where nobody else may put another one.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    path::Path,
+};
+
+/// Opens the file of the log at the start. A link of the server's own user, or of root, is
+/// followed.
+///
+/// # Errors
+///
+/// The system's error, and on Unix an error that says what to do if the file is one that can block,
+/// or could be exchanged by another user.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    #[cfg(unix)]
+    unix::check_directories(path)?;
+    let file = open_with(&mut options(), path, Links::Follow)?;
+    #[cfg(unix)]
+    unix::check_owner(path, &file)?;
+    Ok(file)
+}
+
+/// Opens the next file of the log, which nobody has put there but another process with the same
+/// log. `last` is the one before.
+pub(super) fn open_next(path: &Path, last: &File) -> io::Result<File> {
+    let mut options = options();
+    // Whoever may not read this file may not read the next one. On Windows the directory says who
+    // may.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+
+        options.mode(last.metadata()?.permissions().mode());
+    }
+    #[cfg(windows)]
+    let _ = last;
+    match options.create_new(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            open_with(options.create_new(false).create(false), path, Links::Refuse)
+        }
+        result => result,
+    }
+}
+
+/// The length of the file at `path`, if there is one.
+pub(super) fn length(path: &Path) -> io::Result<Option<u64>> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_file() => Ok(Some(metadata.len())),
+        Ok(_) => Err(no_file("it is no longer a regular file")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true);
+    options
+}
+
+/// Whether a link is followed. On Windows making one takes a right of its own.
+#[cfg_attr(windows, allow(dead_code, reason = "links are always followed"))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Links {
+    Follow,
+    Refuse,
+}
+
+fn open_with(options: &mut OpenOptions, path: &Path, links: Links) -> io::Result<File> {
+    #[cfg(unix)]
+    return unix::open(options, path, links);
+    #[cfg(windows)]
+    {
+        let _ = links;
+        options.open(path)
+    }
+}
+
+fn no_file(problem: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, problem)
+}
+
+#[cfg(unix)]
+mod unix {
+    use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+
+    use rustix::{
+        fs::{OFlags, fcntl_getfl, fcntl_setfl},
+        io::Errno,
+        process::geteuid,
+    };
+
+    use super::*;
+
+    const STICKY: u32 = 0o1000;
+    const OTHERS_WRITE: u32 = 0o002;
+
+    /// The most links that Linux follows for one path (path_resolution(7)).
+    const LINKS: usize = 40;
+
+    /// Opens without blocking, and without making a terminal this process's own.
+    pub(super) fn open(options: &mut OpenOptions, path: &Path, links: Links) -> io::Result<File> {
+        let mut flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+        flags.set(OFlags::NOFOLLOW, links == Links::Refuse);
+        let file = options
+            .custom_flags(flags.bits() as i32)
+            .open(path)
+            .map_err(|error| match Errno::from_io_error(&error) {
+                // A FIFO without a reader, or a socket.
+                Some(Errno::NXIO) => can_block(),
+                Some(Errno::LOOP) if links == Links::Refuse => no_file("it is a link"),
+                _ => error,
+            })?;
+        let kind = file.metadata()?.file_type();
+        let device_allowed = links == Links::Follow;
+        if !(kind.is_file() || device_allowed && kind.is_char_device()) {
+            return Err(can_block());
+        }
+        // As a device may: nobody else has this open file.
+        fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
+        Ok(file)
+    }
+
+    fn can_block() -> io::Error {
+        no_file(
+            "it is neither a regular file nor a character device, such as /dev/null, and could block: leave --log-file \
+             out to log to stderr",
+        )
+    }
+
+    /// Refuses a file in a directory where another user could exchange it, as for sockets. That also
+    /// goes for every link on the way to it.
+    pub(super) fn check_directories(path: &Path) -> io::Result<()> {
+        let mut path = path.to_owned();
+        // The system follows no more than this, and opening fails.
+        for _ in 0..LINKS {
+            check_directory(&path)?;
+            let Ok(metadata) = fs::symlink_metadata(&path) else {
+                return Ok(());
+            };
+            if !metadata.is_symlink() {
+                return Ok(());
+            }
+            if !is_trusted(&metadata) {
+                return Err(denied("it is a link of another user"));
+            }
+            let target = fs::read_link(&path)?;
+            path = parent_of(&path).join(target);
+        }
+        Ok(())
+    }
+
+    fn check_directory(path: &Path) -> io::Result<()> {
+        let directory = parent_of(path);
+        let metadata = fs::metadata(directory)?;
+        let directory = directory.display();
+        if !is_trusted(&metadata) {
+            return Err(denied(&format!(
+                "the directory {directory} belongs to another user (uid {}), who could exchange it: choose one of \
+                 this user or of root",
+                metadata.uid()
+            )));
+        }
+        if metadata.mode() & (OTHERS_WRITE | STICKY) == OTHERS_WRITE {
+            return Err(denied(&format!(
+                "everyone can replace files in the directory {directory}: choose another one, remove the permission \
+                 (chmod o-w), or set the sticky bit (chmod +t)"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Refuses a file that another user has put into a directory where anybody may.
+    pub(super) fn check_owner(path: &Path, file: &File) -> io::Result<()> {
+        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let directory = fs::metadata(parent_of(&path))?;
+        let metadata = file.metadata()?;
+        match directory.mode() & OTHERS_WRITE != 0 && !is_trusted(&metadata) {
+            true => Err(denied("it belongs to another user")),
+            false => Ok(()),
+        }
+    }
+
+    fn parent_of(path: &Path) -> &Path {
+        match path.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        }
+    }
+
+    fn is_trusted(metadata: &fs::Metadata) -> bool {
+        metadata.uid() == 0 || metadata.uid() == geteuid().as_raw()
+    }
+
+    fn denied(problem: &str) -> io::Error {
+        io::Error::new(io::ErrorKind::PermissionDenied, problem)
+    }
+}
