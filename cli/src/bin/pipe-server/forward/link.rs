@@ -1,9 +1,8 @@
-//! The connection to the NATS server, and the requests that wait for a reply.
+//! The link to the NATS server: it connects again and again, and knows the requests that wait for
+//! a reply.
 
 use std::{
     collections::HashMap,
-    future::poll_fn,
-    pin::{Pin, pin},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -11,71 +10,77 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{Client, Event, Message, Subscriber, connection::State};
-use futures_core::Stream as _;
+use pipe_server::Bytes;
 use tokio::{
-    sync::{oneshot, watch},
+    sync::{mpsc, oneshot},
     time::{Instant, sleep, timeout},
 };
+use tokio_rustls::rustls::crypto::ring;
 use tracing::{debug, info, warn};
 
-use super::target::Target;
+use super::{
+    ForwardError,
+    connect::{NatsAddress, NatsConnection},
+    protocol::{NatsError, ServerInfo},
+    session::Session,
+    target::Target,
+};
 
-/// How long `async-nats` may take to reconnect before this program starts again: an attempt of it
-/// can hang, too.
-const RECONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long one attempt to connect may take in all.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The backoff after a failed attempt to connect, doubled after each further one. Once connected,
-/// `async-nats` reconnects, with a backoff of up to 4 s as well.
+/// The backoff between two attempts to connect, doubled after each, unless the connection between
+/// them lasted.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+
+/// How many requests may be on their way to the connection. Further ones wait in their own tasks.
+const REQUESTS_QUEUED: usize = 64;
+
+/// How many servers of a cluster are remembered. One of them names them.
+const MOST_SERVERS: usize = 64;
 
 /// The shortest time between two log lines about the connection, and between two equal ones.
 /// Clients can cause some of them.
 const LOGGED_EVERY: Duration = Duration::from_secs(1);
 const REPEATED_EVERY: Duration = Duration::from_secs(60);
 
-/// The connection to the server, and the requests that wait for a reply.
-///
-/// Not `Client::request`: it keeps an entry for every request without a reply, also when nobody
-/// waits for it any more, so that clients could fill the memory.
+/// How much is logged of what a server says, in characters.
+const ERROR_KEPT: usize = 1024;
+
+type Answer = Result<Bytes, ForwardError>;
+
+/// The link to the server, and the requests that wait for a reply.
 #[derive(Debug)]
 pub(super) struct NatsLink {
     /// Without credentials.
     address: String,
-    pub(super) most: usize,
-    reconnect_timeout: Duration,
-    /// How many attempts to connect this program has made. The events of earlier ones are ignored.
-    attempts: AtomicU64,
-    state: watch::Sender<LinkState>,
-    waiting: Mutex<HashMap<u64, oneshot::Sender<Message>>>,
+    pub(super) subject: String,
+    /// The longest reply, in bytes.
+    pub(super) limit: usize,
+    /// The start of the subjects on which replies arrive. It is random, so that others can't guess
+    /// it, and the same on all connections, so that a reply may arrive on the next one.
+    pub(super) inbox: String,
+    connect_timeout: Duration,
+    requests: mpsc::Sender<Outgoing>,
+    waiting: Mutex<HashMap<u64, WaitingRequest>>,
     /// The token of the next request.
     next: AtomicU64,
     complaint: Mutex<Option<Complaint>>,
 }
 
-#[derive(Debug, Default)]
-struct LinkState {
-    connection: Option<Arc<NatsConnection>>,
-    /// What the last event said. It may be missing, because `async-nats` drops events when there
-    /// are many.
-    up: bool,
+/// A request on its way to the connection.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    pub(super) token: u64,
+    pub(super) payload: Bytes,
 }
 
 #[derive(Debug)]
-pub(super) struct NatsConnection {
-    pub(super) client: Client,
-    /// The subject below which replies arrive. It is random, so that others can't guess it.
-    pub(super) inbox: String,
-}
-
-impl LinkState {
-    fn is_up(&self) -> bool {
-        let Some(connection) = &self.connection else {
-            return false;
-        };
-        self.up || connection.client.connection_state() == State::Connected
-    }
+struct WaitingRequest {
+    answer: oneshot::Sender<Answer>,
+    /// Whether the request may have been published.
+    is_published: bool,
 }
 
 /// The last one that was logged.
@@ -86,28 +91,56 @@ struct Complaint {
 }
 
 impl NatsLink {
-    pub(super) fn new(address: String, most: usize) -> Self {
-        Self {
-            address,
-            most,
-            reconnect_timeout: RECONNECT_TIMEOUT,
-            attempts: AtomicU64::new(0),
-            state: watch::Sender::new(LinkState::default()),
+    /// Returns the link, and the requests for [`keep`](Self::keep).
+    pub(super) fn new(target: &Target, limit: usize) -> (Self, mpsc::Receiver<Outgoing>) {
+        let (requests, receiver) = mpsc::channel(REQUESTS_QUEUED);
+        let link = Self {
+            address: target.server.to_string(),
+            subject: target.subject.clone(),
+            limit,
+            inbox: random_inbox(),
+            connect_timeout: CONNECT_TIMEOUT,
+            requests,
             waiting: Mutex::default(),
             next: AtomicU64::new(0),
             complaint: Mutex::default(),
-        }
+        };
+        (link, receiver)
     }
 
-    /// Connects and passes replies on, for ever.
-    pub(super) async fn keep(self: Arc<Self>, target: Target) {
+    /// Publishes a request, once there is a connection, and waits for the first reply.
+    ///
+    /// If the future is dropped before the request is on the connection, it is not published.
+    pub(super) async fn request(self: &Arc<Self>, payload: Bytes) -> Answer {
+        let mut waiting = Waiting::new(self);
+        let token = waiting.token;
+        let outgoing = self.requests.send(Outgoing { token, payload }).await;
+        outgoing.map_err(|_| ForwardError::Closed)?;
+        let answer = (&mut waiting.answer).await;
+        answer.map_err(|_| ForwardError::Closed)?
+    }
+
+    /// Connects and passes requests and replies on, for ever.
+    pub(super) async fn keep(
+        self: Arc<Self>,
+        target: Target,
+        mut requests: mpsc::Receiver<Outgoing>,
+    ) {
         let mut pause = FIRST_PAUSE;
-        loop {
-            match self.connect(&target).await {
-                Ok(replies) => {
-                    pause = FIRST_PAUSE;
-                    self.deliver(replies).await;
-                    self.state.send_replace(LinkState::default());
+        let mut servers = vec![target.address.clone()];
+        for attempt in 0.. {
+            let address = servers[attempt % servers.len()].clone();
+            match self.connect(&target, &address).await {
+                Ok(connection) => {
+                    let begun = Instant::now();
+                    *self.complaint() = None;
+                    info!(address = self.address, "connected to the NATS server of --forward");
+                    let (error, info) = Session::run(&self, connection, &mut requests).await;
+                    self.lost(&error);
+                    servers = known_servers(&target, &info);
+                    if begun.elapsed() > LONGEST_PAUSE {
+                        pause = FIRST_PAUSE;
+                    }
                 }
                 Err(error) => self.complain(&format!(
                     "can't connect to the NATS server of --forward: {error}; trying again: requests wait until \
@@ -119,103 +152,75 @@ impl NatsLink {
         }
     }
 
-    async fn connect(self: &Arc<Self>, target: &Target) -> Result<Subscriber, String> {
-        let client = target.connect(self).await?;
-        let inbox = client.new_inbox();
-        // Before the first request is published, on the same connection.
-        let replies = client.subscribe(format!("{inbox}.*")).await;
-        let replies = replies.map_err(|error| error.to_string())?;
-        self.state.send_replace(LinkState {
-            connection: Some(Arc::new(NatsConnection { client, inbox })),
-            up: true,
-        });
-        Ok(replies)
+    async fn connect(
+        &self,
+        target: &Target,
+        address: &NatsAddress,
+    ) -> Result<NatsConnection, NatsError> {
+        let connecting = NatsConnection::open(target, address);
+        let silent = |_| NatsError::Silent(self.connect_timeout);
+        timeout(self.connect_timeout, connecting)
+            .await
+            .map_err(silent)?
     }
 
-    /// Passes replies on until the connection is closed, or lost for too long.
-    async fn deliver(&self, mut replies: Subscriber) {
-        let mut lost = pin!(self.lost());
-        loop {
-            let reply = tokio::select! {
-                reply = next(&mut replies) => reply,
-                () = &mut lost => None,
-            };
-            let Some(reply) = reply else {
-                return;
-            };
-            let token = reply.subject.rsplit('.').next();
-            let Some(token) = token.and_then(|token| token.parse().ok()) else {
-                continue;
-            };
-            match self.waiting().remove(&token) {
-                Some(waiting) => _ = waiting.send(reply),
-                None => debug!("a reply arrived too late, or a second time"),
-            }
-        }
-    }
-
-    /// Waits until the connection is lost and `async-nats` does not restore it in time.
-    async fn lost(&self) {
-        const KEPT: &str = "the sender is in this link";
-        let mut state = self.state.subscribe();
-        loop {
-            state.wait_for(|state| !state.up).await.expect(KEPT);
-            let restored = state.wait_for(|state| state.up);
-            if timeout(self.reconnect_timeout, restored).await.is_err() {
-                return;
-            }
-        }
-    }
-
-    /// Waits until there is a connection. Cancel safe.
-    pub(super) async fn connection(&self) -> Arc<NatsConnection> {
-        let mut state = self.state.subscribe();
-        let state = state.wait_for(LinkState::is_up).await;
-        let state = state.expect("the sender is in this link");
-        Arc::clone(state.connection.as_ref().expect("it is up"))
-    }
-
-    pub(super) fn next_attempt(&self) -> u64 {
-        self.attempts.fetch_add(1, Ordering::Relaxed) + 1
-    }
-
-    pub(super) fn happened(&self, event: Event, attempt: u64) {
-        let address = &self.address;
-        // A client that was given up may still try to reconnect, until it can.
-        if attempt != self.attempts.load(Ordering::Relaxed) {
+    /// A reply may still arrive on the next connection, but not from a server that means harm.
+    fn lost(&self, error: &NatsError) {
+        self.complain(&format!(
+            "the connection to the NATS server of --forward is lost: {error}; reconnecting: requests wait until \
+             --handler-timeout"
+        ));
+        if !error.is_violation() {
             return;
         }
-        match event {
-            Event::Connected => {
-                self.state.send_modify(|state| state.up = true);
-                *self.complaint() = None;
-                info!(address, "connected to the NATS server of --forward");
-            }
-            Event::Disconnected => {
-                self.state.send_modify(|state| state.up = false);
-                self.complain(
-                    "the connection to the NATS server of --forward is lost; reconnecting: requests wait until \
-                     --handler-timeout",
-                );
-            }
-            Event::LameDuckMode => self.complain(
-                "the NATS server of --forward is about to shut down (lame duck mode), and will close the connection",
-            ),
-            Event::SlowConsumer(_) => self.complain(
-                "replies arrived faster than they were taken, and some were dropped: their requests time out",
-            ),
-            Event::ServerError(error) => {
-                self.complain(&format!("the NATS server of --forward reports an error: {error}"));
-            }
-            Event::ClientError(error) => self.complain(&format!(
-                "can't reconnect to the NATS server of --forward: {error}; trying again"
-            )),
-            Event::Draining | Event::Closed => debug!(address, %event, "event of the connection"),
+        let published: Vec<_> = {
+            let mut waiting = self.waiting();
+            let published = waiting.iter().filter(|(_, request)| request.is_published);
+            let published: Vec<_> = published.map(|(token, _)| *token).collect();
+            let requests = published.iter().map(|token| waiting.remove(token));
+            requests.flatten().collect()
+        };
+        for request in published {
+            let error = ForwardError::Violation(error.to_string());
+            _ = request.answer.send(Err(error));
         }
+    }
+
+    /// The request for which a message on `subject` is the reply, if one waits.
+    pub(super) fn token(&self, subject: &str) -> Option<u64> {
+        let token = subject.strip_prefix(&self.inbox)?.parse().ok()?;
+        self.waiting().contains_key(&token).then_some(token)
+    }
+
+    /// Marks a request as published. Returns whether anybody waits for its reply.
+    pub(super) fn publishes(&self, token: u64) -> bool {
+        match self.waiting().get_mut(&token) {
+            Some(request) => {
+                request.is_published = true;
+                true
+            }
+            None => false,
+        }
+    }
+
+    pub(super) fn answer(&self, token: u64, answer: Answer) {
+        let request = self.waiting().remove(&token);
+        if let Some(request) = request {
+            _ = request.answer.send(answer);
+        }
+    }
+
+    /// Logs an error that the server reports.
+    pub(super) fn complain_of(&self, text: &str) {
+        let text: String = text.chars().take(ERROR_KEPT).collect();
+        let text = text.escape_debug();
+        self.complain(&format!(
+            "the NATS server of --forward reports an error: {text}"
+        ));
     }
 
     /// Logs a warning, unless one was logged a moment ago or it says the same as the last one.
-    fn complain(&self, text: &str) {
+    pub(super) fn complain(&self, text: &str) {
         let address = &self.address;
         let now = Instant::now();
         let mut complaint = self.complaint();
@@ -237,7 +242,7 @@ impl NatsLink {
         warn!(address, "{text}");
     }
 
-    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Message>>> {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, WaitingRequest>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -248,28 +253,46 @@ impl NatsLink {
     }
 }
 
-/// The next reply; `None` once the connection is closed. Cancel safe.
-async fn next(replies: &mut Subscriber) -> Option<Message> {
-    poll_fn(|cx| Pin::new(&mut *replies).poll_next(cx)).await
+/// The servers to try, the one of the URL first.
+fn known_servers(target: &Target, info: &ServerInfo) -> Vec<NatsAddress> {
+    let mut servers = vec![target.address.clone()];
+    let named = info.connect_urls.iter().take(MOST_SERVERS);
+    for address in named.filter_map(|url| NatsAddress::parse(url)) {
+        if !servers.contains(&address) {
+            servers.push(address);
+        }
+    }
+    servers
+}
+
+fn random_inbox() -> String {
+    let mut bytes = [0; 16];
+    let filled = ring::default_provider().secure_random.fill(&mut bytes);
+    filled.expect("the system has random numbers");
+    format!("_INBOX.{}.", hex::encode(bytes))
 }
 
 /// A request that waits for its reply. Dropping it forgets the request.
 #[derive(Debug)]
-pub(super) struct Waiting {
+struct Waiting {
     link: Arc<NatsLink>,
-    pub(super) token: u64,
-    pub(super) reply: oneshot::Receiver<Message>,
+    token: u64,
+    answer: oneshot::Receiver<Answer>,
 }
 
 impl Waiting {
-    pub(super) fn new(link: &Arc<NatsLink>) -> Self {
-        let (sender, reply) = oneshot::channel();
+    fn new(link: &Arc<NatsLink>) -> Self {
+        let (sender, answer) = oneshot::channel();
         let token = link.next.fetch_add(1, Ordering::Relaxed);
-        link.waiting().insert(token, sender);
+        let request = WaitingRequest {
+            answer: sender,
+            is_published: false,
+        };
+        link.waiting().insert(token, request);
         Self {
             link: Arc::clone(link),
             token,
-            reply,
+            answer,
         }
     }
 }
@@ -284,11 +307,15 @@ impl Drop for Waiting {
 mod tests {
     use std::{net::TcpListener, thread};
 
-    use pipe_server::{Peer, Request};
     use support::nats;
 
     use super::*;
-    use crate::forward::Forward;
+
+    fn link(url: &str) -> (NatsLink, mpsc::Receiver<Outgoing>, Target) {
+        let target = Target::parse(url).unwrap();
+        let (link, requests) = NatsLink::new(&target, 1000);
+        (link, requests, target)
+    }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_server_that_says_nothing_does_not_keep_the_next_attempt_from_being_made() {
@@ -303,27 +330,67 @@ mod tests {
             nats::echo(next(), "a", "nothing");
             drop(held);
         });
-        let mut link = NatsLink::new(String::new(), 1);
-        link.reconnect_timeout = Duration::from_millis(50);
-        let forward = Forward::over(link, Target::parse(&url).unwrap(), 1000);
+        let (mut link, requests, target) = link(&url);
+        link.connect_timeout = Duration::from_millis(50);
+        let link = Arc::new(link);
+        tokio::spawn(Arc::clone(&link).keep(target, requests));
         silent.await.unwrap();
-        let request = Request::new("hello", Peer::current().unwrap());
-        let reply = timeout(Duration::from_secs(60), forward.run(request)).await;
+        let reply = timeout(Duration::from_secs(60), link.request("hello".into())).await;
         assert_eq!(reply.expect("it hangs").unwrap(), "hello");
     }
 
     #[test]
-    fn a_request_that_is_given_up_is_forgotten() {
-        let link = Arc::new(NatsLink::new(String::new(), 1));
+    fn a_request_that_is_given_up_is_forgotten_and_not_published() {
+        let (link, _requests, _) = link("nats://localhost/a");
+        let link = Arc::new(link);
         let waiting = Waiting::new(&link);
-        assert_eq!(link.waiting().len(), 1);
+        let (token, subject) = (waiting.token, format!("{}{}", link.inbox, waiting.token));
+        assert!(link.publishes(token));
+        assert_eq!(link.token(&subject), Some(token));
         drop(waiting);
+        assert!(!link.publishes(token));
+        assert_eq!(link.token(&subject), None);
         assert!(link.waiting().is_empty());
+    }
+
+    #[test]
+    fn only_what_was_published_fails_with_a_server_that_breaks_the_protocol() {
+        let (link, _requests, _) = link("nats://localhost/a");
+        let link = Arc::new(link);
+        let (mut published, mut unpublished) = (Waiting::new(&link), Waiting::new(&link));
+        assert!(link.publishes(published.token));
+        link.lost(&NatsError::Closed);
+        published.answer.try_recv().unwrap_err();
+        link.lost(&NatsError::LineTooLong);
+        let error = published.answer.try_recv().unwrap().unwrap_err();
+        assert!(error.to_string().contains("65536"), "{error}");
+        unpublished.answer.try_recv().unwrap_err();
+        assert!(link.publishes(unpublished.token));
+    }
+
+    #[test]
+    fn the_servers_of_a_cluster_are_tried_after_the_one_of_the_url() {
+        let target = Target::parse("nats://localhost:1/a").unwrap();
+        let urls = (1..1000).map(|port| format!("localhost:{port}"));
+        let info = ServerInfo {
+            max_payload: 0,
+            tls_required: false,
+            connect_urls: urls.collect(),
+            lame_duck: false,
+        };
+        let servers = known_servers(&target, &info);
+        assert_eq!(servers.len(), MOST_SERVERS);
+        assert_eq!(servers[0], target.address);
+    }
+
+    #[test]
+    fn inboxes_are_not_repeated() {
+        assert_ne!(random_inbox(), random_inbox());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_complaint_is_not_repeated_at_once() {
-        let link = NatsLink::new(String::new(), 1);
+        let (link, _requests, _) = link("nats://localhost/a");
         let logged = || link.complaint().as_ref().map(|last| last.logged);
         link.complain("a");
         let first = logged();

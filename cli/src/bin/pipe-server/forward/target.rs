@@ -1,34 +1,15 @@
-//! The value of `--forward`, and one attempt to connect to it.
+//! The value of `--forward`.
 
-use std::{borrow::Cow, fmt, future::ready, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt};
 
-use async_nats::{Client, ConnectOptions};
 use percent_encoding::percent_decode_str;
 use pipe_server_cli::exit::Failure;
-use tokio::time::timeout;
 use url::Url;
 
-use super::link::NatsLink;
+use super::connect::NatsAddress;
 
 /// NATS's own.
-const DEFAULT_PORT: u16 = 4222;
-
-/// How long one attempt to connect may take, for each address of the host, and in all. `async-nats`
-/// limits only the first part, and would wait for ever for the greeting of a server that says
-/// nothing.
-const ADDRESS_TIMEOUT: Duration = Duration::from_secs(3);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often an idle connection is checked. `async-nats` gives it up after three times without an
-/// answer.
-const PING_INTERVAL: Duration = Duration::from_secs(15);
-
-/// How many requests `async-nats` may hold before it writes them. Further ones wait in their own
-/// tasks.
-const REQUESTS_QUEUED: usize = 64;
-
-/// How many replies may wait to be passed on, at least; further ones are dropped. More than one per
-/// request, because workers may reply too late or twice.
-const REPLIES_QUEUED: usize = 4096;
+pub(super) const DEFAULT_PORT: u16 = 4222;
 
 /// The value of `--forward`. It is not checked while the command line is parsed, because clap's
 /// errors quote the value, which may contain a password.
@@ -62,13 +43,14 @@ impl ForwardUrl {
 pub(crate) struct Target {
     /// Without credentials.
     pub(super) server: Url,
-    tls: bool,
-    credentials: Credentials,
+    pub(super) address: NatsAddress,
+    pub(super) tls: bool,
+    pub(super) credentials: Credentials,
     pub(super) subject: String,
 }
 
 #[derive(PartialEq, Eq)]
-enum Credentials {
+pub(super) enum Credentials {
     None,
     Token(String),
     Password { user: String, password: String },
@@ -91,9 +73,10 @@ impl Target {
         check_subject(subject)?;
         let mut server = Url::parse(&format!("{scheme}://{authority}"))
             .map_err(|error| format!("the URL's host is wrong: {error}; {FORM}"))?;
-        if server.host_str().is_none_or(str::is_empty) {
+        let address = NatsAddress::new(&server).filter(|_| server.host_str() != Some(""));
+        let Some(address) = address else {
             return Err(format!("the URL has no host: {FORM}"));
-        }
+        };
         if !server.path().is_empty() || server.query().is_some() || server.fragment().is_some() {
             return Err(
                 "'?', '#' and '\\' can't be in front of the URL's subject; in a password, write them as \
@@ -114,39 +97,11 @@ impl Target {
         _ = server.set_port(Some(port));
         Ok(Self {
             server,
+            address,
             tls,
             credentials,
             subject: subject.to_owned(),
         })
-    }
-
-    /// Connects, once.
-    pub(super) async fn connect(&self, link: &Arc<NatsLink>) -> Result<Client, String> {
-        let options = match &self.credentials {
-            Credentials::None => ConnectOptions::new(),
-            Credentials::Token(token) => ConnectOptions::with_token(token.clone()),
-            Credentials::Password { user, password } => {
-                ConnectOptions::with_user_and_password(user.clone(), password.clone())
-            }
-        };
-        let (events, attempt) = (Arc::clone(link), link.next_attempt());
-        let connecting = options
-            .name("pipe-server")
-            // For the servers that this one names, too.
-            .require_tls(self.tls)
-            .connection_timeout(ADDRESS_TIMEOUT)
-            .ping_interval(PING_INTERVAL)
-            .client_capacity(REQUESTS_QUEUED)
-            .subscription_capacity(link.most.max(REPLIES_QUEUED))
-            .event_callback(move |event| {
-                events.happened(event, attempt);
-                ready(())
-            })
-            .connect(self.server.as_str());
-        match timeout(CONNECT_TIMEOUT, connecting).await {
-            Ok(connected) => connected.map_err(|error| error.to_string()),
-            Err(_) => Err(format!("no answer within {CONNECT_TIMEOUT:?}")),
-        }
     }
 }
 
