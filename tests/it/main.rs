@@ -24,6 +24,7 @@ mod model;
 mod observe;
 mod properties;
 mod shared_client;
+mod shared_client_late;
 #[cfg(all(feature = "json", feature = "postcard"))]
 mod typed;
 #[cfg(all(windows, not(pipe_model)))]
