@@ -55,12 +55,12 @@ impl Default for ClientOptions {
 
 impl ClientOptions {
     /// Creates options with the [`defaults`]: wait up to 20 s for a busy pipe, fail at once if the
-    /// pipe does not exist, messages up to 64 KiB.
+    /// pipe does not exist, up to 30 s for a call, messages up to 64 KiB.
     pub fn new() -> Self {
         Self {
             connect_timeout: Some(defaults::CONNECT_TIMEOUT),
             wait_for_server: None,
-            call_timeout: None,
+            call_timeout: Some(defaults::CALL_TIMEOUT),
             max_message_size: None,
             trust: Trust::default(),
             #[cfg(windows)]
@@ -90,8 +90,11 @@ impl ClientOptions {
     }
 
     /// Sets how long a [`call`](Client::call) may take, from the start of sending to the reply,
-    /// before it fails with [`CallError::TimedOut`]. `None`, the default, for no limit, since only
-    /// the author of a handler knows how long it takes.
+    /// before it fails with [`CallError::TimedOut`]; `None` for no limit. Default:
+    /// [`defaults::CALL_TIMEOUT`], 30 s.
+    ///
+    /// Only the author of a handler knows how long it takes: set more, or `None`, for handlers that
+    /// may take longer.
     ///
     /// The client remains usable. If the reply still arrives, the next call drops it.
     pub fn call_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
@@ -308,7 +311,7 @@ impl Client {
     /// If the future is dropped, or the call times out, the request may or may not be sent, but
     /// never in part. The client remains usable: the next call first waits for the reply to this
     /// one, and drops it. If the server does not reply, that call waits until its own timeout, or
-    /// forever without one.
+    /// forever if there is none.
     pub async fn call(&mut self, request: impl Into<Bytes>) -> Result<Bytes, CallError> {
         let request = request.into();
         let Some(after) = self.call_timeout else {

@@ -29,6 +29,10 @@ pub const MAX_CONNECTIONS_PER_USER: usize = 256;
 /// Client*).
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How long a call of a client may take. Finite, because otherwise nobody would notice a server
+/// that is stuck.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// How many calls of a shared client are in flight at the same time: enough to keep a server busy,
 /// and at most 16 MiB of requests of the default limit.
 pub const MAX_IN_FLIGHT: usize = 256;

@@ -68,9 +68,10 @@ impl ClientOptions {
     /// follows:
     ///
     /// - [`trust`](Self::trust) is checked each time a connection is opened.
-    /// - [`call_timeout`](Self::call_timeout) is for a whole call: it includes waiting for a slot
-    ///   and for a connection. A connection is closed, and opened again for the next call, if its
-    ///   server does not answer a call that was given up within another `call_timeout`.
+    /// - [`call_timeout`](Self::call_timeout), 30 s by default, is for a whole call: it includes
+    ///   waiting for a slot and for a connection. A connection is closed, and opened again for the
+    ///   next call, if its server does not answer a call that was given up within another
+    ///   `call_timeout`.
     /// - [`connect_timeout`](Self::connect_timeout) and [`wait_for_server`](Self::wait_for_server)
     ///   apply each time a connection is opened while there is no other one. By default, calls wait
     ///   while a server that was connected restarts, and fail at once if there was none or it did
@@ -100,8 +101,9 @@ impl SharedClientOptions {
     /// More than one is for servers that execute the requests of one connection one after the
     /// other, as [`serve`](crate::serve()) does by default. The second one is opened when a
     /// call finds the first one in use, and so on; each call goes to the connection with the
-    /// fewest in flight. If the server has no instance waiting at that moment, calls share the
-    /// connections that there are, and a later one tries again.
+    /// fewest in flight, and to one that waits for a late reply only if there is no other. If the
+    /// server has no instance waiting at that moment, calls share the connections that there are,
+    /// and a later one tries again.
     pub fn connections(mut self, connections: usize) -> Self {
         self.connections = connections;
         self
@@ -179,6 +181,7 @@ impl SharedClientOptions {
             options: self.options.clone(),
             max_message_size: sizes.max_message_size,
             most_connections: self.connections,
+            max_in_flight: self.max_in_flight,
             slots: Arc::new(Semaphore::new(self.max_in_flight)),
             queue: Mutex::default(),
             changed: Notify::new(),
@@ -231,6 +234,17 @@ impl SharedClientOptions {
 /// The connections belong to the runtime of the call that opened the first one. If that runtime is
 /// shut down, the calls in flight fail, and the next one opens a connection on its own runtime. The
 /// connections are closed when the last clone is dropped.
+///
+/// # Calls that are given up
+///
+/// A server does not learn that a call was dropped or has timed out: it executes the request, and
+/// later calls on that connection wait for its reply, which is dropped. With
+/// [`connections`](SharedClientOptions::connections), they take another one.
+///
+/// If a reply comes after its call has timed out, the server is too slow for its callers. Its
+/// connection then has one request in flight, and one more after each reply that is in time; the
+/// newest calls go first, since the oldest ones have the least time left. The others wait unsent,
+/// and fail with [`NotSent`](SharedCallError::NotSent) when they time out.
 ///
 /// # Order
 ///

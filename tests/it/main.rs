@@ -29,6 +29,7 @@ mod other_users;
 mod properties;
 mod restarts;
 mod shared_client;
+mod shared_client_late;
 #[cfg(all(feature = "json", feature = "postcard"))]
 mod typed;
 #[cfg(all(windows, not(pipe_model)))]

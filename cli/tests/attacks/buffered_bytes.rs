@@ -219,7 +219,7 @@ fn under(floods: &[(usize, u32)]) -> String {
         .iter()
         .map(|&(connections, user)| flood(pipe, connections, user))
         .collect();
-    let latencies = converse(&runtime, client, seconds(), None, &AtomicBool::new(false));
+    let latencies = converse(&runtime, client, None, seconds(), &AtomicBool::new(false));
     let peak = server.memory("VmHWM");
     drop(attackers);
     thread::sleep(GIVEN_BACK);

@@ -7,6 +7,8 @@ use support::{in_time, unique_name};
 
 use crate::program::{Server, server};
 
+mod hostile;
+
 #[cfg(target_os = "linux")]
 mod nats;
 

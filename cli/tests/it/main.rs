@@ -15,6 +15,7 @@ mod exec_mode;
 mod forward;
 #[cfg(all(target_os = "linux", feature = "interactive"))]
 mod interactive;
+mod killed;
 #[cfg(target_os = "linux")]
 mod limits;
 mod list;

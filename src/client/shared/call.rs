@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::{
     runtime::Handle,
     sync::{OwnedSemaphorePermit, oneshot},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use super::{
@@ -33,13 +33,15 @@ pub(super) async fn call(
         let failure = CallFailure::Connect(Arc::new(ConnectError::NoRuntime));
         return Err(SharedCallError::NotSent(failure));
     };
+    let call_timeout = pool.options.call_timeout;
+    let deadline = call_timeout.and_then(|after| Instant::now().checked_add(after));
     let mut submitted = None;
     let exchange = async {
         let slot = match slot {
             Some(slot) => slot,
             None => pool.reserve().await?,
         };
-        let (request, answer) = pool.submit(message, repeat, slot);
+        let (request, answer) = pool.submit(message, repeat, slot, deadline);
         let call = submitted.insert(SubmittedCall {
             pool,
             request,
@@ -50,7 +52,7 @@ pub(super) async fn call(
         let aborted = Err(SharedCallError::Unanswered(CallFailure::Aborted));
         (&mut call.answer).await.unwrap_or(aborted)
     };
-    let Some(after) = pool.options.call_timeout else {
+    let Some(after) = call_timeout else {
         return exchange.await;
     };
     if let Ok(answer) = timeout(after, exchange).await {

@@ -27,6 +27,8 @@ pub(super) struct PooledConnection {
     /// The error after which no more requests can be sent.
     send_error: Option<Arc<CallError>>,
     pub(super) has_replied: bool,
+    /// The number of requests that may be in flight, if a late reply has limited it.
+    window: Option<usize>,
     /// Runs while the first request in flight is given up.
     stalled: Option<Pin<Box<Sleep>>>,
 }
@@ -41,6 +43,7 @@ impl PooledConnection {
             in_flight: VecDeque::new(),
             send_error: None,
             has_replied: false,
+            window: None,
             stalled: None,
         }
     }
@@ -61,6 +64,7 @@ impl PooledConnection {
                     };
                     self.has_replied = true;
                     self.stalled = None;
+                    self.adapt_window(&request);
                     request.answer(Ok(reply));
                     continue;
                 }
@@ -77,9 +81,36 @@ impl PooledConnection {
         }
     }
 
+    /// Limits the requests in flight to one after a reply that came too late, and to one more after
+    /// each further reply. A server that is slower than its callers would otherwise execute nothing
+    /// but requests whose calls have timed out.
+    fn adapt_window(&mut self, answered: &Request) {
+        self.window = match self.window {
+            _ if answered.has_timed_out() => Some(1),
+            Some(window) if window < self.pool.max_in_flight => Some(window + 1),
+            _ => None,
+        };
+    }
+
+    /// Returns whether the next request should be the newest one. The oldest ones wait for so long
+    /// that they would time out as well.
+    pub(super) fn is_slow(&self) -> bool {
+        self.window.is_some()
+    }
+
+    /// Returns whether the server works on a request whose call was given up. Other connections are
+    /// preferred.
+    pub(super) fn waits_for_late_reply(&self) -> bool {
+        let first = self.in_flight.front();
+        first.is_some_and(|request| request.answer.is_closed())
+    }
+
     /// Returns whether there is room for another request.
     pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.send_error.is_some() {
+        let is_full = self
+            .window
+            .is_some_and(|window| self.in_flight.len() >= window);
+        if is_full || self.send_error.is_some() {
             return false;
         }
         match self.sender.poll_room(cx) {
@@ -241,6 +272,7 @@ mod tests {
             options: ClientOptions::new(),
             max_message_size: 10,
             most_connections: 1,
+            max_in_flight: 10,
             slots: Arc::new(Semaphore::new(10)),
             queue: Mutex::default(),
             changed: Notify::new(),
@@ -250,7 +282,7 @@ mod tests {
 
     fn submit(pool: &Pool) -> (Request, oneshot::Receiver<Answer>) {
         let slot = Arc::clone(&pool.slots).try_acquire_owned().unwrap();
-        let (_, answer) = pool.submit("request".into(), false, slot);
+        let (_, answer) = pool.submit("request".into(), false, slot, None);
         let (_, request) = pool.queue.lock().waiting.pop_first().unwrap();
         (request, answer)
     }

@@ -170,7 +170,8 @@ impl Driver {
         }
     }
 
-    /// Starts sending the waiting requests, each on the connection with the fewest in flight.
+    /// Starts sending the waiting requests, each on the connection with the fewest in flight. One
+    /// that waits for a late reply comes last.
     fn send_requests(&mut self, cx: &mut Context<'_>) {
         loop {
             let connections = self.connections.iter_mut();
@@ -178,11 +179,14 @@ impl Driver {
                 let has_room = connection.poll_room(cx);
                 has_room.then_some(connection)
             });
-            let Some(connection) = ready.min_by_key(|connection| connection.in_flight.len()) else {
+            let best = ready.min_by_key(|connection| {
+                let is_late = connection.waits_for_late_reply();
+                (is_late, connection.in_flight.len())
+            });
+            let Some(connection) = best else {
                 return;
             };
-            let next = self.pool.queue.lock().waiting.pop_first();
-            let Some((_, request)) = next else {
+            let Some(request) = self.pool.next_request(connection.is_slow()) else {
                 return;
             };
             connection.send(request);

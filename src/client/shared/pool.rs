@@ -52,6 +52,7 @@ pub(super) struct Pool {
     pub(super) options: ClientOptions,
     pub(super) max_message_size: usize,
     pub(super) most_connections: usize,
+    pub(super) max_in_flight: usize,
     /// One for each call that may be in flight.
     pub(super) slots: Arc<Semaphore>,
     pub(super) queue: Mutex<Queue>,
@@ -120,6 +121,8 @@ pub(super) struct Request {
     /// Connections that broke under the request.
     attempts: u8,
     number: u64,
+    /// When the call times out.
+    deadline: Option<Instant>,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -136,6 +139,12 @@ impl Request {
     pub(super) fn fail(self, failure: CallFailure) {
         let error = SharedCallError::new(self.may_be_executed, failure);
         self.answer(Err(error));
+    }
+
+    /// Returns whether the reply comes too late. A call that was dropped has not timed out.
+    pub(super) fn has_timed_out(&self) -> bool {
+        let deadline = self.deadline.filter(|_| self.answer.is_closed());
+        deadline.is_some_and(|deadline| deadline <= Instant::now())
     }
 
     /// Answers the call. If its waker panics, no other call notices.
@@ -184,6 +193,7 @@ impl Pool {
         message: Bytes,
         repeat: bool,
         slot: OwnedSemaphorePermit,
+        deadline: Option<Instant>,
     ) -> (u64, oneshot::Receiver<Answer>) {
         let (answer, receiver) = oneshot::channel();
         let mut queue = self.queue.lock();
@@ -196,6 +206,7 @@ impl Pool {
             may_be_executed: false,
             attempts: 0,
             number,
+            deadline,
             _slot: slot,
         };
         let refusal = match queue.status {
@@ -211,6 +222,16 @@ impl Pool {
             self.changed.notify_one();
         }
         (number, receiver)
+    }
+
+    /// Takes the request to be sent next, the oldest or the newest one.
+    pub(super) fn next_request(&self, newest: bool) -> Option<Request> {
+        let waiting = &mut self.queue.lock().waiting;
+        let next = match newest {
+            true => waiting.pop_last(),
+            false => waiting.pop_first(),
+        };
+        next.map(|(_, request)| request)
     }
 
     /// Takes a request back, if it still waits.

@@ -197,7 +197,7 @@ fn filter(options: &LoggingOptions) -> Result<Targets, Failure> {
         }
         let filter = directives.parse::<Targets>();
         let filter = filter.map_err(|error| wrong(&error.to_string()))?;
-        return Ok(without_secrets(filter));
+        return Ok(filter);
     }
     let level = match (options.quiet, options.verbose) {
         (true, _) => LevelFilter::ERROR,
@@ -206,20 +206,9 @@ fn filter(options: &LoggingOptions) -> Result<Targets, Failure> {
         (false, _) => LevelFilter::TRACE,
     };
     // The level is for this server; what lies below it is logged only if it fails.
-    let filter = Targets::new()
+    Ok(Targets::new()
         .with_default(level.min(LevelFilter::WARN))
-        .with_target("pipe_server", level);
-    // What async-nats reports is logged by `forward.rs`, with the address.
-    #[cfg(feature = "nats")]
-    let filter = filter.with_target("async_nats", LevelFilter::OFF);
-    Ok(filter)
-}
-
-/// Keeps the password of `--forward` out of the log: at trace, async-nats logs what it sends.
-fn without_secrets(filter: Targets) -> Targets {
-    #[cfg(feature = "nats")]
-    let filter = filter.with_target("async_nats::connection", LevelFilter::OFF);
-    filter
+        .with_target("pipe_server", level))
 }
 
 /// Prints on stdout that clients can connect, for users and for programs that wait for it. Nothing
