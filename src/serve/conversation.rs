@@ -144,8 +144,16 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         let (handler, server) = (Arc::clone(&self.handler), Arc::clone(&self.server));
         let mut in_flight = InFlight::new(server.options.concurrency);
         let mut shutdown = pin!(self.shutdown.wait());
+        let mut handler_ended = pin!(handler.ended());
         loop {
-            let step = poll_fn(|cx| self.poll_step(cx, &mut in_flight, shutdown.as_mut()));
+            let step = poll_fn(|cx| {
+                let step = self.poll_step(cx, &mut in_flight, shutdown.as_mut());
+                if step.is_pending() && !in_flight.is_handling() {
+                    let ended = handler_ended.as_mut().poll(cx);
+                    return ended.map(|error| Err(Failure::Ended(error)));
+                }
+                step
+            });
             match step.await? {
                 Step::Answer(Message { bytes, held }) => {
                     self.receive(&bytes).await?;
