@@ -43,6 +43,9 @@ fn exec_tells_the_command_who_asks_and_nothing_stale() {
     for variable in ["UID", "SID", "PID"] {
         command.env(format!("PIPE_PEER_{variable}"), "stale");
     }
+    // These configure the server, and may be secrets.
+    command.env("PIPE_SERVER_WRITE_TIMEOUT", "1h");
+    command.env("PIPE_SERVER_TOKEN", "secret");
     let _server = Server::spawn(command.env("PIPE_CONNECTION_ID", "stale"));
 
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -2,11 +2,8 @@
 
 use std::process::{Command, Output, Stdio};
 
-#[cfg(unix)]
 use pipe_server::Client;
-#[cfg(unix)]
-use support::in_time;
-use support::{UniqueName, unique_name};
+use support::{UniqueName, in_time, unique_name};
 
 use crate::program::{Server, server};
 
@@ -112,10 +109,14 @@ fn a_command_that_ends_is_reported_with_what_it_said() {
 #[test]
 fn a_reply_that_is_too_long_or_empty_costs_its_client_the_connection() {
     for (mode, command, said) in [
-        ("lines", "yes xxxxxxxxxxx", "more than 10 bytes"),
-        ("lines", "yes ''", "printed nothing"),
-        ("frames", "yes", "more than 10 bytes"),
-        ("frames", "cat /dev/zero", "printed nothing"),
+        ("lines", "read -r l; yes xxxxxxxxxxx", "more than 10 bytes"),
+        ("lines", "read -r l; yes ''", "printed nothing"),
+        ("frames", "head -c 9 >/dev/null; yes", "more than 10 bytes"),
+        (
+            "frames",
+            "head -c 9 >/dev/null; cat /dev/zero",
+            "printed nothing",
+        ),
     ] {
         let name = unique_name();
         let limit = ["--max-message-size", "10", "--exec-mode", mode];
@@ -137,37 +138,226 @@ fn what_a_command_logs_does_not_block_it() {
     assert_eq!(printed(&name, &["a", "b"]), "a\nb\n");
 }
 
+/// A command that replies with its process id, and to `wait` once `file` exists.
+#[cfg(unix)]
+fn process_id_command(file: &std::path::Path) -> String {
+    format!(
+        r#"while read -r line; do
+            if [ "$line" = wait ]; then while [ ! -e '{}' ]; do sleep 0.01; done; fi
+            echo $$
+        done"#,
+        file.display()
+    )
+}
+
+#[cfg(unix)]
+async fn wait_until_gone(process: &[u8]) {
+    let process = std::str::from_utf8(process).unwrap().parse().unwrap();
+    let process = rustix::process::Pid::from_raw(process).unwrap();
+    while rustix::process::test_kill_process(process).is_ok() {
+        tokio::task::yield_now().await;
+    }
+}
+
 #[cfg(unix)]
 #[tokio::test]
 async fn a_command_counts_for_the_limit_until_its_client_leaves_and_is_then_killed() {
     in_time(async {
         let name = unique_name();
-        let arguments = [
-            "-v",
-            "--exec-limit",
-            "1",
-            "--exec-mode",
-            "lines",
-            "--exec",
-            "echo $$; while read -r line; do echo \"$line\"; done",
-        ];
+        let directory = tempfile::tempdir().unwrap();
+        let command = process_id_command(&directory.path().join("never"));
+        let limit = ["-v", "--exec-limit", "1", "--exec-mode", "lines"];
+        let arguments = [&limit[..], &["--exec", &command]].concat();
         let server = Server::spawn(server(&name, &arguments).stderr(Stdio::piped()));
         let mut first = Client::connect(&name.text).await.unwrap();
         let process = first.call("a").await.unwrap();
+        first.send("wait").await.unwrap();
         let mut second = Client::connect(&name.text).await.unwrap();
         second.send("b").await.unwrap();
         server.log().wait_for("--exec-limit");
-        assert_eq!(first.call("c").await.unwrap(), "a");
 
         drop(first);
         let other = second.recv().await.unwrap().unwrap();
         assert_ne!(process, other);
-        // The first one is gone, or it would have kept its place.
-        let process = std::str::from_utf8(&process).unwrap().parse().unwrap();
-        let process = rustix::process::Pid::from_raw(process).unwrap();
-        while rustix::process::test_kill_process(process).is_ok() {
+        wait_until_gone(&process).await;
+    })
+    .await;
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_command_whose_client_idles_makes_room_for_one_that_waits() {
+    in_time(async {
+        let name = unique_name();
+        let directory = tempfile::tempdir().unwrap();
+        let go_on = directory.path().join("go-on");
+        let command = process_id_command(&go_on);
+        let limit = ["-v", "--exec-limit", "1", "--exec-mode", "lines"];
+        let arguments = [&limit[..], &["--exec", &command]].concat();
+        let server = Server::spawn(server(&name, &arguments).stderr(Stdio::piped()));
+        let mut first = Client::connect(&name.text).await.unwrap();
+        let process = first.call("a").await.unwrap();
+        first.send("wait").await.unwrap();
+        let mut second = Client::connect(&name.text).await.unwrap();
+        second.send("b").await.unwrap();
+        server.log().wait_for("--exec-limit");
+
+        // The request in flight is answered, and then the client idles.
+        std::fs::write(&go_on, "").unwrap();
+        assert_eq!(first.recv().await.unwrap().unwrap(), process);
+        assert_eq!(first.recv().await.unwrap(), None);
+        server.log().wait_for("raise --exec-limit");
+        let other = second.recv().await.unwrap().unwrap();
+        assert_ne!(process, other);
+        wait_until_gone(&process).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_command_that_ends_while_its_client_idles_ends_the_connection_and_leaves_its_place() {
+    in_time(async {
+        let (command, status) = match cfg!(windows) {
+            true => (
+                "set /p line= & echo re& echo complaint 1>&2& exit 3",
+                "exit code: 3",
+            ),
+            false => (
+                "read -r line; echo re; echo complaint >&2; exit 3",
+                "exit status: 3",
+            ),
+        };
+        let name = unique_name();
+        let limit = ["--exec-limit", "1", "--exec-mode", "lines"];
+        let arguments = [&limit[..], &["--exec", command]].concat();
+        let server = Server::spawn(server(&name, &arguments).stderr(Stdio::piped()));
+        for _ in 0..2 {
+            let mut client = Client::connect(&name.text).await.unwrap();
+            assert_eq!(client.call("a").await.unwrap(), "re");
+            assert_eq!(client.recv().await.unwrap(), None);
+            let line = server.log().wait_for("complaint");
+            assert!(line.contains(status), "{line}");
+        }
+    })
+    .await;
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn as_many_killed_commands_as_the_limit_leave_no_zombie_and_their_places() {
+    in_time(async {
+        use rustix::process::{Pid, Signal, kill_process};
+
+        let name = unique_name();
+        let command = "while read -r line; do echo $$; done";
+        let limit = ["--exec-limit", "4", "--exec-mode", "lines"];
+        let arguments = [&limit[..], &["--exec", command]].concat();
+        let _server = Server::start(&name, &arguments);
+        let mut clients = Vec::new();
+        for _ in 0..4 {
+            let mut client = Client::connect(&name.text).await.unwrap();
+            let process = client.call("a").await.unwrap();
+            clients.push((client, process));
+        }
+        for (client, process) in &mut clients {
+            let id = std::str::from_utf8(process).unwrap().parse().unwrap();
+            kill_process(Pid::from_raw(id).unwrap(), Signal::KILL).unwrap();
+            assert_eq!(client.recv().await.unwrap(), None);
+            wait_until_gone(process).await;
+        }
+        let mut fifth = Client::connect(&name.text).await.unwrap();
+        fifth.call("a").await.unwrap();
+    })
+    .await;
+}
+
+/// The client's replies to `requests`, sent at once, until its connection ends, and what the
+/// server logs about it.
+#[cfg(unix)]
+async fn replies_until_it_ends(
+    mode: &str,
+    command: &str,
+    requests: &[&'static str],
+) -> (Vec<String>, String) {
+    let conversation = async {
+        let name = unique_name();
+        let arguments = ["--exec-mode", mode, "--exec", command];
+        let server = Server::spawn(server(&name, &arguments).stderr(Stdio::piped()));
+        let mut client = Client::connect(&name.text).await.unwrap();
+        for request in requests {
+            client.send(*request).await.unwrap();
+        }
+        let mut replies = Vec::new();
+        while let Ok(Some(reply)) = client.recv().await {
+            replies.push(String::from_utf8_lossy(&reply).into_owned());
+        }
+        (replies, server.log().wait_for("closing the connection"))
+    };
+    let ended = tokio::time::timeout(support::DEADLINE, conversation).await;
+    ended.expect("the conversation does not end")
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_line_too_many_ends_the_conversation_and_is_never_a_reply() {
+    let command = r#"while read -r l; do echo "re:$l"; [ "$l" = b ] && echo note; done"#;
+    let (replies, line) = replies_until_it_ends("lines", command, &["a", "b"]).await;
+    assert_eq!(replies, ["re:a", "re:b"]);
+    assert!(line.contains("note"), "{line}");
+    assert!(line.contains("that no request asked for"), "{line}");
+}
+
+/// The further lines come in one piece with the reply, and the next request is there already.
+#[cfg(unix)]
+#[tokio::test]
+async fn a_line_too_many_is_found_before_the_next_request_is_passed_on() {
+    let command = r#"while read -r l; do printf 're:%s\nnote\n' "$l"; done"#;
+    let (replies, line) = replies_until_it_ends("lines", command, &["a", "b", "c"]).await;
+    assert_eq!(replies, ["re:a"]);
+    assert!(line.contains("note"), "{line}");
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn bytes_after_a_frame_end_the_conversation() {
+    let command = "head -c 5; printf note; cat";
+    let (replies, line) = replies_until_it_ends("frames", command, &["a"]).await;
+    assert_eq!(replies, ["a"]);
+    assert!(line.contains("note"), "{line}");
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_greeting_of_a_command_is_no_reply() {
+    let lines = "echo hello; while read -r l; do echo \"re:$l\"; done";
+    let frames = r"printf '\005\000\000\000hello'; cat";
+    for (mode, command) in [("lines", lines), ("frames", frames)] {
+        let (replies, line) = replies_until_it_ends(mode, command, &["a", "b"]).await;
+        assert!(replies.is_empty(), "{replies:?}");
+        assert!(line.contains("hello"), "{line}");
+        assert!(line.contains("that no request asked for"), "{line}");
+    }
+}
+
+/// More than a pipe takes, with nobody who reads it while its client idles.
+#[cfg(unix)]
+#[tokio::test]
+async fn what_a_command_logs_while_its_client_idles_does_not_block_it() {
+    in_time(async {
+        let name = unique_name();
+        let directory = tempfile::tempdir().unwrap();
+        let done = directory.path().join("done");
+        let command = format!(
+            "read -r l; echo \"$l\"; head -c 200000 /dev/zero >&2; touch '{}'; cat",
+            done.display()
+        );
+        let _server = Server::start(&name, &["--exec-mode", "lines", "--exec", &command]);
+        let mut client = Client::connect(&name.text).await.unwrap();
+        assert_eq!(client.call("a").await.unwrap(), "a");
+        while !done.exists() {
             tokio::task::yield_now().await;
         }
+        assert_eq!(client.call("b").await.unwrap(), "b");
     })
     .await;
 }

@@ -9,7 +9,7 @@ use std::{num::NonZero, thread};
 
 use pipe_server_cli::exit::Failure;
 
-use crate::options::Options;
+use crate::{options::Options, pipe_source::PipeSource};
 
 /// How many commands run at the same time per processor. More than one, because commands often wait
 /// for I/O.
@@ -22,21 +22,35 @@ pub(crate) struct Capacity {
     pub(crate) max_instances: Option<usize>,
     /// How many commands run.
     pub(crate) commands: usize,
+    /// Whether users other than the server's own may connect.
+    admits_others: bool,
     #[cfg(target_os = "linux")]
     descriptors: descriptors::Descriptors,
     #[cfg(target_os = "linux")]
     asked: Option<usize>,
 }
 
+impl Capacity {
+    /// How many of the commands run for one user: if others may connect, the last quarter is left
+    /// to them, whatever this user's requests take.
+    pub(crate) fn commands_per_user(&self) -> usize {
+        match self.admits_others {
+            true => (self.commands - self.commands.div_ceil(4)).max(1),
+            false => self.commands,
+        }
+    }
+}
+
 #[cfg(not(target_os = "linux"))]
 impl Capacity {
     /// The limits that the options ask for.
     #[allow(clippy::unnecessary_wraps, reason = "it fails on Linux")]
-    pub(crate) fn new(options: &Options) -> Result<Self, Failure> {
+    pub(crate) fn new(options: &Options, source: &PipeSource) -> Result<Self, Failure> {
         let exec_limit = options.answer.exec_limit;
         Ok(Self {
             max_instances: options.max_instances(),
             commands: exec_limit.unwrap_or_else(|| processors() * COMMANDS_PER_PROCESSOR),
+            admits_others: source.admits_others(options),
         })
     }
 
@@ -57,7 +71,7 @@ impl Capacity {
     /// # Errors
     ///
     /// If not even one client fits in it.
-    pub(crate) fn new(options: &Options) -> Result<Self, Failure> {
+    pub(crate) fn new(options: &Options, source: &PipeSource) -> Result<Self, Failure> {
         let answer = &options.answer;
         let asked = options.max_instances();
         let descriptors = descriptors::Descriptors::raise();
@@ -78,6 +92,7 @@ impl Capacity {
         Ok(Self {
             max_instances: Some(asked.unwrap_or(most).min(most)),
             commands,
+            admits_others: source.admits_others(options),
             descriptors,
             asked,
         })

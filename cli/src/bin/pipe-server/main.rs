@@ -36,7 +36,6 @@ mod service;
 mod signals;
 #[cfg(target_os = "linux")]
 mod systemd;
-mod worker;
 
 /// The exit code that a shell reports for a program ended by SIGINT.
 const INTERRUPTED: u8 = 130;
@@ -100,7 +99,7 @@ async fn serve_until_signal(
     let target = options.answer.forward.as_ref();
     #[cfg(feature = "nats")]
     let target = target.map(ForwardUrl::target).transpose()?;
-    let capacity = Capacity::new(&options)?;
+    let capacity = Capacity::new(&options, &source)?;
     #[cfg(target_os = "linux")]
     let obstacle = source.obstacle(&options);
     let listener = options.listener().max_instances(capacity.max_instances);

@@ -1,0 +1,400 @@
+//! `--exec-mode lines` and `frames`: one process per client.
+
+#[cfg(unix)]
+use std::os::fd::AsFd;
+#[cfg(windows)]
+use std::{fs::File, os::windows::io::AsHandle as _};
+use std::{
+    future::{Future as _, poll_fn},
+    io, mem,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use pipe_server::Request;
+use pipe_server_cli::process_group::ProcessGroup;
+#[cfg(windows)]
+use tokio::task::spawn_blocking;
+use tokio::{
+    io::{
+        AsyncBufRead as _, AsyncBufReadExt as _, AsyncRead as _, AsyncWriteExt as _, BufReader,
+        ReadBuf,
+    },
+    process::{ChildStderr, ChildStdin, ChildStdout},
+    sync::Mutex,
+    time::timeout,
+};
+
+use super::{Complaint, Exec, ExecError, Framing, Permit, STDERR_KEPT};
+
+/// How long a command that has closed its stdout may take to end, before its exit status is given
+/// up.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How much of an output that no request asked for is logged, in bytes.
+const UNASKED_KEPT: usize = 100;
+
+/// How long to wait before looking again whether a command reads, doubled each time.
+#[cfg(unix)]
+const FIRST_LOOK_PAUSE: Duration = Duration::from_millis(1);
+#[cfg(unix)]
+const LONGEST_LOOK_PAUSE: Duration = Duration::from_millis(20);
+
+/// How long it may take until what is in the pipe of a command's stdout was passed on by the thread
+/// that reads from it.
+#[cfg(windows)]
+const OUTPUT_TIMEOUT: Duration = Duration::from_millis(20);
+
+/// The command of one client, from its first request on.
+#[derive(Debug)]
+pub(crate) struct ClientCommand {
+    exec: Arc<Exec>,
+    framing: Framing,
+    /// Locked while a request is in flight.
+    state: Mutex<WorkerState>,
+}
+
+#[derive(Debug)]
+enum WorkerState {
+    NotStarted,
+    Running(Box<Worker>),
+    /// It has ended, or it was killed: a request was dropped or failed in the middle, and what
+    /// comes next on its stdout is unknown.
+    Lost,
+}
+
+/// Why a command can't go on although no request is in flight.
+enum IdleEnd {
+    Exited,
+    /// It has printed something.
+    Unasked,
+    /// Another client waits for its permit.
+    Wanted,
+}
+
+impl ClientCommand {
+    pub(crate) fn new(exec: Arc<Exec>, framing: Framing) -> Self {
+        Self {
+            exec,
+            framing,
+            state: Mutex::new(WorkerState::NotStarted),
+        }
+    }
+
+    /// The same for another client.
+    pub(crate) fn for_another(&self) -> Self {
+        Self::new(Arc::clone(&self.exec), self.framing)
+    }
+
+    /// Passes the request to the command, which is started if it is the first one, and returns the
+    /// reply.
+    ///
+    /// If the future is dropped, the command is killed with what it has started.
+    pub(crate) async fn run(&self, request: &Request) -> Result<Vec<u8>, ExecError> {
+        if self.framing == Framing::Lines && request.bytes().contains(&b'\n') {
+            return Err(ExecError::NotALine);
+        }
+        let mut state = self.state.lock().await;
+        let mut worker = match mem::replace(&mut *state, WorkerState::Lost) {
+            WorkerState::NotStarted => Box::new(Worker::start(&self.exec, request).await?),
+            WorkerState::Running(worker) => worker,
+            WorkerState::Lost => return Err(ExecError::Lost),
+        };
+        let limit = self.exec.limit;
+        let reply = worker
+            .exchange(request.bytes(), self.framing, limit)
+            .await?;
+        *state = WorkerState::Running(worker);
+        Ok(reply)
+    }
+
+    /// Waits until the command can't go on while its client is idle, and ends it.
+    ///
+    /// Another client's request may end it because an idle command must not keep others waiting.
+    /// Then the connection ends too, instead of a new command being started for the next request:
+    /// that one would lack what the client has told the first one, and nobody would notice.
+    pub(crate) async fn ended(&self) -> ExecError {
+        let (mut worker, end) = poll_fn(|cx| self.poll_idle(cx)).await;
+        match end {
+            IdleEnd::Wanted => ExecError::MadeRoom,
+            IdleEnd::Unasked => worker.unasked().await,
+            IdleEnd::Exited => {
+                let (status, stderr) = worker.end().await;
+                ExecError::EndedIdle { status, stderr }
+            }
+        }
+    }
+
+    fn poll_idle(&self, cx: &mut Context<'_>) -> Poll<(Box<Worker>, IdleEnd)> {
+        // Polled only between requests, when nobody else holds the lock.
+        let Ok(mut state) = self.state.try_lock() else {
+            return Poll::Pending;
+        };
+        let WorkerState::Running(worker) = &mut *state else {
+            return Poll::Pending;
+        };
+        let end = ready!(worker.poll_idle(cx));
+        match mem::replace(&mut *state, WorkerState::Lost) {
+            WorkerState::Running(worker) => Poll::Ready((worker, end)),
+            _ => Poll::Pending,
+        }
+    }
+}
+
+/// A command that runs.
+#[derive(Debug)]
+struct Worker {
+    // Killed before the permit is dropped.
+    group: ProcessGroup,
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
+    stderr: Option<ChildStderr>,
+    /// The beginning of what it wrote to stderr since its last reply.
+    complaint: Vec<u8>,
+    /// Whether it has got no request yet.
+    is_new: bool,
+    permit: Permit,
+}
+
+impl Worker {
+    async fn start(exec: &Exec, request: &Request) -> Result<Self, ExecError> {
+        let (permit, mut group) = exec.start(request).await?;
+        let (stdin, stdout, stderr) = group.take_pipes();
+        Ok(Self {
+            group,
+            stdin,
+            stdout: BufReader::new(stdout.ok_or(ExecError::Lost)?),
+            stderr,
+            complaint: Vec::new(),
+            is_new: true,
+            permit,
+        })
+    }
+
+    async fn exchange(
+        &mut self,
+        request: &[u8],
+        framing: Framing,
+        limit: usize,
+    ) -> Result<Vec<u8>, ExecError> {
+        if !self.permit.set_busy() {
+            return Err(ExecError::MadeRoom);
+        }
+        if has_output(&mut self.stdout).await {
+            return Err(self.unasked().await);
+        }
+        let frame = framing.frame(request);
+        let is_new = mem::take(&mut self.is_new);
+        let (stdin, stdout) = (&mut self.stdin, &mut self.stdout);
+        let exchange = async {
+            let Some(stdin) = stdin else {
+                return Err(ExecError::Lost);
+            };
+            let (first, rest) = frame.split_at(usize::from(is_new));
+            if is_new && is_output_ahead_of_request(stdin, stdout, first).await {
+                return Ok(Exchanged::Unasked);
+            }
+            // Concurrently: a command may reply before it has read everything.
+            let (written, reply) = tokio::join!(write(stdin, rest), framing.read(stdout, limit));
+            let Some(reply) = reply? else {
+                // A command that ends without reading is reported as such.
+                return Ok(Exchanged::Ended);
+            };
+            written.map_err(ExecError::Io)?;
+            Ok(Exchanged::Reply(reply))
+        };
+        let exchanged = {
+            let mut exchange = pin!(exchange);
+            poll_fn(|cx| {
+                let exchanged = exchange.as_mut().poll(cx);
+                if exchanged.is_pending() {
+                    poll_stderr(&mut self.stderr, &mut self.complaint, cx);
+                }
+                exchanged
+            })
+            .await
+        };
+        match exchanged? {
+            Exchanged::Reply(reply) if reply.is_empty() => Err(ExecError::Empty),
+            Exchanged::Reply(reply) => {
+                self.complaint.clear();
+                Ok(reply)
+            }
+            Exchanged::Unasked => Err(self.unasked().await),
+            Exchanged::Ended => {
+                let (status, stderr) = self.end().await;
+                Err(ExecError::Ended { status, stderr })
+            }
+        }
+    }
+
+    /// Ready once the command can't go on. Called between requests.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<IdleEnd> {
+        poll_stderr(&mut self.stderr, &mut self.complaint, cx);
+        // A command that has closed its stdout is about to end.
+        let output = Pin::new(&mut self.stdout).poll_fill_buf(cx);
+        if matches!(output, Poll::Ready(Ok(output)) if !output.is_empty()) {
+            return Poll::Ready(IdleEnd::Unasked);
+        }
+        if pin!(self.group.wait()).poll(cx).is_ready() {
+            return Poll::Ready(IdleEnd::Exited);
+        }
+        self.permit.poll_wanted(cx).map(|()| IdleEnd::Wanted)
+    }
+
+    /// The error for what the command has printed.
+    async fn unasked(&mut self) -> ExecError {
+        let output = timeout(END_TIMEOUT, self.stdout.fill_buf()).await;
+        let output = output.ok().and_then(Result::ok).unwrap_or_default();
+        let output = &output[..output.len().min(UNASKED_KEPT)];
+        ExecError::Unasked(String::from_utf8_lossy(output).trim_end().to_owned())
+    }
+
+    /// Waits for the end of a command that has closed its stdout, and returns its status and what
+    /// it wrote to stderr.
+    async fn end(&mut self) -> (String, Complaint) {
+        self.stdin = None;
+        let (group, stderr, complaint) = (&mut self.group, &mut self.stderr, &mut self.complaint);
+        let end = async {
+            poll_fn(|cx| {
+                poll_stderr(stderr, complaint, cx);
+                match stderr {
+                    Some(_) => Poll::Pending,
+                    None => Poll::Ready(()),
+                }
+            })
+            .await;
+            group.wait().await
+        };
+        let status = match timeout(END_TIMEOUT, end).await {
+            Ok(Ok(status)) => status.to_string(),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "it closed its stdout".to_owned(),
+        };
+        (status, Complaint::new(&self.complaint))
+    }
+}
+
+/// The result of passing a request to a command.
+enum Exchanged {
+    Reply(Vec<u8>),
+    /// It closed its stdout.
+    Ended,
+    /// It has printed something before it had the request.
+    Unasked,
+}
+
+async fn write(stdin: &mut ChildStdin, bytes: &[u8]) -> io::Result<()> {
+    stdin.write_all(bytes).await?;
+    stdin.flush().await
+}
+
+/// Reads what the command has written to stderr, and keeps the beginning. It would block if nobody
+/// read it.
+fn poll_stderr(stderr: &mut Option<ChildStderr>, kept: &mut Vec<u8>, cx: &mut Context<'_>) {
+    while let Some(open) = stderr {
+        let mut buffer = [0; STDERR_KEPT];
+        let mut buffer = ReadBuf::new(&mut buffer);
+        match Pin::new(open).poll_read(cx, &mut buffer) {
+            Poll::Pending => return,
+            Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                let room = STDERR_KEPT - kept.len();
+                let read = buffer.filled();
+                kept.extend_from_slice(&read[..read.len().min(room)]);
+            }
+            // The command may go on without it.
+            Poll::Ready(_) => *stderr = None,
+        }
+    }
+}
+
+/// Whether the command has printed something that was not read yet.
+async fn has_output(stdout: &mut BufReader<ChildStdout>) -> bool {
+    let is_read = poll_fn(|cx| {
+        let output = Pin::new(&mut *stdout).poll_fill_buf(cx);
+        Poll::Ready(matches!(output, Poll::Ready(Ok(output)) if !output.is_empty()))
+    });
+    let is_read = is_read.await;
+    // The runtime may not have heard of it yet.
+    #[cfg(unix)]
+    return is_read || unread(stdout.get_ref()) > 0;
+    #[cfg(not(unix))]
+    is_read
+}
+
+/// How many bytes are in a pipe. Either end may ask.
+#[cfg(unix)]
+fn unread(pipe: &impl AsFd) -> u64 {
+    rustix::io::ioctl_fionread(pipe).unwrap_or(0)
+}
+
+/// Gives a new command the `first` byte of its first request, and waits until it begins to read.
+/// Returns whether it had printed something by then, such as a greeting, which would be taken for
+/// the reply.
+///
+/// A filter such as cat may pass that byte on, so one byte is allowed. The whole request would not
+/// do: the reply to it may be there by the time that the command is seen to read.
+#[cfg(unix)]
+async fn is_output_ahead_of_request(
+    stdin: &mut ChildStdin,
+    stdout: &mut BufReader<ChildStdout>,
+    first: &[u8],
+) -> bool {
+    let mut pause = FIRST_LOOK_PAUSE;
+    if write(stdin, first).await.is_err() {
+        // It has ended, as the reader of its stdout will find.
+        return false;
+    }
+    loop {
+        // In this order: what is there before the command reads was printed before.
+        let printed = unread(stdout.get_ref());
+        let is_reading = unread(stdin) == 0;
+        match is_reading {
+            true => return unread(stdout.get_ref()) > 1,
+            false if printed > 0 => return true,
+            false if !has_reader(stdin) => return false,
+            false => {}
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_LOOK_PAUSE);
+    }
+}
+
+/// The same on Windows, where nothing but FlushFileBuffers tells whether a pipe was read, and its
+/// other end can't be looked at while a thread reads from it.
+#[cfg(windows)]
+async fn is_output_ahead_of_request(
+    stdin: &mut ChildStdin,
+    stdout: &mut BufReader<ChildStdout>,
+    first: &[u8],
+) -> bool {
+    if write(stdin, first).await.is_err() {
+        return false;
+    }
+    let Ok(stdin) = stdin.as_handle().try_clone_to_owned() else {
+        return false;
+    };
+    // It ends with the command at the latest.
+    let mut reading = spawn_blocking(|| File::from(stdin).sync_all());
+    let printed = tokio::select! {
+        output = stdout.fill_buf() => output,
+        _ = &mut reading => match timeout(OUTPUT_TIMEOUT, stdout.fill_buf()).await {
+            Ok(output) => output,
+            Err(_) => return false,
+        },
+    };
+    printed.is_ok_and(|output| output.len() > 1)
+}
+
+/// Whether somebody may still read from this pipe.
+#[cfg(unix)]
+fn has_reader(stdin: &ChildStdin) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    let mut stdin = [PollFd::new(stdin, PollFlags::empty())];
+    // It reports errors unasked, without a reader even if the pipe is full.
+    let looked = poll(&mut stdin, Some(&Timespec::default()));
+    looked.is_err() || !stdin[0].revents().contains(PollFlags::ERR)
+}
