@@ -57,6 +57,15 @@ impl Capacity {
     /// Logs which limits were lowered: none.
     pub(crate) fn log(&self) {}
 
+    /// How many threads Tokio may start for what blocks: its 512, and those of the commands. Each
+    /// pipe of a command takes one, and idle ones too, or nobody would notice that they end.
+    #[cfg(windows)]
+    pub(crate) fn blocking_threads(&self) -> usize {
+        const OF_A_COMMAND: usize = 3;
+        // Tokio adds its workers to them.
+        self.commands.min(usize::MAX / 8) * OF_A_COMMAND + 512
+    }
+
     /// The command to run: unchanged, because the limit of open files is.
     pub(crate) fn command(&self, command: &str) -> String {
         command.to_owned()

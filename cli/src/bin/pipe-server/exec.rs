@@ -122,6 +122,13 @@ impl Exec {
         limit: usize,
         trim_newline: bool,
     ) -> Self {
+        #[cfg(unix)]
+        if std::process::id() == 1 {
+            warn!(
+                "this is process 1, and it does not reap what commands leave running: have a container start it \
+                 under an init process (docker run --init)"
+            );
+        }
         Self {
             command,
             limit,

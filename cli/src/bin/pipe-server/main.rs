@@ -67,14 +67,21 @@ fn start(parsed: Parsed<Options>) -> Result<ExitCode, Failure> {
 
 fn run(options: Options, source: PipeSource) -> Result<ExitCode, Failure> {
     let io_driver = options.need_io_driver();
+    let capacity = Capacity::new(&options, &source)?;
     let mut builder = Builder::new_multi_thread();
+    #[cfg(windows)]
+    builder.max_blocking_threads(capacity.blocking_threads());
     if !options.engine_needs_io_driver() {
         // The overlapped engine wakes tasks from other threads, through the queue that all workers
         // share. A busy worker would look there only once in tens of polls, and clients
         // that were idle would wait for the others.
         builder.global_queue_interval(1);
     }
-    let ended = runtime::run(builder, io_driver, serve_until_signal(options, source))?;
+    let ended = runtime::run(
+        builder,
+        io_driver,
+        serve_until_signal(options, source, capacity),
+    )?;
     let Some(summary) = ended? else {
         return Ok(ExitCode::from(INTERRUPTED));
     };
@@ -94,12 +101,12 @@ fn run(options: Options, source: PipeSource) -> Result<ExitCode, Failure> {
 async fn serve_until_signal(
     options: Options,
     source: PipeSource,
+    capacity: Capacity,
 ) -> Result<Option<Summary>, Failure> {
     #[cfg(feature = "nats")]
     let target = options.answer.forward.as_ref();
     #[cfg(feature = "nats")]
     let target = target.map(ForwardUrl::target).transpose()?;
-    let capacity = Capacity::new(&options, &source)?;
     #[cfg(target_os = "linux")]
     let obstacle = source.obstacle(&options);
     let listener = options.listener().max_instances(capacity.max_instances);

@@ -398,3 +398,32 @@ fn has_reader(stdin: &ChildStdin) -> bool {
     let looked = poll(&mut stdin, Some(&Timespec::default()));
     looked.is_err() || !stdin[0].revents().contains(PollFlags::ERR)
 }
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::thread;
+
+    use pipe_server::Peer;
+
+    use super::*;
+
+    /// The runtime has not been told of the line, because this thread does not let it.
+    #[tokio::test]
+    async fn what_is_in_the_pipe_is_found_before_a_request_is_sent() {
+        let command = "while read -r line; do echo reply; sleep 0.1; echo note; done";
+        let exec = Exec::new(command.to_owned(), (1, 1), 1000, false);
+        let request = Request::new("request", Peer::current().unwrap());
+        let mut worker = Worker::start(&exec, &request).await.unwrap();
+        let lines = Framing::Lines;
+        let reply = worker.exchange(b"request", lines, 1000).await.unwrap();
+        assert_eq!(reply, b"reply");
+        while unread(worker.stdout.get_ref()) == 0 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let error = worker.exchange(b"request", lines, 1000).await.unwrap_err();
+        assert!(
+            matches!(&error, ExecError::Unasked(output) if output == "note"),
+            "{error}"
+        );
+    }
+}
