@@ -405,7 +405,24 @@ mod commands {
         attackers.join_all().await;
     }
 
+    /// Killed when dropped.
     struct Killed(Child);
+
+    impl Killed {
+        /// The hostile process, once it has had the time to take what it gets.
+        fn hostile(attack: usize, pipe: &str) -> Self {
+            let hostile = Command::new(env::current_exe().unwrap())
+                .args(["--ignored", "--exact", "commands::hostile_process"])
+                .env(ROLE, format!("{attack} {pipe}"))
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .uid(NOBODY)
+                .gid(NOBODY)
+                .spawn();
+            thread::sleep(Duration::from_secs(2));
+            Self(hostile.unwrap())
+        }
+    }
 
     impl Drop for Killed {
         fn drop(&mut self) {
@@ -430,7 +447,7 @@ mod commands {
         }
     }
 
-    fn under(attack: usize, mode: &str, time: Duration) -> String {
+    fn under(index: usize, mode: &str, time: Duration) -> String {
         let name = unique_name();
         let directory = Path::new(&name.text).parent().unwrap();
         set_permissions(directory, Permissions::from_mode(0o755)).unwrap();
@@ -446,17 +463,10 @@ mod commands {
         let mut server = Killed(server.unwrap());
         let mut stdout = BufReader::new(server.0.stdout.take().unwrap());
         stdout.read_line(&mut String::new()).unwrap();
-        let hostile = Command::new(env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "commands::hostile_process"])
-            .env(ROLE, format!("{attack} {}", name.text))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .uid(NOBODY)
-            .gid(NOBODY)
-            .spawn();
-        let _hostile = Killed(hostile.unwrap());
-        // It has what it gets by then.
-        thread::sleep(Duration::from_secs(2));
+        let _hostile = match CommandAttack::ALL[index].0 {
+            CommandAttack::None => None,
+            _ => Some(Killed::hostile(index, &name.text)),
+        };
 
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
         let mut latencies = runtime.block_on(async {

@@ -202,15 +202,16 @@ pub(crate) struct AnswerOptions {
     /// disconnects. Until then it counts for --exec-limit. It must flush each reply, print nothing
     /// else, not even before the first request, and log to stderr only.
     ///
-    /// If it ends or prints something else while its client waits for nothing, its client's
-    /// connection is closed, and the log says why. What it prints after it got the next request
-    /// can't be told from the reply: then one reply may be wrong, and the connection is closed when
+    /// If it ends or prints something else while its client waits for no reply, the connection of
+    /// its client is closed, and the log says why. What it prints after it got the next request
+    /// can't be told from the reply: one reply may then be wrong, and the connection is closed when
     /// the true one comes. On Windows that also holds for what it prints just before it gets a
-    /// request. The first request reaches it in two pieces, and it must read on until it has the
-    /// whole of one.
+    /// request. The first request reaches it in two pieces: it must read on until it has all of the
+    /// line or frame.
     ///
-    /// If no command may be started for a request, the one that has been idle for longest is ended
-    /// with its client's connection, because its next command would not know what this one was told.
+    /// If a request finds no command free, one whose client is idle makes room: of the user who
+    /// runs most, the one that has been idle for longest. The connection of its client is closed,
+    /// because a new command would not know what this one was told.
     #[arg(
         long,
         value_name = "MODE",
