@@ -19,7 +19,7 @@ use pipe_server::{
     serve, serve_connections,
 };
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot},
     task::{JoinHandle, yield_now},
     time::Instant,
 };
@@ -283,13 +283,13 @@ async fn middleware_sees_requests_replies_and_rejections(kind: Kind) {
     assert_eq!(client.call("again").await.unwrap(), "<again>");
 }
 
-/// Ends each of its connections once it is told to, and echoes until then.
-struct Ending(Arc<Notify>);
+/// Ends a connection for each permit, and echoes until then.
+struct Ending(Arc<Semaphore>);
 
 impl Handler for Ending {
     async fn call(&self, request: Request) -> Result<Reply, BoxError> {
         if request.bytes() == "end" {
-            self.0.notify_one();
+            self.0.add_permits(1);
             // Wakes the task, which does not ask while this runs.
             yield_now().await;
         }
@@ -301,28 +301,20 @@ impl Handler for Ending {
     }
 
     async fn ended(&self) -> BoxError {
-        self.0.notified().await;
+        self.0.acquire().await.unwrap().forget();
         "what it needs is gone".into()
     }
 }
 
 async fn a_handler_may_end_its_connection_while_its_client_idles(kind: Kind) {
     let log = Log::start();
-    let end = Arc::new(Notify::new());
+    let end = Arc::new(Semaphore::new(0));
     let (server, pipe) = start(kind, Ending(Arc::clone(&end)));
     let (mut silent, mut idle) = (pipe.connect().await, pipe.connect().await);
     assert_eq!(idle.call("a").await.unwrap(), "a");
-    let ending = async {
-        loop {
-            end.notify_one();
-            yield_now().await;
-        }
-    };
-    let ended = async { tokio::join!(silent.recv(), idle.recv()) };
-    tokio::select! {
-        (silent, idle) = ended => assert_eq!((silent.unwrap(), idle.unwrap()), (None, None)),
-        () = ending => {}
-    }
+    end.add_permits(2);
+    let ended = tokio::join!(silent.recv(), idle.recv());
+    assert_eq!((ended.0.unwrap(), ended.1.unwrap()), (None, None));
     let mut other = pipe.connect().await;
     assert_eq!(other.call("b").await.unwrap(), "b");
     let summary = server.stop().await;
@@ -335,7 +327,7 @@ async fn a_handler_may_end_its_connection_while_its_client_idles(kind: Kind) {
 }
 
 async fn a_handler_that_has_ended_is_not_asked_while_it_answers(kind: Kind) {
-    let end = Arc::new(Notify::new());
+    let end = Arc::new(Semaphore::new(0));
     let (server, pipe) = start(kind, Ending(end));
     let mut client = pipe.connect().await;
     assert_eq!(client.call("end").await.unwrap(), "end");

@@ -28,6 +28,7 @@ pub(crate) use self::{framing::Framing, worker::ClientCommand};
 mod environment;
 mod framing;
 mod limiter;
+mod request_pipe;
 mod worker;
 
 /// How much of a failing command's stderr is logged, in bytes: enough for a message, not for a
@@ -310,5 +311,21 @@ async fn feed(stdin: Option<impl AsyncWrite + Unpin>, request: &[u8]) -> Result<
     match written.await {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ExecError::Io(error)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_said_nothing_is_reported_without_a_colon() {
+        let ended = |stderr: &[u8]| ExecError::Ended {
+            status: "exit status: 1".to_owned(),
+            stderr: Complaint::new(stderr),
+        };
+        let silent = "the command of --exec ended (exit status: 1) instead of replying";
+        assert_eq!(ended(b" \n").to_string(), silent);
+        assert_eq!(ended(b"why\n").to_string(), format!("{silent}: why"));
     }
 }

@@ -1,12 +1,8 @@
 //! `--exec-mode lines` and `frames`: one process per client.
 
-#[cfg(unix)]
-use std::os::fd::AsFd;
-#[cfg(windows)]
-use std::{fs::File, os::windows::io::AsHandle as _};
 use std::{
     future::{Future as _, poll_fn},
-    io, mem,
+    mem,
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, ready},
@@ -15,19 +11,17 @@ use std::{
 
 use pipe_server::Request;
 use pipe_server_cli::process_group::ProcessGroup;
-#[cfg(windows)]
-use tokio::task::spawn_blocking;
 use tokio::{
-    io::{
-        AsyncBufRead as _, AsyncBufReadExt as _, AsyncRead as _, AsyncWriteExt as _, BufReader,
-        ReadBuf,
-    },
-    process::{ChildStderr, ChildStdin, ChildStdout},
+    io::{AsyncBufRead as _, AsyncBufReadExt as _, AsyncRead as _, BufReader, ReadBuf},
+    process::{ChildStderr, ChildStdout},
     sync::Mutex,
     time::timeout,
 };
 
-use super::{Complaint, Exec, ExecError, Framing, Permit, STDERR_KEPT};
+use super::{
+    Complaint, Exec, ExecError, Framing, Permit, STDERR_KEPT,
+    request_pipe::{RequestPipe, has_output},
+};
 
 /// How long a command that has closed its stdout may take to end, before its exit status is given
 /// up.
@@ -35,17 +29,6 @@ const END_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How much of an output that no request asked for is logged, in bytes.
 const UNASKED_KEPT: usize = 100;
-
-/// How long to wait before looking again whether a command reads, doubled each time.
-#[cfg(unix)]
-const FIRST_LOOK_PAUSE: Duration = Duration::from_millis(1);
-#[cfg(unix)]
-const LONGEST_LOOK_PAUSE: Duration = Duration::from_millis(20);
-
-/// How long it may take until what is in the pipe of a command's stdout was passed on by the thread
-/// that reads from it.
-#[cfg(windows)]
-const OUTPUT_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// The command of one client, from its first request on.
 #[derive(Debug)]
@@ -148,13 +131,11 @@ impl ClientCommand {
 struct Worker {
     // Killed before the permit is dropped.
     group: ProcessGroup,
-    stdin: Option<ChildStdin>,
+    stdin: Option<RequestPipe>,
     stdout: BufReader<ChildStdout>,
     stderr: Option<ChildStderr>,
     /// The beginning of what it wrote to stderr since its last reply.
     complaint: Vec<u8>,
-    /// Whether it has got no request yet.
-    is_new: bool,
     permit: Permit,
 }
 
@@ -162,13 +143,13 @@ impl Worker {
     async fn start(exec: &Exec, request: &Request) -> Result<Self, ExecError> {
         let (permit, mut group) = exec.start(request).await?;
         let (stdin, stdout, stderr) = group.take_pipes();
+        let stdin = stdin.map(RequestPipe::new).transpose();
         Ok(Self {
             group,
-            stdin,
+            stdin: stdin.map_err(ExecError::Io)?,
             stdout: BufReader::new(stdout.ok_or(ExecError::Lost)?),
             stderr,
             complaint: Vec::new(),
-            is_new: true,
             permit,
         })
     }
@@ -186,18 +167,20 @@ impl Worker {
             return Err(self.unasked().await);
         }
         let frame = framing.frame(request);
-        let is_new = mem::take(&mut self.is_new);
         let (stdin, stdout) = (&mut self.stdin, &mut self.stdout);
         let exchange = async {
             let Some(stdin) = stdin else {
                 return Err(ExecError::Lost);
             };
-            let (first, rest) = frame.split_at(usize::from(is_new));
-            if is_new && is_output_ahead_of_request(stdin, stdout, first).await {
-                return Ok(Exchanged::Unasked);
-            }
+            let rest = match stdin.begin(&frame, stdout).await {
+                Ok(Some(rest)) => rest,
+                Ok(None) => return Ok(Exchanged::Unasked),
+                // It has ended, as the other pipe will tell.
+                Err(_) => &[],
+            };
             // Concurrently: a command may reply before it has read everything.
-            let (written, reply) = tokio::join!(write(stdin, rest), framing.read(stdout, limit));
+            let writing = stdin.write_all(rest);
+            let (written, reply) = tokio::join!(writing, framing.read(stdout, limit));
             let Some(reply) = reply? else {
                 // A command that ends without reading is reported as such.
                 return Ok(Exchanged::Ended);
@@ -286,11 +269,6 @@ enum Exchanged {
     Unasked,
 }
 
-async fn write(stdin: &mut ChildStdin, bytes: &[u8]) -> io::Result<()> {
-    stdin.write_all(bytes).await?;
-    stdin.flush().await
-}
-
 /// Reads what the command has written to stderr, and keeps the beginning. It would block if nobody
 /// read it.
 fn poll_stderr(stderr: &mut Option<ChildStderr>, kept: &mut Vec<u8>, cx: &mut Context<'_>) {
@@ -310,102 +288,13 @@ fn poll_stderr(stderr: &mut Option<ChildStderr>, kept: &mut Vec<u8>, cx: &mut Co
     }
 }
 
-/// Whether the command has printed something that was not read yet.
-async fn has_output(stdout: &mut BufReader<ChildStdout>) -> bool {
-    let is_read = poll_fn(|cx| {
-        let output = Pin::new(&mut *stdout).poll_fill_buf(cx);
-        Poll::Ready(matches!(output, Poll::Ready(Ok(output)) if !output.is_empty()))
-    });
-    let is_read = is_read.await;
-    // The runtime may not have heard of it yet.
-    #[cfg(unix)]
-    return is_read || unread(stdout.get_ref()) > 0;
-    #[cfg(not(unix))]
-    is_read
-}
-
-/// How many bytes are in a pipe. Either end may ask.
-#[cfg(unix)]
-fn unread(pipe: &impl AsFd) -> u64 {
-    rustix::io::ioctl_fionread(pipe).unwrap_or(0)
-}
-
-/// Gives a new command the `first` byte of its first request, and waits until it begins to read.
-/// Returns whether it had printed something by then, such as a greeting, which would be taken for
-/// the reply.
-///
-/// A filter such as cat may pass that byte on, so one byte is allowed. The whole request would not
-/// do: the reply to it may be there by the time that the command is seen to read.
-#[cfg(unix)]
-async fn is_output_ahead_of_request(
-    stdin: &mut ChildStdin,
-    stdout: &mut BufReader<ChildStdout>,
-    first: &[u8],
-) -> bool {
-    let mut pause = FIRST_LOOK_PAUSE;
-    if write(stdin, first).await.is_err() {
-        // It has ended, as the reader of its stdout will find.
-        return false;
-    }
-    loop {
-        // In this order: what is there before the command reads was printed before.
-        let printed = unread(stdout.get_ref());
-        let is_reading = unread(stdin) == 0;
-        match is_reading {
-            true => return unread(stdout.get_ref()) > 1,
-            false if printed > 0 => return true,
-            false if !has_reader(stdin) => return false,
-            false => {}
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_LOOK_PAUSE);
-    }
-}
-
-/// The same on Windows, where nothing but FlushFileBuffers tells whether a pipe was read, and its
-/// other end can't be looked at while a thread reads from it.
-#[cfg(windows)]
-async fn is_output_ahead_of_request(
-    stdin: &mut ChildStdin,
-    stdout: &mut BufReader<ChildStdout>,
-    first: &[u8],
-) -> bool {
-    if write(stdin, first).await.is_err() {
-        return false;
-    }
-    let Ok(stdin) = stdin.as_handle().try_clone_to_owned() else {
-        return false;
-    };
-    // It ends with the command at the latest.
-    let mut reading = spawn_blocking(|| File::from(stdin).sync_all());
-    let printed = tokio::select! {
-        output = stdout.fill_buf() => output,
-        _ = &mut reading => match timeout(OUTPUT_TIMEOUT, stdout.fill_buf()).await {
-            Ok(output) => output,
-            Err(_) => return false,
-        },
-    };
-    printed.is_ok_and(|output| output.len() > 1)
-}
-
-/// Whether somebody may still read from this pipe.
-#[cfg(unix)]
-fn has_reader(stdin: &ChildStdin) -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
-    let mut stdin = [PollFd::new(stdin, PollFlags::empty())];
-    // It reports errors unasked, without a reader even if the pipe is full.
-    let looked = poll(&mut stdin, Some(&Timespec::default()));
-    looked.is_err() || !stdin[0].revents().contains(PollFlags::ERR)
-}
-
 #[cfg(all(test, unix))]
 mod tests {
     use std::thread;
 
     use pipe_server::Peer;
 
-    use super::*;
+    use super::{super::request_pipe::unread, *};
 
     /// The runtime has not been told of the line, because this thread does not let it.
     #[tokio::test]
