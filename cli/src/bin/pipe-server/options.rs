@@ -203,11 +203,11 @@ pub(crate) struct AnswerOptions {
     /// else, not even before the first request, and log to stderr only.
     ///
     /// If it ends or prints something else while its client waits for no reply, the connection of
-    /// its client is closed, and the log says why. What it prints after it got the next request
-    /// can't be told from the reply: one reply may then be wrong, and the connection is closed when
-    /// the true one comes. On Windows that also holds for what it prints just before it gets a
-    /// request. The first request reaches it in two pieces: it must read on until it has all of the
-    /// line or frame.
+    /// its client is closed, and the log says why. What it prints before it reads a request is
+    /// never taken for the reply; on Windows that is certain only for its first request. What it
+    /// prints after that can't be told from the reply: one reply may then be wrong, and the
+    /// connection is closed when the true one comes. A request reaches it in several pieces: it
+    /// must read on until it has all of the line or frame.
     ///
     /// If a request finds no command free, one whose client is idle makes room: of the user who
     /// runs most, the one that has been idle for longest. The connection of its client is closed,
