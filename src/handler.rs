@@ -1,6 +1,9 @@
 //! The user's code: request in, reply out.
 
-use std::{future::Future, sync::Arc};
+use std::{
+    future::{Future, pending},
+    sync::Arc,
+};
 
 use crate::error::BoxError;
 
@@ -110,6 +113,20 @@ pub trait Handler<T = Request>: Send + Sync + 'static {
     /// handler that it wraps.
     fn connected(self: &Arc<Self>) -> Arc<Self> {
         Arc::clone(self)
+    }
+
+    /// Completes when this handler ends its connection, although its client has not: what it needs
+    /// for further requests is gone. By default never.
+    ///
+    /// The connection is closed at once, after the replies that are ready, and the error is logged
+    /// with [`Reason::Ended`](crate::Reason::Ended). A client that sends its next request at that
+    /// moment can't tell whether it was executed.
+    ///
+    /// Called once per connection, on the handler that [`connected`](Self::connected) returned. The
+    /// future is polled only while that handler answers no request, so it must hold no lock that
+    /// [`call`](Self::call) takes. Middleware forwards the call to the handler that it wraps.
+    fn ended(&self) -> impl Future<Output = BoxError> + Send {
+        pending()
     }
 }
 

@@ -9,6 +9,9 @@
 //! default. It fails when a reply is lost or wrong, or the server does not end in good order. How
 //! fast the replies come is for the reader: the first row is the same without an attack.
 //!
+//! A second table is of servers with `--exec`, whose commands another user tries to keep for itself.
+//! It needs root, and programs that user 65534 can run.
+//!
 //! With `--target x86_64-pc-windows-gnu` it does the same under Wine, with attacks that only
 //! Windows has.
 
@@ -387,4 +390,186 @@ fn most_descriptors(server: &Child, done: &AtomicBool) -> String {
 #[cfg(windows)]
 fn most_descriptors(_: &Child, _: &AtomicBool) -> String {
     "-".to_owned()
+}
+
+#[cfg(target_os = "linux")]
+mod commands {
+    //! Attacks on the commands of `--exec`, by another user if the tests run as root.
+
+    use std::{
+        fs::{Permissions, set_permissions},
+        os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+        path::Path,
+    };
+
+    use super::*;
+
+    const NOBODY: u32 = 65_534;
+
+    /// Tells the test that it is the hostile process: which attack, and on which pipe.
+    const ROLE: &str = "PIPE_ATTACK_ROLE";
+
+    /// Replies to each line, but never to `never`.
+    const LINES: &str = r#"while read -r l; do [ "$l" = never ] && sleep 1000; echo "$l"; done"#;
+    /// The same once.
+    const REQUEST: &str = r#"read -r l; [ "$l" = never ] && sleep 1000; printf %s "$l""#;
+
+    #[derive(Clone, Copy, Debug)]
+    enum CommandAttack {
+        None,
+        Fill,
+        NeverEnd,
+        IdleWorkers,
+        SlowWorkers,
+    }
+
+    impl CommandAttack {
+        /// Each with the mode that it is tried in.
+        const ALL: [(Self, &str); 6] = [
+            (Self::None, "request"),
+            (Self::Fill, "request"),
+            (Self::NeverEnd, "request"),
+            (Self::None, "lines"),
+            (Self::IdleWorkers, "lines"),
+            (Self::SlowWorkers, "lines"),
+        ];
+
+        fn name(self) -> &'static str {
+            match self {
+                Self::None => "none",
+                Self::Fill => "250 connections with a request after the other",
+                Self::NeverEnd => "250 connections with a request that never ends",
+                Self::IdleWorkers => "250 connections that idle after one request",
+                Self::SlowWorkers => "250 connections with one request a second",
+            }
+        }
+
+        /// What one of the connections does, for as long as it lasts.
+        async fn run(self, client: &mut Client) -> Option<()> {
+            match self {
+                Self::None => {}
+                Self::Fill => while client.call("more").await.is_ok() {},
+                Self::NeverEnd => drop(client.call("never").await),
+                Self::IdleWorkers => {
+                    client.call("first").await.ok()?;
+                    client.recv().await.ok()?;
+                }
+                Self::SlowWorkers => loop {
+                    client.call("next").await.ok()?;
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                },
+            }
+            Some(())
+        }
+    }
+
+    /// Attacks until it is killed. Run by the other test as another user.
+    #[tokio::test]
+    #[ignore = "is only run by the other test"]
+    async fn hostile_process() {
+        let Ok(role) = env::var(ROLE) else { return };
+        let (index, pipe) = role.split_once(' ').unwrap();
+        let (attack, _) = CommandAttack::ALL[index.parse::<usize>().unwrap()];
+        let mut attackers = tokio::task::JoinSet::new();
+        for _ in 0..250 {
+            let pipe = pipe.to_owned();
+            attackers.spawn(async move {
+                loop {
+                    if let Ok(mut client) = Client::connect(&pipe).await {
+                        attack.run(&mut client).await;
+                    }
+                    yield_now().await;
+                }
+            });
+        }
+        attackers.join_all().await;
+    }
+
+    /// Killed when dropped.
+    struct Killed(Child);
+
+    impl Killed {
+        /// The hostile process, once it has had the time to take what it gets.
+        fn hostile(attack: usize, pipe: &str) -> Self {
+            let hostile = Command::new(env::current_exe().unwrap())
+                .args(["--ignored", "--exact", "commands::hostile_process"])
+                .env(ROLE, format!("{attack} {pipe}"))
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .uid(NOBODY)
+                .gid(NOBODY)
+                .spawn();
+            thread::sleep(Duration::from_secs(2));
+            Self(hostile.unwrap())
+        }
+    }
+
+    impl Drop for Killed {
+        fn drop(&mut self) {
+            _ = self.0.kill();
+            _ = self.0.wait();
+        }
+    }
+
+    #[test]
+    #[ignore = "takes a minute, and its figures are for a reader: run it by name"]
+    fn a_user_gets_commands_whatever_another_one_does() {
+        let seconds = env::var("ATTACK_SECONDS").map_or(10, |text| text.parse().unwrap());
+        if !rustix::process::geteuid().is_root() {
+            println!("left out: needs root, to run the hostile clients as another user");
+            return;
+        }
+        println!("| attack | `--exec-mode` | replies | p99, us | worst, us |");
+        println!("|---|---|---:|---:|---:|");
+        for (index, (attack, mode)) in CommandAttack::ALL.into_iter().enumerate() {
+            let row = under(index, mode, Duration::from_secs(seconds));
+            println!("| {} | {mode} | {row} |", attack.name());
+        }
+    }
+
+    fn under(index: usize, mode: &str, time: Duration) -> String {
+        let name = unique_name();
+        let directory = Path::new(&name.text).parent().unwrap();
+        set_permissions(directory, Permissions::from_mode(0o755)).unwrap();
+        let command = if mode == "lines" { LINES } else { REQUEST };
+        let server = Command::new(env!("CARGO_BIN_EXE_pipe-server"))
+            .args(["--pipe-name", &name.text, "--access", "everyone"])
+            .args(["--exec-mode", mode, "--exec", command])
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn();
+        let mut server = Killed(server.unwrap());
+        let mut stdout = BufReader::new(server.0.stdout.take().unwrap());
+        stdout.read_line(&mut String::new()).unwrap();
+        let _hostile = match CommandAttack::ALL[index].0 {
+            CommandAttack::None => None,
+            _ => Some(Killed::hostile(index, &name.text)),
+        };
+
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let mut latencies = runtime.block_on(async {
+            let mut latencies = Vec::new();
+            let begun = Instant::now();
+            while begun.elapsed() < time {
+                // Each time as a new client, which needs a command of its own.
+                let sent = Instant::now();
+                let mut client = Client::connect(&name.text).await.unwrap();
+                let reply = timeout(2 * DEADLINE, client.call("hello")).await;
+                latencies.push(sent.elapsed().as_micros());
+                assert_eq!(reply.expect("no reply").unwrap(), "hello");
+            }
+            latencies
+        });
+        latencies.sort_unstable();
+        let latencies = Latencies(latencies);
+        end(&mut server.0);
+        format!(
+            "{} | {} | {}",
+            latencies.0.len(),
+            latencies.quantile(990),
+            latencies.quantile(1000)
+        )
+    }
 }

@@ -70,6 +70,12 @@ impl<F: Future<Output = Result<Reply, Failure>>> InFlight<F> {
         self.used == 0
     }
 
+    /// Returns whether a request is in the handler, and not only its answer here.
+    pub(super) fn is_handling(&self) -> bool {
+        let mut used = self.slots.iter().take(self.used);
+        used.any(|slot| slot.answer.is_none())
+    }
+
     /// Returns whether another request may be added. None may after a failure.
     pub(super) fn has_room(&self) -> bool {
         self.used < self.max && !self.has_failed

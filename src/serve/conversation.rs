@@ -153,11 +153,17 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         let (handler, server) = (Arc::clone(&self.handler), Arc::clone(&self.server));
         let mut in_flight = InFlight::new(server.options.concurrency);
         let mut shutdown = pin!(self.shutdown.wait());
+        let mut handler_ended = pin!(handler.ended());
         loop {
             let step = poll_fn(|cx| {
                 let step = self.poll_step(cx, &mut in_flight);
-                if step.is_pending() && !self.inbound.is_closed() {
-                    return shutdown.as_mut().poll(cx).map(|()| Ok(Step::Close));
+                let may_close = step.is_pending() && !self.inbound.is_closed();
+                if may_close && shutdown.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Ok(Step::Close));
+                }
+                if step.is_pending() && !in_flight.is_handling() {
+                    let ended = handler_ended.as_mut().poll(cx);
+                    return ended.map(|error| Err(Failure::Ended(error)));
                 }
                 step
             });

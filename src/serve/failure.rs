@@ -23,6 +23,8 @@ pub(super) enum Failure {
     EmptyReply,
     #[error("the handler's reply can't be sent")]
     Reply(#[source] SendError),
+    #[error("the handler ended the connection")]
+    Ended(#[source] BoxError),
     #[error(transparent)]
     Rejected(Rejection),
     #[error("the client was refused (on_connect)")]
@@ -129,6 +131,7 @@ impl Failure {
             Self::Panic(_) | Self::CodePanic(_) => Reason::Panic,
             Self::EmptyReply => Reason::EmptyReply,
             Self::Reply(_) => Reason::ReplyTooLong,
+            Self::Ended(_) => Reason::Ended,
             Self::Rejected(_) => Reason::Rejected,
             Self::Refused(_) => Reason::Refused,
             Self::NotAuthorized(_) => Reason::NotAuthorized,

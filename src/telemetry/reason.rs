@@ -77,6 +77,9 @@ reasons! {
         ConnectTimeout = "connect_timeout" at WARN,
         /// The handler can't take the request ([`Rejection`](crate::Rejection)).
         Rejected = "rejected" at WARN,
+        /// The handler ended the connection while it answered no request
+        /// ([`Handler::ended`](crate::Handler::ended)).
+        Ended = "ended" at WARN,
         /// A request is longer than `max_message_size`.
         RequestTooLong = "request_too_long" at WARN,
         /// The client disconnected, or cancelled its write, in the middle of a request.

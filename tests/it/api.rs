@@ -14,13 +14,13 @@ use std::{
 
 use pipe_server::{
     BindError, BoxError, Bytes, CallError, ClientOptions, ConnectError, Connection, ConnectionInfo,
-    Handler, IntoReply, IntoResult as _, ListenerOptions, NoSession, Peer, RecvError, Rejection,
-    Reply, Request, SendError, Serve, Session, Shutdown, Summary, Trust, defaults, serve,
-    serve_connections,
+    Handler, IntoReply, IntoResult as _, ListenerOptions, NoSession, Peer, Reason, RecvError,
+    Rejection, Reply, Request, SendError, Serve, Session, Shutdown, Summary, Trust, defaults,
+    serve, serve_connections,
 };
 use tokio::{
-    sync::{mpsc, oneshot},
-    task::JoinHandle,
+    sync::{Semaphore, mpsc, oneshot},
+    task::{JoinHandle, yield_now},
     time::Instant,
 };
 
@@ -35,6 +35,8 @@ on_every_engine! {
     a_reply_over_the_limit_is_named_in_the_log_and_those_before_it_are_sent,
     a_struct_with_state_is_a_handler,
     middleware_sees_requests_replies_and_rejections,
+    a_handler_may_end_its_connection_while_its_client_idles,
+    a_handler_that_has_ended_is_not_asked_while_it_answers,
     a_session_belongs_to_one_client_and_is_dropped_with_it,
     a_session_of_another_type_is_rejected,
     a_refused_client_is_closed_counted_and_logged,
@@ -265,6 +267,10 @@ impl<H: Handler<T>, T> Handler<T> for Marking<H> {
     fn connected(self: &Arc<Self>) -> Arc<Self> {
         Arc::new(Self(self.0.connected()))
     }
+
+    fn ended(&self) -> impl Future<Output = BoxError> + Send {
+        self.0.ended()
+    }
 }
 
 async fn middleware_sees_requests_replies_and_rejections(kind: Kind) {
@@ -275,6 +281,59 @@ async fn middleware_sees_requests_replies_and_rejections(kind: Kind) {
     let reply = client.call(b"\xff".to_vec()).await.unwrap();
     assert!(reply.starts_with(b"<rejected: invalid utf-8"), "{reply:?}");
     assert_eq!(client.call("again").await.unwrap(), "<again>");
+}
+
+/// Ends a connection for each permit, and echoes until then.
+struct Ending(Arc<Semaphore>);
+
+impl Handler for Ending {
+    async fn call(&self, request: Request) -> Result<Reply, BoxError> {
+        if request.bytes() == "end" {
+            self.0.add_permits(1);
+            // Wakes the task, which does not ask while this runs.
+            yield_now().await;
+        }
+        Ok(Reply::new(request.into_bytes()))
+    }
+
+    fn connected(self: &Arc<Self>) -> Arc<Self> {
+        Arc::new(Self(Arc::clone(&self.0)))
+    }
+
+    async fn ended(&self) -> BoxError {
+        self.0.acquire().await.unwrap().forget();
+        "what it needs is gone".into()
+    }
+}
+
+async fn a_handler_may_end_its_connection_while_its_client_idles(kind: Kind) {
+    let log = Log::start();
+    let end = Arc::new(Semaphore::new(0));
+    let (server, pipe) = start(kind, Ending(Arc::clone(&end)));
+    let (mut silent, mut idle) = (pipe.connect().await, pipe.connect().await);
+    assert_eq!(idle.call("a").await.unwrap(), "a");
+    end.add_permits(2);
+    let ended = tokio::join!(silent.recv(), idle.recv());
+    assert_eq!((ended.0.unwrap(), ended.1.unwrap()), (None, None));
+    let mut other = pipe.connect().await;
+    assert_eq!(other.call("b").await.unwrap(), "b");
+    let summary = server.stop().await;
+    assert_eq!(summary.stats.errors.get(Reason::Ended), 2);
+    assert_eq!(
+        log.lines_with("the handler ended the connection: what it needs is gone")
+            .len(),
+        2
+    );
+}
+
+async fn a_handler_that_has_ended_is_not_asked_while_it_answers(kind: Kind) {
+    let end = Arc::new(Semaphore::new(0));
+    let (server, pipe) = start(kind, Ending(end));
+    let mut client = pipe.connect().await;
+    assert_eq!(client.call("end").await.unwrap(), "end");
+    assert_eq!(client.recv().await.unwrap(), None);
+    let summary = server.stop().await;
+    assert_eq!(summary.stats.errors.get(Reason::Ended), 1);
 }
 
 /// Says when it is dropped.

@@ -10,6 +10,8 @@ mod console;
 #[cfg(target_os = "linux")]
 mod descriptors;
 mod exec;
+#[cfg(unix)]
+mod exec_limit;
 mod exec_mode;
 #[cfg(feature = "nats")]
 mod forward;

@@ -1,6 +1,6 @@
 //! What the server answers.
 
-use std::sync::Arc;
+use std::{future::pending, sync::Arc};
 
 use pipe_server::{BoxError, Handler, Reply, Request};
 use pipe_server_cli::text::{Encoding, Form};
@@ -9,9 +9,8 @@ use pipe_server_cli::text::{Encoding, Form};
 use crate::forward::Forward;
 use crate::{
     capacity::Capacity,
-    exec::Exec,
+    exec::{ClientCommand, Exec, Framing},
     options::{ExecMode, Options},
-    worker::{ClientCommand, Framing},
 };
 
 /// The sample's answer (*Multithreaded Pipe Server*).
@@ -41,7 +40,7 @@ impl Answer {
             let command = capacity.command(command);
             let exec = Exec::new(
                 command,
-                capacity.commands,
+                (capacity.commands, capacity.commands_per_user()),
                 max_message_size,
                 chosen.trim_newline,
             );
@@ -90,6 +89,13 @@ impl Handler for Answer {
         match &**self {
             Self::ExecForClient(command) => Arc::new(Self::ExecForClient(command.for_another())),
             _ => Arc::clone(self),
+        }
+    }
+
+    async fn ended(&self) -> BoxError {
+        match self {
+            Self::ExecForClient(command) => Box::pin(command.ended()).await.into(),
+            _ => pending().await,
         }
     }
 }

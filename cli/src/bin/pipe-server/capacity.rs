@@ -12,7 +12,7 @@ use pipe_server_cli::exit::Failure;
 #[cfg(target_os = "linux")]
 use pipe_server_cli::memory_limit;
 
-use crate::options::Options;
+use crate::{options::Options, pipe_source::PipeSource};
 
 /// How many commands run at the same time per processor. More than one, because commands often wait
 /// for I/O.
@@ -46,26 +46,49 @@ pub(crate) struct Capacity {
     pub(crate) max_instances: Option<usize>,
     /// How many commands run.
     pub(crate) commands: usize,
+    /// Whether users other than the server's own may connect.
+    admits_others: bool,
     #[cfg(target_os = "linux")]
     descriptors: descriptors::Descriptors,
     #[cfg(target_os = "linux")]
     asked: Option<usize>,
 }
 
+impl Capacity {
+    /// How many of the commands run for one user: if others may connect, the last quarter is left
+    /// to them, whatever this user's requests take.
+    pub(crate) fn commands_per_user(&self) -> usize {
+        match self.admits_others {
+            true => (self.commands - self.commands.div_ceil(4)).max(1),
+            false => self.commands,
+        }
+    }
+}
+
 #[cfg(not(target_os = "linux"))]
 impl Capacity {
     /// The limits that the options ask for.
     #[allow(clippy::unnecessary_wraps, reason = "it fails on Linux")]
-    pub(crate) fn new(options: &Options) -> Result<Self, Failure> {
+    pub(crate) fn new(options: &Options, source: &PipeSource) -> Result<Self, Failure> {
         let exec_limit = options.answer.exec_limit;
         Ok(Self {
             max_instances: options.max_instances(),
             commands: exec_limit.unwrap_or_else(|| processors() * COMMANDS_PER_PROCESSOR),
+            admits_others: source.admits_others(options),
         })
     }
 
     /// Logs which limits were lowered: none.
     pub(crate) fn log(&self) {}
+
+    /// How many threads Tokio may start for what blocks: its 512, and those of the commands. Each
+    /// pipe of a command takes one, and idle ones too, or nobody would notice that they end.
+    #[cfg(windows)]
+    pub(crate) fn blocking_threads(&self) -> usize {
+        const OF_A_COMMAND: usize = 3;
+        // Tokio adds its workers to them.
+        self.commands.min(usize::MAX / 8) * OF_A_COMMAND + 512
+    }
 
     /// The command to run: unchanged, because the limit of open files is.
     pub(crate) fn command(&self, command: &str) -> String {
@@ -81,7 +104,7 @@ impl Capacity {
     /// # Errors
     ///
     /// If not even one client fits in it.
-    pub(crate) fn new(options: &Options) -> Result<Self, Failure> {
+    pub(crate) fn new(options: &Options, source: &PipeSource) -> Result<Self, Failure> {
         let answer = &options.answer;
         let asked = options.max_instances();
         let descriptors = descriptors::Descriptors::raise();
@@ -102,6 +125,7 @@ impl Capacity {
         Ok(Self {
             max_instances: Some(asked.unwrap_or(most).min(most)),
             commands,
+            admits_others: source.admits_others(options),
             descriptors,
             asked,
         })

@@ -1,28 +1,39 @@
 //! `--exec`: starting commands, and one process per request. `worker.rs` has one per client.
 
 use std::{
-    io,
+    ffi::OsString,
+    fmt, io,
+    process::ExitStatus,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use pipe_server::{Peer, Request, UserId};
+use pipe_server::{Peer, Request};
 use pipe_server_cli::process_group::{ProcessGroup, is_shortage, shell};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     process::Command,
-    sync::{OwnedSemaphorePermit, Semaphore},
     task::yield_now,
     time::{Instant, sleep},
 };
 use tracing::{debug, warn};
 
-#[cfg(target_os = "linux")]
-use crate::systemd;
+use self::{
+    environment::ClientVariables,
+    limiter::{FairLimiter, Permit},
+};
+
+pub(crate) use self::{framing::Framing, worker::ClientCommand};
+
+mod environment;
+mod framing;
+mod limiter;
+mod request_pipe;
+mod worker;
 
 /// How much of a failing command's stderr is logged, in bytes: enough for a message, not for a
 /// dump.
-pub(crate) const STDERR_KEPT: usize = 1024;
+const STDERR_KEPT: usize = 1024;
 
 /// The backoff after a command could not be started, doubled after each further attempt.
 const FIRST_START_PAUSE: Duration = Duration::from_millis(5);
@@ -37,11 +48,11 @@ const SHORTAGE_LOGGED_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct Exec {
     command: String,
     /// The longest reply, in bytes.
-    pub(crate) limit: usize,
+    limit: usize,
     /// Whether the last newline of a reply is removed.
     trim_newline: bool,
-    /// One permit per command that may run, in FIFO order.
-    permits: Arc<Semaphore>,
+    not_inherited: Vec<OsString>,
+    limiter: Arc<FairLimiter>,
     shortage_logged: Mutex<Option<Instant>>,
 }
 
@@ -54,31 +65,77 @@ pub(crate) enum ExecError {
     Io(#[source] io::Error),
     #[error("the command of --exec printed more than {0} bytes: see --max-message-size")]
     TooLong(usize),
-    #[error("the command of --exec failed ({status}): {stderr}")]
+    #[error("the command of --exec failed ({status}){stderr}")]
     Failed {
-        status: std::process::ExitStatus,
-        stderr: String,
+        status: ExitStatus,
+        stderr: Complaint,
     },
     #[error("the command of --exec printed nothing, and an empty message can't be sent")]
     Empty,
-    #[error("the command of --exec ended ({status}) instead of replying: {stderr}")]
-    Ended { status: String, stderr: String },
-    #[error("the command of --exec was killed during an earlier request of this client")]
+    #[error("the command of --exec ended ({status}) instead of replying{stderr}")]
+    Ended { status: String, stderr: Complaint },
+    #[error("the command of --exec ended ({status}) while its client was idle{stderr}")]
+    EndedIdle { status: String, stderr: Complaint },
+    #[error(
+        "the command of --exec has ended, or was killed during an earlier request of this client"
+    )]
     Lost,
+    #[error(
+        "the command of --exec was ended because its client was idle and another one waited for a command: \
+         raise --exec-limit"
+    )]
+    MadeRoom,
+    #[error(
+        "the command of --exec printed {0:?} that no request asked for: it must print one reply to each whole \
+         request, nothing before the first one, and log to stderr"
+    )]
+    Unasked(String),
     #[error(
         "the request contains a newline, so it can't be a line for the command of --exec: use --exec-mode frames"
     )]
     NotALine,
 }
 
+/// What a command wrote to stderr, as the end of an error message.
+#[derive(Debug)]
+pub(crate) struct Complaint(String);
+
+impl Complaint {
+    fn new(stderr: &[u8]) -> Self {
+        Self(String::from_utf8_lossy(stderr).trim().to_owned())
+    }
+}
+
+impl fmt::Display for Complaint {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_str() {
+            "" => Ok(()),
+            text => write!(formatter, ": {text}"),
+        }
+    }
+}
+
 impl Exec {
-    /// Runs up to `commands` of them at the same time.
-    pub(crate) fn new(command: String, commands: usize, limit: usize, trim_newline: bool) -> Self {
+    /// Runs up to `commands` of them at the same time, `commands_per_user` for one user.
+    pub(crate) fn new(
+        command: String,
+        (commands, commands_per_user): (usize, usize),
+        limit: usize,
+        trim_newline: bool,
+    ) -> Self {
+        #[cfg(unix)]
+        if std::process::id() == 1 {
+            warn!(
+                "this is process 1, and it does not reap what commands leave running: have a container start it \
+                 under an init process (docker run --init)"
+            );
+        }
         Self {
             command,
             limit,
             trim_newline,
-            permits: Arc::new(Semaphore::new(commands.min(Semaphore::MAX_PERMITS))),
+            not_inherited: environment::not_inherited(),
+            limiter: Arc::new(FairLimiter::new(commands, commands_per_user)),
             shortage_logged: Mutex::new(None),
         }
     }
@@ -104,7 +161,7 @@ impl Exec {
         let status = group.wait().await.map_err(ExecError::Io)?;
 
         if !status.success() {
-            let stderr = String::from_utf8_lossy(&stderr).trim().to_owned();
+            let stderr = Complaint::new(&stderr);
             return Err(ExecError::Failed { status, stderr });
         }
         if self.trim_newline {
@@ -119,38 +176,42 @@ impl Exec {
 
     /// Starts the command for `request` once fewer than `commands` are running. The permit must be
     /// held for as long as it runs.
-    pub(crate) async fn start(
-        &self,
-        request: &Request,
-    ) -> Result<(OwnedSemaphorePermit, ProcessGroup), ExecError> {
+    async fn start(&self, request: &Request) -> Result<(Permit, ProcessGroup), ExecError> {
         // Asked first: the system may not know it later.
-        let environment = environment(request);
+        let peer = request.peer();
+        let peer = peer.as_ref().ok();
+        let variables = ClientVariables::new(request, peer);
         // While this waits, the server checks whether the client is still connected.
         yield_now().await;
-        let permit = self.permit().await;
-        let mut group = self.start_in(request, &environment).await?;
+        let permit = self.permit(peer).await;
+        let mut group = self.start_with(request, &variables).await?;
         debug!(command.pid = group.id(), "command started");
         Ok((permit, group))
     }
 
-    async fn permit(&self) -> OwnedSemaphorePermit {
-        if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
-            return permit;
+    async fn permit(&self, peer: Option<&Peer>) -> Permit {
+        match self.limiter.acquire(peer.map(|peer| peer.user().clone())) {
+            Ok(permit) => permit,
+            Err(waiting) => {
+                debug!(
+                    "as many commands are running as --exec-limit allows; waiting for one to end"
+                );
+                waiting
+                    .await
+                    .expect("it waits as long as the limiter exists")
+            }
         }
-        debug!("as many commands are running as --exec-limit allows; waiting for one to end");
-        let permit = Arc::clone(&self.permits).acquire_owned().await;
-        permit.expect("the semaphore is never closed")
     }
 
     /// Starts the command, with retries while the system is short of resources.
-    async fn start_in(
+    async fn start_with(
         &self,
         request: &Request,
-        environment: &[Variable],
+        variables: &ClientVariables,
     ) -> Result<ProcessGroup, ExecError> {
         let mut pause = FIRST_START_PAUSE;
         loop {
-            match ProcessGroup::start(self.shell(environment)) {
+            match ProcessGroup::start(self.shell(variables)) {
                 Err(error) if is_shortage(&error) => {
                     self.log_shortage(request, &error);
                     sleep(pause).await;
@@ -161,18 +222,12 @@ impl Exec {
         }
     }
 
-    fn shell(&self, environment: &[Variable]) -> Command {
+    fn shell(&self, variables: &ClientVariables) -> Command {
         let mut shell = shell(&self.command);
-        for (name, value) in environment {
-            match value {
-                Some(value) => shell.env(name, value),
-                None => shell.env_remove(name),
-            };
-        }
-        #[cfg(target_os = "linux")]
-        for name in systemd::VARIABLES {
+        for name in &self.not_inherited {
             shell.env_remove(name);
         }
+        variables.set_on(&mut shell);
         shell
     }
 
@@ -195,44 +250,16 @@ impl Exec {
 }
 
 /// The longest newline, in bytes.
-pub(crate) const NEWLINE: usize = 2;
+const NEWLINE: usize = 2;
 
 /// Removes one newline, `\n` or `\r\n`, from the end of `text`.
-pub(crate) fn trim_newline(text: &mut Vec<u8>) {
+fn trim_newline(text: &mut Vec<u8>) {
     if text.ends_with(b"\n") {
         text.pop();
         if text.ends_with(b"\r") {
             text.pop();
         }
     }
-}
-
-/// A variable of a command's environment. `None` unsets it, because an inherited value would
-/// describe another client.
-type Variable = (&'static str, Option<String>);
-
-/// The variables that describe the client.
-fn environment(request: &Request) -> [Variable; 4] {
-    let peer = request
-        .peer()
-        .inspect_err(|error| debug!(%error, "the command is not told who the client is"))
-        .ok();
-    let (uid, sid) = match peer.as_ref().map(Peer::user) {
-        #[cfg(unix)]
-        Some(UserId::Uid(uid)) => (Some(uid.to_string()), None),
-        #[cfg(windows)]
-        Some(UserId::Sid(sid)) => (None, Some(sid.clone())),
-        _ => (None, None),
-    };
-    // 0 means a process outside this PID namespace.
-    let process_id = peer.map(|peer| peer.process_id()).filter(|&id| id != 0);
-    let connection_id = request.connection_id();
-    [
-        ("PIPE_PEER_UID", uid),
-        ("PIPE_PEER_SID", sid),
-        ("PIPE_PEER_PID", process_id.map(|id| id.to_string())),
-        ("PIPE_CONNECTION_ID", Some(connection_id.to_string())),
-    ]
 }
 
 /// Reads to the end, up to `limit` bytes.
@@ -284,5 +311,21 @@ async fn feed(stdin: Option<impl AsyncWrite + Unpin>, request: &[u8]) -> Result<
     match written.await {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ExecError::Io(error)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_said_nothing_is_reported_without_a_colon() {
+        let ended = |stderr: &[u8]| ExecError::Ended {
+            status: "exit status: 1".to_owned(),
+            stderr: Complaint::new(stderr),
+        };
+        let silent = "the command of --exec ended (exit status: 1) instead of replying";
+        assert_eq!(ended(b" \n").to_string(), silent);
+        assert_eq!(ended(b"why\n").to_string(), format!("{silent}: why"));
     }
 }

@@ -36,7 +36,6 @@ mod service;
 mod signals;
 #[cfg(target_os = "linux")]
 mod systemd;
-mod worker;
 
 /// Gives freed memory back to the system within seconds. glibc would keep most of what the clients
 /// of an attack held.
@@ -74,14 +73,18 @@ fn start(parsed: Parsed<Options>) -> Result<ExitCode, Failure> {
 
 fn run(options: Options, source: PipeSource) -> Result<ExitCode, Failure> {
     let io_driver = options.need_io_driver();
+    let capacity = Capacity::new(&options, &source)?;
     let mut builder = Builder::new_multi_thread();
+    #[cfg(windows)]
+    builder.max_blocking_threads(capacity.blocking_threads());
     if !options.engine_needs_io_driver() {
         // The overlapped engine wakes tasks from other threads, through the queue that all workers
         // share. A busy worker would look there only once in tens of polls, and clients
         // that were idle would wait for the others.
         builder.global_queue_interval(1);
     }
-    let ended = runtime::run_on_threads(builder, io_driver, serve_until_signal(options, source))?;
+    let serving = serve_until_signal(options, source, capacity);
+    let ended = runtime::run_on_threads(builder, io_driver, serving)?;
     let Some(summary) = ended? else {
         return Ok(ExitCode::from(INTERRUPTED));
     };
@@ -101,12 +104,12 @@ fn run(options: Options, source: PipeSource) -> Result<ExitCode, Failure> {
 async fn serve_until_signal(
     options: Options,
     source: PipeSource,
+    capacity: Capacity,
 ) -> Result<Option<Summary>, Failure> {
     #[cfg(feature = "nats")]
     let target = options.answer.forward.as_ref();
     #[cfg(feature = "nats")]
     let target = target.map(ForwardUrl::target).transpose()?;
-    let capacity = Capacity::new(&options)?;
     #[cfg(target_os = "linux")]
     let obstacle = source.obstacle(&options);
     let listener = options.listener().max_instances(capacity.max_instances);

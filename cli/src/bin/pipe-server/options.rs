@@ -17,6 +17,10 @@ use crate::forward::ForwardUrl;
 /// way, so that waiting has to end.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The default of `--handler-timeout` with `--exec`: a command that never ends holds one of few
+/// places. Long enough for what somebody waits for.
+const EXEC_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// The default of `--forward-limit`: with the longest message by default, 64 MiB of requests.
 #[cfg(feature = "nats")]
 const FORWARD_LIMIT: usize = 1024;
@@ -146,12 +150,18 @@ impl Options {
     }
 
     /// Whether `--access` or `--socket-group` admits other users.
-    #[cfg(target_os = "linux")]
     pub(crate) fn admits_others(&self) -> bool {
         match self.pipe.access {
             Some(Access::Everyone) => true,
+            #[cfg(target_os = "linux")]
             Some(Access::Mode(mode)) => mode & 0o077 != 0,
+            #[cfg(target_os = "linux")]
             _ => self.pipe.socket_group.is_some(),
+            // It may admit anybody.
+            #[cfg(windows)]
+            Some(Access::Sddl(_)) => true,
+            #[cfg(not(target_os = "linux"))]
+            _ => false,
         }
     }
 
@@ -159,7 +169,8 @@ impl Options {
     pub(crate) fn handler_timeout(&self) -> Option<Duration> {
         match self.limits.handler_timeout {
             Some(TimeLimit(time)) => time,
-            None => self.answer.forwards().then_some(FORWARD_TIMEOUT),
+            None if self.answer.forwards() => Some(FORWARD_TIMEOUT),
+            None => self.answer.exec.is_some().then_some(EXEC_TIMEOUT),
         }
     }
 
@@ -193,7 +204,8 @@ pub(crate) struct AnswerOptions {
     ///
     /// Its environment identifies the client: PIPE_PEER_UID (Linux) or PIPE_PEER_SID (Windows),
     /// PIPE_PEER_PID and PIPE_CONNECTION_ID. A variable is unset if the system does not know
-    /// its value. Use the process id only for logs: the system reuses process ids.
+    /// its value. Use the process id only for logs: the system reuses process ids. It does not
+    /// inherit the variables of this server's options, PIPE_SERVER_*.
     ///
     /// It is killed when --handler-timeout expires, its client disconnects or the server ends. On
     /// Linux this kills its process group, but not processes that left the group (setsid,
@@ -210,8 +222,19 @@ pub(crate) struct AnswerOptions {
     /// When COMMAND is started, and how it gets requests
     ///
     /// With lines and frames it is started for a client's first request and killed when the client
-    /// disconnects. Until then it counts for --exec-limit. It must flush each reply, and log
-    /// to stderr only.
+    /// disconnects. Until then it counts for --exec-limit. It must flush each reply, print nothing
+    /// else, not even before the first request, and log to stderr only.
+    ///
+    /// If it ends or prints something else while its client waits for no reply, the connection of
+    /// its client is closed, and the log says why. What it prints before it reads a request is
+    /// never taken for the reply; on Windows that is certain only for its first request. What it
+    /// prints after that can't be told from the reply: one reply may then be wrong, and the
+    /// connection is closed when the true one comes. A request reaches it in several pieces: it
+    /// must read on until it has all of the line or frame.
+    ///
+    /// If a request finds no command free, one whose client is idle makes room: of the user who
+    /// runs most, the one that has been idle for longest. The connection of its client is closed,
+    /// because a new command would not know what this one was told.
     #[arg(
         long,
         value_name = "MODE",
@@ -227,8 +250,12 @@ pub(crate) struct AnswerOptions {
 
     /// How many commands run at the same time, 1 or more [default: 4 per processor]
     ///
-    /// Further requests wait in FIFO order, and --handler-timeout includes the time they wait. If
-    /// the client has disconnected by then, the command is not run. A command that can't be
+    /// Further requests wait, and --handler-timeout includes the time they wait. The next one is of
+    /// the user who runs the fewest commands; users who run as many take turns, and the requests of
+    /// one user are answered in FIFO order. If other users may connect (--access), one user runs
+    /// three quarters of the commands at most.
+    ///
+    /// If the client has disconnected by then, the command is not run. A command that can't be
     /// started because the system is short of memory, processes or open files is retried.
     ///
     /// On Linux the default is lower if the limit of open files is low. Commands get the limit
@@ -371,8 +398,11 @@ pub(crate) struct LimitOptions {
     pub(crate) idle_timeout: TimeLimit,
 
     /// How long the answer to a request may take, with the time it waits for --exec-limit, or none
-    #[cfg_attr(not(feature = "nats"), doc = "[default: none]")]
-    #[cfg_attr(feature = "nats", doc = "[default: none, or 10s with --forward]")]
+    #[cfg_attr(not(feature = "nats"), doc = "[default: none, or 60s with --exec]")]
+    #[cfg_attr(
+        feature = "nats",
+        doc = "[default: none, or 60s with --exec, 10s with --forward]"
+    )]
     #[arg(long, value_name = "TIME")]
     handler_timeout: Option<TimeLimit>,
 
@@ -576,6 +606,21 @@ mod tests {
         assert_eq!(group_id("54321"), Ok(54_321));
         assert!(group_id("no such group").is_err());
         assert!(group_id("-1").is_err());
+    }
+
+    #[test]
+    fn a_command_has_a_time_limit_by_default() {
+        let limit = |arguments: &[&str]| {
+            let arguments = ["pipe-server"].iter().chain(arguments);
+            Options::try_parse_from(arguments)
+                .unwrap()
+                .handler_timeout()
+        };
+        assert_eq!(limit(&[]), None);
+        assert_eq!(limit(&["--exec", "a"]), Some(EXEC_TIMEOUT));
+        assert_eq!(limit(&["--exec", "a", "--handler-timeout", "none"]), None);
+        let five = ["--exec", "a", "--handler-timeout", "5min"];
+        assert_eq!(limit(&five), Some(Duration::from_secs(300)));
     }
 
     #[test]

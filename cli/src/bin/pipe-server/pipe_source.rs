@@ -54,6 +54,16 @@ impl PipeSource {
         }
     }
 
+    /// Whether users other than the server's own may connect, as far as is known.
+    pub(crate) fn admits_others(&self, options: &Options) -> bool {
+        match self {
+            Self::Name(_) => options.admits_others(),
+            // Whoever created it decided that.
+            #[cfg(target_os = "linux")]
+            Self::Socket(_) => true,
+        }
+    }
+
     /// What keeps other users out, if the options suggest that they should get in.
     #[cfg(target_os = "linux")]
     pub(crate) fn obstacle(&self, options: &Options) -> Option<&'static str> {

@@ -162,8 +162,8 @@ fn check(options: &Options) -> Result<(), Failure> {
                 .to_owned(),
         ));
     }
-    PipeSource::find(options)?;
-    let capacity = Capacity::new(options)?;
+    let source = PipeSource::find(options)?;
+    let capacity = Capacity::new(options, &source)?;
     // The limits are checked by the listener, on a pipe that nobody can connect to.
     let listener = options
         .listener()
