@@ -39,7 +39,7 @@ mod systemd;
 
 /// Gives freed memory back to the system within seconds. glibc would keep most of what the clients
 /// of an attack held.
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", feature = "jemalloc"))]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
