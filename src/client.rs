@@ -3,12 +3,13 @@
 use std::{
     future::poll_fn,
     io,
+    pin::pin,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use crate::{
     backoff::Backoff,
@@ -18,6 +19,7 @@ use crate::{
     error::{CallError, ConnectError, RecvError, SendError, served_by},
     name::{NameError, PipeName},
     peer::{Peer, UserId},
+    timer::with_timeout,
     trust::Trust,
 };
 
@@ -314,12 +316,10 @@ impl Client {
     /// forever if there is none.
     pub async fn call(&mut self, request: impl Into<Bytes>) -> Result<Bytes, CallError> {
         let request = request.into();
-        let Some(after) = self.call_timeout else {
-            return self.exchange(request).await;
-        };
-        match timeout(after, self.exchange(request)).await {
+        let call_timeout = self.call_timeout;
+        match with_timeout(call_timeout, &mut pin!(self.exchange(request))).await {
             Ok(result) => result,
-            Err(_) => Err(CallError::TimedOut { after }),
+            Err(after) => Err(CallError::TimedOut { after }),
         }
     }
 

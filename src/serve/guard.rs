@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tracing::{Span, debug_span, field::Empty};
 
 use super::failure::Failure;
-pub(super) use crate::timer::Timer;
+pub(super) use crate::timer::{Timer, with_timeout};
 use crate::{
     handler::{Handler, Reply, Request},
     telemetry::Stats,
@@ -103,18 +103,4 @@ fn text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     text.unwrap_or("(no text)").to_owned()
-}
-
-/// Returns the output of `future`, or `limit` as an error once it has expired. Takes `future` by
-/// reference because a future stores an argument passed by value twice.
-pub(super) async fn with_timeout<F: Future + Unpin>(
-    limit: Option<Duration>,
-    future: &mut F,
-) -> Result<F::Output, Duration> {
-    let mut timer = Timer::new(limit);
-    poll_fn(|cx| match Pin::new(&mut *future).poll(cx) {
-        Poll::Ready(output) => Poll::Ready(Ok(output)),
-        Poll::Pending => timer.poll_expired(cx).map(Err),
-    })
-    .await
 }

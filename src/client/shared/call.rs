@@ -1,12 +1,12 @@
 //! One call of a shared client, from waiting for a slot to the reply.
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc};
 
 use bytes::Bytes;
 use tokio::{
     runtime::Handle,
     sync::{OwnedSemaphorePermit, oneshot},
-    time::{Instant, timeout},
+    time::Instant,
 };
 
 use super::{
@@ -16,6 +16,7 @@ use super::{
 use crate::{
     connection::check,
     error::{CallFailure, ConnectError, SharedCallError},
+    timer::with_timeout,
 };
 
 /// Makes a call. It waits for a slot, unless there is one already.
@@ -52,13 +53,14 @@ pub(super) async fn call(
         let aborted = Err(SharedCallError::Unanswered(CallFailure::Aborted));
         (&mut call.answer).await.unwrap_or(aborted)
     };
-    let Some(after) = call_timeout else {
-        return exchange.await;
+    let answered = {
+        let mut exchange = pin!(exchange);
+        with_timeout(call_timeout, &mut exchange).await
     };
-    if let Ok(answer) = timeout(after, exchange).await {
-        return answer;
-    }
-    let failure = CallFailure::TimedOut { after };
+    let failure = match answered {
+        Ok(answer) => return answer,
+        Err(after) => CallFailure::TimedOut { after },
+    };
     match submitted {
         Some(call) => call.give_up(failure),
         None => Err(SharedCallError::NotSent(failure)),
