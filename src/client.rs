@@ -19,7 +19,7 @@ use crate::{
     error::{CallError, ConnectError, RecvError, SendError, served_by},
     name::{NameError, PipeName},
     peer::{Peer, UserId},
-    timer::with_timeout,
+    timer::timeout,
     trust::Trust,
 };
 
@@ -317,7 +317,7 @@ impl Client {
     pub async fn call(&mut self, request: impl Into<Bytes>) -> Result<Bytes, CallError> {
         let request = request.into();
         let call_timeout = self.call_timeout;
-        match with_timeout(call_timeout, &mut pin!(self.exchange(request))).await {
+        match timeout(call_timeout, &mut pin!(self.exchange(request))).await {
             Ok(result) => result,
             Err(after) => Err(CallError::TimedOut { after }),
         }

@@ -2,14 +2,14 @@
 
 use std::{
     future::{Future, poll_fn},
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use tokio::{
     task::coop::unconstrained,
-    time::{Sleep, sleep},
+    time::{self, Sleep, sleep},
 };
 
 /// The last part of a limit, which is waited for separately. After a suspension (SIGSTOP, a paused
@@ -37,12 +37,32 @@ impl Timer {
         }
     }
 
+    /// Polls an operation, and stops the timer if that is ready. Ready with the limit as an error
+    /// once it has expired.
+    pub(crate) fn poll_within<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<Result<T, Duration>> {
+        let mut output = poll(cx);
+        if output.is_pending() {
+            let limit = ready!(self.poll_expired(cx));
+            // Once more, because the task's coop budget may have been used up.
+            output = pin!(unconstrained(poll_fn(poll))).poll(cx);
+            if output.is_pending() {
+                return Poll::Ready(Err(limit));
+            }
+        }
+        self.stop();
+        output.map(Ok)
+    }
+
     /// Ready with the limit once it has expired. Starts the timer if it is stopped.
     pub(crate) fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
         let Some(limit) = self.limit else {
             return Poll::Pending;
         };
-        let last_look = LAST_LOOK.min(limit / 2);
+        let last_look = last_look(limit);
         if !self.is_last_look {
             ready!(self.poll_sleep(cx, limit - last_look));
             self.is_last_look = true;
@@ -72,9 +92,25 @@ pub(crate) async fn with_timeout<F: Future + Unpin>(
     future: &mut F,
 ) -> Result<F::Output, Duration> {
     let mut timer = Timer::new(limit);
-    poll_fn(|cx| match Pin::new(&mut *future).poll(cx) {
-        Poll::Ready(output) => Poll::Ready(Ok(output)),
-        Poll::Pending => timer.poll_expired(cx).map(Err),
-    })
-    .await
+    poll_fn(|cx| timer.poll_within(cx, |cx| Pin::new(&mut *future).poll(cx))).await
+}
+
+/// Same as [`with_timeout`], for a future that usually has to wait: it holds its timer, and
+/// allocates nothing.
+pub(crate) async fn timeout<F: Future + Unpin>(
+    limit: Option<Duration>,
+    future: &mut F,
+) -> Result<F::Output, Duration> {
+    let Some(limit) = limit else {
+        return Ok(future.await);
+    };
+    let last_look = last_look(limit);
+    match time::timeout(limit - last_look, &mut *future).await {
+        Ok(output) => Ok(output),
+        Err(_) => time::timeout(last_look, future).await.map_err(|_| limit),
+    }
+}
+
+fn last_look(limit: Duration) -> Duration {
+    LAST_LOOK.min(limit / 2)
 }

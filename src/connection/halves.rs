@@ -2,15 +2,13 @@
 
 use std::{
     fmt,
-    future::{Future, poll_fn},
-    pin::pin,
+    future::poll_fn,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
-use tokio::task::coop::unconstrained;
 use tracing::{Span, field::display};
 
 #[cfg(doc)]
@@ -228,17 +226,11 @@ impl RecvHalf {
 
     /// Receives within the idle timeout.
     fn poll_in_time(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
-        let mut received = self.receiver.poll_recv(cx);
-        if received.is_pending() {
-            let after = ready!(self.idle_timeout.poll_expired(cx));
-            // Once more, because the task's coop budget may have been used up.
-            received = pin!(unconstrained(poll_fn(|cx| self.receiver.poll_recv(cx)))).poll(cx);
-            if received.is_pending() {
-                received = Poll::Ready(Err(RecvError::TimedOut { after }));
-            }
-        }
-        self.idle_timeout.stop();
-        received
+        let receiver = &mut self.receiver;
+        let received = self
+            .idle_timeout
+            .poll_within(cx, |cx| receiver.poll_recv(cx));
+        received.map(|received| received.unwrap_or_else(|after| Err(RecvError::TimedOut { after })))
     }
 }
 
@@ -326,21 +318,12 @@ impl SendHalf {
         cx: &mut Context<'_>,
         poll_sent: impl Fn(&mut dyn Transmit, &mut Context<'_>) -> Poll<Result<(), SendError>>,
     ) -> Poll<Result<(), SendError>> {
-        let mut sent = poll_sent(&mut *self.sender, cx);
-        if sent.is_pending() {
-            let after = ready!(self.write_timeout.poll_expired(cx));
-            // Once more, because the task's coop budget may have been used up.
-            sent = pin!(unconstrained(poll_fn(|cx| poll_sent(
-                &mut *self.sender,
-                cx
-            ))))
-            .poll(cx);
-            if sent.is_pending() {
-                sent = Poll::Ready(Err(SendError::TimedOut { after }));
-            }
-        }
-        self.write_timeout.stop();
-        sent.map(|sent| self.noted(sent))
+        let sender = &mut *self.sender;
+        let sent = self
+            .write_timeout
+            .poll_within(cx, |cx| poll_sent(sender, cx));
+        let sent = ready!(sent).unwrap_or_else(|after| Err(SendError::TimedOut { after }));
+        Poll::Ready(self.noted(sent))
     }
 
     /// Notes that sending has failed, if it has.

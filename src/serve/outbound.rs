@@ -12,7 +12,6 @@ use tracing::trace;
 use super::{
     budget::{Held, Share},
     failure::Failure,
-    guard::Timer,
 };
 use crate::{connection::SendHalf, error::SendError, telemetry::Stats};
 
@@ -23,7 +22,6 @@ const BATCH_BYTES: usize = 256 * 1024;
 /// The replies to one client. The engine may send several together.
 pub(super) struct Outbound {
     sender: SendHalf,
-    write_timeout: Timer,
     /// Replies that were fed to the engine and not yet flushed.
     unsent: u64,
     /// Counts the bytes of the unsent replies.
@@ -35,14 +33,14 @@ pub(super) struct Outbound {
 
 impl Outbound {
     pub(super) fn new(
-        sender: SendHalf,
+        mut sender: SendHalf,
         write_timeout: Option<Duration>,
         share: Share,
         stats: Stats,
     ) -> Self {
+        sender.set_write_timeout(write_timeout);
         Self {
             sender,
-            write_timeout: Timer::new(write_timeout),
             unsent: 0,
             held: None,
             share,
@@ -66,7 +64,7 @@ impl Outbound {
     /// Ready when another reply can be fed.
     pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         let room = self.sender.poll_room(cx);
-        self.apply_write_timeout(room, cx)
+        self.apply_budget(room, cx)
     }
 
     /// Feeds a reply to the engine. Called once `poll_room` is ready.
@@ -89,7 +87,7 @@ impl Outbound {
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         if self.unsent > 0 {
             let flushed = self.sender.poll_flush(cx);
-            ready!(self.apply_write_timeout(flushed, cx))?;
+            ready!(self.apply_budget(flushed, cx))?;
             let replies = mem::take(&mut self.unsent);
             let bytes = self.held.take().map_or(0, |held| held.bytes());
             self.sent += replies;
@@ -102,11 +100,11 @@ impl Outbound {
     /// conversation. Ready once it is told.
     pub(super) fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         let finished = self.sender.poll_finish(cx);
-        self.apply_write_timeout(finished, cx)
+        self.apply_budget(finished, cx)
     }
 
-    /// Applies the write timeout and the budget to the result of polling the sender.
-    fn apply_write_timeout(
+    /// Applies the budget to the result of polling the sender.
+    fn apply_budget(
         &mut self,
         sent: Poll<Result<(), SendError>>,
         cx: &mut Context<'_>,
@@ -115,11 +113,12 @@ impl Outbound {
             if let Poll::Ready(limit) = self.share.poll_unread(cx) {
                 return Poll::Ready(Err(Failure::BufferedBytes(limit)));
             }
-            let expired = self.write_timeout.poll_expired(cx);
-            return expired.map(|time| Err(Failure::WriteTimeout(time)));
+            return Poll::Pending;
         }
         self.share.read();
-        self.write_timeout.stop();
-        sent.map_err(Failure::Send)
+        sent.map_err(|error| match error {
+            SendError::TimedOut { after } => Failure::WriteTimeout(after),
+            error => Failure::Send(error),
+        })
     }
 }

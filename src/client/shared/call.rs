@@ -16,7 +16,7 @@ use super::{
 use crate::{
     connection::check,
     error::{CallFailure, ConnectError, SharedCallError},
-    timer::with_timeout,
+    timer::timeout,
 };
 
 /// Makes a call. It waits for a slot, unless there is one already.
@@ -55,7 +55,7 @@ pub(super) async fn call(
     };
     let answered = {
         let mut exchange = pin!(exchange);
-        with_timeout(call_timeout, &mut exchange).await
+        timeout(call_timeout, &mut exchange).await
     };
     let failure = match answered {
         Ok(answer) => return answer,
