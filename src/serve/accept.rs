@@ -196,7 +196,7 @@ impl<S: ServeClient> Acceptor<S> {
         connection.record_peer_in(&span);
         let mut admission = AdmissionProgress::new(&self.admission);
         if let Err(refused) = admission.enter(connection.identity(), false) {
-            span.in_scope(|| refused.report(connection.identity(), &self.telemetry));
+            span.in_scope(|| refused.report(connection.identity(), &self.telemetry, None));
             self.ended += 1;
             return;
         }
@@ -216,7 +216,7 @@ impl<S: ServeClient> Acceptor<S> {
     /// Frees the place of a client that has sent nothing by which it could be identified.
     fn give_up_one(&mut self) {
         if let Some(identity) = self.unidentified.give_up_one() {
-            Failure::PlaceNeeded.report(&identity, &self.telemetry);
+            Failure::PlaceNeeded.report(&identity, &self.telemetry, None);
         }
     }
 

@@ -202,7 +202,7 @@ where
         async move {
             let identity = Arc::clone(client.connection.identity());
             if let Err(failure) = run_one(handler, client, timeouts).await {
-                failure.report(&identity, &telemetry);
+                failure.report(&identity, &telemetry, None);
             }
         }
     }

@@ -28,7 +28,7 @@ use super::{
 use crate::{
     connection::Identity,
     handler::{Handler, Reply, Request},
-    telemetry::{Details, Telemetry},
+    telemetry::Telemetry,
 };
 
 /// The state of one client being served.
@@ -110,17 +110,8 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         match ended {
             Ok(()) => debug!(requests, replies, "client served"),
             Err(failure) => {
-                let mut details = Details {
-                    connection: Some(self.identity.id),
-                    ..Details::default()
-                };
-                if failure.is_refusal() {
-                    details.peer = Some(self.identity.peer());
-                } else {
-                    (details.requests, details.replies) = (Some(requests), Some(replies));
-                }
-                let reason = failure.reason();
-                self.server.telemetry.report(reason, &failure, details);
+                let telemetry = &self.server.telemetry;
+                failure.report(&self.identity, telemetry, Some((requests, replies)));
             }
         }
     }

@@ -115,11 +115,21 @@ impl Failure {
         )
     }
 
-    /// Reports the failure of a connection on which no requests are counted.
-    pub(super) fn report(&self, identity: &Identity, telemetry: &Telemetry) {
+    /// Reports the failure of a connection, with the numbers of its requests and replies if they
+    /// are counted.
+    pub(super) fn report(
+        &self,
+        identity: &Identity,
+        telemetry: &Telemetry,
+        counts: Option<(u64, u64)>,
+    ) {
+        let is_refusal = self.is_refusal();
+        let counts = counts.filter(|_| !is_refusal);
         let details = Details {
             connection: Some(identity.id),
-            peer: self.is_refusal().then(|| identity.peer()),
+            peer: is_refusal.then(|| identity.peer()),
+            requests: counts.map(|(requests, _)| requests),
+            replies: counts.map(|(_, replies)| replies),
             ..Details::default()
         };
         telemetry.report(self.reason(), self, details);
