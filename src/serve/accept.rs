@@ -6,7 +6,6 @@ use std::{
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use tokio::{
@@ -110,15 +109,30 @@ pub(super) async fn run(
         telemetry: telemetry.clone(),
     };
     let serving = async {
-        acceptor.accept_until(listener, signal).await;
+        let listener = acceptor.accept_until(listener, signal).await;
+        let deadline = drain_timeout.and_then(|time| Instant::now().checked_add(time));
+        until(deadline, acceptor.accept_rest(listener)).await;
         begin_shutdown.send_replace(());
-        acceptor.drain(drain_timeout).await;
+        debug!(
+            connections = acceptor.tasks.len(),
+            ?drain_timeout,
+            "shutting down"
+        );
+        until(deadline, acceptor.drain()).await;
         acceptor.end().await
     };
     tokio::select! {
         biased;
         summary = serving => summary,
         never = telemetry.log_suppressed() => match never {},
+    }
+}
+
+/// Awaits `future` until the deadline, if there is one.
+async fn until(deadline: Option<Instant>, future: impl Future<Output = ()>) {
+    match deadline {
+        Some(deadline) => _ = timeout_at(deadline, future).await,
+        None => future.await,
     }
 }
 
@@ -135,23 +149,18 @@ struct Acceptor<S> {
 }
 
 impl<S: ServeClient> Acceptor<S> {
-    /// Accepts connections until `signal` completes, then releases the name. Clients that have
-    /// connected by then are still accepted.
-    async fn accept_until(&mut self, mut listener: PipeListener, signal: impl Future<Output = ()>) {
-        self.accept(&mut listener, signal).await;
-        listener.close();
-        while let Some(connection) = listener.accept_rest().await {
-            self.begin(connection, listener.local_name());
-        }
-    }
-
-    async fn accept(&mut self, listener: &mut PipeListener, signal: impl Future<Output = ()>) {
+    /// Accepts connections until `signal` completes.
+    async fn accept_until(
+        &mut self,
+        mut listener: PipeListener,
+        signal: impl Future<Output = ()>,
+    ) -> PipeListener {
         let mut signal = pin!(signal);
         let mut backoff = Backoff::default();
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = &mut signal => return,
+                () = &mut signal => return listener,
                 Some(_) = self.tasks.join_next() => {
                     self.ended += 1;
                     continue;
@@ -174,11 +183,19 @@ impl<S: ServeClient> Acceptor<S> {
                     };
                     self.telemetry.report(Reason::Accept, &error, details);
                     tokio::select! {
-                        () = &mut signal => return,
+                        () = &mut signal => return listener,
                         () = sleep(delay) => {}
                     }
                 }
             }
+        }
+    }
+
+    /// Releases the name, and accepts the clients that have connected by then.
+    async fn accept_rest(&mut self, mut listener: PipeListener) {
+        listener.close();
+        while let Some(connection) = listener.accept_rest().await {
+            self.begin(connection, listener.local_name());
         }
     }
 
@@ -220,22 +237,10 @@ impl<S: ServeClient> Acceptor<S> {
         }
     }
 
-    /// Waits until every task has completed or the drain timeout has expired.
-    async fn drain(&mut self, drain_timeout: Option<Duration>) {
-        debug!(
-            connections = self.tasks.len(),
-            ?drain_timeout,
-            "shutting down"
-        );
-        let deadline = drain_timeout.and_then(|time| Instant::now().checked_add(time));
-        let drained = async {
-            while self.tasks.join_next().await.is_some() {
-                self.ended += 1;
-            }
-        };
-        match deadline {
-            Some(deadline) => _ = timeout_at(deadline, drained).await,
-            None => drained.await,
+    /// Waits until every task has completed.
+    async fn drain(&mut self) {
+        while self.tasks.join_next().await.is_some() {
+            self.ended += 1;
         }
     }
 
