@@ -718,19 +718,26 @@ async fn an_idle_shutdown_ends_at_once(kind: Kind) {
     assert!(client.recv().await.unwrap().is_none());
 }
 
+/// Serves each request once there is a permit for it.
+macro_rules! start_held {
+    ($listener:expr, $permits:expr, $asked:expr) => {{
+        let (permits, asked) = (Arc::clone(&$permits), $asked);
+        start!($listener, move |request: Bytes| {
+            let (permits, asked) = (Arc::clone(&permits), asked.clone());
+            async move {
+                _ = asked.send(());
+                permits.acquire().await.unwrap().forget();
+                Ok::<_, io::Error>(request)
+            }
+        })
+    }};
+}
+
 async fn a_shutdown_lets_a_request_in_progress_finish(kind: Kind) {
     let (listener, pipe) = kind.bind(ListenerOptions::new());
     let (asked, mut was_asked) = tokio::sync::mpsc::unbounded_channel();
-    let gate = Arc::new(tokio::sync::Semaphore::new(0));
-    let opened = Arc::clone(&gate);
-    let mut server = start!(listener, move |request: Bytes| {
-        let (asked, gate) = (asked.clone(), Arc::clone(&gate));
-        async move {
-            _ = asked.send(());
-            gate.acquire().await.unwrap().forget();
-            Ok::<_, io::Error>(request)
-        }
-    });
+    let opened = Arc::new(tokio::sync::Semaphore::new(0));
+    let mut server = start_held!(listener, opened, asked);
     let mut client = pipe.connect().await;
     client.send("in progress").await.unwrap();
     was_asked.recv().await.unwrap();
@@ -747,16 +754,8 @@ async fn a_shutdown_lets_a_request_in_progress_finish(kind: Kind) {
 async fn a_shutdown_answers_every_request_that_was_sent_before(kind: Kind) {
     let (listener, pipe) = kind.bind(ListenerOptions::new());
     let (asked, mut was_asked) = tokio::sync::mpsc::unbounded_channel();
-    let gate = Arc::new(tokio::sync::Semaphore::new(0));
-    let opened = Arc::clone(&gate);
-    let mut server = start!(listener, move |request: Bytes| {
-        let (asked, gate) = (asked.clone(), Arc::clone(&gate));
-        async move {
-            _ = asked.send(());
-            gate.acquire().await.unwrap().forget();
-            Ok::<_, io::Error>(request)
-        }
-    });
+    let opened = Arc::new(tokio::sync::Semaphore::new(0));
+    let mut server = start_held!(listener, opened, asked);
     let mut client = pipe.connect().await;
     let requests: Vec<_> = (0..4).map(|number| message(number, 100)).collect();
     for request in &requests {

@@ -348,15 +348,10 @@ fn unopened(path: &Path, error: &io::Error) -> io::Error {
 mod tests {
     use std::os::unix::{fs::symlink, net::UnixListener};
 
-    use super::*;
-
-    fn mode(path: &Path) -> u32 {
-        fs::symlink_metadata(path).unwrap().mode() & 0o7777
-    }
-
-    fn set_mode(path: &Path, mode: u32) {
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-    }
+    use super::{
+        super::directory::tests::{mode, set_mode},
+        *,
+    };
 
     #[test]
     fn a_lock_is_held_by_a_process_of_this_namespace() {

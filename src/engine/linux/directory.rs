@@ -200,16 +200,16 @@ pub(super) fn denied(problem: impl Into<String>) -> io::Error {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::os::unix::fs::{chown, symlink};
 
     use super::*;
 
-    fn mode(path: &Path) -> u32 {
+    pub(in super::super) fn mode(path: &Path) -> u32 {
         fs::symlink_metadata(path).unwrap().mode() & 0o7777
     }
 
-    fn set_mode(path: &Path, mode: u32) {
+    pub(in super::super) fn set_mode(path: &Path, mode: u32) {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     }
 
