@@ -109,10 +109,11 @@ impl Connection {
     /// Stops the other side from sending more, for a shutdown that loses nothing:
     /// [`recv`](Self::recv) returns the messages that were sent before, and then `None`.
     ///
-    /// On Linux, sending fails on the other side from now on (*shutdown(2)*, `SHUT_RD`), so
-    /// it knows what was not received. Windows can't stop it: `recv` returns `None` as soon
-    /// as the pipe is empty, and a later message is lost unless this side says that it has
-    /// received everything before, with [`finish`](Self::finish).
+    /// On Linux, sending fails on the other side from now on (shutdown(2), `SHUT_RD`), so it knows
+    /// which messages were not received. Windows can't stop it: `recv` returns `None` as soon as
+    /// the pipe is empty, and never if the other side always sends another message in time. A
+    /// message sent later is lost. Call [`finish`](Self::finish) last: it tells a client that
+    /// requests without a reply were not taken.
     pub fn close_recv(&mut self) {
         self.receiver.close();
     }

@@ -384,7 +384,7 @@ impl From<CallError> for io::Error {
 pub enum SharedCallError {
     /// The server has not executed the request: it was not sent, or the server shut down before it
     /// took it.
-    #[error("the request was not sent")]
+    #[error("the request was not executed")]
     NotSent(#[source] CallFailure),
     /// The request may have been sent, so the server may have executed it.
     #[error("the request got no reply: the server may have executed it")]

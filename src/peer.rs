@@ -7,7 +7,8 @@ use std::{fmt, str::FromStr};
 ///
 /// # Windows
 ///
-/// A client is identified by the user of its token, and a server by the owner of its pipe. The tests cover the first three rows on a model of Windows; the others have
+/// A client is identified by the user of its token, and a server by the owner of its pipe. The tests
+/// cover the first three rows on a model of Windows; the others have
 /// not been observed on Windows.
 ///
 /// | client | its [`user`](Self::user) | source |

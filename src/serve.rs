@@ -118,11 +118,15 @@ impl<H, T> Serve<H, T> {
         self.listener.stats()
     }
 
-    /// Shuts down gracefully when `signal` completes: stops accepting, releases the name, finishes
-    /// the requests in flight and sends their replies. Connections that are still open after the
-    /// drain timeout are aborted.
+    /// Shuts down gracefully when `signal` completes: releases the name, accepts the clients that
+    /// have connected before, stops each client from sending more, and answers the requests that
+    /// were sent before. Connections that are still open after the drain timeout are aborted.
     ///
-    /// Clients can still read replies that were sent before the server shut down.
+    /// Clients can still read replies that were sent before the server shut down, and learn that a
+    /// request without a reply was not executed
+    /// ([`CallError::NotExecuted`](crate::CallError::NotExecuted)). Windows can't stop a client from
+    /// sending: its requests are answered until the pipe is empty, so one that always has another
+    /// request in the pipe is aborted after the drain timeout.
     pub fn with_graceful_shutdown(
         mut self,
         signal: impl Future<Output = ()> + Send + 'static,

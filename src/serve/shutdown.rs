@@ -26,7 +26,12 @@ use tokio::sync::watch;
 ///             message = connection.recv() => message?,
 ///             () = &mut shutdown => break,
 ///         };
-///         let Some(message) = message else { break };
+///         let Some(message) = message else { return Ok(()) };
+///         println!("{} bytes", message.len());
+///     }
+///     // What was sent before the shutdown.
+///     connection.close_recv();
+///     while let Some(message) = connection.recv().await? {
 ///         println!("{} bytes", message.len());
 ///     }
 ///     Ok(())

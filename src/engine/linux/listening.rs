@@ -52,7 +52,7 @@ impl Listening {
         })
     }
 
-    /// Accepts the next client. Once closed, fails if none is queued.
+    /// Accepts the next client. Once closed, returns an error if none is queued.
     pub(super) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Socket>> {
         let mut drained = Vec::new();
         let mut state = self.state.lock();

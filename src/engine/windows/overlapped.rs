@@ -145,16 +145,18 @@ impl Instance for OverlappedInstance {
         }
         let pipe = self.pipe.take().ok_or(io::ErrorKind::NotConnected)?;
         if self.is_closed && sys::peer_has_left_nothing(&pipe) {
-            // Most probably the client that `close` made.
+            // Usually the client that `close` made. Any other one has nothing to be served.
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         }
         Poll::Ready(Ok(channel(pipe, sys::client_of, self.sizes)))
     }
 
-    /// Windows can't refuse clients. To close the instance, or to cancel its wait and then close
-    /// it, would lose a client that connects at that moment. So this process connects and leaves:
-    /// an instance that had a client refuses others until it is disconnected. If several
-    /// instances wait, another one may get this client, and this one that client's.
+    /// Windows has no call that refuses further clients. Closing the instance, even after its wait
+    /// was cancelled, would lose a client that connects at that moment. So this process connects
+    /// and leaves: an instance that had a client refuses others until it is disconnected
+    /// (`the_name_is_busy_while_every_instance_has_a_client_even_a_closed_one` in
+    /// `tests/windows_facts.rs`). If several instances wait, the system chooses which one gets this
+    /// client.
     fn close(&mut self) {
         self.is_closed = true;
         match PipeEnd::open(&self.address, rights::REQUESTED) {
@@ -241,7 +243,8 @@ impl Receive for OverlappedReceiver {
         TURN
     }
 
-    /// Windows can't stop the other side. The pipe is empty once a read waits and can be cancelled.
+    /// Windows can't stop the other side. The pipe is empty once a read waits. That never happens
+    /// if the other side always has another message in the pipe.
     fn close(&mut self) {
         self.is_closed = true;
     }
@@ -257,7 +260,7 @@ impl OverlappedReceiver {
             self.reading = true;
             let mut read = self.link.pipe.poll_read(cx, &mut self.buffer);
             if read.is_pending() && self.is_closed {
-                // The read may have completed meanwhile: its completion tells.
+                // Its completion tells whether it was cancelled or had just received a message.
                 self.link.pipe.cancel_read();
                 read = self.link.pipe.poll_read(cx, &mut self.buffer);
             }

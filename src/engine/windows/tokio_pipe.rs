@@ -158,9 +158,9 @@ impl Instance for TokioInstance {
     }
 }
 
-/// What is in the pipe after it was closed for more. mio has an operation of its own in flight,
-/// which can't be cancelled alone, and reports that it has completed only when the I/O driver runs.
-/// So what is there `LAST_REPORT` after closing is the rest.
+/// The time after closing in which messages and clients that came before are still reported. mio
+/// has an operation of its own in flight, which can't be cancelled alone, and reports its
+/// completion only when the I/O driver runs.
 #[derive(Default)]
 struct Closing {
     has_begun: bool,
@@ -172,7 +172,7 @@ impl Closing {
         self.has_begun = true;
     }
 
-    /// Ready once nothing more is expected. Polled each time that nothing is there.
+    /// Ready once `LAST_REPORT` has passed since closing. Polled when nothing is reported.
     fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.has_begun {
             return Poll::Pending;

@@ -34,7 +34,8 @@ pub(crate) fn peer_has_closed(end: &impl AsRawHandle) -> bool {
     state_of(end).is_none_or(|state| state.NamedPipeState != FILE_PIPE_CONNECTED_STATE)
 }
 
-/// Returns whether the other side has closed, and nothing that it wrote is left to read.
+/// Returns whether the other side has closed, and nothing that it wrote is left to read
+/// (`ReadDataAvailable` in *FILE_PIPE_LOCAL_INFORMATION structure*).
 pub(crate) fn peer_has_left_nothing(end: &impl AsRawHandle) -> bool {
     state_of(end).is_none_or(|state| {
         state.NamedPipeState != FILE_PIPE_CONNECTED_STATE && state.ReadDataAvailable == 0
