@@ -120,7 +120,7 @@ impl Binding {
     }
 }
 
-/// Serves a listening socket that was created elsewhere, and that [`listening`] has checked.
+/// Serves a listening socket that was created elsewhere, and that [`listening()`] has checked.
 pub(crate) fn listen_on(
     socket: OwnedFd,
     options: &EngineOptions,
