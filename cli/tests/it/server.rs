@@ -72,7 +72,7 @@ fn a_size_that_the_system_can_not_carry_is_bad_usage() {
 fn bad_usage_exits_2_and_says_what_to_do() {
     for (arguments, cure) in [
         (["--max-instances", "0"], "1 or more, or unlimited"),
-        (["--pipe-name", "a\\b"], "can't be part of the pipe name"),
+        (["--pipe-name", r"a\..\b"], "can't be part of the pipe name"),
         (["--idle-timeout", "soon"], "--idle-timeout"),
         (["--idle-timeout", "0s"], "none for no limit"),
         (["--handler-timeout", "0s"], "none for no limit"),
