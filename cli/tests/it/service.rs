@@ -450,7 +450,10 @@ fn nothing_is_installed_with_options_that_are_wrong() {
             ],
             "--max-message-size",
         ),
-        (&["--access", "everyone", "--pipe-name", r"a\..\b"], r"a\..\b"),
+        (
+            &["--access", "everyone", "--pipe-name", r"a\..\b"],
+            r"a\..\b",
+        ),
     ] {
         let output = run("install", &name, arguments);
         assert_eq!(output.status.code(), Some(2), "{output:?}");
