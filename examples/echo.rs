@@ -12,7 +12,7 @@ async fn main() -> Result<(), BoxError> {
     let listener = PipeListener::bind("echo")?;
     println!("listening on {}", listener.path().display());
     let summary = run(listener, async { _ = tokio::signal::ctrl_c().await }).await;
-    println!("{} requests answered", summary.replies);
+    println!("{} requests answered", summary.stats.replies);
     Ok(())
 }
 
@@ -38,6 +38,6 @@ mod tests {
         let mut client = Client::connect(&name).await.unwrap();
         assert_eq!(client.call("hello").await.unwrap(), "hello");
         stop.send(()).unwrap();
-        assert_eq!(server.await.unwrap().replies, 1);
+        assert_eq!(server.await.unwrap().stats.replies, 1);
     }
 }

@@ -48,7 +48,7 @@ fn connect(name: PipeName) -> Result<SharedClient, BoxError> {
         .shared()
         .connect_lazy(name)?;
     // A word has the same length when it is asked for twice.
-    Ok(client.repeat_unanswered(true))
+    Ok(client.retry_unanswered(true))
 }
 
 /// Asks for all words at once.

@@ -140,6 +140,6 @@ mod tests {
         let mut client = Client::connect(&name).await.unwrap();
         assert_eq!(client.call("hello").await.unwrap(), "hello");
         stop.send(()).unwrap();
-        assert_eq!(server.await.unwrap().replies, 1);
+        assert_eq!(server.await.unwrap().stats.replies, 1);
     }
 }

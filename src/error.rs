@@ -385,25 +385,25 @@ pub enum SharedCallError {
     /// The server has not executed the request: it was not sent, or the server shut down before it
     /// took it.
     #[error("the request was not executed")]
-    NotSent(#[source] CallFailure),
+    NotExecuted(#[source] SharedCallErrorKind),
     /// The request may have been sent, so the server may have executed it.
     #[error("the request got no reply: the server may have executed it")]
-    Unanswered(#[source] CallFailure),
+    Unanswered(#[source] SharedCallErrorKind),
 }
 
 impl SharedCallError {
-    pub(crate) fn new(may_be_executed: bool, failure: CallFailure) -> Self {
+    pub(crate) fn new(may_be_executed: bool, failure: SharedCallErrorKind) -> Self {
         match may_be_executed {
-            false => Self::NotSent(failure),
+            false => Self::NotExecuted(failure),
             true => Self::Unanswered(failure),
         }
     }
 
     /// The failure.
     #[must_use]
-    pub fn failure(&self) -> &CallFailure {
+    pub fn failure(&self) -> &SharedCallErrorKind {
         match self {
-            Self::NotSent(failure) | Self::Unanswered(failure) => failure,
+            Self::NotExecuted(failure) | Self::Unanswered(failure) => failure,
         }
     }
 }
@@ -418,7 +418,7 @@ impl From<SharedCallError> for io::Error {
 /// many calls, so it can be cloned.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum CallFailure {
+pub enum SharedCallErrorKind {
     /// The request is empty, or longer than `max_message_size`.
     #[error(transparent)]
     Request(Arc<SendError>),
@@ -462,7 +462,7 @@ pub enum CallFailure {
     Aborted,
 }
 
-impl CallFailure {
+impl SharedCallErrorKind {
     fn kind(&self) -> io::ErrorKind {
         match self {
             Self::Request(_) => io::ErrorKind::InvalidInput,

@@ -17,7 +17,7 @@ pub use self::{
     from_request::{FromRequest, Rejection},
     into_reply::{IntoReply, Reply},
     request::Request,
-    session::{ConnectionInfo, NoSession, Session},
+    session::{ConnectionInfo, Session, SessionRejection},
 };
 
 mod from_request;
@@ -111,7 +111,7 @@ pub trait Handler<T = Request>: Send + Sync + 'static {
     /// For handlers that need a value per connection other than a [`Session`], such as
     /// [`TowerHandler`], which clones its service. Middleware forwards the call to the
     /// handler that it wraps.
-    fn connected(self: &Arc<Self>) -> Arc<Self> {
+    fn for_connection(self: &Arc<Self>) -> Arc<Self> {
         Arc::clone(self)
     }
 
@@ -122,7 +122,7 @@ pub trait Handler<T = Request>: Send + Sync + 'static {
     /// with [`Reason::Ended`](crate::Reason::Ended). A client that sends its next request at that
     /// moment can't tell whether it was executed.
     ///
-    /// Called once per connection, on the handler that [`connected`](Self::connected) returned. The
+    /// Called once per connection, on the handler that [`for_connection`](Self::for_connection) returned. The
     /// future is polled only while that handler answers no request, so it must hold no lock that
     /// [`call`](Self::call) takes. Middleware forwards the call to the handler that it wraps.
     fn ended(&self) -> impl Future<Output = BoxError> + Send {

@@ -15,7 +15,7 @@
 //! let summary = pipe_server::serve(listener, |request: Bytes| async move { request })
 //!     .with_graceful_shutdown(async { _ = tokio::signal::ctrl_c().await })
 //!     .await;
-//! println!("{} requests answered", summary.requests);
+//! println!("{} requests answered", summary.stats.replies);
 //! # Ok(()) }
 //! ```
 //!
@@ -125,12 +125,12 @@ pub use crate::{
     client::{Client, ClientOptions, SharedClient, SharedClientOptions},
     connection::{Connection, RecvHalf, SendHalf},
     error::{
-        BindError, BoxError, CallError, CallFailure, ConnectError, RecvError, SendError,
-        SharedCallError,
+        BindError, BoxError, CallError, ConnectError, RecvError, SendError, SharedCallError,
+        SharedCallErrorKind,
     },
     handler::{
-        ConnectionInfo, FromRequest, Handler, IntoReply, NoSession, Rejection, Reply, Request,
-        Session,
+        ConnectionInfo, FromRequest, Handler, IntoReply, Rejection, Reply, Request, Session,
+        SessionRejection,
     },
     listener::{ListenerOptions, PipeListener},
     name::{NameError, PipeName},
@@ -139,7 +139,7 @@ pub use crate::{
         IntoResult, Serve, ServeConnections, ServeFuture, Shutdown, Summary, serve,
         serve_connections,
     },
-    telemetry::{Errors, Reason, Stats, StatsSnapshot},
+    telemetry::{ErrorCounts, Reason, Stats, StatsSnapshot},
     trust::{Trust, TrustError},
 };
 #[cfg(feature = "tower")]

@@ -255,7 +255,7 @@ impl PipeListener {
 
     /// Returns the name of the pipe.
     #[must_use]
-    pub fn local_name(&self) -> &PipeName {
+    pub fn name(&self) -> &PipeName {
         &self.name
     }
 

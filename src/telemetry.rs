@@ -10,7 +10,7 @@ use crate::{error::Chain, name::PipeName, peer::Peer};
 pub(crate) use self::stats::InstancesChange;
 pub use self::{
     reason::Reason,
-    stats::{Errors, Stats, StatsSnapshot},
+    stats::{ErrorCounts, Stats, StatsSnapshot},
 };
 
 mod histogram;

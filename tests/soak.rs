@@ -134,11 +134,11 @@ async fn whatever_clients_do_replies_are_correct_and_nothing_leaks() {
         "{seconds} s: {} connections, {} requests of {} bytes, {} replies, {kills} processes killed\n\
          before: {before}\nafter:  {after}",
         summary.served,
-        summary.requests,
+        summary.stats.requests,
         bytes.load(Ordering::Relaxed),
-        summary.replies,
+        summary.stats.replies,
     );
-    assert_eq!(summary.cut_off, 0);
+    assert_eq!(summary.aborted, 0);
     assert_eq!(after.handles, before.handles);
     assert_eq!(after.instances, before.instances);
     // There may have been one more before.
@@ -299,8 +299,8 @@ const VISITS: &[Visit] = &[
 
 async fn visit(pipe: &str) {
     if fastrand::u32(..VISITS_PER_HALF_OPEN) == 0 {
-        let cut_off = timeout(DEADLINE, be_half_open(connect(pipe).await));
-        return cut_off.await.expect("a half-open client is never cut off");
+        let aborted = timeout(DEADLINE, be_half_open(connect(pipe).await));
+        return aborted.await.expect("a half-open client is never cut off");
     }
     let visit = VISITS[fastrand::usize(..VISITS.len())];
     let visiting = async {

@@ -189,7 +189,7 @@ impl SharedClientOptions {
         });
         Ok(SharedClient {
             handle: Arc::new(PoolHandle { pool }),
-            repeat_unanswered: false,
+            retry_unanswered: false,
             #[cfg(feature = "tower")]
             reservation: service::Reservation::default(),
         })
@@ -213,7 +213,7 @@ impl SharedClientOptions {
 /// Requests are pipelined: each is sent without waiting for the replies to earlier ones. It is for
 /// servers that send one reply to each request of a connection, in order, and nothing else, as
 /// [`serve`](crate::serve()) does. A message that arrives while no request is in flight closes the
-/// connection ([`CallFailure::OutOfStep`](crate::CallFailure::OutOfStep)); one that arrives earlier
+/// connection ([`SharedCallErrorKind::OutOfStep`](crate::SharedCallErrorKind::OutOfStep)); one that arrives earlier
 /// can't be told from a reply. For other protocols, use a [`Client`](crate::Client).
 ///
 /// # Connections
@@ -227,7 +227,7 @@ impl SharedClientOptions {
 /// it. (A server says so by ending the conversation with an empty message, as
 /// [`serve`](crate::serve()) does; on Linux, it stops its clients from sending before.) One that
 /// the server may have executed fails with [`Unanswered`](SharedCallError::Unanswered), unless
-/// [`repeat_unanswered`](Self::repeat_unanswered) allows to send it again, up to three times.
+/// [`retry_unanswered`](Self::retry_unanswered) allows to send it again, up to three times.
 ///
 /// So no call fails while a server on Linux is restarted gracefully, and none is executed twice
 /// (`docs/reliability.md`). On Windows, calls fail as `Unanswered` if the server's drain timeout
@@ -246,7 +246,7 @@ impl SharedClientOptions {
 /// If a reply comes after its call has timed out, the server is too slow for its callers. Its
 /// connection then has one request in flight, and one more after each reply that is in time; the
 /// newest calls go first, since the oldest ones have the least time left. The others wait unsent,
-/// and fail with [`NotSent`](SharedCallError::NotSent) when they time out.
+/// and fail with [`NotExecuted`](SharedCallError::NotExecuted) when they time out.
 ///
 /// # Order
 ///
@@ -273,7 +273,7 @@ impl SharedClientOptions {
 /// ```
 pub struct SharedClient {
     handle: Arc<PoolHandle>,
-    repeat_unanswered: bool,
+    retry_unanswered: bool,
     #[cfg(feature = "tower")]
     reservation: service::Reservation,
 }
@@ -327,14 +327,14 @@ impl SharedClient {
     ///
     /// ```no_run
     /// # async fn example(client: pipe_server::SharedClient) -> Result<(), pipe_server::SharedCallError> {
-    /// let reader = client.clone().repeat_unanswered(true);
+    /// let reader = client.clone().retry_unanswered(true);
     /// let balance = reader.call("read the balance").await?;
     /// client.call("withdraw 100").await?; // not twice
     /// # Ok(()) }
     /// ```
     #[must_use]
-    pub fn repeat_unanswered(mut self, repeat: bool) -> Self {
-        self.repeat_unanswered = repeat;
+    pub fn retry_unanswered(mut self, repeat: bool) -> Self {
+        self.retry_unanswered = repeat;
         self
     }
 
@@ -345,7 +345,7 @@ impl SharedClient {
     ///
     /// # Errors
     ///
-    /// [`SharedCallError::NotSent`] if the server has not executed the request, and
+    /// [`SharedCallError::NotExecuted`] if the server has not executed the request, and
     /// [`SharedCallError::Unanswered`] if it may have. Both say why.
     ///
     /// # Cancel safety
@@ -353,12 +353,12 @@ impl SharedClient {
     /// If the future is dropped before the request is sent, it is not sent. Otherwise its reply is
     /// dropped when it arrives. Other calls get their own replies in either case.
     pub async fn call(&self, request: impl Into<Bytes>) -> Result<Bytes, SharedCallError> {
-        let repeat = self.repeat_unanswered;
+        let repeat = self.retry_unanswered;
         call::call(&self.handle.pool, request.into(), repeat, None).await
     }
 
     /// Shuts all clones down: new calls and those that wait for a slot fail with
-    /// [`CallFailure::ShutDown`](crate::CallFailure::ShutDown). Those in flight are completed, and
+    /// [`SharedCallErrorKind::ShutDown`](crate::SharedCallErrorKind::ShutDown). Those in flight are completed, and
     /// then the connections are closed.
     ///
     /// To limit the time, use [`tokio::time::timeout`] and then drop the clones.
@@ -377,7 +377,7 @@ impl Clone for SharedClient {
     fn clone(&self) -> Self {
         Self {
             handle: Arc::clone(&self.handle),
-            repeat_unanswered: self.repeat_unanswered,
+            retry_unanswered: self.retry_unanswered,
             #[cfg(feature = "tower")]
             reservation: service::Reservation::default(),
         }
@@ -388,7 +388,7 @@ impl fmt::Debug for SharedClient {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("SharedClient")
-            .field("repeat_unanswered", &self.repeat_unanswered)
+            .field("retry_unanswered", &self.retry_unanswered)
             .finish_non_exhaustive()
     }
 }

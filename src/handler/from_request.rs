@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::{
     error::BoxError,
-    handler::{ConnectionInfo, NoSession, Request, Session},
+    handler::{ConnectionInfo, Request, Session, SessionRejection},
     peer::Peer,
 };
 
@@ -155,9 +155,9 @@ impl FromRequest for ConnectionInfo {
 }
 
 impl<S: Send + Sync + 'static> FromRequest for Session<S> {
-    type Rejection = NoSession;
+    type Rejection = SessionRejection;
 
-    fn from_request(request: &Request) -> Result<Self, NoSession> {
+    fn from_request(request: &Request) -> Result<Self, SessionRejection> {
         Self::of(request.identity())
     }
 }

@@ -28,11 +28,11 @@ use crate::{connection::Identity, peer::Peer};
 pub struct Session<S>(Arc<S>);
 
 impl<S: Send + Sync + 'static> Session<S> {
-    pub(crate) fn of(identity: &Identity) -> Result<Self, NoSession> {
+    pub(crate) fn of(identity: &Identity) -> Result<Self, SessionRejection> {
         let session = identity.session().cloned();
         let wanted = type_name::<S>();
         let session = session.and_then(|session| session.downcast().ok());
-        session.map(Self).ok_or(NoSession { wanted })
+        session.map(Self).ok_or(SessionRejection { wanted })
     }
 }
 
@@ -53,7 +53,7 @@ impl<S> Deref for Session<S> {
 /// The connection has no session of the type that the handler takes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the connection has no Session<{wanted}>: return a {wanted} from on_connect")]
-pub struct NoSession {
+pub struct SessionRejection {
     wanted: &'static str,
 }
 

@@ -93,7 +93,7 @@ where
         answer.await.map_err(Into::into)?.into_reply()
     }
 
-    fn connected(self: &Arc<Self>) -> Arc<Self> {
+    fn for_connection(self: &Arc<Self>) -> Arc<Self> {
         Arc::new(Self {
             service: self.clone_service(),
             turn: Some(tokio::sync::Mutex::default()),

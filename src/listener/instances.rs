@@ -130,11 +130,11 @@ impl Instances {
         let InstanceErrors { set_full, create } = errors;
         if let Err(error) = set_full {
             self.telemetry
-                .report(Reason::Queue, error, Details::default());
+                .report(Reason::ClientQueue, error, Details::default());
         }
         if let Err(error) = create {
             self.telemetry
-                .report(Reason::Instance, error, Details::default());
+                .report(Reason::CreateInstance, error, Details::default());
         }
     }
 
@@ -325,7 +325,7 @@ mod tests {
             instances.release(&link);
         }
         let errors = instances.stats().snapshot().errors;
-        assert_eq!(errors.get(Reason::Queue), 100);
-        assert_eq!(log.lines_with(r#"reason="queue""#).len(), 5);
+        assert_eq!(errors.get(Reason::ClientQueue), 100);
+        assert_eq!(log.lines_with(r#"reason="client_queue""#).len(), 5);
     }
 }

@@ -37,15 +37,7 @@ pub struct Summary {
     /// Connections that ended without being aborted or refused.
     pub served: u64,
     /// Connections aborted because they were still open when the drain timeout expired.
-    pub cut_off: u64,
-    /// Connections refused by [`authorize`](crate::Serve::authorize),
-    /// [`max_connections_per_user`](crate::Serve::max_connections_per_user) or
-    /// [`on_connect`](crate::Serve::on_connect).
-    pub refused: u64,
-    /// Requests received by [`serve`](crate::serve()); 0 for [`serve_connections`](crate::serve_connections).
-    pub requests: u64,
-    /// Replies sent by [`serve`](crate::serve()); 0 for [`serve_connections`](crate::serve_connections).
-    pub replies: u64,
+    pub aborted: u64,
     /// The final statistics. See [`Stats`](crate::Stats).
     pub stats: StatsSnapshot,
 }
@@ -173,7 +165,7 @@ impl<S: ServeClient> Acceptor<S> {
                     if self.admission.is_short_of_places(listener.connected()) {
                         self.give_up_one();
                     }
-                    self.begin(connection, listener.local_name());
+                    self.begin(connection, listener.name());
                 }
                 Err(error) => {
                     let delay = backoff.next_delay();
@@ -195,7 +187,7 @@ impl<S: ServeClient> Acceptor<S> {
     async fn accept_rest(&mut self, mut listener: PipeListener) {
         listener.close();
         while let Some(connection) = listener.accept_rest().await {
-            self.begin(connection, listener.local_name());
+            self.begin(connection, listener.name());
         }
     }
 
@@ -251,16 +243,13 @@ impl<S: ServeClient> Acceptor<S> {
         while let Some(ended) = self.tasks.join_next().await {
             match ended {
                 Ok(()) => self.ended += 1,
-                Err(_) => summary.cut_off += 1,
+                Err(_) => summary.aborted += 1,
             }
         }
         self.tasks.ended().await;
         self.telemetry.flush_log();
         summary.stats = self.telemetry.stats().snapshot();
-        summary.refused = summary.stats.refused;
-        summary.served = self.ended.saturating_sub(summary.refused);
-        summary.requests = summary.stats.requests;
-        summary.replies = summary.stats.replies;
+        summary.served = self.ended.saturating_sub(summary.stats.refused);
         summary
     }
 }

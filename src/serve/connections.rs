@@ -231,9 +231,9 @@ where
     let identity = Arc::clone(connection.identity());
     // Pinned in place: a future moved from a variable would take its space twice.
     let mut running =
-        pin!(call_caught(|| handler(connection, shutdown)).map_err(Failure::CodePanic)?);
+        pin!(call_caught(|| handler(connection, shutdown)).map_err(Failure::TaskPanic)?);
     let ended = poll_fn(|cx| poll_caught(running.as_mut(), cx)).await;
-    let result = ended.map_err(Failure::CodePanic)?.into_result();
+    let result = ended.map_err(Failure::TaskPanic)?.into_result();
     result.map_err(|error| Failure::code(error, identity.has_failed()))
 }
 

@@ -91,7 +91,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
             outbound: Outbound::new(sender, timeouts.write, share, stats),
             requested: 0,
             ended: None,
-            handler: server.handler.connected(),
+            handler: server.handler.for_connection(),
             server,
             shutdown: client.shutdown,
             _requests: PhantomData,

@@ -59,13 +59,13 @@ pub(super) enum Failure {
     )]
     BufferedBytes(usize),
     #[error("the connection's task failed")]
-    Code {
+    Task {
         reason: Reason,
         #[source]
         error: BoxError,
     },
     #[error("the connection's task panicked: {0}")]
-    CodePanic(String),
+    TaskPanic(String),
     #[error("the client left before its reply was ready")]
     Disconnected,
     #[error("receiving a request failed")]
@@ -90,8 +90,8 @@ impl Failure {
             true => reason_in(&*error),
             false => None,
         };
-        let reason = reason.unwrap_or(Reason::Code);
-        Self::Code { reason, error }
+        let reason = reason.unwrap_or(Reason::ConnectionTask);
+        Self::Task { reason, error }
     }
 
     /// Returns whether earlier replies can still be sent.
@@ -138,7 +138,7 @@ impl Failure {
     pub(super) fn reason(&self) -> Reason {
         match self {
             Self::Handler(_) => Reason::Handler,
-            Self::Panic(_) | Self::CodePanic(_) => Reason::Panic,
+            Self::Panic(_) | Self::TaskPanic(_) => Reason::Panic,
             Self::EmptyReply => Reason::EmptyReply,
             Self::Reply(_) => Reason::ReplyTooLong,
             Self::Ended(_) => Reason::Ended,
@@ -153,7 +153,7 @@ impl Failure {
             Self::IdleTimeout(_) | Self::Unidentified(_) => Reason::IdleTimeout,
             Self::WriteTimeout(_) => Reason::WriteTimeout,
             Self::BufferedBytes(_) => Reason::BufferedBytes,
-            Self::Code { reason, .. } => *reason,
+            Self::Task { reason, .. } => *reason,
             Self::Disconnected => Reason::Disconnected,
             Self::Recv(error) => receiving(error),
             Self::Send(error) => sending(error).unwrap_or(Reason::Send),

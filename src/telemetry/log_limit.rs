@@ -22,7 +22,7 @@ const WINDOW: Duration = Duration::from_secs(1);
 pub(super) struct LogLimit {
     pipe: PipeName,
     /// Indexed by [`Reason::index`].
-    lines: Mutex<[ReasonLines; Reason::ALL.len()]>,
+    lines: Mutex<[ReasonLines; Reason::COUNT]>,
     has_suppressed: Notify,
 }
 
@@ -75,7 +75,7 @@ impl LogLimit {
         };
         Self {
             pipe,
-            lines: Mutex::new([lines; Reason::ALL.len()]),
+            lines: Mutex::new([lines; Reason::COUNT]),
             has_suppressed: Notify::new(),
         }
     }
@@ -127,7 +127,7 @@ impl LogLimit {
 
     fn flush_where(&self, chosen: impl Fn(&ReasonLines) -> bool) {
         let pipe = &self.pipe;
-        for reason in Reason::ALL {
+        for &reason in Reason::ALL {
             let suppressed = match &mut self.lines.lock()[reason.index()] {
                 lines if chosen(lines) => mem::take(&mut lines.suppressed),
                 _ => 0,

@@ -20,7 +20,7 @@ pub(super) struct Metrics {
     pub(super) bytes_received: Counter,
     pub(super) bytes_sent: Counter,
     /// Indexed by [`Reason::index`].
-    pub(super) errors: [Counter; Reason::ALL.len()],
+    pub(super) errors: [Counter; Reason::COUNT],
     pub(super) handler_times: Histogram,
 }
 
@@ -75,9 +75,10 @@ impl Metrics {
                 Unit::Bytes,
                 "Bytes of the replies.",
             ),
-            errors: Reason::ALL.map(
-                |reason| counter!(errors, "pipe" => pipe.clone(), "reason" => reason.as_str()),
-            ),
+            errors: std::array::from_fn(|index| {
+                let reason = Reason::ALL[index].as_str();
+                counter!(errors, "pipe" => pipe.clone(), "reason" => reason)
+            }),
             handler_times: histogram!(handler_times, "pipe" => pipe.clone()),
         }
     }

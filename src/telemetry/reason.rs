@@ -24,7 +24,7 @@ macro_rules! reasons {
 
         impl $name {
             /// All reasons.
-            pub const ALL: [Self; [$($word),*].len()] = [$(Self::$reason),*];
+            pub const ALL: &'static [Self] = &[$(Self::$reason),*];
 
             /// The word in the log.
             #[must_use]
@@ -58,13 +58,13 @@ reasons! {
         /// Accepting a client failed. It is retried.
         Accept = "accept" at WARN,
         /// The next instance can't be created. It is retried.
-        Instance = "instance" at WARN,
+        CreateInstance = "create_instance" at WARN,
         /// Linux: the length of the queue of clients can't be changed.
-        Queue = "queue" at WARN,
+        ClientQueue = "client_queue" at WARN,
         /// Linux: the socket file was removed or replaced.
         SocketFile = "socket_file" at WARN,
         /// Linux: a connection on which file descriptors were passed can't be closed yet.
-        Close = "close" at WARN,
+        DelayedClose = "delayed_close" at WARN,
         /// [`on_connect`](crate::Serve::on_connect) refused the client.
         Refused = "refused" at WARN,
         /// [`authorize`](crate::Serve::authorize) refused the client.
@@ -108,7 +108,7 @@ reasons! {
         ReplyTooLong = "reply_too_long" at ERROR,
         /// The task of a connection ([`serve_connections`](crate::serve_connections)) returned an
         /// error, other than that its connection has failed.
-        Code = "code" at ERROR,
+        ConnectionTask = "connection_task" at ERROR,
         /// The client disconnected before its reply was sent.
         Disconnected = "disconnected" at DEBUG,
     }
@@ -119,15 +119,17 @@ impl Reason {
     pub(super) fn consequence(self) -> &'static str {
         match self {
             Self::Accept => "accepting a client failed; trying again",
-            Self::Instance => "the next instance can't be created; trying again",
-            Self::Queue => "the length of the client queue can't be changed",
+            Self::CreateInstance => "the next instance can't be created; trying again",
+            Self::ClientQueue => "the length of the client queue can't be changed",
             Self::SocketFile => "the socket file is not what the server created",
-            Self::Close => {
+            Self::DelayedClose => {
                 "a connection that passed file descriptors can't be closed yet: no thread could be started"
             }
             _ => "closing the connection",
         }
     }
+
+    pub(super) const COUNT: usize = Self::ALL.len();
 
     /// The index of the reason in [`ALL`](Self::ALL).
     pub(super) fn index(self) -> usize {
@@ -147,7 +149,7 @@ mod tests {
 
     #[test]
     fn all_are_there_in_order_and_each_has_a_word_of_its_own() {
-        for (index, reason) in Reason::ALL.into_iter().enumerate() {
+        for (index, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(reason.index(), index);
             let same = Reason::ALL
                 .iter()

@@ -82,7 +82,7 @@ struct Shared {
     waiting: AtomicUsize,
     accepted: AtomicU64,
     /// Indexed by [`Reason::index`].
-    errors: [AtomicU64; Reason::ALL.len()],
+    errors: [AtomicU64; Reason::COUNT],
     shards: [Shard; SHARDS],
     #[cfg(feature = "metrics")]
     metrics: Metrics,
@@ -154,7 +154,7 @@ pub struct StatsSnapshot {
     /// The bytes of the replies.
     pub bytes_sent: u64,
     /// Errors by reason.
-    pub errors: Errors,
+    pub errors: ErrorCounts,
     /// Connections closed by a timeout: the sum of the four reasons whose words end in `_timeout`.
     pub timeouts: u64,
     /// Panics of handlers and of the code of connections.
@@ -169,7 +169,7 @@ pub struct StatsSnapshot {
 
 /// Error counts by [`Reason`].
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub struct Errors([u64; Reason::ALL.len()]);
+pub struct ErrorCounts([u64; Reason::COUNT]);
 
 impl Stats {
     #[cfg_attr(
@@ -184,7 +184,7 @@ impl Stats {
                 connected: AtomicUsize::new(0),
                 waiting: AtomicUsize::new(0),
                 accepted: AtomicU64::new(0),
-                errors: [const { AtomicU64::new(0) }; Reason::ALL.len()],
+                errors: [const { AtomicU64::new(0) }; Reason::COUNT],
                 shards: std::array::from_fn(|_| Shard::new()),
             }),
         }
@@ -194,7 +194,7 @@ impl Stats {
     #[must_use]
     pub fn snapshot(&self) -> StatsSnapshot {
         let shared = &*self.shared;
-        let errors = Errors(std::array::from_fn(|index| {
+        let errors = ErrorCounts(std::array::from_fn(|index| {
             shared.errors[index].load(Relaxed)
         }));
         let total = |count: fn(&Shard) -> &AtomicU64| {
@@ -318,7 +318,7 @@ impl fmt::Debug for Stats {
     }
 }
 
-impl Errors {
+impl ErrorCounts {
     /// Returns the count for `reason`.
     #[must_use]
     pub fn get(&self, reason: Reason) -> u64 {
@@ -327,19 +327,19 @@ impl Errors {
 
     /// Iterates over the reasons that occurred, with their counts.
     pub fn iter(&self) -> impl Iterator<Item = (Reason, u64)> + '_ {
-        let all = Reason::ALL.into_iter().zip(self.0);
+        let all = Reason::ALL.iter().copied().zip(self.0);
         all.filter(|&(_, count)| count > 0)
     }
 }
 
-impl fmt::Debug for Errors {
+impl fmt::Debug for ErrorCounts {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_map().entries(self.iter()).finish()
     }
 }
 
 /// Writes the counts in the form `handler=2 idle_timeout=1`, or nothing if no errors occurred.
-impl fmt::Display for Errors {
+impl fmt::Display for ErrorCounts {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (reason, count)) in self.iter().enumerate() {
             let space = if index == 0 { "" } else { " " };

@@ -14,9 +14,9 @@ use std::{
 
 use pipe_server::{
     BindError, BoxError, Bytes, CallError, ClientOptions, ConnectError, Connection, ConnectionInfo,
-    Handler, IntoReply, IntoResult as _, ListenerOptions, NoSession, Peer, Reason, RecvError,
-    Rejection, Reply, Request, SendError, Serve, Session, Shutdown, Summary, Trust, defaults,
-    serve, serve_connections,
+    Handler, IntoReply, IntoResult as _, ListenerOptions, Peer, Reason, RecvError, Rejection,
+    Reply, Request, SendError, Serve, Session, SessionRejection, Shutdown, Summary, Trust,
+    defaults, serve, serve_connections,
 };
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
@@ -126,14 +126,14 @@ async fn replies_of_every_kind_reach_the_client(kind: Kind) {
     client.send("quiet").await.unwrap();
     assert_eq!(client.call("loud").await.unwrap(), "loud");
     let summary = server.stop().await;
-    assert_eq!((summary.requests, summary.replies), (2, 1));
+    assert_eq!((summary.stats.requests, summary.stats.replies), (2, 1));
 
     let (server, pipe) = start(kind, |_: Bytes| async {});
     let mut client = pipe.connect().await;
     client.send("x").await.unwrap();
     client.finish().await.unwrap();
     assert!(client.recv().await.unwrap().is_none());
-    assert_eq!(server.stop().await.replies, 0);
+    assert_eq!(server.stop().await.stats.replies, 0);
 }
 
 async fn arguments_of_every_kind_are_extracted(kind: Kind) {
@@ -194,7 +194,7 @@ async fn an_empty_reply_is_named_in_the_log_and_those_before_it_are_sent(kind: K
     assert_eq!(client.recv().await.unwrap().unwrap(), "2");
     assert!(client.recv().await.unwrap().is_none());
     let summary = server.stop().await;
-    assert_eq!((summary.requests, summary.replies), (2, 1));
+    assert_eq!((summary.stats.requests, summary.stats.replies), (2, 1));
     let line = log.line_with("empty reply");
     assert!(line.starts_with("ERROR"), "{line}");
     assert!(line.contains("connection.id=1"), "{line}");
@@ -215,7 +215,7 @@ async fn a_reply_over_the_limit_is_named_in_the_log_and_those_before_it_are_sent
     client.send("long").await.unwrap();
     assert_eq!(client.recv().await.unwrap().unwrap(), "short");
     assert!(client.recv().await.unwrap().is_none());
-    assert_eq!(server.stop().await.replies, 1);
+    assert_eq!(server.stop().await.stats.replies, 1);
     let line = log.line_with("the limit of 1000");
     assert!(line.starts_with("ERROR"), "{line}");
     assert!(line.contains("connection.id=1"), "{line}");
@@ -264,8 +264,8 @@ impl<H: Handler<T>, T> Handler<T> for Marking<H> {
         text.into_reply()
     }
 
-    fn connected(self: &Arc<Self>) -> Arc<Self> {
-        Arc::new(Self(self.0.connected()))
+    fn for_connection(self: &Arc<Self>) -> Arc<Self> {
+        Arc::new(Self(self.0.for_connection()))
     }
 
     fn ended(&self) -> impl Future<Output = BoxError> + Send {
@@ -296,7 +296,7 @@ impl Handler for Ending {
         Ok(Reply::new(request.into_bytes()))
     }
 
-    fn connected(self: &Arc<Self>) -> Arc<Self> {
+    fn for_connection(self: &Arc<Self>) -> Arc<Self> {
         Arc::new(Self(Arc::clone(&self.0)))
     }
 
@@ -407,7 +407,7 @@ async fn a_refused_client_is_closed_counted_and_logged(kind: Kind) {
     assert_eq!(next.call("hello").await.unwrap(), "hello");
     assert_eq!(welcome.call("hello").await.unwrap(), "hello");
     let summary = server.stop().await;
-    assert_eq!((summary.served, summary.refused), (2, 1));
+    assert_eq!((summary.served, summary.stats.refused), (2, 1));
     let line = log.line_with("not on the list");
     assert!(line.starts_with("WARN"), "{line}");
     assert!(line.contains("connection.id=2"), "{line}");
@@ -433,7 +433,7 @@ async fn an_on_connect_that_takes_too_long_refuses_its_client(kind: Kind) {
     assert!(pipe.connect().await.recv().await.unwrap().is_none());
     let summary = server.stop().await;
     assert_eq!(
-        (summary.served, summary.refused, summary.cut_off),
+        (summary.served, summary.stats.refused, summary.aborted),
         (0, 1, 0)
     );
 }
@@ -466,8 +466,8 @@ async fn a_client_that_is_not_authorized_reaches_no_handler(kind: Kind) {
         assert_eq!(welcome.call("hello").await.unwrap(), "hello");
         drop(welcome);
         let summary = server.stop().await;
-        assert_eq!((summary.served, summary.refused), (1, 1));
-        assert_eq!(summary.requests, 2);
+        assert_eq!((summary.served, summary.stats.refused), (1, 1));
+        assert_eq!(summary.stats.requests, 2);
         let reason = match says_why {
             true => "not authorized (authorize): not on the list",
             false => "not authorized (authorize): false",
@@ -518,7 +518,7 @@ async fn an_authorize_that_takes_too_long_refuses_its_client(kind: Kind) {
     });
     pipe.connect().await.call("hello").await.unwrap_err();
     let summary = server.stop().await;
-    assert_eq!((summary.refused, summary.requests), (1, 0));
+    assert_eq!((summary.stats.refused, summary.stats.requests), (1, 0));
     log.line_with("authorize took longer than 10ms");
 }
 
@@ -547,7 +547,7 @@ async fn the_connections_of_one_user_are_bounded(kind: Kind) {
     drop((other, next));
     let summary = server.stop().await;
     assert_eq!(summary.served, 3);
-    assert!(summary.refused > 0);
+    assert!(summary.stats.refused > 0);
 }
 
 async fn code_that_has_the_connection_can_send_unasked(kind: Kind) {
@@ -568,8 +568,8 @@ async fn code_that_has_the_connection_can_send_unasked(kind: Kind) {
     assert_eq!(client.call("thanks").await.unwrap(), "thanks");
     assert!(client.recv().await.unwrap().is_none());
     let summary = server.stop().await;
-    assert_eq!((summary.served, summary.cut_off), (1, 0));
-    assert_eq!((summary.requests, summary.replies), (0, 0));
+    assert_eq!((summary.served, summary.aborted), (1, 0));
+    assert_eq!((summary.stats.requests, summary.stats.replies), (0, 0));
 }
 
 async fn code_learns_of_a_shutdown_and_may_finish(kind: Kind) {
@@ -590,7 +590,7 @@ async fn code_learns_of_a_shutdown_and_may_finish(kind: Kind) {
         assert_eq!(client.recv().await.unwrap().unwrap(), "ready");
     }
     let summary = server.stop().await;
-    assert_eq!((summary.served, summary.cut_off), (2, 0));
+    assert_eq!((summary.served, summary.aborted), (2, 0));
     for client in [&mut one, &mut other] {
         assert_eq!(client.recv().await.unwrap().unwrap(), "goodbye");
         assert!(client.recv().await.unwrap().is_none());
@@ -606,7 +606,7 @@ async fn code_that_does_not_end_is_cut_off(kind: Kind) {
     let mut client = pipe.connect().await;
     assert_eq!(client.recv().await.unwrap().unwrap(), "ready");
     let summary = server.stop().await;
-    assert_eq!((summary.served, summary.cut_off), (0, 1));
+    assert_eq!((summary.served, summary.aborted), (0, 1));
     assert!(client.recv().await.unwrap().is_none());
 }
 
@@ -685,7 +685,7 @@ async fn a_client_sends_nothing_to_a_server_that_it_does_not_trust(kind: Kind) {
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(server.stop().await.requests, 4);
+    assert_eq!(server.stop().await.stats.requests, 4);
 }
 
 #[tokio::test]
@@ -698,7 +698,7 @@ async fn a_handler_is_called_without_a_server() {
     let request = Request::new("hello", Peer::current().unwrap());
     let without = Handler::call(&handler, request.clone()).await.unwrap_err();
     let rejection = without.downcast::<Rejection>().unwrap();
-    assert!(rejection.into_reason().is::<NoSession>());
+    assert!(rejection.into_reason().is::<SessionRejection>());
     let request = request.with_session(Mutex::new(Vec::<String>::new()));
     let reply = Handler::call(&handler, request).await.unwrap();
     assert_eq!(reply.message().unwrap(), "HELLO");

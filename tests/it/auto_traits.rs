@@ -9,12 +9,12 @@ use std::{
 };
 
 use pipe_server::{
-    Access, AccessError, BindError, BoxError, Bytes, CallError, CallFailure, Client, ClientOptions,
-    ConnectError, Connection, ConnectionInfo, Errors, ListenerOptions, NameError, NoSession, Peer,
+    Access, AccessError, BindError, BoxError, Bytes, CallError, Client, ClientOptions,
+    ConnectError, Connection, ConnectionInfo, ErrorCounts, ListenerOptions, NameError, Peer,
     PipeListener, PipeName, Reason, RecvError, RecvHalf, Rejection, Reply, Request, SendError,
-    SendHalf, Serve, ServeConnections, ServeFuture, Session, SharedCallError, SharedClient,
-    SharedClientOptions, Shutdown, Stats, StatsSnapshot, Summary, Trust, TrustError, UserId,
-    UserIdError,
+    SendHalf, Serve, ServeConnections, ServeFuture, Session, SessionRejection, SharedCallError,
+    SharedCallErrorKind, SharedClient, SharedClientOptions, Shutdown, Stats, StatsSnapshot,
+    Summary, Trust, TrustError, UserId, UserIdError,
 };
 #[cfg(feature = "test-util")]
 use pipe_server::{Faults, MemoryPipe};
@@ -119,7 +119,7 @@ fn options_and_values_are_send_sync_and_unpin() {
         Bytes,
         ClientOptions,
         ConnectionInfo,
-        Errors,
+        ErrorCounts,
         ListenerOptions,
         Peer,
         PipeName,
@@ -147,10 +147,10 @@ fn errors_are_send_sync_and_unpin() {
         BindError,
         BoxError,
         CallError,
-        CallFailure,
+        SharedCallErrorKind,
         ConnectError,
         NameError,
-        NoSession,
+        SessionRejection,
         RecvError,
         Rejection,
         SendError,

@@ -164,7 +164,7 @@ async fn one_that_does_not_read_is_closed_and_the_others_are_served(kind: Kind) 
     attackers.shutdown().await;
     assert_eq!(client.call("at last").await.unwrap(), "at last");
     drop(client);
-    assert_eq!(server.stop().await.cut_off, 0);
+    assert_eq!(server.stop().await.aborted, 0);
 }
 
 async fn one_that_reads_is_never_closed(kind: Kind) {

@@ -172,7 +172,7 @@ async fn the_replies_come_in_the_order_of_the_requests(kind: Kind) {
     expect_replies(&mut client, &["one", "two", "three"]).await;
     drop(client);
     let summary = server.stop().await;
-    assert_eq!((summary.requests, summary.replies), (3, 3));
+    assert_eq!((summary.stats.requests, summary.stats.replies), (3, 3));
 }
 
 async fn requests_begin_in_order_and_no_more_than_allowed_are_in_flight(kind: Kind) {
@@ -231,7 +231,7 @@ async fn what_is_before_a_failure_is_answered_and_what_is_behind_it_is_cancelled
         expect_replies(&mut client, &["one", "two"]).await;
         assert!(client.recv().await.unwrap().is_none());
         let summary = server.stop().await;
-        assert_eq!((summary.requests, summary.replies), (4, 2));
+        assert_eq!((summary.stats.requests, summary.stats.replies), (4, 2));
         assert_eq!(summary.stats.errors.get(reason), 1);
         assert_eq!(summary.stats.errors.iter().count(), 1);
     }
@@ -249,7 +249,7 @@ async fn what_is_before_a_reply_that_cannot_be_sent_is_answered(kind: Kind) {
     assert!(client.recv().await.unwrap().is_none());
     let summary = server.stop().await;
     assert_eq!(summary.stats.errors.get(Reason::EmptyReply), 1);
-    assert_eq!(summary.replies, 1);
+    assert_eq!(summary.stats.replies, 1);
 }
 
 async fn what_is_before_a_message_over_the_limit_is_answered(kind: Kind) {
@@ -265,7 +265,7 @@ async fn what_is_before_a_message_over_the_limit_is_answered(kind: Kind) {
     assert!(client.recv().await.unwrap().is_none());
     let summary = server.stop().await;
     assert_eq!(summary.stats.errors.get(Reason::RequestTooLong), 1);
-    assert_eq!((summary.requests, summary.replies), (2, 2));
+    assert_eq!((summary.stats.requests, summary.stats.replies), (2, 2));
 }
 
 async fn what_is_in_flight_when_the_conversation_ends_is_answered(kind: Kind) {
@@ -283,7 +283,7 @@ async fn what_is_in_flight_when_the_conversation_ends_is_answered(kind: Kind) {
         expect_replies(&mut client, &["1", "2", "3"]).await;
         assert!(client.recv().await.unwrap().is_none());
         let summary = server.stop().await;
-        assert_eq!((summary.served, summary.replies), (1, 3));
+        assert_eq!((summary.served, summary.stats.replies), (1, 3));
     }
 }
 
@@ -308,8 +308,11 @@ async fn what_is_in_flight_at_a_shutdown_is_answered_and_no_more_can_be_sent(kin
     }
     assert!(client.recv().await.unwrap().is_none());
     let summary = server.task.await.unwrap();
-    assert_eq!((summary.served, summary.cut_off), (1, 0));
-    assert_eq!((summary.requests, summary.replies), (sent, sent));
+    assert_eq!((summary.served, summary.aborted), (1, 0));
+    assert_eq!(
+        (summary.stats.requests, summary.stats.replies),
+        (sent, sent)
+    );
 }
 
 async fn what_is_in_flight_after_the_drain_timeout_is_cut_off(kind: Kind) {
@@ -322,8 +325,8 @@ async fn what_is_in_flight_after_the_drain_timeout_is_cut_off(kind: Kind) {
     desk.open("1");
     expect_replies(&mut client, &["1"]).await;
     let summary = server.stop().await;
-    assert_eq!((summary.served, summary.cut_off), (0, 1));
-    assert_eq!((summary.requests, summary.replies), (3, 1));
+    assert_eq!((summary.served, summary.aborted), (0, 1));
+    assert_eq!((summary.stats.requests, summary.stats.replies), (3, 1));
     expect_events(&mut events, &["1 opened", "1 done"]).await;
     expect_events(&mut events, &["2 cancelled", "3 cancelled"]).await;
     assert!(client.recv().await.unwrap().is_none());
@@ -359,7 +362,7 @@ async fn a_client_that_leaves_is_served_to_the_end(kind: Kind) {
         events.recv().await.unwrap();
     }
     let summary = server.stop().await;
-    assert_eq!((summary.served, summary.requests), (1, 3));
+    assert_eq!((summary.served, summary.stats.requests), (1, 3));
 }
 
 async fn all_are_cancelled_when_their_client_leaves_if_asked(kind: Kind) {
@@ -389,8 +392,8 @@ async fn all_are_cancelled_when_their_client_leaves_if_asked(kind: Kind) {
             expect_events(&mut events, &["further cancelled"]).await;
         }
         let summary = server.stop().await;
-        assert_eq!((summary.served, summary.replies), (1, 0));
-        assert_eq!(summary.requests, 2 + further.min(1));
+        assert_eq!((summary.served, summary.stats.replies), (1, 0));
+        assert_eq!(summary.stats.requests, 2 + further.min(1));
         assert_eq!(summary.stats.errors.get(Reason::Disconnected), 1);
     }
 }
@@ -412,7 +415,7 @@ async fn a_client_that_does_not_read_is_cut_off_with_requests_in_flight(kind: Ki
     drop((sender, pipe.connect().await));
     while let Ok(Some(_)) = receiver.recv().await {}
     let summary = server.stop().await;
-    assert_eq!(summary.cut_off, 0);
+    assert_eq!(summary.aborted, 0);
     assert_eq!(summary.stats.errors.get(Reason::WriteTimeout), 1);
 }
 
@@ -440,7 +443,7 @@ async fn few_replies_wait_for_a_client_that_does_not_read(kind: Kind) {
     while let Ok(Some(_)) = receiver.recv().await {
         received += 1;
     }
-    let unsent = server.stop().await.requests - received;
+    let unsent = server.stop().await.stats.requests - received;
     let most = concurrency + 256 * 1024 / size + 2;
     assert!(unsent <= most as u64, "{unsent} replies of {size} bytes");
 }
@@ -600,7 +603,7 @@ async fn the_handler_timeout_holds_for_each_request() {
     assert!(begun.elapsed() < Duration::from_millis(300));
     let summary = server.stop().await;
     assert_eq!(summary.stats.errors.get(Reason::HandlerTimeout), 1);
-    assert_eq!((summary.requests, summary.replies), (7, 4));
+    assert_eq!((summary.stats.requests, summary.stats.replies), (7, 4));
     // Those behind it have ended before it did.
     let longest = summary.stats.handler_time_longest;
     assert!(longest >= time && longest < time * 2, "{longest:?}");

@@ -70,7 +70,7 @@ async fn a_client_that_does_not_read_is_given_up(kind: Kind) {
     let _client = pipe.connect().await;
     errors(&stats, Reason::WriteTimeout, 1).await;
     let summary = server.stop().await;
-    assert_eq!((summary.served, summary.cut_off), (1, 0));
+    assert_eq!((summary.served, summary.aborted), (1, 0));
     let line = log.line_with(r#"reason="write_timeout""#);
     assert!(line.starts_with("WARN"), "{line}");
     let text = "the connection's task failed: the other side read nothing for 20ms (write_timeout)";
@@ -103,7 +103,7 @@ async fn a_client_that_reads_and_sends_in_time_is_not_given_up(kind: Kind) {
     }
     drop(client);
     let summary = server.stop().await;
-    assert_eq!((summary.served, summary.cut_off), (1, 0));
+    assert_eq!((summary.served, summary.aborted), (1, 0));
     assert_eq!(
         summary
             .stats
@@ -122,7 +122,7 @@ async fn a_shutdown_waits_for_a_client_that_does_not_read_only_for_the_write_tim
     let mut client = pipe.connect().await;
     client.recv().await.unwrap();
     let summary = server.stop().await;
-    assert_eq!((summary.served, summary.cut_off), (1, 0));
+    assert_eq!((summary.served, summary.aborted), (1, 0));
 }
 
 async fn a_client_that_is_not_authorized_reaches_no_code(kind: Kind) {
@@ -139,7 +139,7 @@ async fn a_client_that_is_not_authorized_reaches_no_code(kind: Kind) {
     assert!(!matches!(client.recv().await, Ok(Some(_))));
     errors(&stats, Reason::NotAuthorized, 1).await;
     let summary = server.stop().await;
-    assert_eq!((summary.served, summary.refused), (0, 1));
+    assert_eq!((summary.served, summary.stats.refused), (0, 1));
     let line = log.line_with("is not on the list");
     assert!(line.starts_with("WARN"), "{line}");
     assert!(line.contains("peer.user="), "{line}");
@@ -163,7 +163,7 @@ async fn the_connections_of_one_user_are_bounded(kind: Kind) {
     drop(other);
     let summary = server.stop().await;
     assert_eq!(summary.served, 3);
-    assert!(summary.refused > 0);
+    assert!(summary.stats.refused > 0);
 }
 
 /// An error of the code's own.
@@ -224,7 +224,7 @@ async fn what_the_code_caused_is_an_error(kind: Kind) {
     let (server, stats, pipe) = start(kind, code, |serving| serving);
     for (count, request) in [(1, "empty"), (2, "other")] {
         pipe.connect().await.call(request).await.unwrap_err();
-        errors(&stats, Reason::Code, count).await;
+        errors(&stats, Reason::ConnectionTask, count).await;
     }
     server.stop().await;
     for text in ["an empty message can't be sent", "has closed the pipe"] {

@@ -146,8 +146,8 @@ async fn messages_of_every_size_come_whole(kind: Kind) {
     }
     drop(client);
     let summary = server.stop().await;
-    assert_eq!(summary.requests, sizes(kind).len() as u64);
-    assert_eq!(summary.replies, summary.requests);
+    assert_eq!(summary.stats.requests, sizes(kind).len() as u64);
+    assert_eq!(summary.stats.replies, summary.stats.requests);
 }
 
 async fn pipelined_neighbours_stay_apart(kind: Kind) {
@@ -298,7 +298,7 @@ async fn a_reply_does_not_wait_for_a_later_request(kind: Kind) {
     for reply in ["slow", "three"] {
         assert_eq!(client.recv().await.unwrap().unwrap(), reply);
     }
-    assert_eq!(server.stop().await.replies, 4);
+    assert_eq!(server.stop().await.stats.replies, 4);
 }
 
 /// The first reply does not fit into the pipe, so it can't be sent before the client reads.
@@ -336,7 +336,7 @@ async fn what_was_answered_before_a_failure_is_sent(kind: Kind) {
     }
     assert!(client.recv().await.unwrap().is_none());
     let summary = server.stop().await;
-    assert_eq!((summary.requests, summary.replies), (3, 2));
+    assert_eq!((summary.stats.requests, summary.stats.replies), (3, 2));
 }
 
 async fn sixty_four_clients_are_served_at_once(kind: Kind) {
@@ -367,7 +367,7 @@ async fn sixty_four_clients_are_served_at_once(kind: Kind) {
     }
     let summary = server.stop().await;
     assert_eq!(
-        (summary.served, summary.cut_off, summary.replies),
+        (summary.served, summary.aborted, summary.stats.replies),
         (count as u64, 0, count as u64)
     );
 }
@@ -495,7 +495,11 @@ async fn a_panic_or_an_error_costs_its_own_client_the_connection(kind: Kind) {
     drop(other);
     let summary = server.stop().await;
     assert_eq!(
-        (summary.served, summary.requests, summary.replies),
+        (
+            summary.served,
+            summary.stats.requests,
+            summary.stats.replies
+        ),
         (4, 6, 3)
     );
 }
@@ -714,7 +718,7 @@ async fn an_idle_shutdown_ends_at_once(kind: Kind) {
     let mut client = pipe.connect().await;
     assert_eq!(client.call("hello").await.unwrap(), "hello");
     let summary = server.stop().await;
-    assert_eq!((summary.served, summary.cut_off), (1, 0));
+    assert_eq!((summary.served, summary.aborted), (1, 0));
     assert!(client.recv().await.unwrap().is_none());
 }
 
@@ -745,7 +749,7 @@ async fn a_shutdown_lets_a_request_in_progress_finish(kind: Kind) {
     opened.add_permits(1);
     let summary = server.task.await.unwrap();
     assert_eq!(
-        (summary.served, summary.cut_off, summary.replies),
+        (summary.served, summary.aborted, summary.stats.replies),
         (1, 0, 1)
     );
     assert_eq!(client.recv().await.unwrap().unwrap(), "in progress");
@@ -769,8 +773,8 @@ async fn a_shutdown_answers_every_request_that_was_sent_before(kind: Kind) {
     }
     assert!(client.recv().await.unwrap().is_none());
     let summary = server.task.await.unwrap();
-    assert_eq!((summary.served, summary.cut_off), (1, 0));
-    assert_eq!((summary.requests, summary.replies), (4, 4));
+    assert_eq!((summary.served, summary.aborted), (1, 0));
+    assert_eq!((summary.stats.requests, summary.stats.replies), (4, 4));
 }
 
 async fn a_shutdown_serves_a_client_that_was_not_accepted_yet(kind: Kind) {
@@ -785,7 +789,7 @@ async fn a_shutdown_serves_a_client_that_was_not_accepted_yet(kind: Kind) {
     // Nobody has accepted it when the server begins to shut down.
     let server = start!(listener, echo);
     let summary = server.stop().await;
-    assert_eq!((summary.served, summary.replies), (1, 1));
+    assert_eq!((summary.served, summary.stats.replies), (1, 1));
     assert_eq!(client.recv().await.unwrap().unwrap(), "early");
     assert!(client.recv().await.unwrap().is_none());
 }
@@ -857,9 +861,9 @@ async fn a_shutdown_ends_what_is_stuck(kind: Kind) {
     assert_eq!(
         (
             summary.served,
-            summary.cut_off,
-            summary.requests,
-            summary.replies
+            summary.aborted,
+            summary.stats.requests,
+            summary.stats.replies
         ),
         (0, 1, 1, 0)
     );
@@ -911,8 +915,8 @@ async fn clients_that_come_and_go_while_the_server_drains_get_whole_replies_or_n
         .collect();
     barrier.wait().await;
     let summary = server.stop().await;
-    assert_eq!(summary.cut_off, 0);
-    assert_eq!(summary.requests, summary.replies);
+    assert_eq!(summary.aborted, 0);
+    assert_eq!(summary.stats.requests, summary.stats.replies);
     for client in clients {
         client.await.unwrap();
     }
@@ -946,7 +950,7 @@ async fn a_client_that_does_not_read_is_cut_off(kind: Kind) {
     while sender.send(message(0, size)).await.is_ok() {}
     drop((sender, pipe.connect().await));
     while let Ok(Some(_)) = receiver.recv().await {}
-    assert_eq!(server.stop().await.cut_off, 0);
+    assert_eq!(server.stop().await.aborted, 0);
 }
 
 async fn few_replies_wait_for_a_client_that_does_not_read(kind: Kind) {
@@ -968,7 +972,7 @@ async fn few_replies_wait_for_a_client_that_does_not_read(kind: Kind) {
     while let Ok(Some(_)) = receiver.recv().await {
         received += 1;
     }
-    let unsent = server.stop().await.requests - received;
+    let unsent = server.stop().await.stats.requests - received;
     let most = 256 * 1024 / size + 2;
     assert!(unsent <= most as u64, "{unsent} replies of {size} bytes");
 }
@@ -1035,7 +1039,7 @@ async fn requests_that_nobody_has_begun_do_not_hide_that_their_client_has_left(k
         assert_eq!(pipe.connect().await.call("next").await.unwrap(), "next");
         assert_eq!(was_asked.recv().await.unwrap(), "next");
         let summary = server.stop().await;
-        assert_eq!((summary.served, summary.requests), (2, 2));
+        assert_eq!((summary.served, summary.stats.requests), (2, 2));
     }
 }
 

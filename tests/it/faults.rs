@@ -81,7 +81,7 @@ async fn a_failing_accept_is_retried_with_a_growing_delay() {
         assert_eq!(next.call("after").await.unwrap(), "after");
     }
     drop(served);
-    assert_eq!(server.stop().await.cut_off, 0);
+    assert_eq!(server.stop().await.aborted, 0);
 }
 
 async fn yield_until(ready: impl Fn() -> bool) {
@@ -211,7 +211,11 @@ async fn a_fault_costs_its_own_client_the_connection() {
     drop(other);
     let summary = server.stop().await;
     assert_eq!(
-        (summary.served, summary.requests, summary.replies),
+        (
+            summary.served,
+            summary.stats.requests,
+            summary.stats.replies
+        ),
         (5, 2 + 3 + 6 + 2, 2 + 2 + 6 + 2)
     );
 }
@@ -335,16 +339,16 @@ impl Outcome {
             summary, requests, ..
         } = self;
         assert_eq!(pipe.instances(), 0, "an instance is left");
-        assert_eq!(summary.cut_off, 0, "a connection hangs");
+        assert_eq!(summary.aborted, 0, "a connection hangs");
         let connections = seen.connections.load(Ordering::Relaxed);
-        assert_eq!(summary.served + summary.refused, connections);
-        assert_eq!(summary.refused, seen.refused.load(Ordering::Relaxed));
+        assert_eq!(summary.served + summary.stats.refused, connections);
+        assert_eq!(summary.stats.refused, seen.refused.load(Ordering::Relaxed));
         if seen.serves_requests.load(Ordering::Relaxed) {
             // A request is not handled if sending the reply before it fails.
             let handled: usize = requests.values().map(Vec::len).sum();
             let handled = handled as u64;
-            assert!((handled..=handled + summary.served).contains(&summary.requests));
-            assert!(summary.replies <= handled);
+            assert!((handled..=handled + summary.served).contains(&summary.stats.requests));
+            assert!(summary.stats.replies <= handled);
         }
     }
 }

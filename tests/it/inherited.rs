@@ -76,7 +76,7 @@ async fn a_listening_socket_is_served_and_its_file_is_left_alone() {
     let name = unique_name();
     let mut listener = listen_on(listening_socket(&name)).unwrap();
     assert_eq!(listener.path(), Path::new(&name.text));
-    assert_eq!(listener.local_name().to_string(), name.text);
+    assert_eq!(listener.name().to_string(), name.text);
     let mut client = Client::connect(&name.text).await.unwrap();
     client.send("hello").await.unwrap();
     let mut connection = listener.accept().await.unwrap();

@@ -153,8 +153,8 @@ async fn a_panic_in_a_handler_that_is_polled_inline_costs_its_own_connection() {
     assert_eq!(other.call("still there").await.unwrap(), "still there");
     stop.send(()).unwrap();
     let summary = serving.await.unwrap();
-    assert_eq!((summary.served, summary.cut_off), (2, 0));
-    assert_eq!((summary.requests, summary.replies), (4, 3));
+    assert_eq!((summary.served, summary.aborted), (2, 0));
+    assert_eq!((summary.stats.requests, summary.stats.replies), (4, 3));
 }
 
 #[tokio::test]
@@ -190,6 +190,6 @@ async fn a_shutdown_waits_for_a_handler_that_is_polled_inline_even_beyond_its_de
     assert!(early.is_err(), "its handler still runs");
     go_on.send(()).unwrap();
     let summary = timeout(DEADLINE, serving).await.unwrap().unwrap();
-    assert_eq!((summary.served, summary.cut_off), (0, 1));
+    assert_eq!((summary.served, summary.aborted), (0, 1));
     assert!(matches!(client.recv().await, Ok(None | Some(_))));
 }

@@ -84,7 +84,7 @@ impl Recorded {
         );
         assert_eq!(get("pipe_server_sent_bytes_total"), stats.bytes_sent);
         assert_eq!(get("pipe_server_handler_duration_seconds"), handled);
-        for reason in Reason::ALL {
+        for &reason in Reason::ALL {
             let labels = [("pipe", pipe), ("reason", reason.as_str())];
             let count = self.sums[&named("pipe_server_errors_total", &labels)];
             assert_eq!(count as u64, stats.errors.get(reason), "{reason}");
@@ -98,7 +98,7 @@ fn named(name: &str, labels: &[(&str, &str)]) -> String {
 
 async fn metrics_are_the_figures(kind: Kind) {
     let (mut recorded, (listener, pipe)) = Recorded::by(|| kind.bind(ListenerOptions::new()));
-    let name = listener.local_name().to_string();
+    let name = listener.name().to_string();
     let (stop, stopped) = oneshot::channel::<()>();
     let handler = |request: Bytes| async move {
         match &request[..] {
@@ -137,7 +137,7 @@ async fn metrics_are_the_figures(kind: Kind) {
 
 async fn the_series_of_a_pipe_are_there_from_the_start_and_no_client_adds_one(kind: Kind) {
     let (mut recorded, (listener, pipe)) = Recorded::by(|| kind.bind(ListenerOptions::new()));
-    let name = listener.local_name().to_string();
+    let name = listener.name().to_string();
     recorded.check(&name, &listener.stats().snapshot(), 0);
     let series = 8 + Reason::ALL.len();
     assert_eq!(recorded.sums.len(), series);

@@ -138,7 +138,11 @@ async fn another_user_holds_so_many_connections_and_no_more() {
             assert!(try_call(&name.text).await.is_some());
             drop(held);
             let summary = server.stop().await;
-            assert_eq!((summary.served, summary.refused), (257, 144), "{code:?}");
+            assert_eq!(
+                (summary.served, summary.stats.refused),
+                (257, 144),
+                "{code:?}"
+            );
         })
         .await;
     }

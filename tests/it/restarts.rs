@@ -98,8 +98,8 @@ async fn restart(options: ClientOptions, concurrency: usize) {
         }
         stop.send(()).unwrap();
         let summary = server.await.unwrap();
-        assert_eq!(summary.cut_off, 0);
-        assert_eq!(summary.requests, summary.replies);
+        assert_eq!(summary.aborted, 0);
+        assert_eq!(summary.stats.requests, summary.stats.replies);
     }
     let times = executed.times.lock().unwrap();
     for (request, times) in &*times {

@@ -16,9 +16,9 @@ use std::{
 
 use fastrand::Rng;
 use pipe_server::{
-    BoxError, Bytes, CallFailure, ClientOptions, ConnectError, Connection, Faults, ListenerOptions,
-    MemoryPipe, PipeListener, RecvError, SendError, SharedCallError, SharedClient, Shutdown, Trust,
-    serve, serve_connections,
+    BoxError, Bytes, ClientOptions, ConnectError, Connection, Faults, ListenerOptions, MemoryPipe,
+    PipeListener, RecvError, SendError, SharedCallError, SharedCallErrorKind, SharedClient,
+    Shutdown, Trust, serve, serve_connections,
 };
 use tokio::{
     runtime::Builder,
@@ -95,7 +95,7 @@ async fn many_tasks_get_their_own_replies(kind: Kind) {
         tasks.join_all().await;
         drop(client);
         let summary = server.stop().await;
-        assert_eq!(summary.requests, 32 * 8);
+        assert_eq!(summary.stats.requests, 32 * 8);
         assert!((1..=connections as u64).contains(&summary.served));
     }
 }
@@ -120,7 +120,7 @@ async fn dropped_calls_leave_the_replies_in_order(kind: Kind) {
     tasks.join_all().await;
     drop(client);
     let summary = server.stop().await;
-    assert!((160..=320).contains(&summary.requests), "{summary:?}");
+    assert!((160..=320).contains(&summary.stats.requests), "{summary:?}");
 }
 
 /// Drops a future that is still pending when it was polled `count` times.
@@ -155,7 +155,7 @@ async fn a_connection_that_the_server_closed_is_opened_again(kind: Kind) {
     });
     let client = pipe
         .shared(&ClientOptions::new().shared())
-        .repeat_unanswered(true);
+        .retry_unanswered(true);
     for number in 0..20 {
         let request = Bytes::from(message(number, 50));
         assert_eq!(client.call(request.clone()).await.unwrap(), request);
@@ -183,10 +183,10 @@ async fn a_client_that_is_shut_down_completes_its_calls(kind: Kind) {
     let mut shutting_down = Box::pin(client.shutdown());
     assert!(polls(shutting_down.as_mut(), 1).await.is_none());
     assert_not_sent(waits.await.unwrap(), |failure| {
-        matches!(failure, CallFailure::ShutDown)
+        matches!(failure, SharedCallErrorKind::ShutDown)
     });
     assert_not_sent(client.call("late").await, |failure| {
-        matches!(failure, CallFailure::ShutDown)
+        matches!(failure, SharedCallErrorKind::ShutDown)
     });
     answering.add_permits(2);
     shutting_down.await;
@@ -198,17 +198,17 @@ async fn a_client_that_is_shut_down_completes_its_calls(kind: Kind) {
 
 fn assert_not_sent(
     result: Result<Bytes, SharedCallError>,
-    expected: impl FnOnce(&CallFailure) -> bool,
+    expected: impl FnOnce(&SharedCallErrorKind) -> bool,
 ) {
     match result {
-        Err(SharedCallError::NotSent(failure)) if expected(&failure) => {}
+        Err(SharedCallError::NotExecuted(failure)) if expected(&failure) => {}
         other => panic!("{other:?}"),
     }
 }
 
 fn assert_unanswered(
     result: Result<Bytes, SharedCallError>,
-    expected: impl FnOnce(&CallFailure) -> bool,
+    expected: impl FnOnce(&SharedCallErrorKind) -> bool,
 ) {
     match result {
         Err(SharedCallError::Unanswered(failure)) if expected(&failure) => {}
@@ -234,7 +234,9 @@ async fn nothing_is_sent_to_a_server_that_is_not_trusted(kind: Kind) {
             connection.recv().await
         });
         assert_not_sent(called, |failure| match failure {
-            CallFailure::Connect(error) => matches!(**error, ConnectError::Untrusted { .. }),
+            SharedCallErrorKind::Connect(error) => {
+                matches!(**error, ConnectError::Untrusted { .. })
+            }
             _ => false,
         });
         assert!(accepted.unwrap().is_none(), "something was sent");
@@ -333,8 +335,8 @@ mod restarts {
     async fn calls_fail_as_not_sent_while_nobody_serves_the_pipe() {
         let name = unique_name();
         let client = SharedClient::connect_lazy(&name.text).unwrap();
-        let is_missing = |failure: &CallFailure| match failure {
-            CallFailure::Connect(error) => matches!(**error, ConnectError::NotFound { .. }),
+        let is_missing = |failure: &SharedCallErrorKind| match failure {
+            SharedCallErrorKind::Connect(error) => matches!(**error, ConnectError::NotFound { .. }),
             _ => false,
         };
         for _ in 0..3 {
@@ -459,11 +461,12 @@ async fn a_request_that_may_be_executed_is_not_repeated_unless_asked_for() {
     let client = shared(&pipe);
     let once = call(&client, "once");
     settle().await;
-    let again = call(&client.clone().repeat_unanswered(true), "again");
+    let again = call(&client.clone().retry_unanswered(true), "again");
     let mut connection = connections.recv().await.unwrap();
     assert_eq!(arrived(&mut connection).await, ["once", "again"]);
     drop(connection);
-    let is_closed = |failure: &CallFailure| matches!(failure, CallFailure::Connection(_));
+    let is_closed =
+        |failure: &SharedCallErrorKind| matches!(failure, SharedCallErrorKind::Connection(_));
     assert_unanswered(once.await.unwrap(), is_closed);
     let mut connection = connections.recv().await.unwrap();
     assert_eq!(arrived(&mut connection).await, ["again"]);
@@ -475,14 +478,14 @@ async fn a_request_that_may_be_executed_is_not_repeated_unless_asked_for() {
 async fn a_request_is_sent_at_most_three_times() {
     let (listener, pipe) = memory();
     let mut connections = by_hand(listener);
-    let client = shared(&pipe).repeat_unanswered(true);
+    let client = shared(&pipe).retry_unanswered(true);
     let calling = call(&client, "crash");
     for _ in 0..3 {
         let mut connection = connections.recv().await.unwrap();
         assert_eq!(arrived(&mut connection).await, ["crash"]);
     }
     assert_unanswered(calling.await.unwrap(), |failure| {
-        matches!(failure, CallFailure::Connection(_))
+        matches!(failure, SharedCallErrorKind::Connection(_))
     });
     assert!(connections.try_recv().is_err());
 }
@@ -506,7 +509,7 @@ async fn a_request_that_was_not_sent_is_sent_on_the_next_connection() {
     for _ in 0..3 {
         let lost = calls.next().unwrap().await.unwrap();
         assert_unanswered(lost, |failure| {
-            matches!(failure, CallFailure::Connection(_))
+            matches!(failure, SharedCallErrorKind::Connection(_))
         });
     }
     let mut connection = connections.recv().await.unwrap();
@@ -535,7 +538,7 @@ async fn a_request_waits_for_at_most_three_connections_that_bring_nothing() {
     for _ in 0..20 {
         let error = client.call("hello").await.unwrap_err();
         assert!(
-            matches!(error.failure(), CallFailure::Connection(_)),
+            matches!(error.failure(), SharedCallErrorKind::Connection(_)),
             "{error:?}"
         );
     }
@@ -550,7 +553,8 @@ async fn a_request_waits_for_at_most_three_connections_that_bring_nothing() {
 #[tokio::test(start_paused = true)]
 async fn a_call_times_out_wherever_it_is() {
     let after = Duration::from_secs(1);
-    let is_timeout = |failure: &CallFailure| matches!(failure, CallFailure::TimedOut { .. });
+    let is_timeout =
+        |failure: &SharedCallErrorKind| matches!(failure, SharedCallErrorKind::TimedOut { .. });
     let (listener, pipe) = ListenerOptions::new()
         .max_instances(1)
         .bind_memory()
@@ -603,7 +607,7 @@ async fn a_server_that_stops_answering_gets_a_new_connection() {
     sleep(after / 2).await;
     let second = call(&client, "second");
     assert_unanswered(second.await.unwrap(), |failure| {
-        matches!(failure, CallFailure::Stalled { .. })
+        matches!(failure, SharedCallErrorKind::Stalled { .. })
     });
     assert_eq!(arrived(&mut connection).await, ["second"]);
     let third = call(&client, "third");
@@ -655,7 +659,8 @@ async fn a_message_that_nobody_asked_for_closes_the_connection() {
     let (listener, pipe) = memory();
     let mut connections = by_hand(listener);
     let client = shared(&pipe);
-    let is_out_of_step = |failure: &CallFailure| matches!(failure, CallFailure::OutOfStep);
+    let is_out_of_step =
+        |failure: &SharedCallErrorKind| matches!(failure, SharedCallErrorKind::OutOfStep);
 
     let first = call(&client, "first");
     let mut connection = connections.recv().await.unwrap();
@@ -687,11 +692,11 @@ async fn a_request_that_cannot_be_sent_fails_at_once_and_alone() {
     let client = options.connect_memory(&pipe).await.unwrap();
     let other = call(&client, "other");
     assert_not_sent(client.call("").await, |failure| match failure {
-        CallFailure::Request(error) => matches!(**error, SendError::Empty),
+        SharedCallErrorKind::Request(error) => matches!(**error, SendError::Empty),
         _ => false,
     });
     assert_not_sent(client.call("12345678901").await, |failure| match failure {
-        CallFailure::Request(error) => matches!(
+        SharedCallErrorKind::Request(error) => matches!(
             **error,
             SendError::TooLong {
                 length: 11,
@@ -710,7 +715,7 @@ async fn a_reply_that_is_too_long_is_not_asked_for_again() {
     let mut connections = by_hand(listener);
     let options = ClientOptions::new().max_message_size(10).shared();
     let client = options.connect_memory_lazy(&pipe).unwrap();
-    let client = client.repeat_unanswered(true);
+    let client = client.retry_unanswered(true);
     let long = call(&client, "long");
     settle().await;
     let next = call(&client, "next");
@@ -718,7 +723,7 @@ async fn a_reply_that_is_too_long_is_not_asked_for_again() {
     assert_eq!(arrived(&mut connection).await, ["long", "next"]);
     connection.send("12345678901").await.unwrap();
     assert_unanswered(long.await.unwrap(), |failure| match failure {
-        CallFailure::Connection(error) => matches!(
+        SharedCallErrorKind::Connection(error) => matches!(
             **error,
             pipe_server::CallError::Recv(RecvError::TooLong { limit: 10, .. })
         ),
@@ -843,7 +848,7 @@ fn a_call_outside_a_runtime_fails() {
         panic!("it waits")
     };
     assert_not_sent(result, |failure| match failure {
-        CallFailure::Connect(error) => matches!(**error, ConnectError::NoRuntime),
+        SharedCallErrorKind::Connect(error) => matches!(**error, ConnectError::NoRuntime),
         _ => false,
     });
 }
@@ -948,7 +953,7 @@ async fn scene(seed: u64) {
     faults.stop();
     stop.send(()).unwrap();
     let summary = server.await.unwrap();
-    assert_eq!(summary.cut_off, 0, "a connection was left");
+    assert_eq!(summary.aborted, 0, "a connection was left");
     assert_eq!(pipe.instances(), 0, "an instance is left");
 }
 
@@ -971,7 +976,7 @@ impl Caller {
             request.resize(3 + length, count);
             let request = Bytes::from(request);
             let repeat = self.random.u32(..4) == 0;
-            let client = self.client.clone().repeat_unanswered(repeat);
+            let client = self.client.clone().retry_unanswered(repeat);
             let mut calling = Box::pin(client.call(request.clone()));
             let result = match self.random.u32(..4) {
                 0 => polls(calling.as_mut(), self.random.usize(..6)).await,
@@ -1001,7 +1006,7 @@ impl Caller {
                 assert_eq!(reply, reply_to(request), "another call's reply");
                 assert!(times > 0, "a reply without an execution");
             }
-            Some(Err(SharedCallError::NotSent(failure))) => {
+            Some(Err(SharedCallError::NotExecuted(failure))) => {
                 assert_eq!(times, 0, "{failure:?}: it was executed");
             }
             Some(Err(SharedCallError::Unanswered(_))) | None => {}
@@ -1052,7 +1057,7 @@ mod tower_service {
         first.clone().shutdown().await;
         assert!(matches!(poll_ready(&mut third), Poll::Ready(Err(_))));
         assert_not_sent(send(&mut first, "late").await, |failure| {
-            matches!(failure, CallFailure::ShutDown)
+            matches!(failure, SharedCallErrorKind::ShutDown)
         });
     }
 

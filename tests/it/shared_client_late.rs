@@ -3,8 +3,8 @@
 use std::{future::IntoFuture as _, time::Duration};
 
 use pipe_server::{
-    Bytes, CallFailure, ClientOptions, Connection, ListenerOptions, MemoryPipe, PipeListener,
-    SharedCallError, SharedClient, defaults, serve,
+    Bytes, ClientOptions, Connection, ListenerOptions, MemoryPipe, PipeListener, SharedCallError,
+    SharedCallErrorKind, SharedClient, defaults, serve,
 };
 use tokio::{
     task::{JoinHandle, JoinSet},
@@ -108,7 +108,7 @@ async fn answered(tasks: usize, time: Duration, rounds: u32) -> (usize, usize) {
                     }
                     Err(error) => {
                         let failure = error.failure();
-                        let expected = matches!(failure, CallFailure::TimedOut { .. });
+                        let expected = matches!(failure, SharedCallErrorKind::TimedOut { .. });
                         assert!(expected, "{failure}");
                         failed += 1;
                     }
@@ -158,7 +158,7 @@ async fn by_default_a_call_to_a_mute_server_ends() {
     let _mute = accept(&mut listener, "hello").await;
     let error = call.await.unwrap().unwrap_err();
     assert!(
-        matches!(error, SharedCallError::Unanswered(CallFailure::TimedOut { after, .. })
+        matches!(error, SharedCallError::Unanswered(SharedCallErrorKind::TimedOut { after, .. })
             if after == defaults::CALL_TIMEOUT),
         "{error:?}"
     );

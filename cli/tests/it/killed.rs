@@ -46,7 +46,7 @@ impl Calls {
                     self.answered.send_modify(|count| *count += 1);
                     Outcome::Answered
                 }
-                Err(SharedCallError::NotSent(_)) => Outcome::NotExecuted,
+                Err(SharedCallError::NotExecuted(_)) => Outcome::NotExecuted,
                 Err(SharedCallError::Unanswered(_)) => Outcome::Unknown,
             };
             outcomes.push((request, outcome));

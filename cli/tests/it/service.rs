@@ -201,7 +201,7 @@ async fn a_service_serves_as_soon_as_it_runs_and_drains_when_it_is_stopped() {
         let status = wait_for(&service, ServiceState::Stopped).await;
         assert_eq!(status.exit_code, ServiceExitCode::NO_ERROR);
         let log = installed.log();
-        assert!(log.contains("served=1 refused=0 cut_off=0"), "{log}");
+        assert!(log.contains("served=1 refused=0 aborted=0"), "{log}");
     })
     .await;
 }

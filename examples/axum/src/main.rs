@@ -21,7 +21,7 @@ async fn main() -> io::Result<()> {
     println!("listening on {}", pipe.path().display());
     println!("listening on http://{}", http.local_addr()?);
     let summary = run(pipe, http, async { _ = tokio::signal::ctrl_c().await }).await?;
-    println!("{} requests answered on the pipe", summary.replies);
+    println!("{} requests answered on the pipe", summary.stats.replies);
     Ok(())
 }
 
@@ -91,7 +91,7 @@ mod tests {
 
         stop.send(()).unwrap();
         let summary = server.await.unwrap().unwrap();
-        assert_eq!((summary.replies, summary.cut_off), (1, 0));
+        assert_eq!((summary.stats.replies, summary.aborted), (1, 0));
         Client::connect(&name).await.unwrap_err();
         TcpStream::connect(address).await.unwrap_err();
     }

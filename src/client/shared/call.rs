@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     connection::check,
-    error::{CallFailure, ConnectError, SharedCallError},
+    error::{ConnectError, SharedCallError, SharedCallErrorKind},
     timer::timeout,
 };
 
@@ -27,12 +27,12 @@ pub(super) async fn call(
     slot: Option<OwnedSemaphorePermit>,
 ) -> Answer {
     if let Err(error) = check(&message, pool.max_message_size) {
-        let failure = CallFailure::Request(Arc::new(error));
-        return Err(SharedCallError::NotSent(failure));
+        let failure = SharedCallErrorKind::Request(Arc::new(error));
+        return Err(SharedCallError::NotExecuted(failure));
     }
     let Ok(runtime) = Handle::try_current() else {
-        let failure = CallFailure::Connect(Arc::new(ConnectError::NoRuntime));
-        return Err(SharedCallError::NotSent(failure));
+        let failure = SharedCallErrorKind::Connect(Arc::new(ConnectError::NoRuntime));
+        return Err(SharedCallError::NotExecuted(failure));
     };
     let call_timeout = pool.options.call_timeout;
     let deadline = call_timeout.and_then(|after| Instant::now().checked_add(after));
@@ -50,7 +50,7 @@ pub(super) async fn call(
         });
         Driver::start(pool, &runtime, None);
         // There is no answer if the driver panicked.
-        let aborted = Err(SharedCallError::Unanswered(CallFailure::Aborted));
+        let aborted = Err(SharedCallError::Unanswered(SharedCallErrorKind::Aborted));
         (&mut call.answer).await.unwrap_or(aborted)
     };
     let answered = {
@@ -59,11 +59,11 @@ pub(super) async fn call(
     };
     let failure = match answered {
         Ok(answer) => return answer,
-        Err(after) => CallFailure::TimedOut { after },
+        Err(after) => SharedCallErrorKind::TimedOut { after },
     };
     match submitted {
         Some(call) => call.give_up(failure),
-        None => Err(SharedCallError::NotSent(failure)),
+        None => Err(SharedCallError::NotExecuted(failure)),
     }
 }
 
@@ -76,7 +76,7 @@ struct SubmittedCall<'a> {
 
 impl SubmittedCall<'_> {
     /// Returns the answer if there is one by now, and `failure` otherwise.
-    fn give_up(mut self, failure: CallFailure) -> Answer {
+    fn give_up(mut self, failure: SharedCallErrorKind) -> Answer {
         if let Some(request) = self.pool.withdraw(self.request) {
             request.fail(failure.clone());
         }

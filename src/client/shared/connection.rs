@@ -14,7 +14,7 @@ use super::pool::{Pool, Request};
 use crate::{
     client::{Client, no_reply},
     connection::{RecvEnd, RecvHalf, SendHalf},
-    error::{CallError, CallFailure, RecvError, SendError},
+    error::{CallError, RecvError, SendError, SharedCallErrorKind},
 };
 
 pub(super) struct PooledConnection {
@@ -55,12 +55,12 @@ impl PooledConnection {
     }
 
     /// Receives replies. Ready once the connection has failed.
-    pub(super) fn poll_replies(&mut self, cx: &mut Context<'_>) -> Poll<CallFailure> {
+    pub(super) fn poll_replies(&mut self, cx: &mut Context<'_>) -> Poll<SharedCallErrorKind> {
         loop {
             let error = match ready!(self.receiver.poll_recv(cx)) {
                 Ok(Some(reply)) => {
                     let Some(request) = self.in_flight.pop_front() else {
-                        return Poll::Ready(CallFailure::OutOfStep);
+                        return Poll::Ready(SharedCallErrorKind::OutOfStep);
                     };
                     self.has_replied = true;
                     self.stalled = None;
@@ -77,7 +77,7 @@ impl PooledConnection {
                 // Its reply would be too long again.
                 first.repeat = false;
             }
-            return Poll::Ready(CallFailure::Connection(Arc::new(error)));
+            return Poll::Ready(SharedCallErrorKind::Connection(Arc::new(error)));
         }
     }
 
@@ -133,7 +133,7 @@ impl PooledConnection {
     }
 
     /// Sends what was started. Ready once the connection has failed.
-    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<CallFailure> {
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<SharedCallErrorKind> {
         if self.send_error.is_none() {
             match self.sender.poll_flush(cx) {
                 Poll::Ready(Err(error)) => self.send_failed(error),
@@ -143,7 +143,7 @@ impl PooledConnection {
         match &self.send_error {
             // The replies to earlier requests still arrive.
             Some(error) if self.in_flight.is_empty() => {
-                Poll::Ready(CallFailure::Connection(Arc::clone(error)))
+                Poll::Ready(SharedCallErrorKind::Connection(Arc::clone(error)))
             }
             _ => self.poll_stalled(cx),
         }
@@ -159,14 +159,14 @@ impl PooledConnection {
             if !self.has_replied || request.survives_break() {
                 self.pool.put_back(request);
             } else {
-                request.fail(CallFailure::Connection(Arc::clone(&error)));
+                request.fail(SharedCallErrorKind::Connection(Arc::clone(&error)));
             }
         }
         self.pool.changed.notify_one();
     }
 
     /// Ready once the server has not answered for so long that all calls would time out.
-    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<CallFailure> {
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<SharedCallErrorKind> {
         let call_timeout = self.pool.options.call_timeout;
         let (Some(after), Some(first)) = (call_timeout, self.in_flight.front_mut()) else {
             return Poll::Pending;
@@ -176,12 +176,12 @@ impl PooledConnection {
         }
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(after)));
         ready!(stalled.as_mut().poll(cx));
-        Poll::Ready(CallFailure::Stalled { after })
+        Poll::Ready(SharedCallErrorKind::Stalled { after })
     }
 
     /// Closes the connection. Its requests fail, or wait for another one if they may be sent again.
-    pub(super) fn close(self, failure: &CallFailure) {
-        let is_aborted = matches!(failure, CallFailure::Aborted);
+    pub(super) fn close(self, failure: &SharedCallErrorKind) {
+        let is_aborted = matches!(failure, SharedCallErrorKind::Aborted);
         let end = self.receiver.end();
         // First, so that the instance is free for the next connection.
         drop((self.receiver, self.sender));

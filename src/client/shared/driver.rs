@@ -23,7 +23,7 @@ use tracing::debug;
 use super::{connection::PooledConnection, pool::Pool};
 use crate::{
     client::Client,
-    error::{CallFailure, Chain, ConnectError},
+    error::{Chain, ConnectError, SharedCallErrorKind},
 };
 
 /// The task of a shared client. Dropping it fails all requests; a runtime that shuts down drops it.
@@ -93,11 +93,11 @@ impl Driver {
         }
     }
 
-    fn add(&mut self, connected: Result<Client, ConnectError>) -> Result<(), CallFailure> {
+    fn add(&mut self, connected: Result<Client, ConnectError>) -> Result<(), SharedCallErrorKind> {
         let client = connected.map_err(|error| {
             debug!(%error, "connecting failed");
             self.pool.queue.lock().delay(false);
-            CallFailure::Connect(Arc::new(error))
+            SharedCallErrorKind::Connect(Arc::new(error))
         })?;
         let connection = PooledConnection::new(&self.pool, client);
         self.connections.push(connection);
@@ -132,7 +132,7 @@ impl Driver {
     fn poll_connections(
         &mut self,
         cx: &mut Context<'_>,
-        poll: impl Fn(&mut PooledConnection, &mut Context<'_>) -> Poll<CallFailure>,
+        poll: impl Fn(&mut PooledConnection, &mut Context<'_>) -> Poll<SharedCallErrorKind>,
     ) {
         let mut index = 0;
         while let Some(connection) = self.connections.get_mut(index) {
@@ -194,9 +194,9 @@ impl Driver {
     }
 
     /// Closes a connection that has failed.
-    fn close(&mut self, connection: PooledConnection, failure: &CallFailure) {
+    fn close(&mut self, connection: PooledConnection, failure: &SharedCallErrorKind) {
         debug!(error = %Chain(failure), "connection failed");
-        if matches!(failure, CallFailure::OutOfStep) {
+        if matches!(failure, SharedCallErrorKind::OutOfStep) {
             if !self.pool.fail_waiting(failure, |_| true) {
                 self.pool.queue.lock().unreported = Some(failure.clone());
             }
@@ -216,10 +216,11 @@ impl Drop for Driver {
     fn drop(&mut self) {
         if !self.has_ended {
             for connection in mem::take(&mut self.connections) {
-                connection.close(&CallFailure::Aborted);
+                connection.close(&SharedCallErrorKind::Aborted);
             }
             self.pool.queue.lock().has_driver = false;
-            self.pool.fail_waiting(&CallFailure::Aborted, |_| true);
+            self.pool
+                .fail_waiting(&SharedCallErrorKind::Aborted, |_| true);
         }
         self.pool.ended.notify_waiters();
     }

@@ -24,7 +24,7 @@ use crate::memory_pipe::MemoryPipe;
 use crate::{
     backoff::Backoff,
     client::{Client, ClientOptions},
-    error::{CallFailure, ConnectError, SharedCallError},
+    error::{ConnectError, SharedCallError, SharedCallErrorKind},
     mutex::Mutex,
     name::PipeName,
 };
@@ -76,7 +76,7 @@ pub(super) struct Queue {
     /// restarts.
     pub(super) was_connected: bool,
     /// A failure that no call waited for: the next one gets it.
-    pub(super) unreported: Option<CallFailure>,
+    pub(super) unreported: Option<SharedCallErrorKind>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -136,7 +136,7 @@ impl Request {
         }
     }
 
-    pub(super) fn fail(self, failure: CallFailure) {
+    pub(super) fn fail(self, failure: SharedCallErrorKind) {
         let error = SharedCallError::new(self.may_be_executed, failure);
         self.answer(Err(error));
     }
@@ -165,7 +165,7 @@ impl Pool {
         let slots = Arc::clone(&self.slots);
         async {
             let slot = slots.acquire_owned().await;
-            slot.map_err(|_closed| SharedCallError::NotSent(CallFailure::ShutDown))
+            slot.map_err(|_closed| SharedCallError::NotExecuted(SharedCallErrorKind::ShutDown))
         }
     }
 
@@ -211,7 +211,7 @@ impl Pool {
         };
         let refusal = match queue.status {
             ClientStatus::Open => queue.unreported.take(),
-            ClientStatus::ShutDown | ClientStatus::Dropped => Some(CallFailure::ShutDown),
+            ClientStatus::ShutDown | ClientStatus::Dropped => Some(SharedCallErrorKind::ShutDown),
         };
         if let Some(failure) = refusal {
             drop(queue);
@@ -256,7 +256,7 @@ impl Pool {
     /// Fails the waiting requests for which `fails` is true. Returns whether there are any.
     pub(super) fn fail_waiting(
         &self,
-        failure: &CallFailure,
+        failure: &SharedCallErrorKind,
         mut fails: impl FnMut(&mut Request) -> bool,
     ) -> bool {
         let mut failed = Vec::new();

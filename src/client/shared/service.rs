@@ -79,7 +79,7 @@ impl Service<Bytes> for SharedClient {
 
     fn call(&mut self, request: Bytes) -> SharedCall {
         let slot = mem::take(&mut self.reservation).slot;
-        let repeat = self.repeat_unanswered;
+        let repeat = self.retry_unanswered;
         // Keeps the connections open.
         let handle = Arc::clone(&self.handle);
         let call = async move { call::call(&handle.pool, request, repeat, slot).await };

@@ -93,8 +93,10 @@ fn close_on(
         Err(error) => {
             drop(closing);
             match telemetry {
-                Some(telemetry) => telemetry.report(Reason::Close, &error, Details::default()),
-                None => report_alone(Reason::Close, &error),
+                Some(telemetry) => {
+                    telemetry.report(Reason::DelayedClose, &error, Details::default());
+                }
+                None => report_alone(Reason::DelayedClose, &error),
             }
         }
     }
@@ -181,8 +183,15 @@ mod tests {
         for _ in 0..20 {
             close_on(socket(), Some(&telemetry), no_thread);
         }
-        assert_eq!(telemetry.stats().snapshot().errors.get(Reason::Close), 20);
-        assert_eq!(log.lines_with(r#"reason="close""#).len(), 5);
+        assert_eq!(
+            telemetry
+                .stats()
+                .snapshot()
+                .errors
+                .get(Reason::DelayedClose),
+            20
+        );
+        assert_eq!(log.lines_with(r#"reason="delayed_close""#).len(), 5);
     }
 
     #[test]

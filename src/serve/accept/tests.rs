@@ -216,5 +216,5 @@ async fn code_does_not_run_for_a_client_that_sends_nothing() {
     }
     stop.send(()).unwrap();
     let summary = running.await.unwrap();
-    assert_eq!((summary.served, summary.cut_off), (3, 0));
+    assert_eq!((summary.served, summary.aborted), (3, 0));
 }

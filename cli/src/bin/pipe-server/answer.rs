@@ -85,7 +85,7 @@ impl Handler for Answer {
         self.to(request).await
     }
 
-    fn connected(self: &Arc<Self>) -> Arc<Self> {
+    fn for_connection(self: &Arc<Self>) -> Arc<Self> {
         match &**self {
             Self::ExecForClient(command) => Arc::new(Self::ExecForClient(command.for_another())),
             _ => Arc::clone(self),

@@ -88,15 +88,14 @@ fn run(options: Options, source: PipeSource) -> Result<ExitCode, Failure> {
     let Some(summary) = ended? else {
         return Ok(ExitCode::from(INTERRUPTED));
     };
-    let Summary {
-        served,
-        cut_off,
-        refused,
-        requests,
-        replies,
-        ..
-    } = summary;
-    info!(served, refused, cut_off, requests, replies, "stopped");
+    info!(
+        served = summary.served,
+        refused = summary.stats.refused,
+        aborted = summary.aborted,
+        requests = summary.stats.requests,
+        replies = summary.stats.replies,
+        "stopped"
+    );
     Ok(ExitCode::SUCCESS)
 }
 
