@@ -125,8 +125,7 @@ impl<H, T> Serve<H, T> {
     /// Clients can still read replies that were sent before the server shut down, and learn that a
     /// request without a reply was not executed
     /// ([`CallError::NotExecuted`](crate::CallError::NotExecuted)). Windows can't stop a client from
-    /// sending: its requests are answered until the pipe is empty, so one that always has another
-    /// request in the pipe is aborted after the drain timeout.
+    /// sending, so there its requests are answered that are in the pipe when the shutdown begins.
     pub fn with_graceful_shutdown(
         mut self,
         signal: impl Future<Output = ()> + Send + 'static,

@@ -52,6 +52,7 @@ on_every_engine! {
     a_shutdown_serves_a_client_that_was_not_accepted_yet,
     a_shutdown_ends_what_is_stuck,
     messages_sent_before_receiving_is_closed_arrive_and_no_others,
+    receiving_ends_although_the_client_always_has_another_message,
     replies_are_received_after_a_send_has_failed,
     after_a_shutdown_nobody_serves_the_name,
     clients_that_come_and_go_while_the_server_drains_get_whole_replies_or_none,
@@ -815,6 +816,28 @@ async fn messages_sent_before_receiving_is_closed_arrive_and_no_others(kind: Kin
     server.send("the last").await.unwrap();
     server.finish().await.unwrap();
     assert_eq!(client.recv().await.unwrap().unwrap(), "the last");
+    assert!(client.recv().await.unwrap().is_none());
+}
+
+async fn receiving_ends_although_the_client_always_has_another_message(kind: Kind) {
+    let (mut listener, pipe) = kind.bind(ListenerOptions::new());
+    let mut client = pipe.connect().await;
+    for number in 0..3 {
+        client.send(message(number, 1000)).await.unwrap();
+    }
+    let mut server = listener.accept().await.unwrap();
+    assert_eq!(server.recv().await.unwrap().unwrap(), message(0, 1000));
+    server.close_recv();
+    let mut received = 1;
+    while let Some(next) = server.recv().await.unwrap() {
+        assert_eq!(next, message(received, 1000));
+        received += 1;
+        assert!(received < 100, "receiving does not end");
+        // Only Windows lets it.
+        _ = client.send(message(received + 1, 1000)).await;
+    }
+    assert!(received >= 3, "{received}");
+    server.finish().await.unwrap();
     assert!(client.recv().await.unwrap().is_none());
 }
 

@@ -182,6 +182,7 @@ fn channel(pipe: PipeEnd, peer: fn(&PipeEnd) -> io::Result<Peer>, sizes: Sizes) 
             reading: false,
             found_at_once: false,
             is_closed: false,
+            left: None,
         }),
         sender: Box::new(OverlappedSender {
             link: Arc::clone(&link),
@@ -222,6 +223,9 @@ struct OverlappedReceiver {
     /// Whether the last message was there when its read was started.
     found_at_once: bool,
     is_closed: bool,
+    /// The bytes that were in the pipe when receiving was closed and are still to be read. `None`
+    /// until no read is in flight, which may take some of them.
+    left: Option<usize>,
 }
 
 impl Receive for OverlappedReceiver {
@@ -243,8 +247,8 @@ impl Receive for OverlappedReceiver {
         TURN
     }
 
-    /// Windows can't stop the other side. The pipe is empty once a read waits. That never happens
-    /// if the other side always has another message in the pipe.
+    /// Windows can't stop the other side, which may always have another message in the pipe. So
+    /// only what is in the pipe now is still read.
     fn close(&mut self) {
         self.is_closed = true;
     }
@@ -253,6 +257,9 @@ impl Receive for OverlappedReceiver {
 impl OverlappedReceiver {
     fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
         let mut begun = !self.buffer.is_empty();
+        if self.is_closed && !self.reading && !begun && self.bytes_left() == 0 {
+            return Poll::Ready(Ok(Received::End));
+        }
         loop {
             if !self.reading && !begun {
                 self.make_room();
@@ -273,6 +280,13 @@ impl OverlappedReceiver {
             }
             begun = true;
         }
+    }
+
+    /// Queries the pipe once. If it can't say, reading ends when a read waits.
+    fn bytes_left(&mut self) -> usize {
+        *self
+            .left
+            .get_or_insert_with(|| sys::unread_bytes(&self.link.pipe).unwrap_or(usize::MAX))
     }
 
     /// Makes room for an ordinary message, in the memory of earlier ones if those are dropped.
@@ -307,6 +321,9 @@ impl OverlappedReceiver {
         }
         if length == 0 {
             return Ok(Received::End);
+        }
+        if let Some(left) = &mut self.left {
+            *left = left.saturating_sub(length);
         }
         if length > self.longest_room {
             self.last_long = length;

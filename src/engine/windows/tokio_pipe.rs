@@ -197,6 +197,7 @@ fn channel(server: NamedPipeServer, max_message_size: usize) -> Channel {
             link: Arc::clone(&link),
             max_message_size,
             closing: Closing::default(),
+            left: None,
         }),
         sender: Box::new(TokioSender {
             link: Arc::clone(&link),
@@ -255,6 +256,18 @@ struct TokioReceiver {
     link: Arc<TokioLink>,
     max_message_size: usize,
     closing: Closing,
+    /// The bytes to be read after receiving was closed, at most.
+    left: Option<usize>,
+}
+
+impl TokioReceiver {
+    /// The bytes that were in the pipe when receiving was closed, and as many as mio may have read
+    /// ahead. A message that the other side sends later may be among them.
+    fn bytes_left(&mut self) -> usize {
+        let server = &self.link.server;
+        let query = || sys::unread_bytes(server).map_or(usize::MAX, |bytes| bytes + READ_SIZE);
+        *self.left.get_or_insert_with(query)
+    }
 }
 
 impl Receive for TokioReceiver {
@@ -267,6 +280,9 @@ impl Receive for TokioReceiver {
     }
 
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
+        if self.closing.has_begun && self.bytes_left() == 0 {
+            return Poll::Ready(Ok(Received::End));
+        }
         let mut buffer = [0; READ_SIZE];
         loop {
             let Poll::Ready(is_ready) = self.link.server.poll_read_ready(cx) else {
@@ -285,6 +301,9 @@ impl Receive for TokioReceiver {
                     });
                 }
             };
+            if let Some(left) = &mut self.left {
+                *left = left.saturating_sub(length);
+            }
             return Poll::Ready(if length == 0 {
                 // An empty message, or the other side has closed: Tokio reports both alike.
                 Ok(if sys::peer_has_closed(&self.link.server) {

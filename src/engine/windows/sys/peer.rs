@@ -34,12 +34,17 @@ pub(crate) fn peer_has_closed(end: &impl AsRawHandle) -> bool {
     state_of(end).is_none_or(|state| state.NamedPipeState != FILE_PIPE_CONNECTED_STATE)
 }
 
-/// Returns whether the other side has closed, and nothing that it wrote is left to read
-/// (`ReadDataAvailable` in *FILE_PIPE_LOCAL_INFORMATION structure*).
+/// Returns whether the other side has closed, and nothing that it wrote is left to read.
 pub(crate) fn peer_has_left_nothing(end: &impl AsRawHandle) -> bool {
-    state_of(end).is_none_or(|state| {
-        state.NamedPipeState != FILE_PIPE_CONNECTED_STATE && state.ReadDataAvailable == 0
-    })
+    peer_has_closed(end) && unread_bytes(end).is_none_or(|bytes| bytes == 0)
+}
+
+/// The bytes that the other side wrote and that no read has taken, or `None` if they are unknown
+/// (`ReadDataAvailable` in *FILE_PIPE_LOCAL_INFORMATION structure*).
+///
+/// Whether a message counts whose write waits for room in the pipe's buffer, its page does not say.
+pub(crate) fn unread_bytes(end: &impl AsRawHandle) -> Option<usize> {
+    state_of(end).map(|state| state.ReadDataAvailable as usize)
 }
 
 fn state_of(end: &impl AsRawHandle) -> Option<FILE_PIPE_LOCAL_INFORMATION> {
