@@ -334,7 +334,9 @@ mod restarts {
     #[tokio::test]
     async fn calls_fail_as_not_sent_while_nobody_serves_the_pipe() {
         let name = unique_name();
-        let client = SharedClient::connect_lazy(&name.text).unwrap();
+        // Calls wait as long for a server that was there.
+        let options = ClientOptions::new().connect_timeout(Duration::from_millis(100));
+        let client = options.shared().connect_lazy(&name.text).unwrap();
         let is_missing = |failure: &SharedCallErrorKind| match failure {
             SharedCallErrorKind::Connect(error) => matches!(**error, ConnectError::NotFound { .. }),
             _ => false,
