@@ -83,8 +83,10 @@
 // The examples on these pages are compiled with the doc tests.
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
 #![cfg_attr(doctest, doc = include_str!("../docs/migrating.md"))]
+#![cfg_attr(all(doctest, target_os = "linux"), doc = include_str!("../docs/systemd.md"))]
 #![cfg_attr(
     all(doctest, feature = "json"),
+    doc = include_str!("../docs/recipes.md"),
     doc = include_str!("../docs/typed-messages.md")
 )]
 

@@ -296,8 +296,9 @@ impl<H, T> Serve<H, T> {
     /// `authorize` returns a `bool`, or a `Result` whose error says why the client is refused,
     /// within the [`handler_timeout`](Self::handler_timeout).
     ///
-    /// A refused client is disconnected and counted in [`Summary::refused`]. A warning with its
-    /// peer and the error is logged.
+    /// A refused client is disconnected without a reply and counted in
+    /// [`StatsSnapshot::refused`](crate::StatsSnapshot::refused). Its `connect` succeeds, and its
+    /// call fails as closed. A warning with its peer and the error is logged.
     ///
     /// On Linux, `authorize` is called when the client connects. The same holds on Windows if the
     /// system can identify the client by then. Other Windows clients, those of this library among

@@ -32,6 +32,10 @@ const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(30);
 /// shutdown. Use it for code that needs the whole connection: to push messages, to receive without
 /// replying, or to speak another protocol. The connection is closed when `handler` drops it.
 ///
+/// Wait for the [`Shutdown`](crate::Shutdown) wherever the code waits. Code that only waits for a
+/// message delays a shutdown by the whole [`drain_timeout`](ServeConnections::drain_timeout), and
+/// its connection counts as aborted.
+///
 /// An error or a panic is logged with the connection's id. A panic closes only its own connection.
 /// If the connection itself has failed and the code returns that [`RecvError`](crate::RecvError) or
 /// [`SendError`](crate::SendError), also as the source of another error, it is logged with the

@@ -6,12 +6,12 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{latencies::nanoseconds, options::Limit};
+use super::{latencies::nanoseconds, options::Limit, report::grouped};
 
 /// What one client has done so far. It has cache lines of its own, so that counting does not slow
 /// down its neighbours.
@@ -36,14 +36,19 @@ impl Count {
 pub(crate) struct Progress {
     counts: Vec<Arc<Count>>,
     limit: Limit,
+    /// What is counted, in the plural.
+    unit: &'static str,
+    /// When counting began, and again when the warm-up ended.
     begun: Instant,
+    /// The sum that was shown last.
+    shown: u64,
     bar: ProgressBar,
 }
 
 impl Progress {
-    pub(crate) fn new(limit: Limit, clients: usize) -> Self {
+    pub(crate) fn new(limit: Limit, unit: &'static str, clients: usize) -> Self {
         let (length, template) = match limit {
-            Limit::Requests(requests) => (requests, "{wide_bar} {human_pos}/{human_len} {eta:>4}"),
+            Limit::Requests(requests) => (requests, "{wide_bar} {msg} {eta:>4}"),
             Limit::Time(time) => (nanoseconds(time), "{wide_bar} {msg} {elapsed:>4}"),
         };
         let bar = ProgressBar::new(length);
@@ -51,7 +56,9 @@ impl Progress {
         Self {
             counts: (0..clients).map(|_| Arc::default()).collect(),
             limit,
+            unit,
             begun: Instant::now(),
+            shown: 0,
             bar,
         }
     }
@@ -61,21 +68,35 @@ impl Progress {
     }
 
     /// Draws the bar and returns the sum.
-    pub(crate) fn show(&self) -> u64 {
-        let sum = self
+    pub(crate) fn show(&mut self) -> u64 {
+        let sum: u64 = self
             .counts
             .iter()
             .map(|count| count.0.load(Ordering::Relaxed))
             .sum();
-        match self.limit {
-            Limit::Requests(_) => self.bar.set_position(sum),
-            Limit::Time(time) => {
-                self.bar.set_message(sum.to_string());
-                self.bar
-                    .set_position(nanoseconds(self.begun.elapsed().min(time)));
-            }
+        if sum < self.shown {
+            self.begun = Instant::now();
         }
+        self.shown = sum;
+        let elapsed = self.begun.elapsed();
+        self.bar.set_message(self.message(sum, elapsed));
+        self.bar.set_position(match self.limit {
+            Limit::Requests(_) => sum,
+            Limit::Time(time) => nanoseconds(elapsed.min(time)),
+        });
         sum
+    }
+
+    fn message(&self, sum: u64, elapsed: Duration) -> String {
+        let unit = self.unit;
+        let of = match self.limit {
+            Limit::Requests(requests) => format!("/{}", grouped(requests)),
+            Limit::Time(_) => String::new(),
+        };
+        // At the very beginning, a few messages would make a huge rate.
+        let rate = sum as f64 / elapsed.as_secs_f64().max(0.1);
+        let rate = grouped(rate.round() as u64);
+        format!("{}{of} {unit}, {rate} {unit}/s", grouped(sum))
     }
 }
 

@@ -77,7 +77,11 @@ pub(crate) async fn run<W: Work>(
 ) -> Result<RunResults<W::Measured>, Failure> {
     let limit = options.limit();
     let number = clients.len() as u64;
-    let progress = Progress::new(limit, clients.len());
+    let unit = match options.connect_rate {
+        true => "connections",
+        false => "messages",
+    };
+    let mut progress = Progress::new(limit, unit, clients.len());
     let warm = Arc::new(Barrier::new(clients.len()));
     let mut tasks = JoinSet::new();
     for (index, mut client) in clients.into_iter().enumerate() {
@@ -98,7 +102,7 @@ pub(crate) async fn run<W: Work>(
             Ok((client.take(), begun, Instant::now()))
         });
     }
-    let ended = watch(tasks, options, &progress, address).await?;
+    let ended = watch(tasks, options, &mut progress, address).await?;
     let begun = ended.iter().map(|&(_, begun, _)| begun).min();
     let time = ended.iter().map(|&(_, _, end)| end).max();
     Ok(RunResults {
@@ -115,7 +119,7 @@ pub(crate) async fn run<W: Work>(
 async fn watch<T: 'static>(
     mut tasks: JoinSet<Result<T, Failure>>,
     options: &Options,
-    progress: &Progress,
+    progress: &mut Progress,
     address: &str,
 ) -> Result<Vec<T>, Failure> {
     let patience = options.timeout.0.map(|time| time + options.pause);

@@ -67,6 +67,60 @@ fn the_table_is_two_lines() {
     assert!(output.stderr.is_empty(), "{:?}", output.stderr);
 }
 
+#[cfg(unix)]
+#[test]
+fn the_bar_has_a_unit_and_a_rate() {
+    let name = unique_name();
+    let _server = Server::start(&name, &["--echo"]);
+    for (arguments, count, rate) in [
+        (&["--requests", "100"][..], "/100 messages", " messages/s"),
+        (&["--duration", "50ms"], " messages,", " messages/s"),
+        (
+            &["--requests", "100", "--connect-rate"],
+            "/100 connections",
+            " connections/s",
+        ),
+    ] {
+        let bar = bar(&name, arguments);
+        assert!(bar.contains(count), "{arguments:?}: {bar:?}");
+        assert!(bar.contains(rate), "{arguments:?}: {bar:?}");
+    }
+}
+
+/// Everything that it shows on stderr, which is a terminal.
+#[cfg(unix)]
+fn bar(name: &UniqueName, arguments: &[&str]) -> String {
+    use std::{
+        fs::{File, OpenOptions},
+        io::Read as _,
+    };
+
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&terminal).unwrap();
+    unlockpt(&terminal).unwrap();
+    let path = ptsname(&terminal, Vec::new()).unwrap();
+    let mut side = OpenOptions::new();
+    let side = side.read(true).write(true).open(path.to_str().unwrap());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pipe-bench"));
+    command
+        .args(["--pipe-name", &name.text])
+        .args(arguments)
+        .env("TERM", "xterm")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(side.unwrap());
+    let mut child = command.spawn().unwrap();
+    // With it goes this process's copy of the terminal's other side.
+    drop(command);
+    let mut shown = Vec::new();
+    // It ends with EIO when the program does.
+    _ = File::from(terminal).read_to_end(&mut shown);
+    assert!(child.wait().unwrap().success());
+    String::from_utf8(shown).unwrap()
+}
+
 #[test]
 fn more_on_the_way_than_the_pipe_holds_blocks_nobody() {
     let name = unique_name();

@@ -1,6 +1,7 @@
 //! Options from elsewhere than the command line, and what is generated from them.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::PathBuf,
     process::{Command, Output, Stdio},
@@ -283,6 +284,79 @@ fn completions_and_the_manual_page_are_generated_for_every_program() {
         }
         let output = run(program, &[], &["--generate", "pdf"]);
         assert_eq!(output.status.code(), Some(2), "{output:?}");
+    }
+}
+
+#[test]
+fn the_synopsis_of_a_manual_page_has_the_values_of_options() {
+    for (name, program) in programs() {
+        let page = stdout(&run(program, &[], &["--generate", "man"]));
+        let page = page.replace("\\fB", "").replace("\\fI", "");
+        let page = page.replace("\\fR", "").replace('\\', "");
+        let synopsis = page.split(".SH ").find(|part| part.starts_with("SYNOPSIS"));
+        let synopsis = synopsis.unwrap();
+        let options: &[&str] = match name {
+            "pipe-server" => &[
+                "[--pipe-name NAME]",
+                "[--max-instances N|unlimited]",
+                "[--allow-user ",
+                "[--echo]",
+            ],
+            "pipe-client" => &["[--file FILE]...", "[--repeat N]", "[MESSAGE]", "[--ping]"],
+            "pipe-list" => &["[--json]"],
+            _ => &["[--clients C]", "[--warm-up N|TIME]", "[--json]"],
+        };
+        for option in options {
+            assert!(synopsis.contains(option), "{option}: {synopsis}");
+        }
+    }
+}
+
+/// Options in the manual of another system, of a feature that this build may lack, and of cargo.
+const ELSEWHERE: [&str; 16] = [
+    "--allow-remote",
+    "--engine",
+    "--fd-name",
+    "--features",
+    "--forward",
+    "--forward-limit",
+    "--generate",
+    "--history",
+    "--interactive",
+    "--locked",
+    "--path",
+    "--service",
+    "--service-account",
+    "--service-name",
+    "--socket-group",
+    "--verbose",
+];
+
+/// The words of `text` that are long options.
+fn options_in(text: &str) -> BTreeSet<&str> {
+    text.split(|character: char| !(character.is_ascii_alphanumeric() || character == '-'))
+        .filter(|word| word.starts_with("--") && word.len() > 2 && !word.starts_with("---"))
+        .collect()
+}
+
+#[test]
+fn the_manual_has_the_options_of_the_programs_and_no_others() {
+    let manual = options_in(include_str!("../../README.md"));
+    let mut known = BTreeSet::from(ELSEWHERE.map(str::to_owned));
+    for (name, program) in programs() {
+        let help = stdout(&run(program, &[], &["-h"]));
+        for option in options_in(&help) {
+            let told = manual.contains(option) || ["--version", "--verbose"].contains(&option);
+            assert!(told, "cli/README.md does not have {option} of {name}");
+            known.insert(option.to_owned());
+        }
+    }
+    #[cfg(feature = "bench")]
+    for option in manual {
+        assert!(
+            known.contains(option),
+            "no program has {option}, which cli/README.md has"
+        );
     }
 }
 
