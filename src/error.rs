@@ -4,7 +4,7 @@ use std::{error::Error, fmt, io, sync::Arc, time::Duration};
 
 use crate::{name::NameError, peer::UserId};
 
-/// Any error of a handler, an extractor or a connection's code.
+/// Any error of a handler, an extractor or a connection's task.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
 /// An error returned when serving a pipe fails.
