@@ -95,11 +95,11 @@ impl ListenerOptions {
     }
 
     /// Sets the number of bytes that the pipe buffers in each direction before a writer waits for
-    /// the reader; 1 to 4,294,967,295. Default: [`defaults::BUFFER_SIZE`], 65,536.
+    /// the reader; at least 1. Default: [`defaults::BUFFER_SIZE`], 65,536.
     ///
     /// This is `nInBufferSize` and `nOutBufferSize` on Windows, and `SO_SNDBUF` on Linux, where it
     /// is never reduced.
-    pub fn buffer_size(mut self, bytes: usize) -> Self {
+    pub fn buffer_size(mut self, bytes: u32) -> Self {
         self.for_engine.buffer_size = bytes;
         self
     }

@@ -56,8 +56,10 @@ pub(super) struct Budget {
 }
 
 impl Budget {
+    /// A limit of 0 is taken as 1: then the budget is spent as soon as anything is held, and
+    /// not before.
     pub(super) fn new(limit: Option<usize>) -> Self {
-        let limit = limit.unwrap_or(usize::MAX);
+        let limit = limit.unwrap_or(usize::MAX).max(1);
         Self {
             limit,
             most: limit - limit / SPARE,
