@@ -52,10 +52,11 @@ mod unidentified;
 /// Serves every client of `listener` with `handler`, each in its own task.
 ///
 /// The handler runs in two `tracing` spans. The span `connection`, at INFO, has the fields
-/// `pipe.name`, `connection.id` and, once they are known, `peer.pid` and `peer.user`. The span
-/// `request`, at DEBUG, has `request.bytes` and, once the handler has returned,
+/// `pipe.name`, `connection.id` and, once they are known, `peer.pid` and `peer.user` (a number on
+/// Linux). The span `request`, at DEBUG, has `request.bytes` and, once the handler has returned,
 /// `request.latency_us` and `reply.bytes`. [`Reason`](crate::Reason) lists the warnings and errors
-/// that are logged.
+/// that are logged. Those about a connection are logged in its span, and have its fields only if
+/// the subscriber does not record that span.
 ///
 /// The server runs once the returned value is awaited, until the signal given to
 /// [`Serve::with_graceful_shutdown`] completes. Dropping its future aborts every connection. For
@@ -306,8 +307,9 @@ impl<H, T> Serve<H, T> {
     /// `authorize` returns a `bool`, or a `Result` whose error says why the client is refused,
     /// within the [`handler_timeout`](Self::handler_timeout).
     ///
-    /// A refused client is disconnected and counted in [`Summary::refused`]. A warning with its
-    /// peer and the error is logged.
+    /// A refused client is disconnected and counted in
+    /// [`StatsSnapshot::refused`](crate::StatsSnapshot::refused). A warning with its peer and the error
+    /// is logged.
     ///
     /// On Linux, `authorize` is called when the client connects. The same holds on Windows if the
     /// system can identify the client by then. Other Windows clients, those of this library among

@@ -240,7 +240,6 @@ impl Exec {
         if logged.is_none_or(|logged| now - logged >= SHORTAGE_LOGGED_EVERY) {
             *logged = Some(now);
             warn!(
-                connection.id = request.connection_id(),
                 %error,
                 "the command of --exec can't be started; trying again: raise the limit it names, or lower \
                  --exec-limit"
