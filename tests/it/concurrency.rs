@@ -694,10 +694,3 @@ async fn a_barrier_of_as_many_handlers_as_allowed_opens() {
     send_all(&mut client, &["x"; 100]).await;
     expect_replies(&mut client, &["x"; 100]).await;
 }
-
-#[tokio::test]
-#[should_panic = "concurrency(0)"]
-async fn a_concurrency_of_0_panics() {
-    let (listener, _pipe): (_, Pipe) = Kind::Memory.bind(ListenerOptions::new());
-    _ = serve(listener, |request: Bytes| async move { request }).concurrency(0);
-}
