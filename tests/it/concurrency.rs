@@ -22,7 +22,7 @@ use tokio::{
 };
 use tracing::Level;
 
-use support::{Kind, Pipe, log::Log, message, on_every_engine};
+use support::{Kind, log::Log, message, on_every_engine};
 
 on_every_engine! {
     the_replies_come_in_the_order_of_the_requests,
