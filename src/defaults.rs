@@ -6,7 +6,7 @@ use std::time::Duration;
 pub const MAX_MESSAGE_SIZE: usize = 64 * 1024;
 
 /// How many bytes the pipe buffers in each direction before a writer waits.
-pub const BUFFER_SIZE: usize = 64 * 1024;
+pub const BUFFER_SIZE: u32 = 64 * 1024;
 
 /// How many instances wait for clients. Two, so that a client that connects while the next instance
 /// is being created still finds one.

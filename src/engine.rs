@@ -213,7 +213,7 @@ pub(crate) trait Link: Send + Sync {
 pub(crate) struct EngineOptions {
     pub(crate) access: Access,
     pub(crate) max_message_size: Option<usize>,
-    pub(crate) buffer_size: usize,
+    pub(crate) buffer_size: u32,
     #[cfg(target_os = "linux")]
     pub(crate) socket_group: Option<u32>,
     #[cfg(windows)]
@@ -244,7 +244,7 @@ impl Sizes {
     /// to `longest` bytes. `carrier` is the name of the engine in the error.
     pub(crate) fn new(
         max_message_size: Option<usize>,
-        buffer_size: usize,
+        buffer_size: u32,
         carrier: &str,
         longest: usize,
     ) -> Result<Self, OutOfRange> {
@@ -260,12 +260,9 @@ impl Sizes {
             );
             return refuse("max_message_size", &problem);
         }
-        let Some(buffer_size) = u32::try_from(buffer_size).ok().filter(|&size| size > 0) else {
-            return refuse(
-                "buffer_size",
-                "is out of range: use 1 to 4,294,967,295 bytes",
-            );
-        };
+        if buffer_size == 0 {
+            return refuse("buffer_size", "is 0: use 1 byte or more");
+        }
         Ok(Self {
             max_message_size,
             buffer_size,

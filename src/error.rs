@@ -4,7 +4,7 @@ use std::{error::Error, fmt, io, sync::Arc, time::Duration};
 
 use crate::{name::NameError, peer::UserId};
 
-/// Any error of a handler, an extractor or a connection's code.
+/// Any error of a handler, an extractor or a connection's task.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
 /// An error returned when serving a pipe fails.
@@ -379,7 +379,8 @@ impl From<CallError> for io::Error {
 
 /// An error returned when a call of a [`SharedClient`](crate::SharedClient) gets no reply.
 ///
-/// The variant decides whether the request can be sent again. The source is the failure.
+/// The variant says whether the request can be sent again: there are only these two. Its
+/// [`kind`](Self::kind), which is also its source, says why the call failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum SharedCallError {
     /// The server has not executed the request: it was not sent, or the server shut down before it
@@ -392,25 +393,32 @@ pub enum SharedCallError {
 }
 
 impl SharedCallError {
-    pub(crate) fn new(may_be_executed: bool, failure: SharedCallErrorKind) -> Self {
+    pub(crate) fn new(may_be_executed: bool, kind: SharedCallErrorKind) -> Self {
         match may_be_executed {
-            false => Self::NotExecuted(failure),
-            true => Self::Unanswered(failure),
+            false => Self::NotExecuted(kind),
+            true => Self::Unanswered(kind),
         }
     }
 
-    /// The failure.
+    /// Returns why the call failed.
     #[must_use]
-    pub fn failure(&self) -> &SharedCallErrorKind {
+    pub fn kind(&self) -> &SharedCallErrorKind {
         match self {
-            Self::NotExecuted(failure) | Self::Unanswered(failure) => failure,
+            Self::NotExecuted(kind) | Self::Unanswered(kind) => kind,
         }
+    }
+
+    /// Returns whether the server may have executed the request. If not, it can safely be sent
+    /// again.
+    #[must_use]
+    pub fn may_be_executed(&self) -> bool {
+        matches!(self, Self::Unanswered(_))
     }
 }
 
 impl From<SharedCallError> for io::Error {
     fn from(error: SharedCallError) -> Self {
-        Self::new(error.failure().kind(), error)
+        Self::new(error.kind().io_kind(), error)
     }
 }
 
@@ -463,7 +471,7 @@ pub enum SharedCallErrorKind {
 }
 
 impl SharedCallErrorKind {
-    fn kind(&self) -> io::ErrorKind {
+    fn io_kind(&self) -> io::ErrorKind {
         match self {
             Self::Request(_) => io::ErrorKind::InvalidInput,
             Self::Connect(error) => error.kind(),

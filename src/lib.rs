@@ -1,16 +1,13 @@
 //! Message pipes on Tokio: a server and a client for programs on the same machine. A pipe is a
 //! Windows named pipe in message mode or, on Linux, a socket that preserves message boundaries.
-//! Binding a pipe and connecting to one require a Tokio runtime with I/O and time enabled.
-//!
-//! Other Unix systems support only pipes in memory (feature `test-util`), so that a handler can be
-//! written and tested there. [`PipeListener::bind`] and [`Client::connect`] return an error of kind
-//! [`Unsupported`](std::io::ErrorKind::Unsupported).
+//! Binding a pipe and connecting to one require a Tokio runtime with I/O and time enabled. Other
+//! Unix systems support only pipes in memory (feature `test-util`); there `bind` and `connect` fail
+//! as [`Unsupported`](std::io::ErrorKind::Unsupported).
 //!
 //! ```no_run
-//! use std::io;
 //! use pipe_server::{Bytes, PipeListener};
 //!
-//! # #[tokio::main(flavor = "current_thread")] async fn main() -> io::Result<()> {
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
 //! let listener = PipeListener::bind("mynamedpipe")?; // clients can connect from here on
 //! let summary = pipe_server::serve(listener, |request: Bytes| async move { request })
 //!     .with_graceful_shutdown(async { _ = tokio::signal::ctrl_c().await })
@@ -24,21 +21,22 @@
 //! | to | use |
 //! |---|---|
 //! | answer requests | [`serve`](serve()), with a [`Handler`] that takes [`FromRequest`] types and returns an [`IntoReply`] type |
-//! | exchange values in JSON or postcard | `Json` and `Postcard` (features `json` and `postcard`) |
 //! | choose who is served | [`Access`], [`Serve::authorize`] |
 //! | keep state for each client | [`Serve::on_connect`] and [`Session`] |
 //! | answer several requests of one client at once | [`Serve::concurrency`] |
-//! | push messages, or speak another protocol | [`serve_connections`], which passes each [`Connection`] to your code |
-//! | accept clients yourself | [`PipeListener`] |
+//! | push messages, or speak another protocol | [`serve_connections`], which passes each [`Connection`] to your code; [`PipeListener`] to accept clients yourself |
 //! | serve a socket of systemd, or talk on a socketpair | `listen_on` and `connect_on`, in `os::linux` |
 //! | call a server | [`Client`], or [`SharedClient`] from many tasks |
 //! | observe a server | [`Serve::stats`], and the log: [`serve`](serve()) lists its spans, [`Reason`] its warnings and errors |
 //! | test a handler | [`Handler::call`] with [`Request::new`]; pipes in memory (feature `test-util`) |
 //!
+//! No option panics: one that is out of range is an error of `bind` ([`BindError::Option`]) or
+//! `connect`. A server can't fail, so its options accept every value, and each says what 0 means.
+//!
 //! # Guarantees
 //!
-//! - A message is received whole and alone, however the sender pipelines. A message longer than
-//!   `max_message_size` is an error and ends the connection. It is never split.
+//! - A message is received whole and alone, however the sender pipelines. One that is longer than
+//!   `max_message_size` is never split: it is an error and ends the connection.
 //! - An empty message ends the conversation, as closing does. It can't be sent by mistake.
 //! - The requests of one client are answered in order, one at a time unless [`Serve::concurrency`]
 //!   allows more. Different clients are served concurrently.
@@ -54,50 +52,21 @@
 //! | feature | what it adds |
 //! |---|---|
 //! | `futures` | `Stream` and `Sink` for [`Connection`], its halves and [`Client`] |
-//! | `json` | requests and replies in JSON, through `Json` and `Client::call_json` |
+//! | `json` | typed messages in JSON, through `Json` and `Client::call_json` |
 //! | `metrics` | the statistics of [`Stats`] for the recorder of the `metrics` facade, for example for Prometheus |
-//! | `postcard` | requests and replies in postcard, a binary format, through `Postcard` and `Client::call_postcard` |
+//! | `postcard` | the same in postcard, a binary format |
 //! | `tower` | any `tower::Service` as a handler, through `TowerHandler`; [`SharedClient`] is one |
 //! | `test-util` | pipes inside the process, through `ListenerOptions::bind_memory`, and `Faults` to make them fail |
-//!
-//! # Layout
-//!
-//! | module | contents |
-//! |---|---|
-//! | `os` | extensions of the types below for one system |
-//! | `memory_pipe` | pipes inside the process, for tests |
-//! | `serve` | [`serve`](serve()) and [`serve_connections`]: accept loop, admission, one client's conversation, shutdown |
-//! | `handler` | [`Handler`], and the types that it takes and returns |
-//! | `client` | [`Client`], its options, and [`SharedClient`] |
-//! | `listener` | [`PipeListener`], its options and its instances |
-//! | `connection` | [`Connection`] and its halves |
-//! | `trust` | [`Trust`]: the servers that a client trusts |
-//! | `engine` | the internal interface of an engine, and the engines; `native` chooses one; `windows/sys/` has the only unsafe code |
-//! | `telemetry` | [`Stats`], [`Reason`], and the function that counts and logs an error |
-//! | `access`, `peer`, `name`, `error`, `defaults` | types that all modules use |
-//! | `backoff`, `mutex`, `timer` | helpers |
-//!
-//! A module imports only from its own row and the rows below.
 
 #![warn(missing_docs)]
-// The examples on these pages are compiled with the doc tests.
-#![cfg_attr(doctest, doc = include_str!("../README.md"))]
-#![cfg_attr(doctest, doc = include_str!("../docs/migrating.md"))]
-#![cfg_attr(all(doctest, target_os = "linux"), doc = include_str!("../docs/systemd.md"))]
-#![cfg_attr(
-    all(doctest, feature = "json"),
-    doc = include_str!("../docs/recipes.md"),
-    doc = include_str!("../docs/typed-messages.md")
-)]
-
-#[cfg(not(any(windows, unix)))]
-compile_error!("pipe-server runs on Windows and Linux, and its memory pipes on other Unix systems");
 
 mod access;
 mod backoff;
 mod client;
 mod connection;
 pub mod defaults;
+#[cfg(doctest)]
+mod doc_tests;
 mod engine;
 mod error;
 mod handler;

@@ -67,10 +67,9 @@ impl ListenerOptions {
     /// Sets the number of clients served at once; at least 1. `None`, the default, for no limit.
     ///
     /// At the limit, further clients see a busy pipe and wait up to their connect timeout:
-    /// `ERROR_PIPE_BUSY` on Windows, `EAGAIN` on Linux. The shortest queue on Linux holds one
-    /// client. So one client over the limit can connect there, and waits for its first reply
-    /// instead. The same holds for clients that were queued when the limit was reached. None of
-    /// them is lost.
+    /// `ERROR_PIPE_BUSY` on Windows, `EAGAIN` on Linux. On Linux a queue can't be shorter than one
+    /// client, so one client over the limit connects and then waits for its first reply, as do
+    /// clients that were in the queue when the limit was reached. None of them is lost.
     ///
     /// If other users may connect, [`serve`](crate::serve()) gives each of them at most half of the
     /// places, and keeps some for the server's own user
@@ -95,11 +94,11 @@ impl ListenerOptions {
     }
 
     /// Sets the number of bytes that the pipe buffers in each direction before a writer waits for
-    /// the reader; 1 to 4,294,967,295. Default: [`defaults::BUFFER_SIZE`], 65,536.
+    /// the reader; at least 1. Default: [`defaults::BUFFER_SIZE`], 65,536.
     ///
     /// This is `nInBufferSize` and `nOutBufferSize` on Windows, and `SO_SNDBUF` on Linux, where it
     /// is never reduced.
-    pub fn buffer_size(mut self, bytes: usize) -> Self {
+    pub fn buffer_size(mut self, bytes: u32) -> Self {
         self.for_engine.buffer_size = bytes;
         self
     }

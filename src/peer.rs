@@ -33,7 +33,6 @@ pub struct Peer {
 impl Peer {
     /// Creates a peer that never connected, for a [`Request`](crate::Request) in a test. Its group
     /// or session is 0.
-    #[cfg(feature = "test-util")]
     #[must_use]
     pub fn new(process_id: u32, user: UserId) -> Self {
         Self {

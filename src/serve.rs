@@ -4,6 +4,7 @@ use std::{
     fmt,
     future::{Future, IntoFuture},
     marker::PhantomData,
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -20,6 +21,7 @@ use crate::{
     error::BoxError,
     handler::{ConnectionInfo, Handler},
     listener::PipeListener,
+    name::PipeName,
     peer::Peer,
     telemetry::Stats,
 };
@@ -50,10 +52,11 @@ mod unidentified;
 /// Serves every client of `listener` with `handler`, each in its own task.
 ///
 /// The handler runs in two `tracing` spans. The span `connection`, at INFO, has the fields
-/// `pipe.name`, `connection.id` and, once they are known, `peer.pid` and `peer.user`. The span
-/// `request`, at DEBUG, has `request.bytes` and, once the handler has returned,
+/// `pipe.name`, `connection.id` and, once they are known, `peer.pid` and `peer.user` (a number on
+/// Linux). The span `request`, at DEBUG, has `request.bytes` and, once the handler has returned,
 /// `request.latency_us` and `reply.bytes`. [`Reason`](crate::Reason) lists the warnings and errors
-/// that are logged.
+/// that are logged. Those about a connection are logged in its span, and have its fields only if
+/// the subscriber does not record that span.
 ///
 /// The server runs once the returned value is awaited, until the signal given to
 /// [`Serve::with_graceful_shutdown`] completes. Dropping its future aborts every connection. For
@@ -112,6 +115,18 @@ pub struct Serve<H, T> {
 }
 
 impl<H, T> Serve<H, T> {
+    /// Returns the name of the pipe.
+    #[must_use]
+    pub fn name(&self) -> &PipeName {
+        self.listener.name()
+    }
+
+    /// Same as [`PipeListener::path`].
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.listener.path()
+    }
+
     /// Returns a handle to the server's live statistics. The [`Summary`] has the final ones.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -134,15 +149,15 @@ impl<H, T> Serve<H, T> {
         self
     }
 
-    /// Sets the time limit for requests in flight once a shutdown has begun; `None` for no limit.
-    /// Default: [`defaults::DRAIN_TIMEOUT`], 10 s.
+    /// Sets the time limit for requests in flight once a shutdown has begun; `None` for no limit, 0 to
+    /// abort them at once. Default: [`defaults::DRAIN_TIMEOUT`], 10 s.
     pub fn drain_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.server.drain_timeout = time.into();
         self
     }
 
-    /// Sets the number of requests of one client that the handler may process at once. Default:
-    /// [`defaults::CONCURRENCY`], 1.
+    /// Sets the number of requests of one client that the handler may process at once; 0 is taken as
+    /// 1. Default: [`defaults::CONCURRENCY`], 1.
     ///
     /// Use this for clients that pipeline: with 10, ten requests that each wait 50 ms take 50 ms
     /// together instead of 500 ms. The handler's futures run in the connection's task, so they
@@ -161,10 +176,6 @@ impl<H, T> Serve<H, T> {
     /// [`cancel_on_disconnect`](Self::cancel_on_disconnect), has disconnected, all requests are
     /// cancelled. If the client ends the conversation, or the server shuts down gracefully, all
     /// requests in flight are answered.
-    ///
-    /// # Panics
-    ///
-    /// If `requests` is 0.
     ///
     /// # Examples
     ///
@@ -195,14 +206,13 @@ impl<H, T> Serve<H, T> {
     /// # Ok(()) }
     /// ```
     pub fn concurrency(mut self, requests: usize) -> Self {
-        assert!(requests > 0, "concurrency(0): use 1 or more");
-        self.options.concurrency = requests;
+        self.options.concurrency = requests.max(1);
         self
     }
 
     /// Sets how long a client may be idle before its connection is closed; `None`, the default, for
     /// no limit. A client is idle while it sends no request and none of its requests is being
-    /// answered.
+    /// answered. With 0, it is closed as soon as the server would have to wait for a request.
     pub fn idle_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.server.timeouts.idle = time.into();
         self
@@ -210,7 +220,7 @@ impl<H, T> Serve<H, T> {
 
     /// Sets the time limit of the handler for one request, and of `authorize` and `on_connect` for
     /// one client. When it expires, the connection of that client is closed. `None`, the default,
-    /// for no limit.
+    /// for no limit; with 0 they may not wait for anything.
     pub fn handler_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.options.handler_timeout = time.into();
         self.server.admission.time_limit = self.options.handler_timeout;
@@ -218,7 +228,7 @@ impl<H, T> Serve<H, T> {
     }
 
     /// Sets how long a reply may wait for a client that does not read before its connection is
-    /// closed; `None` for no limit. Default: [`defaults::WRITE_TIMEOUT`], 30 s.
+    /// closed; `None` for no limit, 0 if it may not wait. Default: [`defaults::WRITE_TIMEOUT`], 30 s.
     pub fn write_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.server.timeouts.write = time.into();
         self
@@ -244,8 +254,8 @@ impl<H, T> Serve<H, T> {
     /// Three quarters of them are for whoever comes first, and the last quarter is shared equally
     /// by all clients. When the three quarters are spent, a client is read only while it holds less
     /// than its share, or once its earlier requests are answered and the replies sent. So a client
-    /// that waits for each reply is served as ever, and the limit is exceeded by at most one
-    /// message per client.
+    /// that waits for each reply is served as ever, also with a limit of 0, and the limit is exceeded
+    /// by at most one message per client.
     ///
     /// Meanwhile connections are closed until less is held: those of clients that have not read
     /// their replies for 250 ms, first one of the user who holds most, and of that user the one
@@ -265,7 +275,7 @@ impl<H, T> Serve<H, T> {
     }
 
     /// Sets the number of connections that one user may have; further ones are refused. `None` for
-    /// no limit.
+    /// no limit; 0 refuses everyone.
     ///
     /// By default every user may have [`defaults::MAX_CONNECTIONS_PER_USER`], 256, or half of
     /// [`max_instances`](crate::ListenerOptions::max_instances) if that is less: no single user can

@@ -2,10 +2,18 @@
 
 use std::{convert::Infallible, error::Error, io, sync::Arc, time::Duration};
 
-use tracing::{Level, debug, error, field, warn};
+use tracing::{
+    Level, Span, Value, debug, error,
+    field::{self, Empty},
+    info_span, warn,
+};
 
 use self::log_limit::{LogLimit, LogPermit};
-use crate::{error::Chain, name::PipeName, peer::Peer};
+use crate::{
+    error::Chain,
+    name::PipeName,
+    peer::{Peer, UserId},
+};
 
 pub(crate) use self::stats::InstancesChange;
 pub use self::{
@@ -25,6 +33,44 @@ mod stats;
 pub(crate) struct Telemetry {
     stats: Stats,
     log_limit: Arc<LogLimit>,
+}
+
+/// The name of the span of a connection.
+const CONNECTION: &str = "connection";
+
+/// Creates the span of a connection. Its peer is recorded by [`record_peer`] once it is known.
+pub(crate) fn connection_span(pipe: &PipeName, id: u64) -> Span {
+    info_span!(
+        CONNECTION,
+        pipe.name = %pipe,
+        connection.id = id,
+        peer.pid = Empty,
+        peer.user = Empty,
+    )
+}
+
+/// Records the peer in the span of its connection. Called once: a subscriber may print both values.
+pub(crate) fn record_peer(span: &Span, peer: &Peer) {
+    span.record("peer.pid", peer.process_id());
+    span.record("peer.user", &*user_value(peer.user()));
+}
+
+/// The value of a user in the log: a number where users are numbers.
+fn user_value(user: &UserId) -> Box<dyn Value + '_> {
+    match user {
+        #[cfg(unix)]
+        UserId::Uid(uid) => Box::new(*uid),
+        #[cfg(windows)]
+        UserId::Sid(sid) => Box::new(field::display(sid)),
+    }
+}
+
+/// Returns whether the current span is that of a connection, so that a line need not repeat its
+/// fields. It is not if the subscriber does not record it.
+fn is_in_connection_span() -> bool {
+    let span = Span::current();
+    span.metadata()
+        .is_some_and(|span| span.name() == CONNECTION && span.target() == module_path!())
 }
 
 /// The optional fields of a log line, besides its reason and its error.
@@ -104,7 +150,10 @@ fn log(
         replies,
         delay,
     } = details;
+    let repeats_span = connection.is_some() && is_in_connection_span();
+    let connection = connection.filter(|_| !repeats_span);
     let known = peer.as_ref().and_then(|peer| peer.as_ref().ok());
+    let known = known.filter(|_| !repeats_span);
     let unknown = peer.as_ref().and_then(|peer| peer.as_ref().err());
     macro_rules! log_at {
         ($level:ident) => {
@@ -112,7 +161,7 @@ fn log(
                 pipe.name = pipe.map(field::display),
                 connection.id = connection,
                 peer.pid = known.map(Peer::process_id),
-                peer.user = known.map(|peer| field::display(peer.user())),
+                peer.user = known.map(|peer| user_value(peer.user())),
                 peer.unknown = unknown.map(|error| field::display(Chain(error))),
                 reason = reason.as_str(),
                 suppressed = permit.suppressed,

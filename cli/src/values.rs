@@ -62,6 +62,12 @@ pub fn size(text: &str) -> Result<usize, String> {
     }
 }
 
+/// A size that the system takes as 32 bits.
+pub fn size_u32(text: &str) -> Result<u32, String> {
+    let size = size(text)?;
+    u32::try_from(size).map_err(|_| format!("give at most {} bytes", u32::MAX))
+}
+
 /// A size of at least 1 byte, or `none` or `unlimited`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SizeLimit(pub Option<usize>);

@@ -69,9 +69,9 @@ impl ClientOptions {
     ///
     /// - [`trust`](Self::trust) is checked each time a connection is opened.
     /// - [`call_timeout`](Self::call_timeout), 30 s by default, is for a whole call: it includes
-    ///   waiting for a slot and for a connection. A connection is closed, and opened again for the
-    ///   next call, if its server does not answer a call that was given up within another
-    ///   `call_timeout`.
+    ///   waiting for a slot and for a connection. After it has elapsed, the connection waits for the
+    ///   late reply for another `call_timeout`. If that does not arrive either, the connection is
+    ///   closed, and the next call opens another one.
     /// - [`connect_timeout`](Self::connect_timeout) and [`wait_for_server`](Self::wait_for_server)
     ///   apply each time a connection is opened while there is no other one. By default, calls wait
     ///   while a server that was connected restarts, and fail at once if there was none or it did

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tracing::{Span, field::display};
+use tracing::Span;
 
 #[cfg(doc)]
 use super::Connection;
@@ -17,6 +17,7 @@ use super::{ConnectionOwner, Identity};
 use crate::{
     engine::{Channel, Link, Receive, Received, Transmit},
     error::{RecvError, SendError},
+    telemetry::record_peer,
     timer::Timer,
 };
 
@@ -186,8 +187,7 @@ impl RecvHalf {
             return;
         };
         if let Ok(peer) = self.shared.identity.peer() {
-            span.record("peer.pid", peer.process_id());
-            span.record("peer.user", display(peer.user()));
+            record_peer(span, &peer);
             self.span_without_peer = None;
         }
     }

@@ -21,7 +21,7 @@ use super::{Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmi
 use crate::{
     error::{RecvError, SendError},
     mutex::Mutex,
-    peer::{Peer, UserId},
+    peer::Peer,
 };
 
 /// The turn of a socket on Linux.
@@ -226,25 +226,6 @@ struct MemoryLink {
     outbound: Arc<Mutex<Queue>>,
     /// The server's end counts as an instance.
     _instance: Option<Arc<()>>,
-}
-
-impl Peer {
-    /// This process and its user, as the peer of a memory pipe.
-    ///
-    /// # Errors
-    ///
-    /// Returns the system's error.
-    pub fn current() -> io::Result<Self> {
-        #[cfg(unix)]
-        let user = UserId::Uid(rustix::process::geteuid().as_raw());
-        #[cfg(windows)]
-        let user = UserId::Sid(super::windows::current_user()?);
-        Ok(Self {
-            #[cfg(target_os = "linux")]
-            group_id: rustix::process::getegid().as_raw(),
-            ..Self::new(std::process::id(), user)
-        })
-    }
 }
 
 impl Link for MemoryLink {

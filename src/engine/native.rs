@@ -5,7 +5,14 @@ use std::io;
 use std::path::Path;
 
 use super::Sizes;
-use crate::{defaults, error::OutOfRange};
+use crate::{
+    defaults,
+    error::OutOfRange,
+    peer::{Peer, UserId},
+};
+
+#[cfg(not(any(windows, unix)))]
+compile_error!("pipe-server runs on Windows and Linux, and its memory pipes on other Unix systems");
 
 #[cfg(target_os = "linux")]
 pub(crate) use super::linux::{
@@ -23,8 +30,6 @@ use super::{
         tokio_pipe,
     },
 };
-#[cfg(unix)]
-use crate::peer::UserId;
 #[cfg(windows)]
 use crate::{name::PipeName, telemetry::Telemetry};
 
@@ -77,6 +82,25 @@ pub(crate) fn client_sizes(max_message_size: Option<usize>) -> Result<Sizes, Out
         "this system",
         MAX_MESSAGE_SIZE,
     )
+}
+
+impl Peer {
+    /// This process and its user: a client of itself, for a [`Request`](crate::Request) in a test.
+    ///
+    /// # Errors
+    ///
+    /// Returns the system's error.
+    pub fn current() -> io::Result<Self> {
+        #[cfg(unix)]
+        let user = UserId::Uid(rustix::process::geteuid().as_raw());
+        #[cfg(windows)]
+        let user = UserId::Sid(super::windows::current_user()?);
+        Ok(Self {
+            #[cfg(target_os = "linux")]
+            group_id: rustix::process::getegid().as_raw(),
+            ..Self::new(std::process::id(), user)
+        })
+    }
 }
 
 /// Whether a pipe owned by `owner` belongs to this process's user.

@@ -20,7 +20,6 @@ impl Request {
     /// # Examples
     ///
     /// ```
-    /// # #[cfg(feature = "test-util")]
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), pipe_server::BoxError> {
     /// use pipe_server::{Handler, Peer, Request};
     ///
@@ -28,7 +27,6 @@ impl Request {
     /// let reply = Handler::call(&handler, Request::new("Ann", Peer::current()?)).await?;
     /// assert_eq!(reply.message().unwrap(), "hello Ann");
     /// # Ok(()) }
-    /// # #[cfg(not(feature = "test-util"))] fn main() {}
     /// ```
     pub fn new(bytes: impl Into<Bytes>, peer: Peer) -> Self {
         Self::received(bytes.into(), Arc::new(Identity::for_peer(peer)))

@@ -64,7 +64,7 @@ impl PeerExt for Peer {
 
 /// Windows-specific extensions to [`Serve`] and [`ServeConnections`].
 pub trait ServeExt: Sealed {
-    /// Whether the thread that completes a connection's I/O also runs the connection's code: for
+    /// Whether the thread that completes a connection's I/O also runs the connection's task: for
     /// [`serve`](crate::serve()) the handler, `authorize` and `on_connect`. Default: no. The
     /// `tokio` engine ignores this.
     ///

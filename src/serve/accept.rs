@@ -12,7 +12,7 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout_at},
 };
-use tracing::{Instrument, debug, field::Empty, info_span};
+use tracing::{Instrument, debug};
 
 use super::{
     admission::{Admission, AdmissionProgress},
@@ -27,7 +27,7 @@ use crate::{
     connection::Connection,
     listener::PipeListener,
     name::PipeName,
-    telemetry::{Details, Reason, StatsSnapshot, Telemetry},
+    telemetry::{Details, Reason, StatsSnapshot, Telemetry, connection_span},
 };
 
 /// The result of a server that has shut down.
@@ -195,13 +195,7 @@ impl<S: ServeClient> Acceptor<S> {
     /// refused here and not in a task: its instance is free again before the next client is
     /// accepted, so one user's clients do not keep those of others waiting.
     fn begin(&mut self, mut connection: Connection, name: &PipeName) {
-        let span = info_span!(
-            "connection",
-            pipe.name = %name,
-            connection.id = connection.id(),
-            peer.pid = Empty,
-            peer.user = Empty,
-        );
+        let span = connection_span(name, connection.id());
         connection.record_peer_in(&span);
         let mut admission = AdmissionProgress::new(&self.admission);
         if let Err(refused) = admission.enter(connection.identity(), false) {
@@ -216,16 +210,16 @@ impl<S: ServeClient> Acceptor<S> {
             admission,
             shutdown: self.shutdown.clone(),
         });
-        let task = self.tasks.spawn(serving.instrument(span));
+        let task = self.tasks.spawn(serving.instrument(span.clone()));
         if let Some(decision) = decision {
-            self.unidentified.add(identity, decision, task);
+            self.unidentified.add(identity, decision, task, span);
         }
     }
 
     /// Frees the place of a client that has sent nothing by which it could be identified.
     fn give_up_one(&mut self) {
-        if let Some(identity) = self.unidentified.give_up_one() {
-            Failure::PlaceNeeded.report(&identity, &self.telemetry, None);
+        if let Some((identity, span)) = self.unidentified.give_up_one() {
+            span.in_scope(|| Failure::PlaceNeeded.report(&identity, &self.telemetry, None));
         }
     }
 

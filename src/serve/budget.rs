@@ -56,8 +56,10 @@ pub(super) struct Budget {
 }
 
 impl Budget {
+    /// A limit of 0 is taken as 1: then the budget is spent as soon as anything is held, and
+    /// not before.
     pub(super) fn new(limit: Option<usize>) -> Self {
-        let limit = limit.unwrap_or(usize::MAX);
+        let limit = limit.unwrap_or(usize::MAX).max(1);
         Self {
             limit,
             most: limit - limit / SPARE,
@@ -248,16 +250,16 @@ impl Drop for Client {
     }
 }
 
-/// One client's share of the budget, as the client's task sees it.
+/// The budget as one client's task sees it.
 #[derive(Clone)]
-pub(super) struct Share {
+pub(super) struct ClientBudget {
     client: Arc<Client>,
     /// Whether `Blocking::unread_since` is set.
     is_unread: bool,
 }
 
-impl Share {
-    /// Creates the share of a new client.
+impl ClientBudget {
+    /// Adds a client to the budget.
     pub(super) fn new(budget: &Arc<Budget>, identity: &Arc<Identity>) -> Self {
         let client = Arc::new(Client {
             budget: Arc::clone(budget),
@@ -274,8 +276,8 @@ impl Share {
     }
 
     /// Returns a count of no bytes yet.
-    pub(super) fn hold(&self) -> Held {
-        Held {
+    pub(super) fn hold(&self) -> HeldBytes {
+        HeldBytes {
             client: Arc::clone(&self.client),
             bytes: 0,
         }
@@ -338,12 +340,12 @@ impl Share {
 }
 
 /// The bytes of one or more messages. They count until this value is dropped.
-pub(super) struct Held {
+pub(super) struct HeldBytes {
     client: Arc<Client>,
     bytes: usize,
 }
 
-impl Held {
+impl HeldBytes {
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -375,7 +377,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldBytes {
     fn drop(&mut self) {
         self.resize(0);
     }

@@ -11,7 +11,7 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
-use super::{budget::Held, failure::Failure};
+use super::{budget::HeldBytes, failure::Failure};
 use crate::{handler::Reply, mutex::Mutex};
 
 /// The requests of one client that are in the handler, and the answers that wait for an earlier
@@ -34,7 +34,7 @@ struct Slot<F> {
     future: Pin<Box<Option<F>>>,
     answer: Option<Result<Reply, Failure>>,
     /// Counts the bytes of the request and, once it is answered, of the reply.
-    held: Option<Held>,
+    held: Option<HeldBytes>,
     /// Created by the first poll. `None` if only one request may be in flight.
     waker: Option<SlotWaker>,
 }
@@ -82,7 +82,7 @@ impl<F: Future<Output = Result<Reply, Failure>>> InFlight<F> {
     }
 
     /// Adds a request that `future` answers.
-    pub(super) fn push(&mut self, future: F, held: Held) {
+    pub(super) fn push(&mut self, future: F, held: HeldBytes) {
         if self.used == self.slots.len() {
             self.slots.push_back(Slot::new());
         }
@@ -126,7 +126,7 @@ impl<F: Future<Output = Result<Reply, Failure>>> InFlight<F> {
     }
 
     /// Removes the oldest request if it is answered. Returns its answer and the count of its bytes.
-    pub(super) fn pop(&mut self) -> Option<(Result<Reply, Failure>, Held)> {
+    pub(super) fn pop(&mut self) -> Option<(Result<Reply, Failure>, HeldBytes)> {
         let slot = self.slots.front_mut()?;
         let (answer, held) = (slot.answer.take()?, slot.held.take()?);
         self.used -= 1;

@@ -1,8 +1,9 @@
-//! A server whose code has the whole connection of each client.
+//! A server whose tasks have the whole connection of their clients.
 
 use std::{
     fmt,
     future::{Future, IntoFuture, poll_fn},
+    path::Path,
     pin::pin,
     sync::Arc,
     time::Duration,
@@ -19,6 +20,7 @@ use super::{
 use crate::{
     connection::Connection,
     listener::PipeListener,
+    name::PipeName,
     peer::Peer,
     telemetry::{Stats, Telemetry},
 };
@@ -29,7 +31,7 @@ const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Runs `handler` for every connection of `listener`, each in its own task.
 ///
 /// This is the same server as [`serve`](crate::serve()), with the same accept loop, limits and
-/// shutdown. Use it for code that needs the whole connection: to push messages, to receive without
+/// shutdown. Use it for tasks that need the whole connection: to push messages, to receive without
 /// replying, or to speak another protocol. The connection is closed when `handler` drops it.
 ///
 /// Wait for the [`Shutdown`](crate::Shutdown) wherever the code waits. Code that only waits for a
@@ -37,7 +39,7 @@ const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(30);
 /// its connection counts as aborted.
 ///
 /// An error or a panic is logged with the connection's id. A panic closes only its own connection.
-/// If the connection itself has failed and the code returns that [`RecvError`](crate::RecvError) or
+/// If the connection itself has failed and its task returns that [`RecvError`](crate::RecvError) or
 /// [`SendError`](crate::SendError), also as the source of another error, it is logged with the
 /// [`Reason`](crate::Reason) and at the level that it has in [`serve`](crate::serve()), since the
 /// client caused it.
@@ -45,8 +47,8 @@ const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(30);
 /// On Windows the system can't identify some clients before their first message, for example
 /// those that ask for dynamic tracking. If the server needs to know the client, for
 /// [`authorize`](ServeConnections::authorize) or for
-/// [`max_connections_per_user`](ServeConnections::max_connections_per_user), the code of such a
-/// connection starts once that message has arrived, and its first `recv` returns it. Code that
+/// [`max_connections_per_user`](ServeConnections::max_connections_per_user), the task of such a
+/// connection starts once that message has arrived, and its first `recv` returns it. A task that
 /// sends first, before the client has sent anything, needs clients that are identified when they
 /// connect, or a server that need not know them: with neither, both sides wait, and the server
 /// closes the connection after 30 s or the shorter
@@ -95,6 +97,18 @@ pub struct ServeConnections<F> {
 }
 
 impl<F> ServeConnections<F> {
+    /// Returns the name of the pipe.
+    #[must_use]
+    pub fn name(&self) -> &PipeName {
+        self.listener.name()
+    }
+
+    /// Same as [`PipeListener::path`].
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.listener.path()
+    }
+
     /// Returns a handle to the server's live statistics. The counts of requests and replies, and
     /// the times of handlers, remain 0 because only [`serve`](crate::serve()) records them.
     #[must_use]
@@ -103,7 +117,7 @@ impl<F> ServeConnections<F> {
     }
 
     /// Shuts down gracefully when `signal` completes: stops accepting, releases the name, and
-    /// notifies the code of each connection through [`Shutdown`]. Connections that are still open
+    /// notifies the task of each connection through [`Shutdown`]. Connections that are still open
     /// after the drain timeout are aborted.
     ///
     /// The other side can still read messages that were sent before the server shut down.
@@ -116,8 +130,8 @@ impl<F> ServeConnections<F> {
     }
 
     /// Sets how long [`recv`](Connection::recv) waits for the next message before it fails with
-    /// [`RecvError::TimedOut`](crate::RecvError::TimedOut); `None`, the default, for no limit. A
-    /// client that only receives is idle, too. After a [split](Connection::into_split), this and
+    /// [`RecvError::TimedOut`](crate::RecvError::TimedOut); `None`, the default, for no limit,
+    /// 0 if it may not wait. A client that only receives is idle, too. After a [split](Connection::into_split), this and
     /// [`write_timeout`](Self::write_timeout) apply to the halves.
     pub fn idle_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.server.timeouts.idle = time.into();
@@ -125,8 +139,8 @@ impl<F> ServeConnections<F> {
     }
 
     /// Sets how long [`send`](Connection::send) waits for a client that does not read before it
-    /// fails with [`SendError::TimedOut`](crate::SendError::TimedOut); `None` for no limit. Default:
-    /// [`defaults::WRITE_TIMEOUT`](crate::defaults::WRITE_TIMEOUT), 30 s.
+    /// fails with [`SendError::TimedOut`](crate::SendError::TimedOut); `None` for no limit, 0 if it
+    /// may not wait. Default: [`defaults::WRITE_TIMEOUT`](crate::defaults::WRITE_TIMEOUT), 30 s.
     pub fn write_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.server.timeouts.write = time.into();
         self
@@ -135,14 +149,14 @@ impl<F> ServeConnections<F> {
     /// Sets the number of connections that one user may have, with the default and the places kept
     /// for the server's own user of
     /// [`Serve::max_connections_per_user`](crate::Serve::max_connections_per_user). A connection
-    /// counts until its code has ended.
+    /// counts until its task has ended.
     pub fn max_connections_per_user(mut self, connections: impl Into<Option<usize>>) -> Self {
         self.server.set_max_connections_per_user(connections.into());
         self
     }
 
-    /// Same as [`Serve::authorize`](crate::Serve::authorize), before the code of the connection
-    /// runs. `authorize` has no time limit here.
+    /// Same as [`Serve::authorize`](crate::Serve::authorize), before the connection's
+    /// task starts. `authorize` has no time limit here.
     pub fn authorize<A, Deciding>(mut self, authorize: A) -> Self
     where
         A: Fn(Peer) -> Deciding + Send + Sync + 'static,
@@ -152,8 +166,8 @@ impl<F> ServeConnections<F> {
         self
     }
 
-    /// Sets how long the code of connections may run once a shutdown has begun; `None` for no
-    /// limit. Default: [`defaults::DRAIN_TIMEOUT`](crate::defaults::DRAIN_TIMEOUT), 10 s.
+    /// Sets how long the tasks of connections may run once a shutdown has begun; `None` for no
+    /// limit, 0 to abort them at once. Default: [`defaults::DRAIN_TIMEOUT`](crate::defaults::DRAIN_TIMEOUT), 10 s.
     pub fn drain_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.server.drain_timeout = time.into();
         self
@@ -179,23 +193,23 @@ where
     type IntoFuture = ServeFuture;
 
     fn into_future(self) -> ServeFuture {
-        let code = ConnectionCode {
+        let tasks = ConnectionTasks {
             handler: Arc::new(self.handler),
             timeouts: self.server.timeouts,
             telemetry: self.listener.telemetry().clone(),
         };
-        ServeFuture::new(accept::run(self.listener, self.server, code))
+        ServeFuture::new(accept::run(self.listener, self.server, tasks))
     }
 }
 
-/// The code of the connections.
-struct ConnectionCode<F> {
+/// The tasks of the connections.
+struct ConnectionTasks<F> {
     handler: Arc<F>,
     timeouts: Timeouts,
     telemetry: Telemetry,
 }
 
-impl<F, Running> ServeClient for ConnectionCode<F>
+impl<F, Running> ServeClient for ConnectionTasks<F>
 where
     F: Fn(Connection, Shutdown) -> Running + Send + Sync + 'static,
     Running: Future<Output: IntoResult> + Send + 'static,
@@ -212,7 +226,7 @@ where
     }
 }
 
-/// Admits a client, and runs the code of its connection.
+/// Admits a client, and runs the task of its connection.
 async fn run_one<F, Running>(
     handler: Arc<F>,
     mut client: AcceptedClient,
@@ -227,7 +241,7 @@ where
     }
     let AcceptedClient {
         mut connection,
-        // Counts the connection until its code has ended.
+        // Counts the connection until its task has ended.
         admission: _admission,
         shutdown,
     } = client;
@@ -238,7 +252,7 @@ where
         pin!(call_caught(|| handler(connection, shutdown)).map_err(Failure::TaskPanic)?);
     let ended = poll_fn(|cx| poll_caught(running.as_mut(), cx)).await;
     let result = ended.map_err(Failure::TaskPanic)?.into_result();
-    result.map_err(|error| Failure::code(error, identity.has_failed()))
+    result.map_err(|error| Failure::task(error, identity.has_failed()))
 }
 
 /// Admits a client. Returns `false` if the client or the server ends before it was identified.

@@ -16,7 +16,7 @@ use tracing::{debug, trace};
 use super::{
     accept::AcceptedClient,
     admission::AdmissionProgress,
-    budget::{Budget, Held, Share},
+    budget::{Budget, ClientBudget, HeldBytes},
     concurrent::InFlight,
     failure::Failure,
     guard,
@@ -70,7 +70,7 @@ enum Step {
     /// Give a request to the handler.
     Answer(Message),
     /// Feed the handler's reply to the outbound side.
-    Reply(Result<Reply, Failure>, Held),
+    Reply(Result<Reply, Failure>, HeldBytes),
     /// Let other tasks run.
     Yield,
     /// Take what the client has sent, and no more: the server shuts down.
@@ -83,12 +83,12 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         let identity = Arc::clone(client.connection.identity());
         let (receiver, sender) = client.connection.into_split();
         let (timeouts, stats) = (server.timeouts, server.telemetry.stats().clone());
-        let share = Share::new(&server.budget, &identity);
+        let budget = ClientBudget::new(&server.budget, &identity);
         Self {
             identity,
             admission: client.admission,
-            inbound: Inbound::new(receiver, timeouts.idle, share.clone()),
-            outbound: Outbound::new(sender, timeouts.write, share, stats),
+            inbound: Inbound::new(receiver, timeouts.idle, budget.clone()),
+            outbound: Outbound::new(sender, timeouts.write, budget, stats),
             requested: 0,
             ended: None,
             handler: server.handler.for_connection(),

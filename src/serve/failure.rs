@@ -83,9 +83,9 @@ impl Failure {
         }
     }
 
-    /// Converts an error returned by the code of a connection. `has_connection_failed` says that the
+    /// Converts an error returned by a connection's task. `has_connection_failed` says that the
     /// connection itself has failed before: the error may only pass that on.
-    pub(super) fn code(error: BoxError, has_connection_failed: bool) -> Self {
+    pub(super) fn task(error: BoxError, has_connection_failed: bool) -> Self {
         let reason = match has_connection_failed {
             true => reason_in(&*error),
             false => None,

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    budget::{Held, Share},
+    budget::{ClientBudget, HeldBytes},
     failure::Failure,
     guard::Timer,
 };
@@ -32,9 +32,9 @@ pub(super) struct Inbound {
     is_closed: bool,
     /// Requests that were read early, before they could be answered.
     early: VecDeque<Message>,
-    share: Share,
+    budget: ClientBudget,
     /// Counts the bytes of the messages that the engine has received ahead.
-    ahead: Held,
+    ahead: HeldBytes,
     /// Runs while the client is idle.
     idle_timeout: Timer,
     hang_up_check: Timer,
@@ -45,7 +45,7 @@ pub(super) struct Inbound {
 /// A received request.
 pub(super) struct Message {
     pub(super) bytes: Bytes,
-    pub(super) held: Held,
+    pub(super) held: HeldBytes,
 }
 
 /// The result of `Inbound::poll_next`.
@@ -57,13 +57,17 @@ pub(super) enum NextRequest {
 }
 
 impl Inbound {
-    pub(super) fn new(receiver: RecvHalf, idle_timeout: Option<Duration>, share: Share) -> Self {
+    pub(super) fn new(
+        receiver: RecvHalf,
+        idle_timeout: Option<Duration>,
+        budget: ClientBudget,
+    ) -> Self {
         Self {
             receiver,
             is_closed: false,
             early: VecDeque::new(),
-            ahead: share.hold(),
-            share,
+            ahead: budget.hold(),
+            budget,
             idle_timeout: Timer::new(idle_timeout),
             hang_up_check: Timer::new(Some(HANG_UP_CHECK)),
             turn: 0,
@@ -72,7 +76,7 @@ impl Inbound {
 
     /// Returns whether to take the next request before replies are flushed.
     pub(super) fn expects_next(&self) -> bool {
-        !self.early.is_empty() || (self.receiver.expects_more() && self.share.may_hold_more())
+        !self.early.is_empty() || (self.receiver.expects_more() && self.budget.may_hold_more())
     }
 
     /// Stops the client from sending more. Requests that were sent before are still received.
@@ -119,14 +123,14 @@ impl Inbound {
 
     /// An idle client is read even if the server holds too much: it holds nothing itself.
     fn read_next(&mut self, cx: &mut Context<'_>, is_idle: bool) -> Result<NextRequest, Failure> {
-        if !is_idle && self.share.poll_may_hold_more(cx).is_pending() {
+        if !is_idle && self.budget.poll_may_hold_more(cx).is_pending() {
             return Ok(NextRequest::NotYet);
         }
         self.poll_recv(cx)
     }
 
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Result<NextRequest, Failure> {
-        if self.share.is_spent() {
+        if self.budget.is_spent() {
             self.receiver.stop_receiving_ahead();
         }
         Ok(match self.receiver.poll_recv(cx)? {
@@ -175,7 +179,7 @@ impl Inbound {
         while self.receiver.end().is_none()
             && self.early.len() < most
             && self.early_bytes() < EARLY_BYTES
-            && self.share.poll_may_hold_more(cx).is_ready()
+            && self.budget.poll_may_hold_more(cx).is_ready()
         {
             match self.poll_recv(cx)? {
                 NextRequest::Ready(message) => self.early.push_back(message),

@@ -2,11 +2,11 @@
 
 use crate::error::BoxError;
 
-/// A value that `authorize` or the code of a connection returns. It converts to a `Result` whose
-/// error is logged.
+/// A value that `authorize` or a connection's task returns. It converts to a `Result` whose error
+/// is logged.
 ///
 /// [`Serve::authorize`](crate::Serve::authorize) also accepts a `bool`: whether to serve the
-/// client. The code of a connection, which is the future that the handler of
+/// client. A connection's task, which is the future that the handler of
 /// [`serve_connections`](crate::serve_connections) returns, may also return `()`.
 ///
 /// This trait is sealed: it can't be implemented outside of this crate.

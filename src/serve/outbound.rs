@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tracing::trace;
 
 use super::{
-    budget::{Held, Share},
+    budget::{ClientBudget, HeldBytes},
     failure::Failure,
 };
 use crate::{connection::SendHalf, error::SendError, telemetry::Stats};
@@ -25,8 +25,8 @@ pub(super) struct Outbound {
     /// Replies that were fed to the engine and not yet flushed.
     unsent: u64,
     /// Counts the bytes of the unsent replies.
-    held: Option<Held>,
-    share: Share,
+    held: Option<HeldBytes>,
+    budget: ClientBudget,
     sent: u64,
     stats: Stats,
 }
@@ -35,7 +35,7 @@ impl Outbound {
     pub(super) fn new(
         mut sender: SendHalf,
         write_timeout: Option<Duration>,
-        share: Share,
+        budget: ClientBudget,
         stats: Stats,
     ) -> Self {
         sender.set_write_timeout(write_timeout);
@@ -43,7 +43,7 @@ impl Outbound {
             sender,
             unsent: 0,
             held: None,
-            share,
+            budget,
             sent: 0,
             stats,
         }
@@ -68,7 +68,7 @@ impl Outbound {
     }
 
     /// Feeds a reply to the engine. Called once `poll_room` is ready.
-    pub(super) fn feed(&mut self, reply: Bytes, held: Held) -> Result<(), Failure> {
+    pub(super) fn feed(&mut self, reply: Bytes, held: HeldBytes) -> Result<(), Failure> {
         trace!(bytes = reply.len(), "reply");
         self.sender.start(reply).map_err(|error| match error {
             SendError::Empty => Failure::EmptyReply,
@@ -110,12 +110,12 @@ impl Outbound {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Failure>> {
         if sent.is_pending() {
-            if let Poll::Ready(limit) = self.share.poll_unread(cx) {
+            if let Poll::Ready(limit) = self.budget.poll_unread(cx) {
                 return Poll::Ready(Err(Failure::BufferedBytes(limit)));
             }
             return Poll::Pending;
         }
-        self.share.read();
+        self.budget.read();
         sent.map_err(|error| match error {
             SendError::TimedOut { after } => Failure::WriteTimeout(after),
             error => Failure::Send(error),

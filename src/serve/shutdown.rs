@@ -1,4 +1,4 @@
-//! The notification of a shutdown for the code of connections.
+//! The notification of a shutdown for the tasks of connections.
 
 use std::{
     fmt,
@@ -11,8 +11,8 @@ use tokio::sync::watch;
 
 /// A future that completes once the server shuts down or is dropped.
 ///
-/// The code of the connection then has the
-/// [`drain_timeout`](crate::ServeConnections::drain_timeout) to finish. After completion the future
+/// The connection's task then has the [`drain_timeout`](crate::ServeConnections::drain_timeout) to
+/// finish. After completion the future
 /// may be polled again and is ready at once.
 ///
 /// # Examples

@@ -10,6 +10,7 @@ use std::sync::{
 };
 
 use tokio::task::AbortHandle;
+use tracing::Span;
 
 use crate::connection::Identity;
 
@@ -37,26 +38,34 @@ struct UnidentifiedClient {
     identity: Arc<Identity>,
     decision: Decision,
     task: AbortHandle,
+    span: Span,
 }
 
 impl UnidentifiedClients {
-    pub(super) fn add(&mut self, identity: Arc<Identity>, decision: Decision, task: AbortHandle) {
+    pub(super) fn add(
+        &mut self,
+        identity: Arc<Identity>,
+        decision: Decision,
+        task: AbortHandle,
+        span: Span,
+    ) {
         self.0
             .retain(|client| !client.decision.is_taken() && !client.task.is_finished());
         self.0.push(UnidentifiedClient {
             identity,
             decision,
             task,
+            span,
         });
     }
 
-    /// Aborts the task of the client that has waited the longest, and returns that client.
-    pub(super) fn give_up_one(&mut self) -> Option<Arc<Identity>> {
+    /// Aborts the task of the client that has waited the longest, and returns that client and its span.
+    pub(super) fn give_up_one(&mut self) -> Option<(Arc<Identity>, Span)> {
         while !self.0.is_empty() {
             let client = self.0.remove(0);
             if !client.task.is_finished() && client.decision.take() {
                 client.task.abort();
-                return Some(client.identity);
+                return Some((client.identity, client.span));
             }
         }
         None

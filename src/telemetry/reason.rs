@@ -125,6 +125,10 @@ impl Reason {
             Self::DelayedClose => {
                 "a connection that passed file descriptors can't be closed yet: no thread could be started"
             }
+            Self::Refused
+            | Self::NotAuthorized
+            | Self::TooManyConnections
+            | Self::ConnectTimeout => "refusing the client",
             _ => "closing the connection",
         }
     }

@@ -157,7 +157,7 @@ pub struct StatsSnapshot {
     pub errors: ErrorCounts,
     /// Connections closed by a timeout: the sum of the four reasons whose words end in `_timeout`.
     pub timeouts: u64,
-    /// Panics of handlers and of the code of connections.
+    /// Panics of handlers and of the tasks of connections.
     pub panics: u64,
     /// The longest time that the handler took for a request. A cancelled handler counts with the
     /// time until its cancellation. A handler that is still running does not count.

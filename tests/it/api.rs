@@ -1,4 +1,4 @@
-//! What handlers, sessions and the code of connections may do, on every engine.
+//! What handlers, sessions and the tasks of connections may do, on every engine.
 
 use std::{
     future::{Future, IntoFuture, pending},

@@ -22,7 +22,7 @@ use tokio::{
 };
 use tracing::Level;
 
-use support::{Kind, Pipe, log::Log, message, on_every_engine};
+use support::{Kind, log::Log, message, on_every_engine};
 
 on_every_engine! {
     the_replies_come_in_the_order_of_the_requests,
@@ -693,11 +693,4 @@ async fn a_barrier_of_as_many_handlers_as_allowed_opens() {
     let mut client = pipe.connect().await.unwrap();
     send_all(&mut client, &["x"; 100]).await;
     expect_replies(&mut client, &["x"; 100]).await;
-}
-
-#[tokio::test]
-#[should_panic = "concurrency(0)"]
-async fn a_concurrency_of_0_panics() {
-    let (listener, _pipe): (_, Pipe) = Kind::Memory.bind(ListenerOptions::new());
-    _ = serve(listener, |request: Bytes| async move { request }).concurrency(0);
 }

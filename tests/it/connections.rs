@@ -19,10 +19,10 @@ on_every_engine! {
     a_client_that_sends_nothing_is_given_up,
     a_client_that_reads_and_sends_in_time_is_not_given_up,
     a_shutdown_waits_for_a_client_that_does_not_read_only_for_the_write_timeout,
-    a_client_that_is_not_authorized_reaches_no_code,
+    a_client_that_is_not_authorized_starts_no_task,
     the_connections_of_one_user_are_bounded,
     what_the_client_caused_is_logged_as_in_serve,
-    what_the_code_caused_is_an_error,
+    what_the_task_caused_is_an_error,
 }
 
 const SHORT: Duration = Duration::from_millis(20);
@@ -30,7 +30,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 fn start<F, Running>(
     kind: Kind,
-    code: F,
+    task: F,
     configure: impl FnOnce(ServeConnections<F>) -> ServeConnections<F>,
 ) -> (Server, Stats, Pipe)
 where
@@ -38,7 +38,7 @@ where
     Running: Future<Output = Result<(), BoxError>> + Send + 'static,
 {
     let (listener, pipe) = kind.bind(ListenerOptions::new().max_message_size(1000));
-    let serving = configure(serve_connections(listener, code));
+    let serving = configure(serve_connections(listener, task));
     let stats = serving.stats();
     let server = Server::run(|signal| serving.with_graceful_shutdown(signal).into_future());
     (server, stats, pipe)
@@ -125,12 +125,12 @@ async fn a_shutdown_waits_for_a_client_that_does_not_read_only_for_the_write_tim
     assert_eq!((summary.served, summary.aborted), (1, 0));
 }
 
-async fn a_client_that_is_not_authorized_reaches_no_code(kind: Kind) {
+async fn a_client_that_is_not_authorized_starts_no_task(kind: Kind) {
     let log = Log::start();
-    let code = async |_: Connection, _: Shutdown| -> Result<(), BoxError> {
+    let task = async |_: Connection, _: Shutdown| -> Result<(), BoxError> {
         panic!("the client is not authorized")
     };
-    let (server, stats, pipe) = start(kind, code, |serving| {
+    let (server, stats, pipe) = start(kind, task, |serving| {
         serving.authorize(async |peer: Peer| Err(format!("{} is not on the list", peer.user())))
     });
     let mut client = pipe.connect().await;
@@ -166,9 +166,9 @@ async fn the_connections_of_one_user_are_bounded(kind: Kind) {
     assert!(summary.stats.refused > 0);
 }
 
-/// An error of the code's own.
+/// An error of the task's own.
 #[derive(Debug, thiserror::Error)]
-enum CodeError {
+enum TaskError {
     #[error("receiving from the client")]
     Recv(#[from] RecvError),
     #[error(transparent)]
@@ -177,15 +177,15 @@ enum CodeError {
 
 async fn what_the_client_caused_is_logged_as_in_serve(kind: Kind) {
     let plain = |error: RecvError| BoxError::from(error);
-    let wrapped = |error: RecvError| BoxError::from(CodeError::from(error));
+    let wrapped = |error: RecvError| BoxError::from(TaskError::from(error));
     let as_io = |error: RecvError| BoxError::from(io::Error::from(error));
     let conversions: [fn(RecvError) -> BoxError; 3] = [plain, wrapped, as_io];
     let log = Log::start();
-    let code = move |mut connection: Connection, _: Shutdown| async move {
+    let task = move |mut connection: Connection, _: Shutdown| async move {
         let convert = conversions[connection.id() as usize - 1];
         connection.recv().await.map(drop).map_err(convert)
     };
-    let (server, stats, pipe) = start(kind, code, |serving| serving);
+    let (server, stats, pipe) = start(kind, task, |serving| serving);
     for count in 1..=3 {
         let options = ClientOptions::new().max_message_size(1001);
         let mut client = pipe.connect_with(options).await;
@@ -211,17 +211,17 @@ async fn what_the_client_caused_is_logged_as_in_serve(kind: Kind) {
     assert!(log.lines_with("has closed the pipe").is_empty());
 }
 
-async fn what_the_code_caused_is_an_error(kind: Kind) {
+async fn what_the_task_caused_is_an_error(kind: Kind) {
     let log = Log::start();
     // The second one looks as if the client had caused it, but comes from another connection.
-    let code = |mut connection: Connection, _: Shutdown| async move {
+    let task = |mut connection: Connection, _: Shutdown| async move {
         match connection.recv().await? {
             Some(message) if message == "empty" => connection.send(Bytes::new()).await?,
             _ => return Err(SendError::Closed.into()),
         }
         pending().await
     };
-    let (server, stats, pipe) = start(kind, code, |serving| serving);
+    let (server, stats, pipe) = start(kind, task, |serving| serving);
     for (count, request) in [(1, "empty"), (2, "other")] {
         pipe.connect().await.call(request).await.unwrap_err();
         errors(&stats, Reason::ConnectionTask, count).await;

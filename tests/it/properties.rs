@@ -151,7 +151,7 @@ fn flow(kind: Kind) -> impl Strategy<Value = Flow> {
     )
 }
 
-async fn converse(kind: Kind, buffer_size: usize, up: Flow, down: Flow) -> TestCaseResult {
+async fn converse(kind: Kind, buffer_size: u32, up: Flow, down: Flow) -> TestCaseResult {
     let (mut listener, pipe) = kind.bind(ListenerOptions::new().buffer_size(buffer_size));
     let (client_receiver, client_sender) = pipe.connect().await.into_split();
     let (server_receiver, server_sender) = listener.accept().await.unwrap().into_split();

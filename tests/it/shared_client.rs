@@ -540,7 +540,7 @@ async fn a_request_waits_for_at_most_three_connections_that_bring_nothing() {
     for _ in 0..20 {
         let error = client.call("hello").await.unwrap_err();
         assert!(
-            matches!(error.failure(), SharedCallErrorKind::Connection(_)),
+            matches!(error.kind(), SharedCallErrorKind::Connection(_)),
             "{error:?}"
         );
     }

@@ -107,7 +107,7 @@ async fn answered(tasks: usize, time: Duration, rounds: u32) -> (usize, usize) {
                         answered += 1;
                     }
                     Err(error) => {
-                        let failure = error.failure();
+                        let failure = error.kind();
                         let expected = matches!(failure, SharedCallErrorKind::TimedOut { .. });
                         assert!(expected, "{failure}");
                         failed += 1;

@@ -311,3 +311,79 @@ fn a_log_file_where_another_user_could_exchange_it_is_refused() {
     assert!(refused(&path).contains("uid 12345"));
     assert!(!path.exists());
 }
+
+/// The line about a client that `server` refuses, and about one that breaks a rule.
+async fn lines_about_clients(format: &str, level: &[&str]) -> [String; 2] {
+    let line_of = async |arguments: &[&str], reason: &str| {
+        let name = unique_name();
+        let arguments = [arguments, &["--echo", "--log-format", format], level].concat();
+        let server = Server::spawn(server(&name, &arguments).stderr(Stdio::piped()));
+        in_time(async {
+            let options = pipe_server::ClientOptions::new().max_message_size(11);
+            let mut client = options.connect(&name.text).await.unwrap();
+            _ = client.send("eleven byte").await;
+            assert!(!matches!(client.recv().await, Ok(Some(_))));
+        })
+        .await;
+        server.log().wait_for(reason)
+    };
+    [
+        line_of(
+            &["--allow-user", crate::program::OTHER_USER],
+            "not_authorized",
+        )
+        .await,
+        line_of(&["--max-message-size", "10"], "request_too_long").await,
+    ]
+}
+
+#[tokio::test]
+async fn a_line_says_who_is_meant_once() {
+    let process = format!("peer.pid={}", std::process::id());
+    let [refused, broken] = lines_about_clients("text", &[]).await;
+    for (line, text) in [
+        (&refused, "refusing the client"),
+        (&broken, "closing the connection"),
+    ] {
+        assert!(line.contains(text), "{line}");
+        for field in [&process, "peer.user=", "connection.id=1", "pipe.name="] {
+            assert_eq!(line.matches(field).count(), 1, "{field}: {line}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_line_in_json_says_who_is_meant_once() {
+    for line in lines_about_clients("json", &[]).await {
+        for field in ["peer.pid", "peer.user", "connection.id", "pipe.name"] {
+            let field = format!("\"{field}\":");
+            assert_eq!(line.matches(&field).count(), 1, "{field}: {line}");
+        }
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let connection = &line["spans"][0];
+        assert_eq!(connection["peer.pid"], std::process::id(), "{line}");
+        assert_eq!(connection["peer.user"].is_number(), cfg!(unix), "{line}");
+        assert_eq!(line.get("span"), None, "{line}");
+    }
+}
+
+/// Without its span, the line itself says which client it is about.
+#[tokio::test]
+async fn a_line_of_a_quiet_server_says_who_is_refused() {
+    let name = unique_name();
+    let arguments = ["--echo", "--allow-user", crate::program::OTHER_USER];
+    let mut command = server(&name, &arguments);
+    command.env("RUST_LOG", "pipe_server=warn");
+    let server = Server::spawn(command.stderr(Stdio::piped()));
+    in_time(async {
+        let mut client = Client::connect(&name.text).await.unwrap();
+        _ = client.send("hello").await;
+        assert!(!matches!(client.recv().await, Ok(Some(_))));
+    })
+    .await;
+    let line = server.log().wait_for("not_authorized");
+    let process = format!("peer.pid={}", std::process::id());
+    for field in [&process, "peer.user=", "connection.id=1"] {
+        assert_eq!(line.matches(field).count(), 1, "{field}: {line}");
+    }
+}

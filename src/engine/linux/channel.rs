@@ -27,7 +27,7 @@ use tokio::{
 
 use super::{
     scratch::{self, BATCH, Packet, SCRATCH_SIZE},
-    socket::{Descriptors, Next, SEND_OVERHEAD, Socket},
+    socket::{Descriptors, NextPacket, SEND_OVERHEAD, Socket},
 };
 use crate::{
     engine::{Channel, Link, Receive, Received, Transmit},
@@ -219,34 +219,34 @@ struct Batching {
     is_on: bool,
     /// The number of calls in a row that found a message.
     found_in_a_row: u32,
-    /// The number of such calls after which to try a batch.
-    patience: u32,
+    /// The number of such calls after which a batch is tried.
+    calls_before_batch: u32,
 }
 
 impl Batching {
-    const SHORTEST_PATIENCE: u32 = 2;
-    const LONGEST_PATIENCE: u32 = 64;
+    const FEWEST_CALLS: u32 = 2;
+    const MOST_CALLS: u32 = 64;
 
     fn new() -> Self {
         Self {
             is_on: false,
             found_in_a_row: 0,
-            patience: Self::SHORTEST_PATIENCE,
+            calls_before_batch: Self::FEWEST_CALLS,
         }
     }
 
     fn received_one(&mut self, found: bool) {
         self.found_in_a_row = if found { self.found_in_a_row + 1 } else { 0 };
-        self.is_on = self.found_in_a_row >= self.patience;
+        self.is_on = self.found_in_a_row >= self.calls_before_batch;
     }
 
     fn received_batch(&mut self, found: usize) {
         self.is_on = found > 1;
         if self.is_on {
-            self.patience = Self::SHORTEST_PATIENCE;
+            self.calls_before_batch = Self::FEWEST_CALLS;
         } else {
             self.found_in_a_row = 0;
-            self.patience = Self::LONGEST_PATIENCE.min(self.patience * 2);
+            self.calls_before_batch = Self::MOST_CALLS.min(self.calls_before_batch * 2);
         }
     }
 }
@@ -254,9 +254,9 @@ impl Batching {
 /// Receives one packet of any length, unless it passes descriptors.
 fn receive_peeked(socket: &Socket, limit: usize) -> Result<Packet, Errno> {
     let length = match next(socket)? {
-        Next::Packet(length) => length,
-        Next::End => 0,
-        Next::Descriptors => return Ok(Packet::Descriptors),
+        NextPacket::Packet(length) => length,
+        NextPacket::End => 0,
+        NextPacket::Descriptors => return Ok(Packet::Descriptors),
     };
     if length <= SCRATCH_SIZE || length > limit {
         return scratch::receive_one(socket, limit);
@@ -267,13 +267,13 @@ fn receive_peeked(socket: &Socket, limit: usize) -> Result<Packet, Errno> {
 }
 
 /// Peeks the next packet.
-fn next(socket: &Socket) -> Result<Next, Errno> {
+fn next(socket: &Socket) -> Result<NextPacket, Errno> {
     if socket.descriptors == Descriptors::Detected {
         return socket.peek();
     }
     let peek = RecvFlags::PEEK | RecvFlags::TRUNC;
     let (_, length) = recv(socket, &mut [0; 0], peek)?;
-    Ok(Next::Packet(length))
+    Ok(NextPacket::Packet(length))
 }
 
 struct SeqpacketSender {

@@ -40,7 +40,7 @@ pub(super) enum Descriptors {
 
 /// The next packet of a socket.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Next {
+pub(super) enum NextPacket {
     /// The other side has closed or ended the conversation, and everything was read.
     End,
     /// A packet of this length.
@@ -96,7 +96,7 @@ pub(super) fn allow(fd: impl AsFd) {
 }
 
 /// Peeks at the next packet of a socket on which descriptors are [detected](detect).
-pub(super) fn peek(fd: impl AsFd) -> Result<Next, Errno> {
+pub(super) fn peek(fd: impl AsFd) -> Result<NextPacket, Errno> {
     let mut control = cmsg_space!(UnixCredentials);
     let room = control.capacity();
     control.resize(room, 0);
@@ -113,14 +113,14 @@ pub(super) fn peek(fd: impl AsFd) -> Result<Next, Errno> {
     // Has room for the sender's credentials, which every packet has and the end does not, and for
     // nothing else.
     if packet.flags.contains(MsgFlags::MSG_CTRUNC) {
-        return Ok(Next::Descriptors);
+        return Ok(NextPacket::Descriptors);
     }
     let is_end = packet
         .cmsgs()
         .is_ok_and(|mut control| control.next().is_none());
     Ok(match is_end {
-        true => Next::End,
-        false => Next::Packet(packet.bytes),
+        true => NextPacket::End,
+        false => NextPacket::Packet(packet.bytes),
     })
 }
 

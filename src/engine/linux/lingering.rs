@@ -18,7 +18,7 @@ use rustix::{
     },
 };
 
-use super::descriptors::{Next, peek};
+use super::descriptors::{NextPacket, peek};
 use crate::{
     mutex::Mutex,
     telemetry::{Details, Reason, Telemetry, report_alone},
@@ -125,9 +125,9 @@ fn discard(socket: impl AsFd + Copy) {
     }
     loop {
         match peek(socket) {
-            Ok(Next::Packet(_) | Next::Descriptors) => close_next(socket),
+            Ok(NextPacket::Packet(_) | NextPacket::Descriptors) => close_next(socket),
             Err(Errno::INTR | Errno::CONNRESET) => {}
-            Ok(Next::End) | Err(_) => return,
+            Ok(NextPacket::End) | Err(_) => return,
         }
     }
 }

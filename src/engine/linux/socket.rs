@@ -18,7 +18,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 use super::{descriptors, lingering};
 use crate::{engine::Sizes, error::OutOfRange, telemetry::Telemetry};
 
-pub(super) use super::descriptors::{Descriptors, Next};
+pub(super) use super::descriptors::{Descriptors, NextPacket};
 
 /// Every socket of this engine is created with these.
 pub(super) const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
@@ -110,7 +110,7 @@ impl Socket {
     }
 
     /// Peeks at the next packet. Only for [`Descriptors::Detected`].
-    pub(super) fn peek(&self) -> Result<Next, Errno> {
+    pub(super) fn peek(&self) -> Result<NextPacket, Errno> {
         descriptors::peek(self)
     }
 
@@ -148,8 +148,8 @@ impl Socket {
         loop {
             if self.descriptors == Descriptors::Detected {
                 match self.peek() {
-                    Ok(Next::Packet(_)) => {}
-                    Ok(Next::End) => return true,
+                    Ok(NextPacket::Packet(_)) => {}
+                    Ok(NextPacket::End) => return true,
                     Err(Errno::INTR) => continue,
                     // The peer closed without reading all of our messages. Reported once.
                     Err(Errno::CONNRESET) => continue,
@@ -158,7 +158,7 @@ impl Socket {
                     Err(Errno::NOTCONN) => {
                         return sockopt::socket_acceptconn(self).is_ok_and(|listens| !listens);
                     }
-                    Ok(Next::Descriptors) | Err(_) => return false,
+                    Ok(NextPacket::Descriptors) | Err(_) => return false,
                 }
             }
             let received = recv(self, &mut nothing, RecvFlags::DONTWAIT);
@@ -283,18 +283,18 @@ mod tests {
         assert_eq!(ours.peek(), Err(Errno::AGAIN));
         for message in [&b"message"[..], b""] {
             send(&theirs, message);
-            assert_eq!(ours.peek(), Ok(Next::Packet(message.len())));
+            assert_eq!(ours.peek(), Ok(NextPacket::Packet(message.len())));
             recv(&ours, &mut [0; 10], RecvFlags::empty()).unwrap();
         }
         let (_peer, end) = pass(&theirs, b"");
-        assert_eq!(ours.peek(), Ok(Next::Descriptors));
-        assert_eq!(ours.peek(), Ok(Next::Descriptors), "it stays there");
+        assert_eq!(ours.peek(), Ok(NextPacket::Descriptors));
+        assert_eq!(ours.peek(), Ok(NextPacket::Descriptors), "it stays there");
         within_the_deadline(|| drop(ours));
         expect_closed(end);
 
         let (ours, theirs) = pair();
         drop(theirs);
-        assert_eq!(ours.peek(), Ok(Next::End));
+        assert_eq!(ours.peek(), Ok(NextPacket::End));
     }
 
     #[test]
@@ -319,10 +319,10 @@ mod tests {
         let listener = Socket::shared(listener).unwrap();
         for socket in [listener.accept().unwrap(), Socket::connected(one).unwrap()] {
             for length in [7, 0] {
-                assert_eq!(socket.peek(), Ok(Next::Packet(length)));
+                assert_eq!(socket.peek(), Ok(NextPacket::Packet(length)));
                 recv(&socket, &mut [0; 10], RecvFlags::empty()).unwrap();
             }
-            assert_eq!(socket.peek(), Ok(Next::Descriptors));
+            assert_eq!(socket.peek(), Ok(NextPacket::Descriptors));
         }
     }
 

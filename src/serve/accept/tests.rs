@@ -195,14 +195,14 @@ async fn clients_that_send_nothing_lose_their_places_when_those_are_short() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn code_does_not_run_for_a_client_that_sends_nothing() {
+async fn no_task_starts_for_a_client_that_sends_nothing() {
     let (listener, pipe) = bind(4);
-    let code = async |_: Connection, _: Shutdown| -> Result<(), BoxError> {
+    let task = async |_: Connection, _: Shutdown| -> Result<(), BoxError> {
         panic!("the client is not identified")
     };
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving =
-        serve_connections(listener, code).with_graceful_shutdown(async { _ = stopped.await });
+        serve_connections(listener, task).with_graceful_shutdown(async { _ = stopped.await });
     let stats = serving.stats();
     let running = tokio::spawn(serving.into_future());
     // One that waits for too long, one that leaves, and one that is still there at the end.

@@ -10,8 +10,8 @@ const MOST: usize = 100 * GRAIN;
 
 /// A client that holds messages and does what its task would do.
 struct TestClient {
-    share: Share,
-    held: Held,
+    budget: ClientBudget,
+    held: HeldBytes,
 }
 
 impl TestClient {
@@ -23,21 +23,21 @@ impl TestClient {
         let user = UserId::Uid(user);
         let mut identity = Identity::for_peer(Peer::new(1, user));
         identity.id = id;
-        let share = Share::new(budget, &Arc::new(identity));
-        let mut held = share.hold();
+        let budget = ClientBudget::new(budget, &Arc::new(identity));
+        let mut held = budget.hold();
         held.resize(kib * GRAIN);
-        Self { share, held }
+        Self { budget, held }
     }
 
     /// Returns whether the client is to be closed, since its replies can't be sent.
     fn is_chosen(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
-        self.share.poll_unread(&mut cx).is_ready()
+        self.budget.poll_unread(&mut cx).is_ready()
     }
 
     fn may_read(&self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
-        self.share.poll_may_hold_more(&mut cx).is_ready()
+        self.budget.poll_may_hold_more(&mut cx).is_ready()
     }
 }
 
@@ -53,7 +53,7 @@ fn held(budget: &Budget) -> usize {
 
 /// Which of the clients, all of which do not read, are closed.
 async fn chosen(clients: &mut [TestClient]) -> Vec<bool> {
-    let budget = Arc::clone(&clients[0].share.client.budget);
+    let budget = Arc::clone(&clients[0].budget.client.budget);
     for client in &mut *clients {
         assert!(!client.is_chosen());
     }
@@ -98,7 +98,7 @@ async fn only_clients_that_have_not_read_in_time_are_chosen() {
     let mut unread = TestClient::new(&budget, 2, 7, 10);
     assert!(!reading.is_chosen() && !unread.is_chosen());
     advance(PATIENCE).await;
-    reading.share.read();
+    reading.budget.read();
     assert!(!reading.is_chosen());
     budget.close_excess();
     assert!(unread.is_chosen());
@@ -111,7 +111,7 @@ async fn only_clients_that_have_not_read_in_time_are_chosen() {
     assert!(reading.is_chosen());
     assert!(!in_handler.is_chosen());
     // What was sent after all is not lost.
-    reading.share.read();
+    reading.budget.read();
     assert!(!reading.is_chosen());
 }
 
@@ -138,7 +138,7 @@ async fn a_client_that_waits_is_woken_when_bytes_are_free_and_not_before() {
     let mut holder = TestClient::new(&budget, 0, 7, 100);
     let waiting = TestClient::new(&budget, 1, 7, 30);
     let waiting = tokio::spawn(async move {
-        let may_read = |cx: &mut Context<'_>| waiting.share.poll_may_hold_more(cx);
+        let may_read = |cx: &mut Context<'_>| waiting.budget.poll_may_hold_more(cx);
         std::future::poll_fn(may_read).await;
     });
     sleep(10 * INTERVAL).await;
@@ -153,7 +153,7 @@ fn small_changes_are_counted_together_and_a_change_to_zero_at_once() {
     let mut client = TestClient::new(&budget, 0, 7, 0);
     client.held.resize(GRAIN - 1);
     assert_eq!(held(&budget), 0);
-    let mut rest = client.share.hold();
+    let mut rest = client.budget.hold();
     rest.resize(GRAIN);
     assert_eq!(held(&budget), 2 * GRAIN - 1);
     let half = rest.split(GRAIN / 2);

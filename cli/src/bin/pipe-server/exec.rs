@@ -184,7 +184,7 @@ impl Exec {
         // While this waits, the server checks whether the client is still connected.
         yield_now().await;
         let permit = self.permit(peer).await;
-        let mut group = self.start_with(request, &variables).await?;
+        let mut group = self.start_with(&variables).await?;
         debug!(command.pid = group.id(), "command started");
         Ok((permit, group))
     }
@@ -204,16 +204,12 @@ impl Exec {
     }
 
     /// Starts the command, with retries while the system is short of resources.
-    async fn start_with(
-        &self,
-        request: &Request,
-        variables: &ClientVariables,
-    ) -> Result<ProcessGroup, ExecError> {
+    async fn start_with(&self, variables: &ClientVariables) -> Result<ProcessGroup, ExecError> {
         let mut pause = FIRST_START_PAUSE;
         loop {
             match ProcessGroup::start(self.shell(variables)) {
                 Err(error) if is_shortage(&error) => {
-                    self.log_shortage(request, &error);
+                    self.log_shortage(&error);
                     sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_START_PAUSE);
                 }
@@ -231,7 +227,7 @@ impl Exec {
         shell
     }
 
-    fn log_shortage(&self, request: &Request, error: &io::Error) {
+    fn log_shortage(&self, error: &io::Error) {
         let now = Instant::now();
         let mut logged = self
             .shortage_logged
@@ -240,7 +236,6 @@ impl Exec {
         if logged.is_none_or(|logged| now - logged >= SHORTAGE_LOGGED_EVERY) {
             *logged = Some(now);
             warn!(
-                connection.id = request.connection_id(),
                 %error,
                 "the command of --exec can't be started; trying again: raise the limit it names, or lower \
                  --exec-limit"

@@ -130,7 +130,10 @@ where
         LogFormat::Json => filtered
             .with(
                 log.fmt_fields(JsonFields::new())
-                    .event_format(EscapedJson(Format::default().json())),
+                    // The list of spans has the current one, too.
+                    .event_format(EscapedJson(
+                        Format::default().json().with_current_span(false),
+                    )),
             )
             .into(),
     }

@@ -335,8 +335,8 @@ pub(crate) struct PipeOptions {
     max_message_size: Option<usize>,
 
     /// How much data the pipe buffers in each direction before a writer waits [default: 64KiB]
-    #[arg(long, value_name = "SIZE", value_parser = values::size)]
-    buffer_size: Option<usize>,
+    #[arg(long, value_name = "SIZE", value_parser = values::size_u32)]
+    buffer_size: Option<u32>,
 
     /// How much the server buffers for all clients together [default: 256MiB]
     ///
