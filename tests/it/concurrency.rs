@@ -699,5 +699,6 @@ async fn a_barrier_of_as_many_handlers_as_allowed_opens() {
 #[should_panic = "concurrency(0)"]
 async fn a_concurrency_of_0_panics() {
     let (listener, _pipe): (_, Pipe) = Kind::Memory.bind(ListenerOptions::new());
-    _ = serve(listener, |request: Bytes| async move { request }).concurrency(0);
+    let serving: Serve<_, _> = serve(listener, |request: Bytes| async move { request });
+    _ = serving.concurrency(0);
 }
