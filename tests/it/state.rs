@@ -35,8 +35,8 @@ async fn store(
     match *request.split(' ').collect::<Vec<_>>() {
         ["set", key, value] => Ok(store
             .insert(key.into(), value.into())
-            .unwrap_or("new".into())),
-        ["get", key] => Ok(store.get(key).cloned().unwrap_or("nothing".into())),
+            .unwrap_or_else(|| "new".into())),
+        ["get", key] => Ok(store.get(key).cloned().unwrap_or_else(|| "nothing".into())),
         _ => Err("unknown request".into()),
     }
 }
