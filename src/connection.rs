@@ -14,7 +14,7 @@ use crate::{
 pub use self::halves::{RecvHalf, SendHalf};
 pub(crate) use self::{
     halves::{RecvEnd, check},
-    identity::{AnySession, Identity},
+    identity::{AnySession, AnyState, Identity},
 };
 
 #[cfg(feature = "futures")]

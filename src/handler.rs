@@ -18,6 +18,7 @@ pub use self::{
     into_reply::{IntoReply, Reply},
     request::Request,
     session::{ConnectionInfo, Session, SessionRejection},
+    state::{FromRef, State, WithState},
 };
 
 mod from_request;
@@ -28,6 +29,7 @@ mod json;
 mod postcard;
 mod request;
 mod session;
+mod state;
 #[cfg(feature = "tower")]
 mod tower;
 #[cfg(any(feature = "json", feature = "postcard"))]
@@ -36,8 +38,10 @@ mod typed;
 /// Answers requests.
 ///
 /// Async functions and closures are handlers. They take one to four arguments, each of a type that
-/// implements [`FromRequest`], and return a type that implements [`IntoReply`]. A type with state
-/// implements this trait directly. `T` distinguishes these cases and rarely has to be written.
+/// implements [`FromRequest`], and return a type that implements [`IntoReply`]. What all of them share
+/// is a [`State`] argument. Other types implement this trait, and use [`Request::extract`]; an `Arc`
+/// of a handler is one too. `T` distinguishes these cases and rarely has to be written. `S` is the
+/// type of the server's state: see [`Serve::with_state`](crate::Serve::with_state).
 ///
 /// The requests of one client are handled in order, one at a time unless
 /// [`concurrency`](crate::Serve::concurrency) is set; different clients are served concurrently.
@@ -90,7 +94,7 @@ mod typed;
     note = "a handler is an async function with one to four arguments, each of a type that implements \
             `FromRequest`, and a return type that implements `IntoReply`"
 )]
-pub trait Handler<T = Request>: Send + Sync + 'static {
+pub trait Handler<T = Request, S = ()>: Send + Sync + 'static {
     /// Answers one request.
     ///
     /// # Errors
@@ -103,7 +107,7 @@ pub trait Handler<T = Request>: Send + Sync + 'static {
     /// [`cancel_on_disconnect`](crate::Serve::cancel_on_disconnect), when the client disconnects.
     /// With [`concurrency`](crate::Serve::concurrency), also when an earlier request fails or
     /// its reply can't be sent.
-    fn call(&self, request: Request) -> impl Future<Output = Result<Reply, BoxError>> + Send;
+    fn call(&self, request: Request<S>) -> impl Future<Output = Result<Reply, BoxError>> + Send;
 
     /// Returns the handler for a newly accepted connection. By default all connections share this
     /// one.
@@ -132,15 +136,15 @@ pub trait Handler<T = Request>: Send + Sync + 'static {
 
 macro_rules! handler {
     ($($argument:ident)*; $last:ident) => {
-        impl<F, Answer, R, $($argument,)* $last> Handler<($($argument,)* $last,)> for F
+        impl<F, Answer, R, S, $($argument,)* $last> Handler<($($argument,)* $last,), S> for F
         where
             F: Fn($($argument,)* $last) -> Answer + Send + Sync + 'static,
             Answer: Future<Output = R> + Send,
             R: IntoReply,
-            $($argument: FromRequest + Send,)*
-            $last: FromRequest + Send,
+            $($argument: FromRequest<S> + Send,)*
+            $last: FromRequest<S> + Send,
         {
-            async fn call(&self, request: Request) -> Result<Reply, BoxError> {
+            async fn call(&self, request: Request<S>) -> Result<Reply, BoxError> {
                 // In one expression: a future in a variable would be stored twice.
                 self(
                     $($argument::from_request(&request).map_err(Rejection::new)?,)*
@@ -151,6 +155,24 @@ macro_rules! handler {
             }
         }
     };
+}
+
+impl<H: Handler<T, S>, T, S> Handler<T, S> for Arc<H> {
+    fn call(&self, request: Request<S>) -> impl Future<Output = Result<Reply, BoxError>> + Send {
+        H::call(self, request)
+    }
+
+    fn for_connection(self: &Arc<Self>) -> Arc<Self> {
+        let handler = H::for_connection(self);
+        if Arc::ptr_eq(&handler, self) {
+            return Arc::clone(self);
+        }
+        Arc::new(handler)
+    }
+
+    fn ended(&self) -> impl Future<Output = BoxError> + Send {
+        H::ended(self)
+    }
 }
 
 handler!(; A);

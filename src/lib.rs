@@ -100,8 +100,8 @@ pub use crate::{
         SharedCallErrorKind,
     },
     handler::{
-        ConnectionInfo, FromRequest, Handler, IntoReply, Rejection, Reply, Request, Session,
-        SessionRejection,
+        ConnectionInfo, FromRef, FromRequest, Handler, IntoReply, Rejection, Reply, Request,
+        Session, SessionRejection, State, WithState,
     },
     listener::{ListenerOptions, PipeListener},
     name::{NameError, PipeName},

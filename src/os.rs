@@ -13,6 +13,6 @@ mod sealed {
     impl Sealed for crate::peer::Peer {}
     impl Sealed for crate::client::ClientOptions {}
     impl Sealed for crate::listener::ListenerOptions {}
-    impl<H, T> Sealed for crate::serve::Serve<H, T> {}
+    impl<H, T, S> Sealed for crate::serve::Serve<H, T, S> {}
     impl<F> Sealed for crate::serve::ServeConnections<F> {}
 }

@@ -16,10 +16,10 @@ use self::{
     options::ServerOptions,
 };
 use crate::{
-    connection::AnySession,
+    connection::{AnySession, AnyState},
     defaults,
     error::BoxError,
-    handler::{ConnectionInfo, Handler},
+    handler::{ConnectionInfo, Handler, WithState},
     listener::PipeListener,
     name::PipeName,
     peer::Peer,
@@ -88,7 +88,7 @@ mod unidentified;
 /// # Ok(()) }
 /// # use std::future::IntoFuture;
 /// ```
-pub fn serve<H: Handler<T>, T>(listener: PipeListener, handler: H) -> Serve<H, T> {
+pub fn serve<H: Handler<T, S>, T, S>(listener: PipeListener, handler: H) -> Serve<H, T, S> {
     Serve {
         listener,
         handler,
@@ -99,22 +99,59 @@ pub fn serve<H: Handler<T>, T>(listener: PipeListener, handler: H) -> Serve<H, T
             cancel_on_disconnect: false,
             max_buffered_bytes: Some(defaults::MAX_BUFFERED_BYTES),
         },
+        state: None,
         _requests: PhantomData,
     }
 }
 
 /// A server that is ready to run, from [`serve`]. Await it.
+///
+/// If its handler takes a [`State`](crate::State), give it one first, with
+/// [`with_state`](Self::with_state). `S` is the type of a state that is still to be given.
 #[must_use = "a server does nothing unless it is awaited"]
-pub struct Serve<H, T> {
+pub struct Serve<H, T, S = ()> {
     listener: PipeListener,
     handler: H,
     /// `pub(crate)` for the options that `os` adds for one system.
     pub(crate) server: ServerOptions,
     options: Options,
-    _requests: PhantomData<fn(T)>,
+    state: Option<AnyState>,
+    _requests: PhantomData<fn(T, S)>,
 }
 
-impl<H, T> Serve<H, T> {
+impl<H, T, S> Serve<H, T, S> {
+    /// Sets the state of the server: handlers take it, or a part of it, as
+    /// [`State`](crate::State).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # async fn example(listener: pipe_server::PipeListener) {
+    /// use std::sync::Arc;
+    /// use pipe_server::{State, serve};
+    ///
+    /// async fn greet(State(greeting): State<Arc<str>>, name: String) -> String {
+    ///     format!("{greeting} {name}")
+    /// }
+    ///
+    /// serve(listener, greet).with_state("hello".into()).await;
+    /// # }
+    /// ```
+    pub fn with_state(self, state: S) -> Serve<WithState<H, S>, T>
+    where
+        H: Handler<T, S>,
+        S: Send + Sync + 'static,
+    {
+        Serve {
+            listener: self.listener,
+            handler: WithState::new(self.handler),
+            server: self.server,
+            options: self.options,
+            state: Some(Arc::new(state)),
+            _requests: PhantomData,
+        }
+    }
+
     /// Returns the name of the pipe.
     #[must_use]
     pub fn name(&self) -> &PipeName {
@@ -405,7 +442,7 @@ impl<H, T> Serve<H, T> {
     }
 }
 
-impl<H, T> fmt::Debug for Serve<H, T> {
+impl<H, T, S> fmt::Debug for Serve<H, T, S> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("Serve")
@@ -430,11 +467,12 @@ where
             server: Arc::new(Server {
                 handler: Arc::new(self.handler),
                 options: self.options,
+                state: self.state,
                 timeouts: self.server.timeouts,
                 budget: Arc::clone(&budget),
                 telemetry: self.listener.telemetry().clone(),
             }),
-            _requests: self._requests,
+            _requests: PhantomData,
         };
         ServeFuture::new(async move {
             tokio::select! {

@@ -11,11 +11,13 @@ use std::{
 
 use crate::{engine::Link, peer::Peer};
 
-/// The number, the peer and the session of a connection, which its requests share.
+/// The number, the peer, the session and the server's state of a connection, which its requests share.
 pub(crate) struct Identity {
     pub(crate) id: u64,
     peer: OnceLock<Peer>,
     session: OnceLock<AnySession>,
+    /// Set if the server has a state.
+    state: OnceLock<AnyState>,
     has_failed: AtomicBool,
     /// Weak, so that a handler that keeps a request does not keep the instance open. `None` for a
     /// request that was not received on a connection.
@@ -25,12 +27,16 @@ pub(crate) struct Identity {
 /// A session of any type.
 pub(crate) type AnySession = Arc<dyn Any + Send + Sync>;
 
+/// A server's state of any type.
+pub(crate) type AnyState = Arc<dyn Any + Send + Sync>;
+
 impl Identity {
     pub(crate) fn new(id: u64, link: &Arc<dyn Link>) -> Self {
         Self {
             id,
             peer: OnceLock::new(),
             session: OnceLock::new(),
+            state: OnceLock::new(),
             has_failed: AtomicBool::new(false),
             link: Some(Arc::downgrade(link)),
         }
@@ -42,6 +48,7 @@ impl Identity {
             id: 0,
             peer: OnceLock::from(peer),
             session: OnceLock::new(),
+            state: OnceLock::new(),
             has_failed: AtomicBool::new(false),
             link: None,
         }
@@ -52,9 +59,30 @@ impl Identity {
             id: self.id,
             peer: self.peer.clone(),
             session: OnceLock::from(session),
+            state: self.state.clone(),
             has_failed: AtomicBool::new(false),
             link: self.link.clone(),
         }
+    }
+
+    pub(crate) fn with_state(&self, state: AnyState) -> Self {
+        Self {
+            id: self.id,
+            peer: self.peer.clone(),
+            session: self.session.clone(),
+            state: OnceLock::from(state),
+            has_failed: AtomicBool::new(false),
+            link: self.link.clone(),
+        }
+    }
+
+    /// Called once, before the first request.
+    pub(crate) fn set_state(&self, state: AnyState) {
+        _ = self.state.set(state);
+    }
+
+    pub(crate) fn state(&self) -> Option<&AnyState> {
+        self.state.get()
     }
 
     /// Called once, before the first request.

@@ -19,6 +19,7 @@ use crate::{
 /// | [`Request`] | the message, and who sent it | never |
 /// | [`Peer`] | who sent it | if the system does not say |
 /// | [`ConnectionInfo`] | the connection it was received on | never |
+/// | [`State<S>`](crate::State) | what [`with_state`](crate::Serve::with_state) was given, or a part of it | never |
 /// | [`Session<S>`] | what [`on_connect`](crate::Serve::on_connect) returned for the client | if it returned no `S` |
 /// | [`Json<T>`](crate::Json), [`Postcard<T>`](crate::Postcard) (features `json`, `postcard`) | the message, decoded | if it is not a `T` in that format |
 /// | `Result<T, T::Rejection>` | the value or its rejection | never |
@@ -30,6 +31,9 @@ use crate::{
 /// Arguments may be in any order, and more than one may take the message. The last one takes it by
 /// value, without a copy.
 ///
+/// `S` is the type of the server's state. A custom type that does not use it is generic over it, to
+/// be an argument beside a [`State`](crate::State).
+///
 /// # Examples
 ///
 /// A custom type:
@@ -39,10 +43,10 @@ use crate::{
 ///
 /// struct Number(u64);
 ///
-/// impl FromRequest for Number {
+/// impl<S> FromRequest<S> for Number {
 ///     type Rejection = BoxError;
 ///
-///     fn from_request(request: &Request) -> Result<Self, BoxError> {
+///     fn from_request(request: &Request<S>) -> Result<Self, BoxError> {
 ///         Ok(Self(std::str::from_utf8(request.bytes())?.trim().parse()?))
 ///     }
 /// }
@@ -62,9 +66,9 @@ use crate::{
 #[diagnostic::on_unimplemented(
     message = "`{Self}` can't be an argument of a handler",
     note = "implement `FromRequest` for it, or take one of `Bytes`, `String`, `Request`, `Peer`, \
-            `ConnectionInfo` and `Session`, or with their features `Json` and `Postcard`"
+            `ConnectionInfo`, `State` and `Session`, or with their features `Json` and `Postcard`"
 )]
-pub trait FromRequest: Sized {
+pub trait FromRequest<S = ()>: Sized {
     /// The error of a request that is rejected.
     type Rejection: Into<BoxError>;
 
@@ -73,7 +77,7 @@ pub trait FromRequest: Sized {
     /// # Errors
     ///
     /// Returns the rejection.
-    fn from_request(request: &Request) -> Result<Self, Self::Rejection>;
+    fn from_request(request: &Request<S>) -> Result<Self, Self::Rejection>;
 
     /// Extracts the value from a request that nothing else needs. Calls
     /// [`from_request`](Self::from_request) by default.
@@ -81,7 +85,7 @@ pub trait FromRequest: Sized {
     /// # Errors
     ///
     /// Returns the rejection.
-    fn from_owned(request: Request) -> Result<Self, Self::Rejection> {
+    fn from_owned(request: Request<S>) -> Result<Self, Self::Rejection> {
         Self::from_request(&request)
     }
 }
@@ -106,82 +110,82 @@ impl Rejection {
     }
 }
 
-impl FromRequest for Request {
+impl<S> FromRequest<S> for Request {
     type Rejection = Infallible;
 
-    fn from_request(request: &Request) -> Result<Self, Infallible> {
-        Ok(request.clone())
+    fn from_request(request: &Request<S>) -> Result<Self, Infallible> {
+        Ok(request.clone().without_state())
     }
 
-    fn from_owned(request: Request) -> Result<Self, Infallible> {
-        Ok(request)
+    fn from_owned(request: Request<S>) -> Result<Self, Infallible> {
+        Ok(request.without_state())
     }
 }
 
-impl FromRequest for Bytes {
+impl<S> FromRequest<S> for Bytes {
     type Rejection = Infallible;
 
-    fn from_request(request: &Request) -> Result<Self, Infallible> {
+    fn from_request(request: &Request<S>) -> Result<Self, Infallible> {
         Ok(request.bytes().clone())
     }
 
-    fn from_owned(request: Request) -> Result<Self, Infallible> {
+    fn from_owned(request: Request<S>) -> Result<Self, Infallible> {
         Ok(request.into_bytes())
     }
 }
 
-impl FromRequest for String {
+impl<S> FromRequest<S> for String {
     type Rejection = Utf8Error;
 
-    fn from_request(request: &Request) -> Result<Self, Utf8Error> {
+    fn from_request(request: &Request<S>) -> Result<Self, Utf8Error> {
         std::str::from_utf8(request.bytes()).map(str::to_owned)
     }
 }
 
-impl FromRequest for Peer {
+impl<S> FromRequest<S> for Peer {
     type Rejection = io::Error;
 
-    fn from_request(request: &Request) -> Result<Self, io::Error> {
+    fn from_request(request: &Request<S>) -> Result<Self, io::Error> {
         request.peer()
     }
 }
 
-impl FromRequest for ConnectionInfo {
+impl<S> FromRequest<S> for ConnectionInfo {
     type Rejection = Infallible;
 
-    fn from_request(request: &Request) -> Result<Self, Infallible> {
+    fn from_request(request: &Request<S>) -> Result<Self, Infallible> {
         Ok(Self::new(request.identity()))
     }
 }
 
-impl<S: Send + Sync + 'static> FromRequest for Session<S> {
+impl<S, V: Send + Sync + 'static> FromRequest<S> for Session<V> {
     type Rejection = SessionRejection;
 
-    fn from_request(request: &Request) -> Result<Self, SessionRejection> {
+    fn from_request(request: &Request<S>) -> Result<Self, SessionRejection> {
         Self::of(request.identity())
     }
 }
 
-impl<T: FromRequest> FromRequest for Option<T> {
+impl<S, T: FromRequest<S>> FromRequest<S> for Option<T> {
     type Rejection = Infallible;
 
-    fn from_request(request: &Request) -> Result<Self, Infallible> {
+    fn from_request(request: &Request<S>) -> Result<Self, Infallible> {
         Ok(T::from_request(request).ok())
     }
 
-    fn from_owned(request: Request) -> Result<Self, Infallible> {
+    fn from_owned(request: Request<S>) -> Result<Self, Infallible> {
         Ok(T::from_owned(request).ok())
     }
 }
 
-impl<T: FromRequest> FromRequest for Result<T, T::Rejection> {
+impl<S, T: FromRequest<S>> FromRequest<S> for Result<T, T::Rejection> {
     type Rejection = Infallible;
 
-    fn from_request(request: &Request) -> Result<Self, Infallible> {
+    fn from_request(request: &Request<S>) -> Result<Self, Infallible> {
         Ok(T::from_request(request))
     }
 
-    fn from_owned(request: Request) -> Result<Self, Infallible> {
+    fn from_owned(request: Request<S>) -> Result<Self, Infallible> {
         Ok(T::from_owned(request))
     }
 }

@@ -1,16 +1,19 @@
 //! The request that a handler answers.
 
-use std::{fmt, io, sync::Arc};
+use std::{fmt, io, marker::PhantomData, sync::Arc};
 
 use bytes::Bytes;
 
-use crate::{connection::Identity, peer::Peer};
+use crate::{connection::Identity, handler::FromRequest, peer::Peer};
 
 /// A message from a client, and who sent it.
-#[derive(Clone)]
-pub struct Request {
+///
+/// `S` is the type of the server's state: see [`Serve::with_state`](crate::Serve::with_state).
+pub struct Request<S = ()> {
     bytes: Bytes,
     identity: Arc<Identity>,
+    /// If `S` is not `()`, `identity` has a state of this type.
+    _state: PhantomData<fn() -> S>,
 }
 
 impl Request {
@@ -32,16 +35,86 @@ impl Request {
         Self::received(bytes.into(), Arc::new(Identity::for_peer(peer)))
     }
 
-    /// Returns the same request with this session, to call a handler that takes a
-    /// [`Session`](crate::Session) in a test.
+    /// Returns the same request with this state, to call a handler that takes a
+    /// [`State`](crate::State) in a test.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), pipe_server::BoxError> {
+    /// use pipe_server::{Handler, Peer, Request, State};
+    ///
+    /// let handler = |State(greeting): State<&'static str>, name: String| async move {
+    ///     format!("{greeting} {name}")
+    /// };
+    /// let request = Request::new("Ann", Peer::current()?).with_state("hello");
+    /// let reply = Handler::call(&handler, request).await?;
+    /// assert_eq!(reply.message().unwrap(), "hello Ann");
+    /// # Ok(()) }
+    /// ```
     #[must_use]
-    pub fn with_session<S: Send + Sync + 'static>(self, session: S) -> Self {
-        let identity = self.identity.with_session(Arc::new(session));
-        Self::received(self.bytes, Arc::new(identity))
+    pub fn with_state<S: Send + Sync + 'static>(self, state: S) -> Request<S> {
+        let identity = self.identity.with_state(Arc::new(state));
+        Self::received(self.bytes, Arc::new(identity)).assume_state()
     }
 
     pub(crate) fn received(bytes: Bytes, identity: Arc<Identity>) -> Self {
-        Self { bytes, identity }
+        Self {
+            bytes,
+            identity,
+            _state: PhantomData,
+        }
+    }
+
+    /// Says that the server has a state of type `S`.
+    pub(super) fn assume_state<S>(self) -> Request<S> {
+        Request {
+            bytes: self.bytes,
+            identity: self.identity,
+            _state: PhantomData,
+        }
+    }
+}
+
+impl<S> Request<S> {
+    /// Returns the same request with this session, to call a handler that takes a
+    /// [`Session`](crate::Session) in a test.
+    #[must_use]
+    pub fn with_session<V: Send + Sync + 'static>(mut self, session: V) -> Self {
+        self.identity = Arc::new(self.identity.with_session(Arc::new(session)));
+        self
+    }
+
+    /// Extracts a value, for a [`Handler`](crate::Handler) that is not a function.
+    ///
+    /// # Errors
+    ///
+    /// Returns the rejection.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use pipe_server::{BoxError, Handler, Peer, Reply, Request};
+    ///
+    /// struct Greeter {
+    ///     greeting: &'static str,
+    /// }
+    ///
+    /// impl Handler for Greeter {
+    ///     async fn call(&self, request: Request) -> Result<Reply, BoxError> {
+    ///         let peer: Peer = request.extract()?;
+    ///         let name = request.extract::<String>()?;
+    ///         Ok(Reply::new(format!("{} {name}, you are {}", self.greeting, peer.user())))
+    ///     }
+    /// }
+    /// ```
+    pub fn extract<E: FromRequest<S>>(&self) -> Result<E, E::Rejection> {
+        E::from_request(self)
+    }
+
+    /// Returns the same request without the type of the state.
+    pub(super) fn without_state(self) -> Request {
+        Request::received(self.bytes, self.identity)
     }
 
     /// The message. Never empty if a client sent it.
@@ -78,7 +151,17 @@ impl Request {
     }
 }
 
-impl fmt::Debug for Request {
+impl<S> Clone for Request<S> {
+    fn clone(&self) -> Self {
+        Self {
+            bytes: self.bytes.clone(),
+            identity: Arc::clone(&self.identity),
+            _state: PhantomData,
+        }
+    }
+}
+
+impl<S> fmt::Debug for Request<S> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("Request")
@@ -88,8 +171,8 @@ impl fmt::Debug for Request {
     }
 }
 
-impl From<Request> for Bytes {
-    fn from(request: Request) -> Self {
+impl<S> From<Request<S>> for Bytes {
+    fn from(request: Request<S>) -> Self {
         request.bytes
     }
 }

@@ -4,10 +4,10 @@
 /// on a client.
 macro_rules! typed_format {
     ($Format:ident, $name:literal, $call:ident, $EncodeError:ty, $Rejection:ident, $CallError:ident) => {
-        impl<T: DeserializeOwned> FromRequest for $Format<T> {
+        impl<S, T: DeserializeOwned> FromRequest<S> for $Format<T> {
             type Rejection = $Rejection;
 
-            fn from_request(request: &Request) -> Result<Self, $Rejection> {
+            fn from_request(request: &Request<S>) -> Result<Self, $Rejection> {
                 Self::from_bytes(request.bytes())
             }
         }

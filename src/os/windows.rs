@@ -110,7 +110,7 @@ pub trait ServeExt: Sealed {
     fn inline_completions(self, inline: bool) -> Self;
 }
 
-impl<H, T> ServeExt for Serve<H, T> {
+impl<H, T, S> ServeExt for Serve<H, T, S> {
     fn inline_completions(mut self, inline: bool) -> Self {
         self.server.inline_completions = inline;
         self

@@ -26,7 +26,7 @@ use super::{
     shutdown::Shutdown,
 };
 use crate::{
-    connection::Identity,
+    connection::{AnyState, Identity},
     handler::{Handler, Reply, Request},
     telemetry::Telemetry,
 };
@@ -51,6 +51,7 @@ pub(super) struct Conversation<H, T> {
 pub(super) struct Server<H> {
     pub(super) handler: Arc<H>,
     pub(super) options: Options,
+    pub(super) state: Option<AnyState>,
     pub(super) timeouts: Timeouts,
     pub(super) budget: Arc<Budget>,
     pub(super) telemetry: Telemetry,
@@ -81,6 +82,9 @@ enum Step {
 impl<H: Handler<T>, T> Conversation<H, T> {
     pub(super) fn new(client: AcceptedClient, server: Arc<Server<H>>) -> Self {
         let identity = Arc::clone(client.connection.identity());
+        if let Some(state) = &server.state {
+            identity.set_state(Arc::clone(state));
+        }
         let (receiver, sender) = client.connection.into_split();
         let (timeouts, stats) = (server.timeouts, server.telemetry.stats().clone());
         let budget = ClientBudget::new(&server.budget, &identity);

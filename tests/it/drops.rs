@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use pipe_server::{Bytes, ClientOptions, ConnectError, Connection, ListenerOptions, serve};
+use pipe_server::{Bytes, ClientOptions, ConnectError, Connection, ListenerOptions, Serve, serve};
 use tokio::{
     runtime::{Builder, Runtime},
     sync::mpsc,
@@ -173,9 +173,10 @@ async fn things(kind: Kind) -> (Things, Vec<Pipe>) {
     things.push(Box::new(listener));
 
     let (listener, unused) = kind.bind(ListenerOptions::new());
-    things.push(Box::new(serve(listener, |request: Bytes| async move {
+    let unused_server: Serve<_, _> = serve(listener, |request: Bytes| async move {
         Ok::<_, io::Error>(request)
-    })));
+    });
+    things.push(Box::new(unused_server));
 
     let (asked, mut was_asked) = mpsc::unbounded_channel();
     let (listener, busy) = kind.bind(ListenerOptions::new());

@@ -31,6 +31,7 @@ mod properties;
 mod restarts;
 mod shared_client;
 mod shared_client_late;
+mod state;
 #[cfg(all(feature = "json", feature = "postcard"))]
 mod typed;
 #[cfg(all(windows, not(pipe_model)))]

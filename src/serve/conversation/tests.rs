@@ -119,6 +119,7 @@ async fn serve<H: Handler<T>, T>(client: &Bursts, concurrency: usize, handler: H
             cancel_on_disconnect: false,
             max_buffered_bytes: None,
         },
+        state: None,
         timeouts: Timeouts {
             idle: None,
             write: None,
