@@ -165,9 +165,9 @@ fn errors_are_send_sync_and_unpin() {
 }
 
 #[test]
-fn what_holds_a_connection_is_send_and_unpin() {
+fn what_holds_a_connection_is_send_sync_and_unpin() {
     assert_types!(
-        "Send + !Sync + Unpin",
+        "Send + Sync + Unpin",
         Client,
         Connection,
         RecvHalf,
@@ -246,9 +246,9 @@ fn futures_that_connect_or_accept_are_send_and_sync() {
 }
 
 #[test]
-fn futures_of_connections_are_send() {
+fn futures_of_connections_are_send_and_sync() {
     assert_futures!(
-        "Send + !Sync + !Unpin",
+        "Send + Sync + !Unpin",
         Connection::recv,
         |connection: &'static mut Connection| connection.send("message"),
         Connection::finish,
@@ -259,20 +259,20 @@ fn futures_of_connections_are_send() {
 }
 
 #[test]
-fn futures_of_clients_are_send() {
+fn futures_of_clients_are_send_and_sync() {
     assert_futures!(
-        "Send + !Sync + !Unpin",
+        "Send + Sync + !Unpin",
         |client: &'static mut Client| client.call("request"),
         |client: &'static mut Client| client.send("message"),
         Client::recv,
         Client::finish,
     );
     #[cfg(feature = "json")]
-    assert_futures!("Send + !Sync + !Unpin", |client: &'static mut Client| {
+    assert_futures!("Send + Sync + !Unpin", |client: &'static mut Client| {
         client.call_json::<u8>("request")
     },);
     #[cfg(feature = "postcard")]
-    assert_futures!("Send + !Sync + !Unpin", |client: &'static mut Client| {
+    assert_futures!("Send + Sync + !Unpin", |client: &'static mut Client| {
         client.call_postcard::<u8>("request")
     },);
 }
