@@ -123,13 +123,14 @@ mod unmapped {
     }
 }
 
+/// Writes the form that is parsed.
 impl fmt::Display for UserId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             #[cfg(windows)]
-            Self::Sid(sid) => formatter.write_str(sid),
+            Self::Sid(sid) => sid.fmt(formatter),
             #[cfg(unix)]
-            Self::Uid(uid) => write!(formatter, "uid {uid}"),
+            Self::Uid(uid) => uid.fmt(formatter),
         }
     }
 }

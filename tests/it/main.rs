@@ -26,6 +26,7 @@ mod model;
 mod observe;
 #[cfg(target_os = "linux")]
 mod other_users;
+mod peers;
 mod properties;
 mod restarts;
 mod shared_client;
