@@ -123,7 +123,7 @@ pub use crate::handler::{Postcard, PostcardCallError, PostcardRejection};
 pub use crate::{
     access::{Access, AccessError},
     client::{Client, ClientOptions, SharedClient, SharedClientOptions},
-    connection::{Connection, RecvHalf, SendHalf},
+    connection::{Connection, RecvHalf, ReuniteError, SendHalf},
     error::{
         BindError, BoxError, CallError, ConnectError, RecvError, SendError, SharedCallError,
         SharedCallErrorKind,

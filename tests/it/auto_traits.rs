@@ -10,11 +10,11 @@ use std::{
 
 use pipe_server::{
     Access, AccessError, BindError, BoxError, Bytes, CallError, Client, ClientOptions,
-    ConnectError, Connection, ConnectionInfo, ErrorCounts, ListenerOptions, NameError, Peer,
-    PipeListener, PipeName, Reason, RecvError, RecvHalf, Rejection, Reply, Request, SendError,
-    SendHalf, Serve, ServeConnections, ServeFuture, Session, SessionRejection, SharedCallError,
-    SharedCallErrorKind, SharedClient, SharedClientOptions, Shutdown, Stats, StatsSnapshot,
-    Summary, Trust, TrustError, UserId, UserIdError,
+    ConnectError, Connection, ConnectionInfo, ErrorCounts, ListenerOptions,
+    NameError, Peer, PipeListener, PipeName, Reason, RecvError, RecvHalf, Rejection, Reply,
+    Request, ReuniteError, SendError, SendHalf, Serve, ServeConnections, ServeFuture, Session,
+    SessionRejection, SharedCallError, SharedCallErrorKind, SharedClient, SharedClientOptions,
+    Shutdown, Stats, StatsSnapshot, Summary, Trust, TrustError, UserId, UserIdError,
 };
 #[cfg(feature = "test-util")]
 use pipe_server::{Faults, MemoryPipe};
@@ -118,6 +118,7 @@ fn options_and_values_are_send_sync_and_unpin() {
         Access,
         Bytes,
         ClientOptions,
+       
         ConnectionInfo,
         ErrorCounts,
         ListenerOptions,
@@ -171,6 +172,7 @@ fn what_holds_a_connection_is_send_sync_and_unpin() {
         Client,
         Connection,
         RecvHalf,
+        ReuniteError,
         SendHalf
     );
 }

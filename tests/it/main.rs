@@ -11,6 +11,7 @@ mod drops;
 mod faults;
 #[cfg(all(feature = "futures", feature = "tower"))]
 mod features;
+mod halves;
 #[cfg(target_os = "linux")]
 mod hostile;
 #[cfg(target_os = "linux")]
