@@ -20,6 +20,7 @@ use crate::{
     error::BoxError,
     handler::{ConnectionInfo, Handler},
     listener::PipeListener,
+    name::PipeName,
     peer::Peer,
     telemetry::Stats,
 };
@@ -112,6 +113,12 @@ pub struct Serve<H, T> {
 }
 
 impl<H, T> Serve<H, T> {
+    /// Returns the name of the pipe.
+    #[must_use]
+    pub fn name(&self) -> &PipeName {
+        self.listener.name()
+    }
+
     /// Returns a handle to the server's live statistics. The [`Summary`] has the final ones.
     #[must_use]
     pub fn stats(&self) -> Stats {

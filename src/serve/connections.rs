@@ -19,6 +19,7 @@ use super::{
 use crate::{
     connection::Connection,
     listener::PipeListener,
+    name::PipeName,
     peer::Peer,
     telemetry::{Stats, Telemetry},
 };
@@ -91,6 +92,12 @@ pub struct ServeConnections<F> {
 }
 
 impl<F> ServeConnections<F> {
+    /// Returns the name of the pipe.
+    #[must_use]
+    pub fn name(&self) -> &PipeName {
+        self.listener.name()
+    }
+
     /// Returns a handle to the server's live statistics. The counts of requests and replies, and
     /// the times of handlers, remain 0 because only [`serve`](crate::serve()) records them.
     #[must_use]
