@@ -19,7 +19,6 @@ use rustix::{
     process::Gid,
 };
 
-pub(crate) use self::inherited::{connected, listening};
 use self::{
     channel::channel,
     claim::{Claim, holder},
@@ -27,6 +26,10 @@ use self::{
     listening::{Listening, QUEUE_LENGTH},
     socket::Socket,
     watch::{Served, Watch},
+};
+pub(crate) use self::{
+    channel::peer_pidfd,
+    inherited::{connected, listening},
 };
 use super::{Channel, Endpoint, EngineOptions, Instance, Sizes};
 use crate::{

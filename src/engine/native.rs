@@ -9,7 +9,7 @@ use crate::{defaults, error::OutOfRange};
 
 #[cfg(target_os = "linux")]
 pub(crate) use super::linux::{
-    bind, connect, connect_on, connected, listen_on, listening, owner_of_directory,
+    bind, connect, connect_on, connected, listen_on, listening, owner_of_directory, peer_pidfd,
 };
 #[cfg(not(any(windows, target_os = "linux")))]
 pub(crate) use super::unsupported::{bind, connect};
