@@ -121,7 +121,7 @@ pub use crate::handler::{Json, JsonCallError, JsonRejection};
 #[cfg(feature = "postcard")]
 pub use crate::handler::{Postcard, PostcardCallError, PostcardRejection};
 pub use crate::{
-    access::{Access, AccessError},
+    access::{Access, AccessError, CustomAccess},
     client::{Client, ClientOptions, SharedClient, SharedClientOptions},
     connection::{Connection, RecvHalf, ReuniteError, SendHalf},
     error::{

@@ -7,7 +7,7 @@ use std::{
 
 use super::sealed::Sealed;
 use crate::{
-    access::Access,
+    access::{Access, CustomAccess},
     client::{Client, ClientOptions},
     engine::native,
     error::{BindError, ConnectError, OutOfRange},
@@ -15,6 +15,37 @@ use crate::{
     name::PipeName,
     peer::Peer,
 };
+
+/// Linux-specific extensions to [`Access`].
+///
+/// # Examples
+///
+/// ```
+/// use pipe_server::{Access, ListenerOptions, os::linux::AccessExt as _};
+///
+/// let options = ListenerOptions::new().access(Access::mode(0o660));
+/// ```
+pub trait AccessExt: Sealed {
+    /// The clients that this mode of the socket lets in, regardless of the umask; 0 to 0o777, or
+    /// `bind` fails. Connecting requires write permission (unix(7)).
+    fn mode(mode: u32) -> Self;
+
+    /// The mode, if there is one.
+    fn as_mode(&self) -> Option<u32>;
+}
+
+impl AccessExt for Access {
+    fn mode(mode: u32) -> Self {
+        CustomAccess::mode(mode)
+    }
+
+    fn as_mode(&self) -> Option<u32> {
+        match self {
+            Self::Custom(access) => Some(access.mode),
+            Self::CurrentUser | Self::Everyone => None,
+        }
+    }
+}
 
 /// Linux-specific extensions to [`ListenerOptions`].
 pub trait ListenerOptionsExt: Sealed {

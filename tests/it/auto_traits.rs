@@ -10,7 +10,7 @@ use std::{
 
 use pipe_server::{
     Access, AccessError, BindError, BoxError, Bytes, CallError, Client, ClientOptions,
-    ConnectError, Connection, ConnectionInfo, ErrorCounts, ListenerOptions,
+    ConnectError, Connection, ConnectionInfo, CustomAccess, ErrorCounts, ListenerOptions,
     NameError, Peer, PipeListener, PipeName, Reason, RecvError, RecvHalf, Rejection, Reply,
     Request, ReuniteError, SendError, SendHalf, Serve, ServeConnections, ServeFuture, Session,
     SessionRejection, SharedCallError, SharedCallErrorKind, SharedClient, SharedClientOptions,
@@ -118,7 +118,7 @@ fn options_and_values_are_send_sync_and_unpin() {
         Access,
         Bytes,
         ClientOptions,
-       
+        CustomAccess,
         ConnectionInfo,
         ErrorCounts,
         ListenerOptions,
