@@ -379,7 +379,8 @@ impl From<CallError> for io::Error {
 
 /// An error returned when a call of a [`SharedClient`](crate::SharedClient) gets no reply.
 ///
-/// The variant decides whether the request can be sent again. The source is the failure.
+/// The variant decides whether the request can be sent again. The source is the failure. There are
+/// no other cases, so this is not `#[non_exhaustive]`: code that decides needs no further arm.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum SharedCallError {
     /// The server has not executed the request: it was not sent, or the server shut down before it

@@ -60,6 +60,21 @@
 //! | `tower` | any `tower::Service` as a handler, through `TowerHandler`; [`SharedClient`] is one |
 //! | `test-util` | pipes inside the process, through `ListenerOptions::bind_memory`, and `Faults` to make them fail |
 //!
+//! # Public dependencies
+//!
+//! The public API has items of these crates. A release that changes to an incompatible version of
+//! one of them is a breaking release. No other crate's items are in it.
+//!
+//! | crate | feature | items |
+//! |---|---|---|
+//! | `bytes` 1 | | [`Bytes`], which this crate re-exports |
+//! | `futures-core` 0.3, `futures-sink` 0.3 | `futures` | `Stream`, `Sink` |
+//! | `metrics` 0.24 | `metrics` | no item, but the recorder that the program installs is of this version |
+//! | `postcard` 1 | `postcard` | `Error` |
+//! | `serde_core` 1 (`serde` 1) | `json`, `postcard` | `Serialize`, `DeserializeOwned` |
+//! | `serde_json` 1 | `json` | `Error` |
+//! | `tower-service` 0.3 | `tower` | `Service` |
+//!
 //! # Layout
 //!
 //! | module | contents |
