@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 /// The clients that may connect to a pipe.
 ///
 /// Parsed from `current-user`, `everyone`, on Windows `sddl:D:P(A;;GA;;;OW)(A;;0x12019b;;;AU)` and
-/// on Linux `mode:0660`.
+/// on Linux `mode:0660`. `os::windows::AccessExt` and `os::linux::AccessExt` create the last two.
 ///
 /// # Windows
 ///
@@ -18,8 +18,8 @@ use std::{fmt, str::FromStr};
 /// | another user | no | yes, see [`Everyone`](Self::Everyone) | *Named Pipe Security and Access Rights* |
 /// | LocalSystem | yes | yes | the list names SYSTEM |
 /// | LocalService, NetworkService, a service as `NT SERVICE\NAME` | no | yes | users of their own (*LocalService Account*, *Service Accounts*) |
-/// | a process of low integrity | no | no | it may not write to an object without a label (*Mandatory Integrity Control*); an `Sddl` with `S:(ML;;NW;;;LW)` allows it |
-/// | an AppContainer | no | no | it needs an entry for its package or for all packages (*AppContainer Isolation*), and so an `Sddl` |
+/// | a process of low integrity | no | no | it may not write to an object without a label (*Mandatory Integrity Control*); an access list with `S:(ML;;NW;;;LW)` allows it |
+/// | an AppContainer | no | no | it needs an entry for its package or for all packages (*AppContainer Isolation*), and so an access list of its own |
 /// | an anonymous logon | no | no | by default, Everyone does not include it (*Security identifiers*) |
 /// | on another machine | no | no | `PIPE_REJECT_REMOTE_CLIENTS`, unless remote clients are allowed |
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,16 +46,30 @@ pub enum Access {
     /// On Linux the socket's mode is 0666. Its directory must let other users through as well. That
     /// of a short name does not, so use the socket's path.
     Everyone,
-    /// The access list of this security descriptor, in the *Security Descriptor String Format*.
-    ///
-    /// The list must let this process create further instances (0x12019f), or `bind` fails. An
-    /// entry for `OW`, the owner's rights, does so for any user.
+    /// The clients that an access list of Windows or a mode of Linux lets in: from
+    /// `os::windows::AccessExt::sddl` or `os::linux::AccessExt::mode`.
+    Custom(CustomAccess),
+}
+
+/// An access list of Windows, or a mode of Linux, in an [`Access`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CustomAccess {
     #[cfg(windows)]
-    Sddl(String),
-    /// A mode of the socket, regardless of the umask. Connecting requires write permission
-    /// (unix(7)).
+    pub(crate) sddl: String,
     #[cfg(unix)]
-    Mode(u32),
+    pub(crate) mode: u32,
+}
+
+impl CustomAccess {
+    #[cfg(windows)]
+    pub(crate) fn sddl(sddl: String) -> Access {
+        Access::Custom(Self { sddl })
+    }
+
+    #[cfg(unix)]
+    pub(crate) fn mode(mode: u32) -> Access {
+        Access::Custom(Self { mode })
+    }
 }
 
 /// Writes the form that is parsed.
@@ -65,9 +79,9 @@ impl fmt::Display for Access {
             Self::CurrentUser => formatter.write_str("current-user"),
             Self::Everyone => formatter.write_str("everyone"),
             #[cfg(windows)]
-            Self::Sddl(descriptor) => write!(formatter, "sddl:{descriptor}"),
+            Self::Custom(CustomAccess { sddl }) => write!(formatter, "sddl:{sddl}"),
             #[cfg(unix)]
-            Self::Mode(mode) => write!(formatter, "mode:{mode:04o}"),
+            Self::Custom(CustomAccess { mode }) => write!(formatter, "mode:{mode:04o}"),
         }
     }
 }
@@ -96,14 +110,14 @@ impl FromStr for Access {
         }
         #[cfg(windows)]
         if let Some(descriptor) = text.strip_prefix("sddl:") {
-            return Ok(Self::Sddl(descriptor.to_owned()));
+            return Ok(CustomAccess::sddl(descriptor.to_owned()));
         }
         #[cfg(unix)]
         if let Some(octal) = text.strip_prefix("mode:") {
             // `from_str_radix` also accepts a sign.
             let mode = u32::from_str_radix(octal, 8);
             if let (Ok(mode @ ..=0o777), false) = (mode, octal.starts_with('+')) {
-                return Ok(Self::Mode(mode));
+                return Ok(CustomAccess::mode(mode));
             }
         }
         Err(AccessError {
@@ -143,7 +157,7 @@ mod tests {
     #[cfg(unix)]
     #[test]
     fn a_mode_is_octal() {
-        assert_eq!("mode:0660".parse(), Ok(Access::Mode(0o660)));
+        assert_eq!("mode:0660".parse(), Ok(CustomAccess::mode(0o660)));
         assert!("mode:0999".parse::<Access>().is_err());
         assert!("mode:7777".parse::<Access>().is_err());
         assert!("mode:+660".parse::<Access>().is_err());

@@ -415,6 +415,13 @@ impl Client {
         self.connection.peer()
     }
 
+    /// Returns the length of the longest message in bytes, in both directions. The server has its own
+    /// limit.
+    #[must_use]
+    pub fn max_message_size(&self) -> usize {
+        self.connection.max_message_size()
+    }
+
     /// Returns the underlying connection, for code that works on either side.
     #[must_use]
     pub fn into_connection(self) -> Connection {
@@ -422,6 +429,7 @@ impl Client {
     }
 
     /// Splits the client, so that one task can receive while another one sends.
+    /// [`RecvHalf::reunite`] makes a [`Connection`] of the halves.
     #[must_use]
     pub fn into_split(self) -> (RecvHalf, SendHalf) {
         self.connection.into_split()

@@ -11,16 +11,20 @@ use crate::{
     peer::Peer,
 };
 
-pub use self::halves::{RecvHalf, SendHalf};
 pub(crate) use self::{
     halves::{RecvEnd, check},
     identity::{AnySession, AnyState, Identity},
+};
+pub use self::{
+    halves::{RecvHalf, SendHalf},
+    reunite::ReuniteError,
 };
 
 #[cfg(feature = "futures")]
 mod futures;
 mod halves;
 mod identity;
+mod reunite;
 
 /// The owner of a connection, which is told when it closes.
 pub(crate) trait ConnectionOwner: Send + Sync {
@@ -32,6 +36,12 @@ pub(crate) trait ConnectionOwner: Send + Sync {
 ///
 /// Dropping the connection closes it and frees its instance for the next client. The other side can
 /// still read messages that were sent before.
+///
+/// There is no `AsFd` or `AsHandle`, neither here nor on a listener or a client. A read, a write or
+/// an option set beside the connection would break its guarantees. On Windows, foreign overlapped
+/// I/O would complete to the port of this library, which takes each completion for one of its own
+/// operations. A connection in memory has no descriptor, and a listener on Linux replaces its
+/// socket if the file is removed. [`os`](crate::os) has what a descriptor is usually needed for.
 pub struct Connection {
     receiver: RecvHalf,
     sender: SendHalf,
@@ -119,6 +129,7 @@ impl Connection {
     }
 
     /// Splits the connection, so that one task can receive while another one sends.
+    /// [`RecvHalf::reunite`] undoes this.
     #[must_use]
     pub fn into_split(self) -> (RecvHalf, SendHalf) {
         (self.receiver, self.sender)
@@ -142,7 +153,7 @@ impl Connection {
         self.identity().id
     }
 
-    /// Returns the length of the longest message that can be sent, in bytes.
+    /// Returns the length of the longest message in bytes, in both directions.
     #[must_use]
     pub fn max_message_size(&self) -> usize {
         self.sender.max_message_size()

@@ -150,7 +150,7 @@ pub(crate) enum Received {
 }
 
 /// The receiving half of a channel.
-pub(crate) trait Receive: Send {
+pub(crate) trait Receive: Send + Sync {
     /// Receives the next message. Not polled again after anything but a message.
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>>;
 
@@ -177,7 +177,7 @@ pub(crate) trait Receive: Send {
 }
 
 /// The sending half of a channel.
-pub(crate) trait Transmit: Send {
+pub(crate) trait Transmit: Send + Sync {
     /// Ready when another message can be started. An engine that sends several messages in one call
     /// accepts some before they are flushed. On other engines this waits until the last message is
     /// flushed.

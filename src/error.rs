@@ -506,12 +506,12 @@ pub(crate) fn served_by(error: &io::Error) -> Option<u32> {
 fn untrusted(address: &str, owner: &UserId) -> String {
     if owner.is_unmapped() {
         return format!(
-            "{address} belongs to a user whom this user namespace does not map (shown as {owner}) and who could \
+            "{address} belongs to a user whom this user namespace does not map (shown as user {owner}) and who could \
              read what is sent there: connect from the server's namespace, or trust anyone (trust)"
         );
     }
     format!(
-        "{address} belongs to {owner}, who is not trusted and could read what is sent there: if this is the \
+        "{address} belongs to user {owner}, who is not trusted and could read what is sent there: if this is the \
          right server, trust that user (trust)"
     )
 }

@@ -57,6 +57,12 @@
 //! | `postcard` | the same in postcard, a binary format |
 //! | `tower` | any `tower::Service` as a handler, through `TowerHandler`; [`SharedClient`] is one |
 //! | `test-util` | pipes inside the process, through `ListenerOptions::bind_memory`, and `Faults` to make them fail |
+//!
+//! The public API has items of these crates, and of no others: `bytes` 1, with `futures`
+//! `futures-core` 0.3 and `futures-sink` 0.3, with `json` `serde_core` 1 and `serde_json` 1, with
+//! `postcard` `serde_core` 1 and `postcard` 1, and with `tower` `tower-service` 0.3. With `metrics`
+//! the recorder is one of `metrics` 0.24. An incompatible version of one of them is a breaking
+//! release.
 
 #![warn(missing_docs)]
 
@@ -92,9 +98,9 @@ pub use crate::handler::{Json, JsonCallError, JsonRejection};
 #[cfg(feature = "postcard")]
 pub use crate::handler::{Postcard, PostcardCallError, PostcardRejection};
 pub use crate::{
-    access::{Access, AccessError},
+    access::{Access, AccessError, CustomAccess},
     client::{Client, ClientOptions, SharedClient, SharedClientOptions},
-    connection::{Connection, RecvHalf, SendHalf},
+    connection::{Connection, RecvHalf, ReuniteError, SendHalf},
     error::{
         BindError, BoxError, CallError, ConnectError, RecvError, SendError, SharedCallError,
         SharedCallErrorKind,

@@ -10,6 +10,7 @@ pub mod windows;
 mod sealed {
     pub trait Sealed {}
 
+    impl Sealed for crate::access::Access {}
     impl Sealed for crate::peer::Peer {}
     impl Sealed for crate::client::ClientOptions {}
     impl Sealed for crate::listener::ListenerOptions {}

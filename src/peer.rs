@@ -26,6 +26,8 @@ pub struct Peer {
     pub(crate) user: UserId,
     #[cfg(target_os = "linux")]
     pub(crate) group_id: u32,
+    #[cfg(target_os = "linux")]
+    pub(crate) socket: socket::PeerSocket,
     #[cfg(windows)]
     pub(crate) session_id: u32,
 }
@@ -40,6 +42,8 @@ impl Peer {
             user,
             #[cfg(target_os = "linux")]
             group_id: 0,
+            #[cfg(target_os = "linux")]
+            socket: socket::PeerSocket::default(),
             #[cfg(windows)]
             session_id: 0,
         }
@@ -63,9 +67,59 @@ impl Peer {
     }
 }
 
+/// The socket of a peer.
+#[cfg(target_os = "linux")]
+pub(crate) mod socket {
+    use std::{
+        fmt, io,
+        os::fd::AsFd,
+        sync::{Arc, Weak},
+    };
+
+    type DynSocket = dyn AsFd + Send + Sync;
+
+    /// The socket that a peer is connected to, to ask the system more about it later. Weak, so that
+    /// code that keeps a peer does not keep its connection open.
+    #[derive(Clone, Default)]
+    pub(crate) struct PeerSocket(Option<Weak<DynSocket>>);
+
+    impl PeerSocket {
+        pub(crate) fn new(socket: Weak<DynSocket>) -> Self {
+            Self(Some(socket))
+        }
+
+        /// Returns the socket while its connection is open.
+        pub(crate) fn get(&self) -> io::Result<Arc<DynSocket>> {
+            let Self(Some(socket)) = self else {
+                let problem = "the peer is not connected through a socket";
+                return Err(io::Error::new(io::ErrorKind::Unsupported, problem));
+            };
+            let closed =
+                || io::Error::new(io::ErrorKind::NotConnected, "the connection has closed");
+            socket.upgrade().ok_or_else(closed)
+        }
+    }
+
+    /// Peers are compared by what is known of them.
+    impl PartialEq for PeerSocket {
+        fn eq(&self, _: &Self) -> bool {
+            true
+        }
+    }
+
+    impl Eq for PeerSocket {}
+
+    impl fmt::Debug for PeerSocket {
+        fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("..")
+        }
+    }
+}
+
 /// A user, as the system identifies it.
 ///
-/// Parsed from a number such as `1000` on Linux, and from a SID such as `S-1-5-19` on Windows.
+/// Parsed from a number such as `1000` on Linux, and from a SID such as `S-1-5-19` on Windows. Its
+/// `Display` writes the same form.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum UserId {
@@ -122,13 +176,14 @@ mod unmapped {
     }
 }
 
+/// Writes the form that is parsed.
 impl fmt::Display for UserId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             #[cfg(windows)]
-            Self::Sid(sid) => formatter.write_str(sid),
+            Self::Sid(sid) => sid.fmt(formatter),
             #[cfg(unix)]
-            Self::Uid(uid) => write!(formatter, "uid {uid}"),
+            Self::Uid(uid) => uid.fmt(formatter),
         }
     }
 }

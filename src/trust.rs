@@ -91,10 +91,7 @@ impl fmt::Display for Trust {
         match self {
             Self::System => formatter.write_str("system"),
             Self::CurrentUser => formatter.write_str("current-user"),
-            #[cfg(windows)]
-            Self::User(UserId::Sid(sid)) => formatter.write_str(sid),
-            #[cfg(unix)]
-            Self::User(UserId::Uid(uid)) => uid.fmt(formatter),
+            Self::User(user) => user.fmt(formatter),
             Self::Anyone => formatter.write_str("anyone"),
         }
     }

@@ -8,7 +8,7 @@ use std::{
     process::ExitCode,
 };
 
-use pipe_server::{ConnectError, PipeName, Trust};
+use pipe_server::{ConnectError, PipeName};
 
 use crate::escape::escape;
 
@@ -82,9 +82,8 @@ pub fn connect_failure(error: &ConnectError, name: &PipeName) -> Failure {
             error.to_string().replace("(trust)", "(--trust anyone)")
         }
         ConnectError::Untrusted { address, owner, .. } => format!(
-            "{address} belongs to {owner}, who is not trusted and could read what is sent there: if this is \
-             the right server, use --trust {}",
-            Trust::User(owner.clone())
+            "{address} belongs to user {owner}, who is not trusted and could read what is sent there: if this \
+             is the right server, use --trust {owner}"
         ),
         ConnectError::Remote { address, .. } => format!(
             "{address} is on another machine, which would be sent this user's credentials: if that is meant, use \

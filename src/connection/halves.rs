@@ -3,6 +3,7 @@
 use std::{
     fmt,
     future::poll_fn,
+    io,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
@@ -17,12 +18,13 @@ use super::{ConnectionOwner, Identity};
 use crate::{
     engine::{Channel, Link, Receive, Received, Transmit},
     error::{RecvError, SendError},
+    peer::Peer,
     telemetry::record_peer,
     timer::Timer,
 };
 
 /// The receiving half of a connection, from [`Connection::into_split`]. The connection closes when
-/// both halves are dropped.
+/// both halves are dropped. [`reunite`](Self::reunite) makes one connection of them again.
 pub struct RecvHalf {
     receiver: Box<dyn Receive>,
     ended: Option<RecvEnd>,
@@ -36,13 +38,12 @@ pub struct RecvHalf {
 }
 
 /// The sending half of a connection, from [`Connection::into_split`]. The connection closes when
-/// both halves are dropped.
+/// both halves are dropped. [`RecvHalf::reunite`] makes one connection of them again.
 pub struct SendHalf {
     sender: Box<dyn Transmit>,
     ended: bool,
     /// Runs while the other side does not read.
     write_timeout: Timer,
-    max_message_size: usize,
     shared: Arc<Shared>,
 }
 
@@ -61,6 +62,7 @@ struct Shared {
     owner: Option<Arc<dyn ConnectionOwner>>,
     link: Arc<dyn Link>,
     identity: Arc<Identity>,
+    max_message_size: usize,
 }
 
 impl Drop for Shared {
@@ -90,6 +92,7 @@ pub(super) fn split(
         owner,
         link,
         identity,
+        max_message_size,
     });
     let receiver = RecvHalf {
         receiver,
@@ -103,7 +106,6 @@ pub(super) fn split(
         sender,
         ended: false,
         write_timeout: Timer::new(None),
-        max_message_size,
         shared,
     };
     (receiver, sender)
@@ -126,6 +128,32 @@ impl RecvHalf {
     /// Same as [`Connection::close_recv`].
     pub fn close(&mut self) {
         self.receiver.close();
+    }
+
+    /// Same as [`Connection::peer`].
+    ///
+    /// # Errors
+    ///
+    /// Same as [`Connection::peer`].
+    pub fn peer(&self) -> io::Result<Peer> {
+        self.shared.identity.peer()
+    }
+
+    /// Same as [`Connection::id`].
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.shared.identity.id
+    }
+
+    /// Returns the length of the longest message that can be received, in bytes.
+    #[must_use]
+    pub fn max_message_size(&self) -> usize {
+        self.shared.max_message_size
+    }
+
+    /// Whether `sender` is the other half of the same connection.
+    pub(super) fn is_half_of(&self, sender: &SendHalf) -> bool {
+        Arc::ptr_eq(&self.shared, &sender.shared)
     }
 
     /// Sets how long `recv` waits for the next message.
@@ -240,8 +268,25 @@ impl SendHalf {
         self.write_timeout = Timer::new(time);
     }
 
-    pub(super) fn max_message_size(&self) -> usize {
-        self.max_message_size
+    /// Same as [`Connection::peer`].
+    ///
+    /// # Errors
+    ///
+    /// Same as [`Connection::peer`].
+    pub fn peer(&self) -> io::Result<Peer> {
+        self.shared.identity.peer()
+    }
+
+    /// Same as [`Connection::id`].
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.shared.identity.id
+    }
+
+    /// Returns the length of the longest message that can be sent, in bytes.
+    #[must_use]
+    pub fn max_message_size(&self) -> usize {
+        self.shared.max_message_size
     }
 
     /// Same as [`Connection::send`].
@@ -338,7 +383,7 @@ impl SendHalf {
         if self.ended {
             return Err(SendError::Finished);
         }
-        check(message, self.max_message_size)
+        check(message, self.max_message_size())
     }
 }
 
@@ -353,20 +398,18 @@ pub(crate) fn check(message: &Bytes, limit: usize) -> Result<(), SendError> {
 
 impl fmt::Debug for RecvHalf {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let id = self.shared.identity.id;
         formatter
             .debug_struct("RecvHalf")
-            .field("id", &id)
+            .field("id", &self.id())
             .finish_non_exhaustive()
     }
 }
 
 impl fmt::Debug for SendHalf {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let id = self.shared.identity.id;
         formatter
             .debug_struct("SendHalf")
-            .field("id", &id)
+            .field("id", &self.id())
             .finish_non_exhaustive()
     }
 }

@@ -19,7 +19,6 @@ use rustix::{
     process::Gid,
 };
 
-pub(crate) use self::inherited::{connected, listening};
 use self::{
     channel::channel,
     claim::{Claim, holder},
@@ -27,6 +26,10 @@ use self::{
     listening::{Listening, QUEUE_LENGTH},
     socket::Socket,
     watch::{Served, Watch},
+};
+pub(crate) use self::{
+    channel::peer_pidfd,
+    inherited::{connected, listening},
 };
 use super::{Channel, Endpoint, EngineOptions, Instance, Sizes};
 use crate::{
@@ -60,15 +63,9 @@ pub(crate) fn bind(
     // The limit of a socket is known once it exists.
     let sizes = options.sizes("this system", usize::MAX)?;
     let group = group(options.socket_group, name.short().is_some())?;
-    let mode = match (&options.access, group) {
-        (Access::CurrentUser, None) => 0o600,
-        (Access::CurrentUser, Some(_)) => 0o660,
-        (Access::Everyone, _) => 0o666,
-        (Access::Mode(mode), _) => *mode,
-    };
     let binding = Binding {
         name: name.clone(),
-        mode,
+        mode: mode(&options.access, group)?,
         group,
         sizes,
         telemetry: telemetry.clone(),
@@ -149,6 +146,20 @@ pub(crate) fn connect_on(socket: OwnedFd, sizes: Sizes) -> io::Result<Channel> {
     let socket = Socket::connected(socket)?;
     socket.grow_send_buffer(sizes)?;
     channel(socket, sizes.max_message_size)
+}
+
+/// The mode of the socket file.
+fn mode(access: &Access, group: Option<Gid>) -> Result<u32, OutOfRange> {
+    match (access, group) {
+        (Access::CurrentUser, None) => Ok(0o600),
+        (Access::CurrentUser, Some(_)) => Ok(0o660),
+        (Access::Everyone, _) => Ok(0o666),
+        (Access::Custom(access), _) if access.mode <= 0o777 => Ok(access.mode),
+        (Access::Custom(_), _) => {
+            let problem = format!("is {access}, which is out of range: use 0 to 0777");
+            Err(OutOfRange::new("access", problem))
+        }
+    }
 }
 
 /// Checks the group of the socket file.

@@ -16,7 +16,7 @@ compile_error!("pipe-server runs on Windows and Linux, and its memory pipes on o
 
 #[cfg(target_os = "linux")]
 pub(crate) use super::linux::{
-    bind, connect, connect_on, connected, listen_on, listening, owner_of_directory,
+    bind, connect, connect_on, connected, listen_on, listening, owner_of_directory, peer_pidfd,
 };
 #[cfg(not(any(windows, target_os = "linux")))]
 pub(crate) use super::unsupported::{bind, connect};

@@ -1,10 +1,13 @@
 //! Linux-specific extensions.
 
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::{
+    io,
+    os::fd::{AsRawFd as _, OwnedFd},
+};
 
 use super::sealed::Sealed;
 use crate::{
-    access::Access,
+    access::{Access, CustomAccess},
     client::{Client, ClientOptions},
     engine::native,
     error::{BindError, ConnectError, OutOfRange},
@@ -12,6 +15,37 @@ use crate::{
     name::PipeName,
     peer::Peer,
 };
+
+/// Linux-specific extensions to [`Access`].
+///
+/// # Examples
+///
+/// ```
+/// use pipe_server::{Access, ListenerOptions, os::linux::AccessExt as _};
+///
+/// let options = ListenerOptions::new().access(Access::mode(0o660));
+/// ```
+pub trait AccessExt: Sealed {
+    /// The clients that this mode of the socket lets in, regardless of the umask; 0 to 0o777, or
+    /// `bind` fails. Connecting requires write permission (unix(7)).
+    fn mode(mode: u32) -> Self;
+
+    /// The mode, if there is one.
+    fn as_mode(&self) -> Option<u32>;
+}
+
+impl AccessExt for Access {
+    fn mode(mode: u32) -> Self {
+        CustomAccess::mode(mode)
+    }
+
+    fn as_mode(&self) -> Option<u32> {
+        match self {
+            Self::Custom(access) => Some(access.mode),
+            Self::CurrentUser | Self::Everyone => None,
+        }
+    }
+}
 
 /// Linux-specific extensions to [`ListenerOptions`].
 pub trait ListenerOptionsExt: Sealed {
@@ -154,14 +188,59 @@ impl ClientOptionsExt for ClientOptions {
 }
 
 /// Linux-specific extensions to [`Peer`].
+///
+/// The supplementary groups of the process (`SO_PEERGROUPS`) are left out: neither rustix nor nix
+/// reads them, and this library has no unsafe code on Linux.
 pub trait PeerExt: Sealed {
     /// The effective group id of the process when it connected (`SO_PEERCRED`).
     fn group_id(&self) -> u32;
+
+    /// Opens a descriptor of the process that connected (`SO_PEERPIDFD`), on Linux 6.5 and later.
+    ///
+    /// Unlike [`process_id`](Peer::process_id), a descriptor never stands for another process, not
+    /// even after this one has ended: a signal that is sent through it reaches this process or
+    /// none, and it is readable once the process has ended (pidfd_open(2)). The process may have
+    /// passed its socket to another one, which then sends the messages.
+    ///
+    /// Each call opens a descriptor, on the connection that this peer was returned for. So it works
+    /// only while that is open, in `authorize` and in a handler for example, and a server that does
+    /// not call it has no more descriptors than connections. The peer of a server is the process
+    /// that called listen(2).
+    ///
+    /// # Errors
+    ///
+    /// The error is of the kind [`Unsupported`](io::ErrorKind::Unsupported) on older kernels and for
+    /// a peer in memory, and [`NotConnected`](io::ErrorKind::NotConnected) once the connection has
+    /// closed. Otherwise it is the system's: some kernels open no descriptor of a process that has
+    /// ended.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::future::IntoFuture;
+    /// use pipe_server::{Client, Peer, PipeListener, os::linux::PeerExt as _, serve};
+    /// use rustix::process::{Signal, pidfd_send_signal};
+    ///
+    /// async fn hang_up(peer: Peer, _request: String) -> std::io::Result<String> {
+    ///     pidfd_send_signal(peer.pidfd()?, Signal::HUP)?;
+    ///     Ok("sent".to_owned())
+    /// }
+    /// # let name = format!("pidfd-example-{}", std::process::id());
+    /// # tokio::spawn(serve(PipeListener::bind(&name)?, hang_up).into_future());
+    /// # Ok(()) }
+    /// ```
+    fn pidfd(&self) -> io::Result<OwnedFd>;
 }
 
 impl PeerExt for Peer {
     fn group_id(&self) -> u32 {
         self.group_id
+    }
+
+    fn pidfd(&self) -> io::Result<OwnedFd> {
+        let socket = self.socket.get()?;
+        native::peer_pidfd(&*socket)
     }
 }
 

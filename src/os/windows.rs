@@ -2,6 +2,7 @@
 
 use super::sealed::Sealed;
 use crate::{
+    access::{Access, CustomAccess},
     client::ClientOptions,
     listener::ListenerOptions,
     peer::Peer,
@@ -9,6 +10,41 @@ use crate::{
 };
 
 pub use crate::engine::Engine;
+
+/// Windows-specific extensions to [`Access`].
+///
+/// # Examples
+///
+/// ```
+/// use pipe_server::{Access, ListenerOptions, os::windows::AccessExt as _};
+///
+/// let access = Access::sddl("D:P(A;;GA;;;OW)(A;;0x12019b;;;AU)");
+/// let options = ListenerOptions::new().access(access);
+/// ```
+pub trait AccessExt: Sealed {
+    /// The clients that the access list of this security descriptor lets in, in the *Security
+    /// Descriptor String Format*.
+    ///
+    /// The list must let this process create further instances (0x12019f), or `bind` fails. An
+    /// entry for `OW`, the owner's rights, does so for any user.
+    fn sddl(descriptor: impl Into<String>) -> Self;
+
+    /// The security descriptor, if there is one.
+    fn as_sddl(&self) -> Option<&str>;
+}
+
+impl AccessExt for Access {
+    fn sddl(descriptor: impl Into<String>) -> Self {
+        CustomAccess::sddl(descriptor.into())
+    }
+
+    fn as_sddl(&self) -> Option<&str> {
+        match self {
+            Self::Custom(access) => Some(&access.sddl),
+            Self::CurrentUser | Self::Everyone => None,
+        }
+    }
+}
 
 /// Windows-specific extensions to [`ListenerOptions`].
 pub trait ListenerOptionsExt: Sealed {

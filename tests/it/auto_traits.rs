@@ -10,11 +10,11 @@ use std::{
 
 use pipe_server::{
     Access, AccessError, BindError, BoxError, Bytes, CallError, Client, ClientOptions,
-    ConnectError, Connection, ConnectionInfo, ErrorCounts, ListenerOptions, NameError, Peer,
-    PipeListener, PipeName, Reason, RecvError, RecvHalf, Rejection, Reply, Request, SendError,
-    SendHalf, Serve, ServeConnections, ServeFuture, Session, SessionRejection, SharedCallError,
-    SharedCallErrorKind, SharedClient, SharedClientOptions, Shutdown, Stats, StatsSnapshot,
-    Summary, Trust, TrustError, UserId, UserIdError,
+    ConnectError, Connection, ConnectionInfo, CustomAccess, ErrorCounts, ListenerOptions,
+    NameError, Peer, PipeListener, PipeName, Reason, RecvError, RecvHalf, Rejection, Reply,
+    Request, ReuniteError, SendError, SendHalf, Serve, ServeConnections, ServeFuture, Session,
+    SessionRejection, SharedCallError, SharedCallErrorKind, SharedClient, SharedClientOptions,
+    Shutdown, Stats, StatsSnapshot, Summary, Trust, TrustError, UserId, UserIdError,
 };
 #[cfg(feature = "test-util")]
 use pipe_server::{Faults, MemoryPipe};
@@ -118,6 +118,7 @@ fn options_and_values_are_send_sync_and_unpin() {
         Access,
         Bytes,
         ClientOptions,
+        CustomAccess,
         ConnectionInfo,
         ErrorCounts,
         ListenerOptions,
@@ -165,12 +166,13 @@ fn errors_are_send_sync_and_unpin() {
 }
 
 #[test]
-fn what_holds_a_connection_is_send_and_unpin() {
+fn what_holds_a_connection_is_send_sync_and_unpin() {
     assert_types!(
-        "Send + !Sync + Unpin",
+        "Send + Sync + Unpin",
         Client,
         Connection,
         RecvHalf,
+        ReuniteError,
         SendHalf
     );
 }
@@ -246,9 +248,9 @@ fn futures_that_connect_or_accept_are_send_and_sync() {
 }
 
 #[test]
-fn futures_of_connections_are_send() {
+fn futures_of_connections_are_send_and_sync() {
     assert_futures!(
-        "Send + !Sync + !Unpin",
+        "Send + Sync + !Unpin",
         Connection::recv,
         |connection: &'static mut Connection| connection.send("message"),
         Connection::finish,
@@ -259,20 +261,20 @@ fn futures_of_connections_are_send() {
 }
 
 #[test]
-fn futures_of_clients_are_send() {
+fn futures_of_clients_are_send_and_sync() {
     assert_futures!(
-        "Send + !Sync + !Unpin",
+        "Send + Sync + !Unpin",
         |client: &'static mut Client| client.call("request"),
         |client: &'static mut Client| client.send("message"),
         Client::recv,
         Client::finish,
     );
     #[cfg(feature = "json")]
-    assert_futures!("Send + !Sync + !Unpin", |client: &'static mut Client| {
+    assert_futures!("Send + Sync + !Unpin", |client: &'static mut Client| {
         client.call_json::<u8>("request")
     },);
     #[cfg(feature = "postcard")]
-    assert_futures!("Send + !Sync + !Unpin", |client: &'static mut Client| {
+    assert_futures!("Send + Sync + !Unpin", |client: &'static mut Client| {
         client.call_postcard::<u8>("request")
     },);
 }

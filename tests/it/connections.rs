@@ -8,7 +8,7 @@ use std::{
 
 use pipe_server::{
     BoxError, Bytes, ClientOptions, Connection, ListenerOptions, Peer, Reason, RecvError,
-    SendError, ServeConnections, Shutdown, Stats, serve_connections,
+    SendError, Serve, ServeConnections, Shutdown, Stats, serve, serve_connections,
 };
 use tokio::time::sleep;
 
@@ -17,6 +17,8 @@ use support::{Kind, Pipe, log::Log, on_every_engine, server::Server};
 on_every_engine! {
     a_client_that_does_not_read_is_given_up,
     a_client_that_sends_nothing_is_given_up,
+    the_time_limits_apply_to_reunited_halves,
+    a_server_tells_its_name,
     a_client_that_reads_and_sends_in_time_is_not_given_up,
     a_shutdown_waits_for_a_client_that_does_not_read_only_for_the_write_timeout,
     a_client_that_is_not_authorized_starts_no_task,
@@ -90,6 +92,30 @@ async fn a_client_that_sends_nothing_is_given_up(kind: Kind) {
         line.contains("sent nothing for 20ms (idle_timeout)"),
         "{line}"
     );
+}
+
+async fn the_time_limits_apply_to_reunited_halves(kind: Kind) {
+    let reunite = |connection: Connection, shutdown: Shutdown| {
+        let (receiver, sender) = connection.into_split();
+        echo(receiver.reunite(sender).unwrap(), shutdown)
+    };
+    let (server, stats, pipe) = start(kind, reunite, |serving| serving.idle_timeout(SHORT));
+    let mut client = pipe.connect().await;
+    errors(&stats, Reason::IdleTimeout, 1).await;
+    assert!(client.recv().await.unwrap().is_none());
+    server.stop().await;
+}
+
+async fn a_server_tells_its_name(kind: Kind) {
+    let (listener, _pipe) = kind.bind(ListenerOptions::new());
+    let name = listener.name().clone();
+    let serving = serve_connections(listener, echo);
+    assert_eq!(*serving.name(), name);
+    drop(serving);
+    let (listener, _pipe) = kind.bind(ListenerOptions::new());
+    let name = listener.name().clone();
+    let serving: Serve<_, _> = serve(listener, |request: Bytes| async move { request });
+    assert_eq!(*serving.name(), name);
 }
 
 async fn a_client_that_reads_and_sends_in_time_is_not_given_up(kind: Kind) {

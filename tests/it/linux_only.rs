@@ -10,7 +10,7 @@ use std::{
 
 use pipe_server::{
     Access, BindError, Client, ClientOptions, ConnectError, ListenerOptions, PipeListener,
-    os::linux::ListenerOptionsExt as _,
+    os::linux::{AccessExt as _, ListenerOptionsExt as _},
 };
 use rustix::{
     fs::{CWD, FileType, FlockOperation, Mode, flock, mknodat},
@@ -144,7 +144,7 @@ async fn the_socket_has_the_requested_mode() {
     for (access, mode) in [
         (Access::CurrentUser, 0o600),
         (Access::Everyone, 0o666),
-        (Access::Mode(0o620), 0o620),
+        (Access::mode(0o620), 0o620),
     ] {
         let name = unique_name();
         let options = ListenerOptions::new().access(access);
@@ -152,6 +152,15 @@ async fn the_socket_has_the_requested_mode() {
         let metadata = fs::symlink_metadata(&name.text).unwrap();
         assert_eq!(metadata.mode() & 0o7777, mode);
     }
+}
+
+#[tokio::test]
+async fn a_mode_with_more_than_permissions_is_refused() {
+    let name = unique_name();
+    let options = ListenerOptions::new().access(Access::mode(0o1660));
+    let error = options.bind(&name.text).unwrap_err().to_string();
+    assert!(error.contains("mode:1660"), "{error}");
+    assert!(error.contains("use 0 to 0777"), "{error}");
 }
 
 #[tokio::test]
@@ -164,7 +173,7 @@ async fn the_socket_belongs_to_the_requested_group() {
     for (access, mode) in [
         (Access::CurrentUser, 0o660),
         (Access::Everyone, 0o666),
-        (Access::Mode(0o620), 0o620),
+        (Access::mode(0o620), 0o620),
     ] {
         let name = unique_name();
         let options = ListenerOptions::new().access(access).socket_group(group);

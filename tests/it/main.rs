@@ -11,6 +11,7 @@ mod drops;
 mod faults;
 #[cfg(all(feature = "futures", feature = "tower"))]
 mod features;
+mod halves;
 #[cfg(target_os = "linux")]
 mod hostile;
 #[cfg(target_os = "linux")]
@@ -27,6 +28,7 @@ mod observe;
 mod options;
 #[cfg(target_os = "linux")]
 mod other_users;
+mod peers;
 mod properties;
 mod restarts;
 mod shared_client;

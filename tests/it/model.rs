@@ -13,7 +13,7 @@ use pipe_server::{
     Access, BindError, Bytes, Client, ClientOptions, ConnectError, Connection, ListenerOptions,
     Peer, PipeListener, RecvError, SendError, Trust, UserId,
     model::{Model, Options, User, run, seeds},
-    os::windows::{Engine, ListenerOptionsExt as _},
+    os::windows::{AccessExt as _, Engine, ListenerOptionsExt as _},
     serve,
 };
 use support::{in_time, message, unique_name};
@@ -68,7 +68,7 @@ fn an_access_list_that_denies_its_own_server_is_refused_at_bind() {
         for list in ["D:P(A;;GA;;;SY)", "D:P(A;;0x12019b;;;WD)", "D:P"] {
             for most in [1, 4] {
                 let options = ListenerOptions::new()
-                    .access(Access::Sddl(list.to_owned()))
+                    .access(Access::sddl(list))
                     .max_instances(most);
                 let error = bind(options).unwrap_err();
                 assert!(
@@ -88,7 +88,7 @@ fn an_access_list_that_denies_its_own_server_is_refused_at_bind() {
                 assert_eq!(kind, io::ErrorKind::InvalidInput);
             }
         }
-        let options = ListenerOptions::new().access(Access::Sddl("D:P(A;;GA;;;WD)".to_owned()));
+        let options = ListenerOptions::new().access(Access::sddl("D:P(A;;GA;;;WD)"));
         assert!(bind(options).is_ok());
     });
 }

@@ -7,7 +7,7 @@ use std::io;
 
 use pipe_server::{
     Access, BindError, Client, ClientOptions, ConnectError, ListenerOptions, PipeListener,
-    os::windows::{Engine, ListenerOptionsExt as _},
+    os::windows::{AccessExt as _, Engine, ListenerOptionsExt as _},
 };
 use windows_sys::Win32::{
     Foundation::{GENERIC_READ, GENERIC_WRITE},
@@ -49,10 +49,10 @@ async fn a_user_denied_by_the_access_list_cannot_connect() {
         return;
     }
     let user = this_user().await;
-    let everyone = Access::Sddl(format!("D:P(A;;GA;;;{user})(A;;0x12019b;;;WD)"));
+    let everyone = Access::sddl(format!("D:P(A;;GA;;;{user})(A;;0x12019b;;;WD)"));
     let cases = [
         (Access::CurrentUser, false),
-        (Access::Sddl(format!("D:P(A;;GA;;;{user})")), false),
+        (Access::sddl(format!("D:P(A;;GA;;;{user})")), false),
         (Access::Everyone, true),
         (everyone, true),
     ];
@@ -87,7 +87,7 @@ async fn a_list_that_grants_its_owner_all_rights_can_be_served() {
 #[tokio::test]
 async fn a_descriptor_that_is_not_understood_is_an_option_error() {
     for engine in ENGINES {
-        let options = ListenerOptions::new().access(Access::Sddl("everybody".to_owned()));
+        let options = ListenerOptions::new().access(Access::sddl("everybody"));
         let error = options.engine(engine).bind(unique_name().text).unwrap_err();
         let is_option = matches!(
             error,

@@ -346,7 +346,7 @@ mod of_the_system {
         let output = client(&name, &["hello"]);
         assert_eq!(output.stdout, b"hello\n", "{output:?}");
         let output = client(&name, &["--trust", "current-user", "hello"]);
-        assert!(stderr(&output).contains("uid 0, who is not trusted"));
+        assert!(stderr(&output).contains("user 0, who is not trusted"));
         drop(running);
 
         // By default nobody else gets in.

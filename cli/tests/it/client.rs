@@ -432,7 +432,7 @@ fn a_directory_of_short_names_that_another_user_could_fill_is_not_used() {
     std::os::unix::fs::chown(&names, Some(12_345), None).unwrap();
     let (code, said) = client("system");
     assert_eq!(code, Some(5), "{said}");
-    assert!(said.contains("belongs to uid 12345"), "{said}");
+    assert!(said.contains("belongs to user 12345"), "{said}");
     assert!(said.contains("use --trust 12345"), "{said}");
     let (code, said) = client("12345");
     assert_eq!(code, Some(3), "{said}");

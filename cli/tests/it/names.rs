@@ -170,7 +170,10 @@ fn an_unmapped_server_is_trusted_by_nobody_in_particular() {
         let output = ask(trust);
         assert_eq!(output.status.code(), Some(5), "{output:?}");
         let said = stderr(&output);
-        assert!(said.contains("does not map (shown as uid 65534)"), "{said}");
+        assert!(
+            said.contains("does not map (shown as user 65534)"),
+            "{said}"
+        );
         assert!(said.contains("--trust anyone"), "{said}");
         assert!(!said.contains("--trust 65534"), "{said}");
     }

@@ -4,13 +4,17 @@ use std::{
     array,
     collections::VecDeque,
     io::{self, IoSlice},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     pin::pin,
-    sync::Arc,
+    sync::{Arc, Weak},
     task::{Context, Poll, Waker, ready},
 };
 
 use bytes::Bytes;
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::sys::socket::{
+    getsockopt,
+    sockopt::{PeerCredentials, PeerPidfd},
+};
 use rustix::{
     buffer::spare_capacity,
     event::{PollFd, PollFlags, Timespec, poll},
@@ -32,7 +36,7 @@ use super::{
 use crate::{
     engine::{Channel, Link, Receive, Received, Transmit},
     error::{RecvError, SendError},
-    peer::{Peer, UserId},
+    peer::{Peer, UserId, socket::PeerSocket},
 };
 
 /// The number of messages in a row that a task should receive. A turn ends with a poll of the I/O
@@ -42,8 +46,10 @@ const TURN: u32 = 64;
 
 /// Creates the channel of a connected socket.
 pub(super) fn channel(socket: Socket, max_message_size: usize) -> io::Result<Channel> {
-    let link = Arc::new(SeqpacketLink {
-        socket: socket.register(Interest::READABLE | Interest::WRITABLE)?,
+    let socket = socket.register(Interest::READABLE | Interest::WRITABLE)?;
+    let link = Arc::new_cyclic(|this| SeqpacketLink {
+        socket,
+        this: Weak::clone(this),
     });
     Ok(Channel {
         receiver: Box::new(SeqpacketReceiver {
@@ -65,6 +71,25 @@ pub(super) fn channel(socket: Socket, max_message_size: usize) -> io::Result<Cha
 /// A connected socket.
 struct SeqpacketLink {
     socket: AsyncFd<Socket>,
+    /// For the peer.
+    this: Weak<Self>,
+}
+
+impl AsFd for SeqpacketLink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Opens a descriptor of the process that is connected to `socket`.
+pub(crate) fn peer_pidfd(socket: &(impl AsFd + ?Sized)) -> io::Result<OwnedFd> {
+    getsockopt(&socket.as_fd(), PeerPidfd).map_err(|error| match error {
+        nix::errno::Errno::ENOPROTOOPT => io::Error::new(
+            io::ErrorKind::Unsupported,
+            "this system has no descriptors of peers (SO_PEERPIDFD): they need Linux 6.5",
+        ),
+        error => error.into(),
+    })
 }
 
 impl SeqpacketLink {
@@ -94,6 +119,7 @@ impl Link for SeqpacketLink {
             process_id: u32::try_from(credentials.pid()).unwrap_or(0),
             user: UserId::Uid(credentials.uid()),
             group_id: credentials.gid(),
+            socket: PeerSocket::new(self.this.clone()),
         })
     }
 

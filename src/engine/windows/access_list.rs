@@ -14,10 +14,10 @@ use crate::{access::Access, error::OutOfRange};
 ///
 /// # Errors
 ///
-/// Returns [`OutOfRange`] for an unusable [`Access::Sddl`].
+/// Returns [`OutOfRange`] for an unusable [`Access::Custom`].
 pub(super) fn descriptor(access: &Access) -> io::Result<SecurityDescriptor> {
     match access {
-        Access::Sddl(text) => of_user(text),
+        Access::Custom(access) => of_user(&access.sddl),
         Access::CurrentUser => SecurityDescriptor::parse(&list("")?),
         Access::Everyone => {
             let granted = rights::GRANTED;

@@ -3,6 +3,8 @@
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{ArgAction, Args, Parser, ValueEnum, builder::NonEmptyStringValueParser};
+#[cfg(target_os = "linux")]
+use pipe_server::os::linux::AccessExt as _;
 use pipe_server::{Access, ListenerOptions, PipeName, UserId, defaults};
 use pipe_server_cli::{
     text::Encoding,
@@ -151,15 +153,17 @@ impl Options {
 
     /// Whether `--access` or `--socket-group` admits other users.
     pub(crate) fn admits_others(&self) -> bool {
-        match self.pipe.access {
+        match &self.pipe.access {
             Some(Access::Everyone) => true,
             #[cfg(target_os = "linux")]
-            Some(Access::Mode(mode)) => mode & 0o077 != 0,
+            Some(access @ Access::Custom(_)) => {
+                access.as_mode().is_none_or(|mode| mode & 0o077 != 0)
+            }
             #[cfg(target_os = "linux")]
             _ => self.pipe.socket_group.is_some(),
             // It may admit anybody.
             #[cfg(windows)]
-            Some(Access::Sddl(_)) => true,
+            Some(Access::Custom(_)) => true,
             #[cfg(not(target_os = "linux"))]
             _ => false,
         }
