@@ -13,7 +13,6 @@ mod exec;
 #[cfg(unix)]
 mod exec_limit;
 mod exec_mode;
-#[cfg(feature = "nats")]
 mod forward;
 #[cfg(all(target_os = "linux", feature = "interactive"))]
 mod interactive;
