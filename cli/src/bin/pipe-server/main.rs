@@ -12,11 +12,12 @@ use tokio::runtime::Builder;
 use tracing::info;
 
 use crate::{
-    capacity::Capacity, forward::ForwardUrl, options::Options, pipe_source::PipeSource,
-    signals::Signals,
+    capacity::Capacity, dump::Dump, forward::ForwardUrl, options::Options, pipe_source::PipeSource,
+    serving::Serving, signals::Signals,
 };
 mod answer;
 mod capacity;
+mod dump;
 mod exec;
 mod figures;
 mod forward;
@@ -76,8 +77,13 @@ fn run(options: Options, source: PipeSource) -> Result<ExitCode, Failure> {
         // that were idle would wait for the others.
         builder.global_queue_interval(1);
     }
-    let serving = serve_until_signal(options, source, capacity);
-    let ended = runtime::run_on_threads(builder, io_driver, serving)?;
+    let dump = Dump::start(&options.dump)?;
+    let serving = serve_until_signal(options, source, capacity, dump.clone());
+    let ended = runtime::run_on_threads(builder, io_driver, serving);
+    if let Some(dump) = dump {
+        dump.flush();
+    }
+    let ended = ended?;
     let Some(summary) = ended? else {
         return Ok(ExitCode::from(INTERRUPTED));
     };
@@ -98,6 +104,7 @@ async fn serve_until_signal(
     options: Options,
     source: PipeSource,
     capacity: Capacity,
+    dump: Option<Dump>,
 ) -> Result<Option<Summary>, Failure> {
     let forward = options.answer.forward.as_ref();
     let destination = forward.map(ForwardUrl::destination).transpose()?;
@@ -116,7 +123,13 @@ async fn serve_until_signal(
     let signals = Signals::install()
         .map_err(|error| Failure::new(format!("can't handle signals: {error}")))?;
     let stats = listener.stats();
-    let serving = serving::start(listener, &options, &capacity, destination, signals.first())?;
+    let dumped = dump.clone();
+    let serving = Serving {
+        options: &options,
+        capacity: &capacity,
+        dump,
+    };
+    let serving = serving.start(listener, destination, signals.first())?;
 
     // Before the address is printed, as above: SIGUSR1 would end the program.
     figures::log(stats.clone(), options.logging.stats.0)
@@ -127,7 +140,8 @@ async fn serve_until_signal(
     let manager_told = systemd::Manager::from_environment().ready(&address, stats, signals.first());
     #[cfg(windows)]
     service::ready();
-    logging::announce(path, address)?;
+    // Before anything is served: a dump on stdout comes after that line.
+    logging::announce(path, address, dumped.as_ref().and_then(Dump::stdout))?;
     // Spawned, so that a worker accepts and serves without waking another thread.
     let serving = tokio::spawn(serving);
     tokio::select! {

@@ -9,7 +9,7 @@ use pipe_server_cli::{
     values::{self, SizeLimit, TimeLimit, Wait},
 };
 
-use crate::{capacity, forward::ForwardUrl};
+use crate::{capacity, dump::DumpOptions, forward::ForwardUrl};
 
 /// The default of `--handler-timeout` with `--forward`: a request or its reply can be lost on the
 /// way to NATS, and another pipe can be busy, so that waiting has to end.
@@ -85,6 +85,9 @@ pub(crate) struct Options {
 
     #[command(flatten)]
     pub(crate) logging: LoggingOptions,
+
+    #[command(flatten)]
+    pub(crate) dump: DumpOptions,
 }
 
 #[cfg(windows)]

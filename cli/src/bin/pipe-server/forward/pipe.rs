@@ -4,12 +4,17 @@
 use std::{pin::pin, time::Duration};
 
 use pipe_server::{
-    BoxError, Client, ClientOptions, ConnectError, Connection, PipeName, RecvError, RecvHalf,
-    SendError, SendHalf, Shutdown, Trust,
+    BoxError, Bytes, Client, ClientOptions, ConnectError, Connection, PipeName, RecvError,
+    RecvHalf, SendError, SendHalf, Shutdown, Trust,
 };
-use pipe_server_cli::exit::{self, chain};
+use pipe_server_cli::{
+    exit::{self, chain},
+    recording::Sender,
+};
 use tokio::{select, time::timeout};
 use tracing::debug;
+
+use crate::dump::Dump;
 
 /// The way to the other pipe.
 ///
@@ -23,6 +28,7 @@ pub(crate) struct PipeForward {
     /// How long connecting may take and, after a client's failure, the replies to its earlier
     /// requests.
     limit: Option<Duration>,
+    dump: Option<Dump>,
 }
 
 /// Why a client is disconnected. It is logged.
@@ -56,6 +62,7 @@ impl PipeForward {
         trust: Trust,
         limit: Option<Duration>,
         max_message_size: usize,
+        dump: Option<Dump>,
     ) -> Self {
         Self {
             address: name.to_path().display().to_string(),
@@ -65,6 +72,7 @@ impl PipeForward {
                 .max_message_size(max_message_size)
                 .trust(trust),
             limit,
+            dump,
         }
     }
 
@@ -101,10 +109,17 @@ impl PipeForward {
         server: Client,
         shutdown: Shutdown,
     ) -> Result<(), PipeForwardError> {
+        let connection = client.id();
+        let dump = self.dump.as_ref().map(Dump::connection);
+        let dump = |sender, message: &Bytes| {
+            if let Some(dump) = &dump {
+                dump.record(connection, sender, message);
+            }
+        };
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = server.into_split();
-        let mut requests = pin!(self.requests(from_client, to_server, shutdown));
-        let mut replies = pin!(self.replies(from_server, to_client));
+        let mut requests = pin!(self.requests(from_client, to_server, shutdown, &dump));
+        let mut replies = pin!(self.replies(from_server, to_client, &dump));
         select! {
             ended = &mut requests => match ended {
                 Ok(Ended::Closed) => Ok(()),
@@ -134,6 +149,7 @@ impl PipeForward {
         mut from_client: RecvHalf,
         mut to_server: SendHalf,
         mut shutdown: Shutdown,
+        dump: impl Fn(Sender, &Bytes),
     ) -> Result<Ended, PipeForwardError> {
         let mut shuts_down = false;
         loop {
@@ -148,16 +164,19 @@ impl PipeForward {
                 received = from_client.recv() => received,
             };
             match received {
-                Ok(Some(message)) => match to_server.send(message).await {
-                    Ok(()) => {}
-                    // The server's end decides how the client's connection ends: replies to
-                    // earlier requests may be on their way.
-                    Err(SendError::Closed) => {
-                        from_client.close();
-                        return Ok(Ended::HalfClosed);
+                Ok(Some(message)) => {
+                    dump(Sender::Client, &message);
+                    match to_server.send(message).await {
+                        Ok(()) => {}
+                        // The server's end decides how the client's connection ends: replies to
+                        // earlier requests may be on their way.
+                        Err(SendError::Closed) => {
+                            from_client.close();
+                            return Ok(Ended::HalfClosed);
+                        }
+                        Err(error) => return Err(self.to_server(&error)),
                     }
-                    Err(error) => return Err(self.to_server(&error)),
-                },
+                }
                 // Whether the client has closed as well can't be told after a shutdown.
                 Ok(None) if shuts_down || from_client.is_half_closed() => {
                     // A server that is gone ends the replies, too.
@@ -178,20 +197,23 @@ impl PipeForward {
         &self,
         mut from_server: RecvHalf,
         mut to_client: SendHalf,
+        dump: impl Fn(Sender, &Bytes),
     ) -> Result<Ended, PipeForwardError> {
         loop {
             let received = from_server.recv().await;
             match received.map_err(|error| self.from_server(&error))? {
-                Some(message) => match to_client.send(message).await {
-                    Ok(()) => {}
-                    Err(error @ SendError::Closed) => {
-                        // Its requests are still passed on until it is known to have closed. A
-                        // server that can't send might not receive them.
-                        while let Ok(Some(_)) = from_server.recv().await {}
+                Some(message) => {
+                    // Before it is sent: the client may answer at once.
+                    dump(Sender::Server, &message);
+                    if let Err(error) = to_client.send(message).await {
+                        // The client's requests are still passed on until it is known to have
+                        // closed. A server that can't send might not receive them.
+                        if let SendError::Closed = error {
+                            while let Ok(Some(_)) = from_server.recv().await {}
+                        }
                         return Err(PipeForwardError::ToClient(error));
                     }
-                    Err(error) => return Err(PipeForwardError::ToClient(error)),
-                },
+                }
                 None if from_server.is_half_closed() => {
                     _ = to_client.finish().await;
                     return Ok(Ended::HalfClosed);
