@@ -9,6 +9,7 @@ mod codes;
 mod console;
 #[cfg(target_os = "linux")]
 mod descriptors;
+mod dump;
 mod exec;
 #[cfg(unix)]
 mod exec_limit;

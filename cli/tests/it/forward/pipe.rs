@@ -257,7 +257,8 @@ async fn whoever_is_not_read_waits() {
 #[tokio::test]
 async fn a_client_that_never_reads_is_disconnected() {
     in_time(async {
-        let mut front = Front::start(&["--write-timeout", "100ms"]);
+        // Nobody reads the dump either.
+        let mut front = Front::start(&["--write-timeout", "100ms", "--dump", "-"]);
         let (client, mut connection) = front.connect().await;
         let long = message(0, LONG);
         while connection.send(long.clone()).await.is_ok() {}
