@@ -73,3 +73,44 @@ impl fmt::Debug for ForwardUrl {
         formatter.write_str("ForwardUrl(..)")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(text: &str) -> ForwardUrl {
+        ForwardUrl::from(text.to_owned())
+    }
+
+    #[test]
+    fn a_pipe_has_a_name() {
+        for (text, name) in [("pipe:mynamedpipe", "mynamedpipe"), ("pipe:a.b", "a.b")] {
+            assert!(url(text).is_pipe());
+            match url(text).destination().unwrap() {
+                Destination::Pipe(found) => assert_eq!(found, name.parse().unwrap()),
+                #[cfg(feature = "nats")]
+                Destination::Nats(_) => panic!("{text}"),
+            }
+        }
+        let failure = url("pipe:").destination().unwrap_err();
+        assert_eq!(failure.code(), 2);
+    }
+
+    #[test]
+    fn a_url_is_not_shown() {
+        let shown = format!("{:?}", url("nats://t0ken@localhost/a"));
+        assert!(!shown.contains("t0ken"), "{shown}");
+    }
+
+    #[cfg(not(feature = "nats"))]
+    #[test]
+    fn a_build_without_nats_says_so() {
+        let problem = |text| url(text).destination().unwrap_err().message().to_owned();
+        for scheme in ["nats", "tls"] {
+            let problem = problem(&format!("{scheme}://u:secret@localhost/a"));
+            assert!(problem.contains("--features nats"), "{problem}");
+            assert!(!problem.contains("secret"), "{problem}");
+        }
+        assert!(problem("mynamedpipe").contains("give pipe:NAME"));
+    }
+}
