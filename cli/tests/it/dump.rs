@@ -1,18 +1,13 @@
 //! `pipe-server --dump`.
 
-use std::{
-    fs,
-    io::BufRead as _,
-    path::{Path, PathBuf},
-    process::Stdio,
-};
+use std::{fs, io::BufRead as _, path::PathBuf, process::Stdio};
 
 use pipe_server::{Client, PipeListener};
 use serde_json::Value;
 use support::{in_time, unique_name};
 use tempfile::TempDir;
 
-use crate::program::{Server, server, stderr};
+use crate::program::{Server, server};
 
 /// A directory for the file of a dump.
 pub(crate) struct DumpFile {
@@ -170,7 +165,7 @@ async fn forwarded_messages_are_recorded_in_their_order() {
     .await;
 }
 
-/// The first command can end only after the second one has.
+/// The first command ends only after the server has noticed the end of the second one.
 #[cfg(unix)]
 #[tokio::test]
 async fn replies_that_wait_for_an_earlier_one_are_recorded_when_they_are_given() {
@@ -178,7 +173,8 @@ async fn replies_that_wait_for_an_earlier_one_are_recorded_when_they_are_given()
         let file = DumpFile::new();
         let done = file.path.with_extension("done");
         let command = format!(
-            "read line; case $line in (1) until test -e '{0}'; do :; done;; (2) : > '{0}';; esac; echo $line",
+            "read line; if test $line = 1; then until test -s '{0}'; do :; done; \
+             while kill -0 $(cat '{0}'); do :; done; else echo $$ > '{0}'; fi; echo $line",
             done.display()
         );
         let name = unique_name();
@@ -266,13 +262,13 @@ async fn a_dump_that_nobody_reads_does_not_keep_the_server_from_ending() {
 
 /// What a server says that does not start with `path` as its dump.
 #[cfg(unix)]
-fn refusal(path: &Path) -> String {
+fn refusal(path: &std::path::Path) -> String {
     let name = unique_name();
     let mut command = server(&name, &["--dump", path.to_str().unwrap()]);
     let output = command.stderr(Stdio::piped()).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(output.stdout.is_empty(), "{output:?}");
-    stderr(&output)
+    crate::program::stderr(&output)
 }
 
 #[cfg(unix)]

@@ -327,6 +327,7 @@ impl AnswerOptions {
     }
 
     /// Whether each client takes another connection, to another pipe.
+    #[cfg(target_os = "linux")]
     pub(crate) fn forwards_to_pipe(&self) -> bool {
         self.forward.as_ref().is_some_and(ForwardUrl::is_pipe)
     }

@@ -24,6 +24,11 @@ pub(crate) struct DumpOptions {
     pub(crate) dump: Option<PathBuf>,
 
     /// Form of the dump
+    ///
+    /// The fields of an object of JSON are time, connection, number (of the message in its
+    /// connection, in both directions, from 1), from (client or server), bytes (the length), and
+    /// text or, if the message is not UTF-8, hex. With truncated it is only the beginning
+    /// (--dump-bytes). An object with lost says how many messages are missing.
     #[arg(
         long,
         value_name = "FORMAT",
@@ -52,10 +57,5 @@ pub(crate) enum DumpFormat {
     /// Bytes in hexadecimal
     Hex,
     /// One JSON object a line, for pipe-client --replay
-    ///
-    /// Its fields are time, connection, number (of the message in its connection, in both
-    /// directions, from 1), from (client or server), bytes (the length), and text or, if the
-    /// message is not UTF-8, hex. A message that --dump-bytes has cut off has truncated as well.
-    /// A line with lost says how many messages are missing.
     Json,
 }
