@@ -35,7 +35,7 @@ impl Front {
             server,
             program,
             name,
-            server_name: server_name,
+            server_name,
         }
     }
 

@@ -174,7 +174,7 @@ impl PipeForward {
                             from_client.close();
                             return Ok(Ended::HalfClosed);
                         }
-                        Err(error) => return Err(self.to_server(&error)),
+                        Err(error) => return Err(self.sending_failed(&error)),
                     }
                 }
                 // Whether the client has closed as well can't be told after a shutdown.
@@ -201,7 +201,7 @@ impl PipeForward {
     ) -> Result<Ended, PipeForwardError> {
         loop {
             let received = from_server.recv().await;
-            match received.map_err(|error| self.from_server(&error))? {
+            match received.map_err(|error| self.receiving_failed(&error))? {
                 Some(message) => {
                     // Before it is sent: the client may answer at once.
                     dump(Sender::Server, &message);
@@ -223,7 +223,7 @@ impl PipeForward {
         }
     }
 
-    fn from_server(&self, error: &RecvError) -> PipeForwardError {
+    fn receiving_failed(&self, error: &RecvError) -> PipeForwardError {
         let hint = match error {
             RecvError::TooLong { .. } => ": see --max-message-size",
             _ => "",
@@ -231,7 +231,7 @@ impl PipeForward {
         PipeForwardError::FromServer(self.address.clone(), chain(error) + hint)
     }
 
-    fn to_server(&self, error: &SendError) -> PipeForwardError {
+    fn sending_failed(&self, error: &SendError) -> PipeForwardError {
         PipeForwardError::ToServer(self.address.clone(), chain(error))
     }
 }
