@@ -105,7 +105,7 @@ mod tests {
     #[cfg(not(feature = "nats"))]
     #[test]
     fn a_build_without_nats_says_so() {
-        let problem = |text| url(text).destination().unwrap_err().message().to_owned();
+        let problem = |text: &str| url(text).destination().unwrap_err().message().to_owned();
         for scheme in ["nats", "tls"] {
             let problem = problem(&format!("{scheme}://u:secret@localhost/a"));
             assert!(problem.contains("--features nats"), "{problem}");
