@@ -5,9 +5,11 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 use clap::Args;
 use pipe_server_cli::values;
 
+/// The heading is given to each option: `next_help_heading` would go on to those of the program.
+const HEADING: &str = "Replay";
+
 /// What is sent again.
 #[derive(Args, Debug)]
-#[command(next_help_heading = "Replay")]
 pub(crate) struct ReplayOptions {
     /// Send the messages of the clients in FILE again, and compare what the server sends with what
     /// was recorded; - is stdin
@@ -18,7 +20,7 @@ pub(crate) struct ReplayOptions {
     /// is missing or is one too many is printed in the manner of a diff, and the exit code is
     /// 7. Nothing is sent if a message in FILE is cut off (--dump-bytes), lost or longer than
     /// --max-message-size.
-    #[arg(long, value_name = "FILE", value_parser = values::path(), conflicts_with_all = [
+    #[arg(long, help_heading = HEADING, value_name = "FILE", value_parser = values::path(), conflicts_with_all = [
         "messages", "file", "interactive", "ping", "repeat", "encoding", "terminator", "hex", "raw", "nul", "json",
     ])]
     pub(crate) replay: Option<PathBuf>,
@@ -26,7 +28,7 @@ pub(crate) struct ReplayOptions {
     /// How fast to send: max, or a factor of the recorded speed, such as 1, 10 or 0.5
     ///
     /// With max, a message is sent as soon as the server has sent what came before it.
-    #[arg(long, value_name = "SPEED", default_value = "1", requires = "replay")]
+    #[arg(long, help_heading = HEADING, value_name = "SPEED", default_value = "1", requires = "replay")]
     pub(crate) replay_speed: ReplaySpeed,
 }
 
