@@ -128,6 +128,16 @@ impl Connection {
         self.receiver.close();
     }
 
+    /// Returns whether the other side has ended the conversation with an empty message, as
+    /// [`finish`](Self::finish) does, and may still be reading. Returns `false` until
+    /// [`recv`](Self::recv) has returned `None`, and if the other side has closed.
+    ///
+    /// On Linux, a close that follows the empty message at once may hide it.
+    #[must_use]
+    pub fn is_half_closed(&self) -> bool {
+        self.receiver.is_half_closed()
+    }
+
     /// Splits the connection, so that one task can receive while another one sends.
     /// [`RecvHalf::reunite`] undoes this.
     #[must_use]

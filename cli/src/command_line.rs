@@ -41,8 +41,6 @@ const GENERATE: &str = "generate";
 /// Options of features that this build lacks: the program, the option and the feature.
 const LACKING: &[(&str, &str, &str)] = &[
     #[cfg(not(feature = "nats"))]
-    ("pipe-server", "forward", "nats"),
-    #[cfg(not(feature = "nats"))]
     ("pipe-server", "forward-limit", "nats"),
     #[cfg(not(feature = "interactive"))]
     ("pipe-client", "history", "interactive"),

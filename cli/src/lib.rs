@@ -20,6 +20,7 @@ pub mod memory_limit;
 #[cfg(target_os = "linux")]
 pub mod open_files;
 pub mod process_group;
+pub mod recording;
 pub mod runtime;
 pub mod streams;
 pub mod text;

@@ -10,10 +10,13 @@ use crate::exit::Failure;
 
 /// Parses the name of a pipe. A path need not be Unicode.
 pub fn name() -> impl TypedValueParser<Value = PipeName> {
-    OsStringValueParser::new().try_map(|name| {
-        check_home(&name)?;
-        PipeName::try_from(name).map_err(|error| error.to_string())
-    })
+    OsStringValueParser::new().try_map(|name| parse_name(&name))
+}
+
+/// Parses the name of a pipe that is part of a value.
+pub fn parse_name(name: &OsStr) -> Result<PipeName, String> {
+    check_home(name)?;
+    PipeName::try_from(name.to_owned()).map_err(|error| error.to_string())
 }
 
 /// Parses the path of a file.

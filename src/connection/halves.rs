@@ -156,6 +156,12 @@ impl RecvHalf {
         Arc::ptr_eq(&self.shared, &sender.shared)
     }
 
+    /// Same as [`Connection::is_half_closed`].
+    #[must_use]
+    pub fn is_half_closed(&self) -> bool {
+        self.ended == Some(RecvEnd::HalfClosed)
+    }
+
     /// Sets how long `recv` waits for the next message.
     pub(crate) fn set_idle_timeout(&mut self, time: Option<Duration>) {
         self.idle_timeout = Timer::new(time);

@@ -64,6 +64,7 @@ on_every_engine! {
     requests_that_nobody_has_begun_do_not_hide_that_their_client_has_left,
     the_peer_of_a_request_is_this_process,
     both_halves_work_at_once,
+    an_empty_message_and_a_close_are_told_apart,
 }
 
 struct Server {
@@ -1101,4 +1102,27 @@ fn binding_outside_a_runtime_is_an_error_and_no_panic() {
         error.to_string().contains("outside a Tokio runtime"),
         "{error}"
     );
+}
+
+async fn an_empty_message_and_a_close_are_told_apart(kind: Kind) {
+    let (mut listener, pipe) = kind.bind(ListenerOptions::new());
+    let mut client = pipe.connect().await;
+    let mut server = listener.accept().await.unwrap();
+    client.send("last").await.unwrap();
+    client.finish().await.unwrap();
+    assert_eq!(server.recv().await.unwrap().unwrap(), "last");
+    assert!(!server.is_half_closed());
+    assert!(server.recv().await.unwrap().is_none());
+    assert!(server.is_half_closed());
+    // In the other direction, through the halves.
+    server.finish().await.unwrap();
+    let (mut receiver, sender) = client.into_split();
+    assert!(receiver.recv().await.unwrap().is_none());
+    drop((receiver, sender, server));
+
+    let client = pipe.connect().await;
+    let mut server = listener.accept().await.unwrap();
+    drop(client);
+    assert!(server.recv().await.unwrap().is_none());
+    assert!(!server.is_half_closed());
 }

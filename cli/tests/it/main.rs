@@ -9,11 +9,11 @@ mod codes;
 mod console;
 #[cfg(target_os = "linux")]
 mod descriptors;
+mod dump;
 mod exec;
 #[cfg(unix)]
 mod exec_limit;
 mod exec_mode;
-#[cfg(feature = "nats")]
 mod forward;
 #[cfg(all(target_os = "linux", feature = "interactive"))]
 mod interactive;
@@ -26,6 +26,7 @@ mod log;
 mod names;
 mod options;
 mod program;
+mod replay;
 #[cfg(windows)]
 mod sample;
 mod server;

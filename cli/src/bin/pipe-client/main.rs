@@ -23,6 +23,7 @@ mod conversation;
 mod interactive;
 mod messages;
 mod options;
+mod replay;
 mod replies;
 
 /// How long after the server has left the messages may still end. If both happen at the same time,
@@ -43,6 +44,9 @@ fn main() -> ExitCode {
 }
 
 async fn run(options: Options) -> Result<(), Failure> {
+    if let Some(path) = &options.replay.replay {
+        return replay::run(&options, path).await;
+    }
     // Without a terminal there is nothing to edit lines at: they are read from stdin as always.
     let at_a_prompt =
         options.interactive && io::stdin().is_terminal() && io::stdout().is_terminal();

@@ -1,8 +1,12 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
-use clap::{Parser, ValueEnum, builder::NonEmptyStringValueParser, value_parser};
+use clap::{
+    Parser, ValueEnum,
+    builder::{ArgPredicate, NonEmptyStringValueParser},
+    value_parser,
+};
 #[cfg(windows)]
 use pipe_server::os::windows::ClientOptionsExt as _;
 use pipe_server::{ClientOptions, PipeName, Trust, defaults};
@@ -11,6 +15,8 @@ use pipe_server_cli::{
     text::{Encoding, Form},
     values::{self, TimeLimit, Wait},
 };
+
+use crate::replay::ReplayOptions;
 
 /// Sends messages to a pipe and prints each reply on its own line.
 ///
@@ -92,12 +98,15 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
     max_message_size: Option<usize>,
 
-    /// How long to wait for each reply, or none [default: none; with --ping: 5s]
+    /// How long to wait for each reply, or none [default: none; with --ping: 5s; with --replay: 30s]
     #[arg(
         long,
         value_name = "TIME",
         default_value = "none",
-        default_value_if("ping", "true", PING_TIMEOUT),
+        default_value_ifs([
+            ("ping", ArgPredicate::from("true"), PING_TIMEOUT),
+            ("replay", ArgPredicate::IsPresent, REPLAY_TIMEOUT),
+        ]),
         hide_default_value = true
     )]
     timeout: TimeLimit,
@@ -155,6 +164,9 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) json: bool,
 
+    #[command(flatten)]
+    pub(crate) replay: ReplayOptions,
+
     /// What to send, each as one message
     #[arg(value_name = "MESSAGE", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) messages: Vec<String>,
@@ -176,17 +188,26 @@ enum Terminator {
 /// for one, is killed after 30 s by default.
 const PING_TIMEOUT: &str = "5s";
 
+/// How long `--replay` waits for a recorded message: a server that does not send it differs.
+const REPLAY_TIMEOUT: &str = "30s";
+
 const AFTER_HELP: &str = "\
 Sizes are in bytes, or have a unit: 4096, 64KiB, 1MB. Times have a unit: 500ms, 10s, 5min. For no \
 limit give none.
 Exit codes: 0 when every message was replied to, 2 for bad usage, 3 when nobody serves the pipe, 4 when \
 it is busy, 5 when access is denied or the server is not trusted, 6 when there is no reply or the \
-connection is closed instead, as for a user whom --allow-user of pipe-server leaves out, and 1 for any other failure.";
+connection is closed instead, as for a user whom --allow-user of pipe-server leaves out, 7 when a --replay \
+differs from its recording, and 1 for any other failure.";
 
 impl Options {
     /// The longest message, in bytes.
     pub(crate) fn longest_message(&self) -> usize {
         self.max_message_size.unwrap_or(defaults::MAX_MESSAGE_SIZE)
+    }
+
+    /// How long to wait for each reply.
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        self.timeout.0
     }
 
     /// The longest line of stdin that can be a message, in bytes.
@@ -240,8 +261,6 @@ impl Options {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use clap::CommandFactory as _;
 
     use super::*;

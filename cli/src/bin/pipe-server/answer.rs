@@ -6,7 +6,7 @@ use pipe_server::{BoxError, Handler, Reply, Request};
 use pipe_server_cli::text::{Encoding, Form};
 
 #[cfg(feature = "nats")]
-use crate::forward::Forward;
+use crate::forward::nats::Forward;
 use crate::{
     capacity::Capacity,
     exec::{ClientCommand, Exec, Framing},

@@ -113,13 +113,14 @@ impl Capacity {
             (processors() * COMMANDS_PER_PROCESSOR).min(most).max(1)
         });
         let reserve = descriptors.reserve(answer.exec.is_some().then_some(commands));
-        let most = descriptors.limit().saturating_sub(reserve);
+        let of_a_client = if answer.forwards_to_pipe() { 2 } else { 1 };
+        let most = descriptors.limit().saturating_sub(reserve) / of_a_client;
         if most == 0 {
             return Err(Failure::new(format!(
                 "{} files may be open, but {} are needed to serve one client: raise the limit (ulimit -n), or \
                  lower --exec-limit",
                 descriptors.limit(),
-                reserve.saturating_add(1),
+                reserve.saturating_add(of_a_client),
             )));
         }
         Ok(Self {

@@ -1,86 +1,116 @@
-//! `--forward`: requests are answered by the subscribers of a NATS subject, on this machine or on
-//! others.
+//! `--forward`: requests are answered elsewhere, by another server or by the subscribers of a NATS
+//! subject.
 
-use std::sync::Arc;
+use std::fmt;
 
-use pipe_server::{Bytes, Request};
-use tokio::sync::{Semaphore, SemaphorePermit};
-use tracing::debug;
+use pipe_server::PipeName;
+use pipe_server_cli::{exit::Failure, values};
 
-use self::{link::NatsLink, target::Target};
+#[cfg(feature = "nats")]
+pub(crate) mod nats;
+pub(crate) mod pipe;
 
-pub(crate) use self::target::ForwardUrl;
+/// The scheme of another message pipe.
+const PIPE: &str = "pipe:";
 
-mod connect;
-mod link;
-mod protocol;
-mod reply;
-mod session;
-mod target;
+/// The value of `--forward`. It is not checked while the command line is parsed, because clap's
+/// errors quote the value, which may contain a password.
+#[derive(Clone)]
+pub(crate) struct ForwardUrl(String);
 
-/// The way to the subscribers.
+/// Where messages are forwarded to.
 #[derive(Debug)]
-pub(crate) struct Forward {
-    link: Arc<NatsLink>,
-    /// One permit per request in flight, in FIFO order.
-    permits: Semaphore,
+pub(crate) enum Destination {
+    Pipe(PipeName),
+    #[cfg(feature = "nats")]
+    Nats(nats::Target),
 }
 
-/// Why a request got no reply. It is logged, and the connection is closed.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ForwardError {
-    #[error("nobody answers on the subject {0} of --forward: start a worker that subscribes to it")]
-    NoResponders(String),
-    #[error(
-        "the request has {length} bytes and the NATS server takes {limit}: raise its max_payload, or lower \
-         --max-message-size"
-    )]
-    RequestTooLong { length: usize, limit: u64 },
-    #[error("the reply has {length} bytes, more than {limit}: see --max-message-size")]
-    ReplyTooLong { length: u64, limit: u64 },
-    #[error("the reply's headers have {length} bytes, more than {limit}")]
-    HeadersTooLong { length: u64, limit: u64 },
-    #[error("the reply is empty, and an empty message can't be sent")]
-    Empty,
-    #[error("the worker replied with an error ({code}): {text}")]
-    Worker { code: String, text: String },
-    #[error("the NATS server broke its protocol: {0}")]
-    Violation(String),
-    #[error("the connection to the NATS server was closed")]
-    Closed,
+impl ForwardUrl {
+    /// Whether it names a message pipe.
+    pub(crate) fn is_pipe(&self) -> bool {
+        self.0.starts_with(PIPE)
+    }
+
+    /// The parts of the URL.
+    ///
+    /// # Errors
+    ///
+    /// Says what is wrong with it, without quoting what may be a secret.
+    pub(crate) fn destination(&self) -> Result<Destination, Failure> {
+        let destination = match self.0.strip_prefix(PIPE) {
+            Some(name) => values::parse_name(name.as_ref()).map(Destination::Pipe),
+            None => other(&self.0),
+        };
+        destination.map_err(|problem| Failure::usage(format!("--forward: {problem}")))
+    }
 }
 
-impl Forward {
-    /// Starts to connect, and returns at once: the server may start later than this one.
-    ///
-    /// Up to `most` requests are in flight at the same time. `limit` is the length of the longest
-    /// reply, in bytes.
-    pub(crate) fn start(target: Target, most: usize, limit: usize) -> Self {
-        let (link, requests) = NatsLink::new(&target, limit);
-        let link = Arc::new(link);
-        tokio::spawn(Arc::clone(&link).keep(target, requests));
-        Self {
-            link,
-            permits: Semaphore::new(most.min(Semaphore::MAX_PERMITS)),
+#[cfg(feature = "nats")]
+fn other(url: &str) -> Result<Destination, String> {
+    nats::Target::parse(url).map(Destination::Nats)
+}
+
+#[cfg(not(feature = "nats"))]
+fn other(url: &str) -> Result<Destination, String> {
+    Err(match url.split_once("://") {
+        Some(("nats" | "tls", _)) => {
+            "this pipe-server was built without NATS: build it with --features nats"
         }
+        _ => "give pipe:NAME",
+    }
+    .to_owned())
+}
+
+impl From<String> for ForwardUrl {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl fmt::Debug for ForwardUrl {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("ForwardUrl(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(text: &str) -> ForwardUrl {
+        ForwardUrl::from(text.to_owned())
     }
 
-    /// Publishes the request, once there is a connection and fewer than `most` requests are in
-    /// flight, and returns the first reply.
-    ///
-    /// If the future is dropped before the request is on the connection, it is not published. It is
-    /// published only once.
-    pub(crate) async fn run(&self, request: Request) -> Result<Bytes, ForwardError> {
-        let _permit = self.permit().await;
-        self.link.request(request.into_bytes()).await
+    #[test]
+    fn a_pipe_has_a_name() {
+        for (text, name) in [("pipe:mynamedpipe", "mynamedpipe"), ("pipe:a.b", "a.b")] {
+            assert!(url(text).is_pipe());
+            match url(text).destination().unwrap() {
+                Destination::Pipe(found) => assert_eq!(found, name.parse().unwrap()),
+                #[cfg(feature = "nats")]
+                Destination::Nats(_) => panic!("{text}"),
+            }
+        }
+        let failure = url("pipe:").destination().unwrap_err();
+        assert_eq!(failure.code(), 2);
     }
 
-    async fn permit(&self) -> SemaphorePermit<'_> {
-        if let Ok(permit) = self.permits.try_acquire() {
-            return permit;
+    #[test]
+    fn a_url_is_not_shown() {
+        let shown = format!("{:?}", url("nats://t0ken@localhost/a"));
+        assert!(!shown.contains("t0ken"), "{shown}");
+    }
+
+    #[cfg(not(feature = "nats"))]
+    #[test]
+    fn a_build_without_nats_says_so() {
+        let problem = |text: &str| url(text).destination().unwrap_err().message().to_owned();
+        for scheme in ["nats", "tls"] {
+            let problem = problem(&format!("{scheme}://u:secret@localhost/a"));
+            assert!(problem.contains("--features nats"), "{problem}");
+            assert!(!problem.contains("secret"), "{problem}");
         }
-        debug!("as many requests are in flight as --forward-limit allows; waiting for one to end");
-        let permit = self.permits.acquire().await;
-        permit.expect("the semaphore is never closed")
+        assert!(problem("mynamedpipe").contains("give pipe:NAME"));
     }
 }

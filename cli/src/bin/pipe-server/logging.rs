@@ -32,12 +32,15 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use self::{file::LogFile, queue::Queue};
+use self::{file::LogFile, place::Content, queue::Queue};
 use crate::options::{LogFormat, LoggingOptions};
 
-mod file;
-mod place;
-mod queue;
+pub(crate) mod file;
+pub(crate) mod place;
+pub(crate) mod queue;
+
+/// How much of the log may wait to be written, in bytes: several thousand lines.
+const CAPACITY: usize = 1024 * 1024;
 
 /// How long the program waits at exit for the rest of the log to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -74,7 +77,7 @@ pub(crate) fn start(options: &LoggingOptions) -> Result<Log, Failure> {
 /// Opens the file of the log for appending, and creates it if it does not exist.
 pub(crate) fn open(path: &Path, size: SizeLimit) -> Result<LogFile, Failure> {
     let limit = size.0.map(|bytes| bytes as u64);
-    LogFile::open(path, limit).map_err(|error| {
+    LogFile::open(path, Content::Log, limit).map_err(|error| {
         Failure::new(format!(
             "--log-file: can't open {} for appending: {error}; give a file that this user may write to, in a \
              directory that exists",
@@ -84,20 +87,21 @@ pub(crate) fn open(path: &Path, size: SizeLimit) -> Result<LogFile, Failure> {
 }
 
 /// Starts the log on `output`. `direct` writes to the same place.
-fn start_on<W>(
+fn start_on<O, W>(
     options: &LoggingOptions,
     color: bool,
-    output: impl Write + Send + 'static,
+    output: O,
     direct: W,
 ) -> Result<Log, Failure>
 where
+    O: Write + Send + 'static,
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let filter = filter(options)?;
     // For the log thread's own lines.
     let problems = Targets::new().with_default(LevelFilter::WARN);
     let direct = dispatch(options.log_format, color, problems, direct);
-    let report = move |lines: u64| {
+    let report = move |lines: u64, _: &mut O| {
         dispatcher::with_default(&direct, || {
             warn!(
                 lines,
@@ -105,7 +109,7 @@ where
             );
         });
     };
-    let queue = Queue::start(output, report)
+    let queue = Queue::start("log", CAPACITY, output, report)
         .map_err(|error| Failure::new(format!("can't start the thread of the log: {error}")))?;
     dispatch(options.log_format, color, filter, queue.clone()).init();
     // The default hook writes to stderr, which may block.
@@ -215,17 +219,27 @@ fn filter(options: &LoggingOptions) -> Result<Targets, Failure> {
 }
 
 /// Prints on stdout that clients can connect, for users and for programs that wait for it. Nothing
-/// else is printed there. On its own thread, because nobody may be reading it.
-pub(crate) fn announce(path: PathBuf, address: String) -> Result<(), Failure> {
+/// else is printed there but a dump, through its queue. On a thread of its own, because nobody may
+/// be reading it.
+pub(crate) fn announce(
+    path: PathBuf,
+    address: String,
+    dump: Option<&Queue>,
+) -> Result<(), Failure> {
+    let line = move || {
+        let path = path.as_os_str().as_encoded_bytes();
+        [b"listening on ", path, b"\n"].concat()
+    };
+    if let Some(queue) = dump {
+        queue.push(&line());
+        info!(address, "listening");
+        return Ok(());
+    }
     thread::Builder::new()
         .name("announce".to_owned())
-        .spawn(move || {
-            let path = path.as_os_str().as_encoded_bytes();
-            let line = [b"listening on ", path, b"\n"].concat();
-            match streams::write(&line) {
-                Ok(()) => info!(address, "listening"),
-                Err(error) => warn!(address, %error, "listening, but stdout can't be written to"),
-            }
+        .spawn(move || match streams::write(&line()) {
+            Ok(()) => info!(address, "listening"),
+            Err(error) => warn!(address, %error, "listening, but stdout can't be written to"),
         })
         .map(|_| ())
         .map_err(|error| {

@@ -1,14 +1,8 @@
 //! `pipe-server`: answers the messages of a pipe's clients.
 
-use std::{
-    future::{IntoFuture as _, ready},
-    panic,
-    process::ExitCode,
-};
+use std::{panic, process::ExitCode};
 
-#[cfg(windows)]
-use pipe_server::os::windows::ServeExt as _;
-use pipe_server::{BindError, Peer, Serve, Summary, serve};
+use pipe_server::{BindError, Summary};
 use pipe_server_cli::{
     command_line::{self, Parsed},
     exit::{Failure, chain},
@@ -17,22 +11,22 @@ use pipe_server_cli::{
 use tokio::runtime::Builder;
 use tracing::info;
 
-#[cfg(feature = "nats")]
-use crate::forward::{Forward, ForwardUrl};
 use crate::{
-    answer::Answer, capacity::Capacity, options::Options, pipe_source::PipeSource, signals::Signals,
+    capacity::Capacity, dump::Dump, forward::ForwardUrl, options::Options, pipe_source::PipeSource,
+    serving::Serving, signals::Signals,
 };
 mod answer;
 mod capacity;
+mod dump;
 mod exec;
 mod figures;
-#[cfg(feature = "nats")]
 mod forward;
 mod logging;
 mod options;
 mod pipe_source;
 #[cfg(windows)]
 mod service;
+mod serving;
 mod signals;
 #[cfg(target_os = "linux")]
 mod systemd;
@@ -83,8 +77,13 @@ fn run(options: Options, source: PipeSource) -> Result<ExitCode, Failure> {
         // that were idle would wait for the others.
         builder.global_queue_interval(1);
     }
-    let serving = serve_until_signal(options, source, capacity);
-    let ended = runtime::run_on_threads(builder, io_driver, serving)?;
+    let dump = Dump::start(&options.dump)?;
+    let serving = serve_until_signal(options, source, capacity, dump.clone());
+    let ended = runtime::run_on_threads(builder, io_driver, serving);
+    if let Some(dump) = dump {
+        dump.flush();
+    }
+    let ended = ended?;
     let Some(summary) = ended? else {
         return Ok(ExitCode::from(INTERRUPTED));
     };
@@ -104,11 +103,10 @@ async fn serve_until_signal(
     options: Options,
     source: PipeSource,
     capacity: Capacity,
+    dump: Option<Dump>,
 ) -> Result<Option<Summary>, Failure> {
-    #[cfg(feature = "nats")]
-    let target = options.answer.forward.as_ref();
-    #[cfg(feature = "nats")]
-    let target = target.map(ForwardUrl::target).transpose()?;
+    let forward = options.answer.forward.as_ref();
+    let destination = forward.map(ForwardUrl::destination).transpose()?;
     #[cfg(target_os = "linux")]
     let obstacle = source.obstacle(&options);
     let listener = options.listener().max_instances(capacity.max_instances);
@@ -119,47 +117,32 @@ async fn serve_until_signal(
     if let Some(obstacle) = obstacle {
         tracing::warn!(address, "{obstacle}");
     }
-    let answer = Answer::new(&options, &capacity, listener.max_message_size());
-    #[cfg(feature = "nats")]
-    let answer = match target {
-        Some(target) => {
-            let limit = options.answer.forward_limit;
-            Answer::Forward(Forward::start(target, limit, listener.max_message_size()))
-        }
-        None => answer,
-    };
 
     // Before the address is printed: whoever reads it may send a signal.
     let signals = Signals::install()
         .map_err(|error| Failure::new(format!("can't handle signals: {error}")))?;
-    let serving = serve(listener, answer)
-        .concurrency(options.answer.concurrency)
-        .drain_timeout(options.limits.drain_timeout.0)
-        .idle_timeout(options.limits.idle_timeout.0)
-        .handler_timeout(options.handler_timeout())
-        .write_timeout(options.limits.write_timeout.0)
-        .max_buffered_bytes(options.max_buffered_bytes())
-        // The result is useless once the client has disconnected.
-        .cancel_on_disconnect(options.answer.waits())
-        .with_graceful_shutdown(signals.first());
-    // The other answers never block.
-    #[cfg(windows)]
-    let serving = serving.inline_completions(!options.answer.waits());
-    let serving = admitting(serving, &options);
+    let stats = listener.stats();
+    let dumped = dump.clone();
+    let serving = Serving {
+        options: &options,
+        capacity: &capacity,
+        dump,
+    };
+    let serving = serving.start(listener, destination, signals.first())?;
 
     // Before the address is printed, as above: SIGUSR1 would end the program.
-    figures::log(serving.stats(), options.logging.stats.0)
+    figures::log(stats.clone(), options.logging.stats.0)
         .map_err(|error| Failure::new(format!("can't handle signals: {error}")))?;
 
     capacity.log();
     #[cfg(target_os = "linux")]
-    let manager_told =
-        systemd::Manager::from_environment().ready(&address, serving.stats(), signals.first());
+    let manager_told = systemd::Manager::from_environment().ready(&address, stats, signals.first());
     #[cfg(windows)]
     service::ready();
-    logging::announce(path, address)?;
+    // Before anything is served: a dump on stdout comes after that line.
+    logging::announce(path, address, dumped.as_ref().and_then(Dump::stdout))?;
     // Spawned, so that a worker accepts and serves without waking another thread.
-    let serving = tokio::spawn(serving.into_future());
+    let serving = tokio::spawn(serving);
     tokio::select! {
         ended = serving => {
             let summary = ended.unwrap_or_else(|error| panic::resume_unwind(error.into_panic()));
@@ -172,23 +155,6 @@ async fn serve_until_signal(
         // Shutting down the runtime drops the server, which also kills the `--exec` commands.
         () = signals.second() => Ok(None),
     }
-}
-
-/// Sets whom the server admits.
-fn admitting<H, T>(mut serving: Serve<H, T>, options: &Options) -> Serve<H, T> {
-    if let Some(limit) = options.max_connections_per_user() {
-        serving = serving.max_connections_per_user(limit);
-    }
-    let allowed = options.pipe.allow_user.clone();
-    if allowed.is_empty() {
-        return serving;
-    }
-    serving.authorize(move |peer: Peer| {
-        ready(match allowed.contains(peer.user()) {
-            true => Ok(()),
-            false => Err("add --allow-user to serve this user"),
-        })
-    })
 }
 
 fn bind_failure(error: BindError) -> Failure {

@@ -5,18 +5,16 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 use clap::{ArgAction, Args, Parser, ValueEnum, builder::NonEmptyStringValueParser};
 #[cfg(target_os = "linux")]
 use pipe_server::os::linux::AccessExt as _;
-use pipe_server::{Access, ListenerOptions, PipeName, UserId, defaults};
+use pipe_server::{Access, ListenerOptions, PipeName, Trust, UserId, defaults};
 use pipe_server_cli::{
     text::Encoding,
     values::{self, SizeLimit, TimeLimit, Wait},
 };
 
-use crate::capacity;
-#[cfg(feature = "nats")]
-use crate::forward::ForwardUrl;
+use crate::{capacity, dump::DumpOptions, forward::ForwardUrl};
 
 /// The default of `--handler-timeout` with `--forward`: a request or its reply can be lost on the
-/// way, so that waiting has to end.
+/// way to NATS, and another pipe can be busy, so that waiting has to end.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The default of `--handler-timeout` with `--exec`: a command that never ends holds one of few
@@ -89,6 +87,9 @@ pub(crate) struct Options {
 
     #[command(flatten)]
     pub(crate) logging: LoggingOptions,
+
+    #[command(flatten)]
+    pub(crate) dump: DumpOptions,
 }
 
 #[cfg(windows)]
@@ -188,7 +189,7 @@ impl Options {
 
     /// Whether the engine or the answer is on Tokio's own I/O.
     pub(crate) fn need_io_driver(&self) -> bool {
-        self.engine_needs_io_driver() || self.answer.forwards()
+        self.engine_needs_io_driver() || self.answer.forwards_to_nats()
     }
 }
 
@@ -267,20 +268,35 @@ pub(crate) struct AnswerOptions {
     #[arg(long, value_name = "N", requires = "exec", value_parser = at_least_one)]
     pub(crate) exec_limit: Option<usize>,
 
-    /// Answer with the reply of a worker that subscribes to SUBJECT on a NATS server
+    /// Let another server answer, or a worker that subscribes to a subject of a NATS server
     ///
-    /// URL is nats://HOST:PORT/SUBJECT, or tls://HOST:PORT/SUBJECT; the port is 4222 by default.
-    /// If the server wants a user and a password or a token, put USER:PASSWORD@ or TOKEN@ in
-    /// front of HOST, and give the URL by its environment variable or in the file of --config:
-    /// other users can see the command line.
+    /// With pipe:NAME each client gets a connection of its own to the pipe NAME of this machine, a
+    /// name or a full path. Each message is passed on as it is, in both directions, also what
+    /// the server sends unasked, and so is the end of either side. If nobody serves NAME, it
+    /// is still busy after --handler-timeout, or its server is not trusted (--trust), the
+    /// client is disconnected and the log says why.
     ///
-    /// A request is published once and never repeated. If nobody subscribes to SUBJECT, the reply
-    /// is empty or too long, or none arrives within --handler-timeout, the connection is
-    /// closed. The NATS server may start later than this one, and a lost connection is
-    /// restored: until then requests wait. docs/forward.md has more.
-    #[cfg(feature = "nats")]
+    /// The other forms need a build with NATS (--features nats): nats://HOST:PORT/SUBJECT, or
+    /// tls://HOST:PORT/SUBJECT; the port is 4222 by default. If the NATS server wants a user
+    /// and a password or a token, put USER:PASSWORD@ or TOKEN@ in front of HOST, and give the
+    /// URL by its environment variable or in the file of --config: other users can see the
+    /// command line.
+    ///
+    /// A request is published to NATS once and never repeated. If nobody subscribes to SUBJECT,
+    /// the reply is empty or too long, or none arrives within --handler-timeout, the
+    /// connection is closed. The NATS server may start later than this one, and a lost
+    /// connection is restored: until then requests wait. docs/forward.md has more.
     #[arg(long, value_name = "URL", group = "answer")]
     pub(crate) forward: Option<ForwardUrl>,
+
+    /// Which servers to trust with --forward pipe:NAME: system, current-user, anyone or a user
+    /// [default: system]
+    ///
+    /// system is this user and the system itself: root on Linux, SYSTEM and Administrators on
+    /// Windows. A user is a number such as 1000 on Linux, and a SID such as S-1-5-19 on
+    /// Windows. Nothing is sent to other servers.
+    #[arg(long, value_name = "WHOM", requires = "forward")]
+    pub(crate) trust: Option<Trust>,
 
     /// How many forwarded requests wait for their replies at the same time, 1 or more
     ///
@@ -306,10 +322,18 @@ pub(crate) struct AnswerOptions {
 impl AnswerOptions {
     /// Whether requests are forwarded.
     pub(crate) fn forwards(&self) -> bool {
-        #[cfg(feature = "nats")]
-        return self.forward.is_some();
-        #[cfg(not(feature = "nats"))]
-        false
+        self.forward.is_some()
+    }
+
+    /// Whether requests are forwarded through a network connection.
+    pub(crate) fn forwards_to_nats(&self) -> bool {
+        self.forward.as_ref().is_some_and(|url| !url.is_pipe())
+    }
+
+    /// Whether each client takes another connection, to another pipe.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn forwards_to_pipe(&self) -> bool {
+        self.forward.as_ref().is_some_and(ForwardUrl::is_pipe)
     }
 
     /// Whether an answer waits for others: a command or a worker.
@@ -402,11 +426,10 @@ pub(crate) struct LimitOptions {
     pub(crate) idle_timeout: TimeLimit,
 
     /// How long the answer to a request may take, with the time it waits for --exec-limit, or none
-    #[cfg_attr(not(feature = "nats"), doc = "[default: none, or 60s with --exec]")]
-    #[cfg_attr(
-        feature = "nats",
-        doc = "[default: none, or 60s with --exec, 10s with --forward]"
-    )]
+    /// [default: none, or 60s with --exec, 10s with --forward]
+    ///
+    /// With --forward pipe:NAME, it is how long connecting to a busy NAME may take: which message
+    /// answers which is not known then, and their time is not limited.
     #[arg(long, value_name = "TIME")]
     handler_timeout: Option<TimeLimit>,
 

@@ -1,4 +1,4 @@
-//! The file of the log, which is begun anew when it is full.
+//! The file of a log or dump, which is begun anew when it is full.
 
 use std::{
     ffi::OsString,
@@ -10,7 +10,7 @@ use std::{
 
 use tracing::warn;
 
-use super::place;
+use super::place::{self, Content};
 
 /// A file that is appended to. Before a line would make it longer than its limit, it is renamed to
 /// FILE.1, which replaces the one before, and begun anew. Lines are never split. What another user
@@ -28,6 +28,7 @@ pub(crate) struct LogFile(Arc<Mutex<RotatedFile>>);
 #[derive(Debug)]
 struct RotatedFile {
     path: PathBuf,
+    content: Content,
     file: File,
     limit: Option<u64>,
     /// The size at which to begin anew: the limit, or more after a failure, so as not to try again
@@ -37,9 +38,10 @@ struct RotatedFile {
 
 impl LogFile {
     /// Opens the file, and creates it if it does not exist.
-    pub(crate) fn open(path: &Path, limit: Option<u64>) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path, content: Content, limit: Option<u64>) -> io::Result<Self> {
         let rotated = RotatedFile {
-            file: place::open(path)?,
+            file: place::open(path, content)?,
+            content,
             // A link stays, and what it leads to is renamed.
             path: fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()),
             limit,
@@ -77,7 +79,8 @@ impl RotatedFile {
                         self.full = size.saturating_add(limit / 8);
                         if was_full == limit {
                             let path = self.path.display();
-                            warn!(%path, %error, "the log exceeds --log-file-size, because a new file can't be begun");
+                            let option = self.content.size_option();
+                            warn!(%path, %error, "the file exceeds {option}, because a new one can't be begun");
                         }
                     }
                 }
@@ -100,7 +103,7 @@ impl RotatedFile {
             old.push(".1");
             fs::rename(&self.path, old)?;
         }
-        self.file = place::open_next(&self.path, &self.file)?;
+        self.file = place::open_next(&self.path, &self.file, self.content)?;
         Ok(())
     }
 }
@@ -131,7 +134,7 @@ mod tests {
         }
 
         fn open(&self, limit: impl Into<Option<u64>>) -> LogFile {
-            LogFile::open(&self.path("log"), limit.into()).unwrap()
+            LogFile::open(&self.path("log"), Content::Log, limit.into()).unwrap()
         }
 
         /// What is in the file and in the one before.
@@ -233,7 +236,7 @@ mod tests {
         let test = Test::new();
         let link = test.path("link");
         std::os::unix::fs::symlink(test.path("log"), &link).unwrap();
-        let mut log = LogFile::open(&link, Some(10)).unwrap();
+        let mut log = LogFile::open(&link, Content::Log, Some(10)).unwrap();
         log.write_all(b"aaaa\nbbbb\nc\n").unwrap();
         assert_eq!(test.logs(), ["c\n", "aaaa\nbbbb\n"]);
         assert_eq!(fs::read_to_string(&link).unwrap(), "c\n");

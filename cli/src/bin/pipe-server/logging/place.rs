@@ -1,4 +1,4 @@
-//! The place of the log's file, where nobody else may put another one.
+//! The place of the file of a log or dump, where nobody else may put another one.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -6,25 +6,64 @@ use std::{
     path::Path,
 };
 
-/// Opens the file of the log at the start. A link of the server's own user, or of root, is
-/// followed.
+/// What is written to a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    Log,
+    /// Messages, which only the server's own user may read.
+    Dump,
+}
+
+impl Content {
+    /// The option that limits the file's length.
+    pub(super) fn size_option(self) -> &'static str {
+        match self {
+            Self::Log => "--log-file-size",
+            Self::Dump => "--dump-size",
+        }
+    }
+
+    /// What to do for another kind of output.
+    #[cfg(unix)]
+    fn instead(self) -> &'static str {
+        match self {
+            Self::Log => "leave --log-file out to log to stderr",
+            Self::Dump => "use --dump - for stdout, and redirect that",
+        }
+    }
+}
+
+/// Opens the file at the start. A link of the server's own user, or of root, is followed.
 ///
 /// # Errors
 ///
 /// The system's error, and on Unix an error that says what to do if the file is one that can block,
 /// or could be exchanged by another user.
-pub(super) fn open(path: &Path) -> io::Result<File> {
+pub(super) fn open(path: &Path, content: Content) -> io::Result<File> {
+    let mut options = options();
     #[cfg(unix)]
-    unix::check_directories(path)?;
-    let file = open_with(&mut options(), path, Links::Follow)?;
+    {
+        use std::os::unix::fs::OpenOptionsExt as _;
+
+        unix::check_directories(path)?;
+        if content == Content::Dump {
+            options.mode(0o600);
+        }
+    }
+    let file = open_with(&mut options, path, Links::Follow, content)?;
     #[cfg(unix)]
-    unix::check_owner(path, &file)?;
+    {
+        unix::check_owner(path, &file)?;
+        if content == Content::Dump {
+            unix::check_privacy(&file)?;
+        }
+    }
     Ok(file)
 }
 
 /// Opens the next file of the log, which nobody has put there but another process with the same
 /// log. `last` is the one before.
-pub(super) fn open_next(path: &Path, last: &File) -> io::Result<File> {
+pub(super) fn open_next(path: &Path, last: &File, content: Content) -> io::Result<File> {
     let mut options = options();
     // Whoever may not read this file may not read the next one. On Windows the directory says who
     // may.
@@ -38,7 +77,8 @@ pub(super) fn open_next(path: &Path, last: &File) -> io::Result<File> {
     let _ = last;
     match options.create_new(true).open(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            open_with(options.create_new(false).create(false), path, Links::Refuse)
+            options.create_new(false).create(false);
+            open_with(&mut options, path, Links::Refuse, content)
         }
         result => result,
     }
@@ -68,12 +108,17 @@ enum Links {
     Refuse,
 }
 
-fn open_with(options: &mut OpenOptions, path: &Path, links: Links) -> io::Result<File> {
+fn open_with(
+    options: &mut OpenOptions,
+    path: &Path,
+    links: Links,
+    content: Content,
+) -> io::Result<File> {
     #[cfg(unix)]
-    return unix::open(options, path, links);
+    return unix::open(options, path, links, content);
     #[cfg(windows)]
     {
-        let _ = links;
+        let _ = (links, content);
         options.open(path)
     }
 }
@@ -97,11 +142,19 @@ mod unix {
     const STICKY: u32 = 0o1000;
     const OTHERS_WRITE: u32 = 0o002;
 
+    /// The rights of all users but the owner.
+    const OTHERS: u32 = 0o077;
+
     /// The most links that Linux follows for one path (path_resolution(7)).
     const LINKS: usize = 40;
 
     /// Opens without blocking, and without making a terminal this process's own.
-    pub(super) fn open(options: &mut OpenOptions, path: &Path, links: Links) -> io::Result<File> {
+    pub(super) fn open(
+        options: &mut OpenOptions,
+        path: &Path,
+        links: Links,
+        content: Content,
+    ) -> io::Result<File> {
         let mut flags = OFlags::NONBLOCK | OFlags::NOCTTY;
         flags.set(OFlags::NOFOLLOW, links == Links::Refuse);
         let file = options
@@ -109,25 +162,25 @@ mod unix {
             .open(path)
             .map_err(|error| match Errno::from_io_error(&error) {
                 // A FIFO without a reader, or a socket.
-                Some(Errno::NXIO) => can_block(),
+                Some(Errno::NXIO) => can_block(content),
                 Some(Errno::LOOP) if links == Links::Refuse => no_file("it is a link"),
                 _ => error,
             })?;
         let kind = file.metadata()?.file_type();
         let device_allowed = links == Links::Follow;
         if !(kind.is_file() || device_allowed && kind.is_char_device()) {
-            return Err(can_block());
+            return Err(can_block(content));
         }
         // As a device may: nobody else has this open file.
         fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
         Ok(file)
     }
 
-    fn can_block() -> io::Error {
-        no_file(
-            "it is neither a regular file nor a character device, such as /dev/null, and could block: leave --log-file \
-             out to log to stderr",
-        )
+    fn can_block(content: Content) -> io::Error {
+        no_file(&format!(
+            "it is neither a regular file nor a character device, such as /dev/null, and could block: {}",
+            content.instead()
+        ))
     }
 
     /// Refuses a file in a directory where another user could exchange it, as for sockets. That also
@@ -179,6 +232,18 @@ mod unix {
         let metadata = file.metadata()?;
         match directory.mode() & OTHERS_WRITE != 0 && !is_trusted(&metadata) {
             true => Err(denied("it belongs to another user")),
+            false => Ok(()),
+        }
+    }
+
+    /// Refuses a file that other users may read.
+    pub(super) fn check_privacy(file: &File) -> io::Result<()> {
+        let metadata = file.metadata()?;
+        match metadata.is_file() && metadata.mode() & OTHERS != 0 {
+            true => Err(denied(&format!(
+                "other users may read or write it (mode {:03o}): chmod 600 it, or remove it",
+                metadata.mode() & 0o777
+            ))),
             false => Ok(()),
         }
     }

@@ -1,4 +1,4 @@
-//! The log on its way to stderr or to a file.
+//! The log, or a dump, on its way to a stream or to a file.
 
 use std::{
     io::{self, Write},
@@ -10,19 +10,19 @@ use std::{
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// How much may wait to be written, in bytes: several thousand lines.
-const CAPACITY: usize = 1024 * 1024;
-
 /// Lines that a thread of its own writes, since nobody may be reading them: a full pipe would block
-/// whoever logs. What does not fit is dropped and counted.
+/// whoever logs. What does not fit is dropped and counted, but a line longer than the capacity is
+/// taken while nothing else waits.
 ///
 /// Not `tracing-appender`: its queue is bounded in lines, not in bytes, it prints to stdout when it
 /// can't be flushed, and it depends on a parser of dates.
 #[derive(Clone, Debug)]
 pub(crate) struct Queue(Arc<Shared>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
+    /// How much may wait to be written, in bytes.
+    capacity: usize,
     state: Mutex<QueuedLines>,
     changed: Condvar,
 }
@@ -38,33 +38,45 @@ struct QueuedLines {
 }
 
 impl Queue {
-    /// Starts the thread. It calls `report` with the number of lines that are missing in `output`
-    /// at this point.
-    pub(crate) fn start(
-        output: impl Write + Send + 'static,
-        report: impl FnMut(u64) + Send + 'static,
+    /// Starts the thread `name`, for which up to `capacity` bytes may wait. It calls `report` with
+    /// the number of lines that are missing in `output` at this point.
+    pub(crate) fn start<W: Write + Send + 'static>(
+        name: &str,
+        capacity: usize,
+        output: W,
+        report: impl FnMut(u64, &mut W) + Send + 'static,
     ) -> io::Result<Self> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared {
+            capacity,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        });
         let queue = Self(Arc::clone(&shared));
         thread::Builder::new()
-            .name("log".to_owned())
+            .name(name.to_owned())
             .spawn(move || shared.write_to(output, report))?;
         Ok(queue)
     }
 
     /// Waits until everything is written, but no longer than `time`. Whether it is.
     pub(crate) fn flush(&self, time: Duration) -> bool {
-        let Shared { state, changed } = &*self.0;
+        let Shared { state, changed, .. } = &*self.0;
         let (state, _) = changed
             .wait_timeout_while(lock(state), time, |state| !state.is_done())
             .unwrap_or_else(PoisonError::into_inner);
         state.is_done()
     }
 
-    fn push(&self, line: &[u8]) {
-        let Shared { state, changed } = &*self.0;
+    /// Adds one line, with its end. Never blocks for longer than another thread takes.
+    pub(crate) fn push(&self, line: &[u8]) {
+        let Shared {
+            capacity,
+            state,
+            changed,
+        } = &*self.0;
         let mut state = lock(state);
-        if state.dropped > 0 || state.waiting.len() + line.len() > CAPACITY {
+        let is_full = !state.waiting.is_empty() && state.waiting.len() + line.len() > *capacity;
+        if state.dropped > 0 || is_full {
             state.dropped += 1;
         } else {
             state.waiting.extend_from_slice(line);
@@ -84,11 +96,13 @@ impl QueuedLines {
 }
 
 impl Shared {
-    fn write_to(&self, mut output: impl Write, mut report: impl FnMut(u64)) {
+    fn write_to<W: Write>(&self, mut output: W, mut report: impl FnMut(u64, &mut W)) {
         let mut lines = Vec::new();
         let mut missing = 0;
         loop {
             lines.clear();
+            // After a line that is longer than usual.
+            lines.shrink_to(self.capacity);
             {
                 let mut state = lock(&self.state);
                 state.writing = false;
@@ -102,7 +116,7 @@ impl Shared {
                 missing += mem::take(&mut state.dropped);
             }
             match output.write_all(&lines) {
-                Ok(()) if missing > 0 => report(mem::take(&mut missing)),
+                Ok(()) if missing > 0 => report(mem::take(&mut missing), &mut output),
                 Ok(()) => {}
                 // A full disk may have room again.
                 Err(_) => missing += lines.iter().filter(|&&byte| byte == b'\n').count() as u64,
@@ -144,6 +158,8 @@ mod tests {
 
     const LINE: &[u8] = b"line\n";
 
+    const CAPACITY: usize = 64 * 1024;
+
     /// Far longer than any test takes.
     const LONG: Duration = Duration::from_secs(60);
 
@@ -181,9 +197,9 @@ mod tests {
                 results: result,
                 written: write,
             };
-            let report = move |missing| report.send(missing).unwrap();
+            let report = move |missing, _: &mut Output| report.send(missing).unwrap();
             Self {
-                queue: Queue::start(output, report).unwrap(),
+                queue: Queue::start("log", CAPACITY, output, report).unwrap(),
                 results,
                 written,
                 reported,
@@ -221,6 +237,17 @@ mod tests {
         let missing: u64 = test.reported.try_iter().sum();
         assert!(missing > 0);
         assert_eq!(written / LINE.len() + missing as usize, pushed);
+    }
+
+    #[test]
+    fn a_line_longer_than_the_capacity_is_taken_while_nothing_else_waits() {
+        let test = Test::start();
+        let long = vec![b'x'; 2 * CAPACITY];
+        test.results.send(Ok(())).unwrap();
+        test.queue.push(&long);
+        assert_eq!(test.written.recv().unwrap(), long);
+        assert!(test.queue.flush(LONG));
+        assert!(test.reported.try_recv().is_err());
     }
 
     #[test]

@@ -1,43 +1,14 @@
-//! The value of `--forward`.
+//! The URL of a subject on a NATS server.
 
 use std::{borrow::Cow, fmt};
 
 use percent_encoding::percent_decode_str;
-use pipe_server_cli::exit::Failure;
 use url::Url;
 
 use super::connect::NatsAddress;
 
 /// NATS's own.
 pub(super) const DEFAULT_PORT: u16 = 4222;
-
-/// The value of `--forward`. It is not checked while the command line is parsed, because clap's
-/// errors quote the value, which may contain a password.
-#[derive(Clone)]
-pub(crate) struct ForwardUrl(String);
-
-impl From<String> for ForwardUrl {
-    fn from(text: String) -> Self {
-        Self(text)
-    }
-}
-
-impl fmt::Debug for ForwardUrl {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("ForwardUrl(..)")
-    }
-}
-
-impl ForwardUrl {
-    /// The parts of the URL.
-    ///
-    /// # Errors
-    ///
-    /// Says what is wrong with it, without quoting what may be a secret.
-    pub(crate) fn target(&self) -> Result<Target, Failure> {
-        Target::parse(&self.0).map_err(|problem| Failure::usage(format!("--forward: {problem}")))
-    }
-}
 
 /// Where requests are published.
 pub(crate) struct Target {
@@ -57,8 +28,8 @@ pub(super) enum Credentials {
 }
 
 impl Target {
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
-        const FORM: &str = "give nats://HOST:PORT/SUBJECT, or tls://HOST:PORT/SUBJECT";
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        const FORM: &str = "give nats://HOST:PORT/SUBJECT, tls://HOST:PORT/SUBJECT or, for another pipe, pipe:NAME";
 
         let Some((scheme, rest)) = text.split_once("://") else {
             return Err(format!("the URL has no scheme: {FORM}"));
@@ -170,8 +141,6 @@ mod tests {
 
         let target = Target::parse("nats://t0ken@localhost/a").unwrap();
         assert!(target.credentials == Credentials::Token("t0ken".to_owned()));
-        let url = ForwardUrl::from("nats://t0ken@localhost/a".to_owned());
-        assert!(!format!("{url:?}").contains("t0ken"));
     }
 
     #[test]

@@ -221,7 +221,7 @@ mod tests {
     use tokio::io::{DuplexStream, duplex, split};
 
     use super::*;
-    use crate::forward::{connect::Stream, target::Target};
+    use crate::forward::nats::{connect::Stream, target::Target};
 
     /// How a connection to `server` ends, which can hold so many bytes that nobody has read.
     async fn end(server: impl FnOnce(DuplexStream), capacity: usize) -> NatsError {

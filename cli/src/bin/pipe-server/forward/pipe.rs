@@ -1,0 +1,237 @@
+//! `--forward pipe:NAME`: each client gets a connection of its own to the server of another pipe,
+//! and messages are passed on in both directions.
+
+use std::{pin::pin, time::Duration};
+
+use pipe_server::{
+    BoxError, Bytes, Client, ClientOptions, ConnectError, Connection, PipeName, RecvError,
+    RecvHalf, SendError, SendHalf, Shutdown, Trust,
+};
+use pipe_server_cli::{
+    exit::{self, chain},
+    recording::Sender,
+};
+use tokio::{select, time::timeout};
+use tracing::debug;
+
+use crate::dump::Dump;
+
+/// The way to the other pipe.
+///
+/// What waits is one message for each direction of a client, and what the system and the engine
+/// hold. Whoever sends more waits for the other side to read.
+#[derive(Debug)]
+pub(crate) struct PipeForward {
+    name: PipeName,
+    address: String,
+    client: ClientOptions,
+    /// How long connecting may take and, after a client's failure, the replies to its earlier
+    /// requests.
+    limit: Option<Duration>,
+    dump: Option<Dump>,
+}
+
+/// Why a client is disconnected. It is logged.
+#[derive(Debug, thiserror::Error)]
+enum PipeForwardError {
+    #[error("can't forward: {0}")]
+    Connect(String),
+    // Their sources are part of the text: the log would take them for errors of the client.
+    #[error("receiving from {0} failed: {1}")]
+    FromServer(String, String),
+    #[error("sending to {0} failed: {1}")]
+    ToServer(String, String),
+    #[error("receiving a message of the client failed")]
+    FromClient(#[source] RecvError),
+    #[error("sending a message to the client failed")]
+    ToClient(#[source] SendError),
+}
+
+/// How one side ended its messages in good order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// It may still be reading.
+    HalfClosed,
+    Closed,
+}
+
+impl PipeForward {
+    /// Forwards to the pipe `name` messages of up to `max_message_size` bytes.
+    pub(crate) fn new(
+        name: PipeName,
+        trust: Trust,
+        limit: Option<Duration>,
+        max_message_size: usize,
+        dump: Option<Dump>,
+    ) -> Self {
+        Self {
+            address: name.to_path().display().to_string(),
+            name,
+            client: ClientOptions::new()
+                .connect_timeout(limit)
+                .max_message_size(max_message_size)
+                .trust(trust),
+            limit,
+            dump,
+        }
+    }
+
+    /// The address of the other pipe.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Passes the messages of one client on, and those of its server back, until one of them ends
+    /// the conversation.
+    pub(crate) async fn run(&self, client: Connection, shutdown: Shutdown) -> Result<(), BoxError> {
+        let server = self.client.connect(&self.name).await;
+        let server = server.map_err(|error| self.connect_error(&error))?;
+        Ok(self.pass(client, server, shutdown).await?)
+    }
+
+    fn connect_error(&self, error: &ConnectError) -> PipeForwardError {
+        let text = match error {
+            // The flag of that name is for clients.
+            ConnectError::Remote { .. } => format!(
+                "{} is on another machine: forward to a pipe of this one",
+                self.address
+            ),
+            error => exit::connect_failure(error, &self.name)
+                .message()
+                .to_owned(),
+        };
+        PipeForwardError::Connect(text)
+    }
+
+    async fn pass(
+        &self,
+        client: Connection,
+        server: Client,
+        shutdown: Shutdown,
+    ) -> Result<(), PipeForwardError> {
+        let connection = client.id();
+        let dump = self.dump.as_ref().map(Dump::connection);
+        let dump = |sender, message: &Bytes| {
+            if let Some(dump) = &dump {
+                dump.record(connection, sender, message);
+            }
+        };
+        let (from_client, to_client) = client.into_split();
+        let (from_server, to_server) = server.into_split();
+        let mut requests = pin!(self.requests(from_client, to_server, shutdown, &dump));
+        let mut replies = pin!(self.replies(from_server, to_client, &dump));
+        select! {
+            ended = &mut requests => match ended {
+                Ok(Ended::Closed) => Ok(()),
+                Ok(Ended::HalfClosed) => replies.await.map(drop),
+                // The client gets the replies to its earlier requests, as from any server.
+                Err(error) => {
+                    match self.limit {
+                        Some(limit) => _ = timeout(limit, replies).await,
+                        None => _ = replies.await,
+                    }
+                    Err(error)
+                }
+            },
+            ended = &mut replies => match ended? {
+                Ended::Closed => {
+                    debug!(address = self.address, "the server closed the connection");
+                    Ok(())
+                }
+                Ended::HalfClosed => requests.await.map(drop),
+            },
+        }
+    }
+
+    /// Passes the messages of the client on, until it ends them or the server takes no more.
+    async fn requests(
+        &self,
+        mut from_client: RecvHalf,
+        mut to_server: SendHalf,
+        mut shutdown: Shutdown,
+        dump: impl Fn(Sender, &Bytes),
+    ) -> Result<Ended, PipeForwardError> {
+        let mut shuts_down = false;
+        loop {
+            let received = select! {
+                biased;
+                () = &mut shutdown, if !shuts_down => {
+                    // What was sent before is still received.
+                    from_client.close();
+                    shuts_down = true;
+                    continue;
+                }
+                received = from_client.recv() => received,
+            };
+            match received {
+                Ok(Some(message)) => {
+                    dump(Sender::Client, &message);
+                    match to_server.send(message).await {
+                        Ok(()) => {}
+                        // The server's end decides how the client's connection ends: replies to
+                        // earlier requests may be on their way.
+                        Err(SendError::Closed) => {
+                            from_client.close();
+                            return Ok(Ended::HalfClosed);
+                        }
+                        Err(error) => return Err(self.sending_failed(&error)),
+                    }
+                }
+                // Whether the client has closed as well can't be told after a shutdown.
+                Ok(None) if shuts_down || from_client.is_half_closed() => {
+                    // A server that is gone ends the replies, too.
+                    _ = to_server.finish().await;
+                    return Ok(Ended::HalfClosed);
+                }
+                Ok(None) => return Ok(Ended::Closed),
+                Err(error) => {
+                    _ = to_server.finish().await;
+                    return Err(PipeForwardError::FromClient(error));
+                }
+            }
+        }
+    }
+
+    /// Passes the messages of the server on, until it ends them.
+    async fn replies(
+        &self,
+        mut from_server: RecvHalf,
+        mut to_client: SendHalf,
+        dump: impl Fn(Sender, &Bytes),
+    ) -> Result<Ended, PipeForwardError> {
+        loop {
+            let received = from_server.recv().await;
+            match received.map_err(|error| self.receiving_failed(&error))? {
+                Some(message) => {
+                    // Before it is sent: the client may answer at once.
+                    dump(Sender::Server, &message);
+                    if let Err(error) = to_client.send(message).await {
+                        // The client's requests are still passed on until it is known to have
+                        // closed. A server that can't send might not receive them.
+                        if let SendError::Closed = error {
+                            while let Ok(Some(_)) = from_server.recv().await {}
+                        }
+                        return Err(PipeForwardError::ToClient(error));
+                    }
+                }
+                None if from_server.is_half_closed() => {
+                    _ = to_client.finish().await;
+                    return Ok(Ended::HalfClosed);
+                }
+                None => return Ok(Ended::Closed),
+            }
+        }
+    }
+
+    fn receiving_failed(&self, error: &RecvError) -> PipeForwardError {
+        let hint = match error {
+            RecvError::TooLong { .. } => ": see --max-message-size",
+            _ => "",
+        };
+        PipeForwardError::FromServer(self.address.clone(), chain(error) + hint)
+    }
+
+    fn sending_failed(&self, error: &SendError) -> PipeForwardError {
+        PipeForwardError::ToServer(self.address.clone(), chain(error))
+    }
+}

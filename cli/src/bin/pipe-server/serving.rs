@@ -1,0 +1,147 @@
+//! The server that the options ask for.
+
+use std::{
+    future::{Future, IntoFuture as _, Ready, ready},
+    sync::Arc,
+};
+
+#[cfg(windows)]
+use pipe_server::os::windows::ServeExt as _;
+use pipe_server::{
+    Connection, Handler, Peer, PipeListener, PipeName, ServeFuture, Shutdown, serve,
+    serve_connections,
+};
+use pipe_server_cli::exit::Failure;
+use tracing::info;
+
+#[cfg(feature = "nats")]
+use crate::forward::nats::Forward;
+use crate::{
+    answer::Answer,
+    capacity::Capacity,
+    dump::{Dump, Dumped},
+    forward::{Destination, pipe::PipeForward},
+    options::Options,
+};
+
+/// What a server needs besides its listener.
+pub(crate) struct Serving<'a> {
+    pub(crate) options: &'a Options,
+    pub(crate) capacity: &'a Capacity,
+    pub(crate) dump: Option<Dump>,
+}
+
+impl Serving<'_> {
+    /// Starts a server that shuts down at `signal`.
+    pub(crate) fn start(
+        self,
+        listener: PipeListener,
+        destination: Option<Destination>,
+        signal: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<ServeFuture, Failure> {
+        let answer = match destination {
+            Some(Destination::Pipe(name)) => {
+                if name.to_path() == listener.path() {
+                    return Err(Failure::usage(format!(
+                        "--forward: {name} is the pipe of this server itself: name another one"
+                    )));
+                }
+                return Ok(self.forwarding(listener, name, signal));
+            }
+            #[cfg(feature = "nats")]
+            Some(Destination::Nats(target)) => {
+                if self.options.answer.trust.is_some() {
+                    return Err(Failure::usage(
+                        "--trust is for --forward pipe:NAME: with NATS use a URL with tls://"
+                            .to_owned(),
+                    ));
+                }
+                let limit = self.options.answer.forward_limit;
+                Answer::Forward(Forward::start(target, limit, listener.max_message_size()))
+            }
+            None => Answer::new(self.options, self.capacity, listener.max_message_size()),
+        };
+        Ok(match self.dump {
+            None => answering(listener, self.options, answer, signal),
+            Some(dump) => answering(listener, self.options, Dumped::new(answer, dump), signal),
+        })
+    }
+
+    /// A server whose clients talk to the one of the pipe `name`.
+    fn forwarding(
+        self,
+        listener: PipeListener,
+        name: PipeName,
+        signal: impl Future<Output = ()> + Send + 'static,
+    ) -> ServeFuture {
+        let options = self.options;
+        let forward = Arc::new(PipeForward::new(
+            name,
+            options.answer.trust.clone().unwrap_or_default(),
+            options.handler_timeout(),
+            listener.max_message_size(),
+            self.dump,
+        ));
+        info!(address = forward.address(), "forwarding");
+        let pass_on = move |client: Connection, shutdown: Shutdown| {
+            let forward = Arc::clone(&forward);
+            async move { forward.run(client, shutdown).await }
+        };
+        let mut serving = serve_connections(listener, pass_on)
+            .drain_timeout(options.limits.drain_timeout.0)
+            .idle_timeout(options.limits.idle_timeout.0)
+            .write_timeout(options.limits.write_timeout.0)
+            .with_graceful_shutdown(signal);
+        if let Some(limit) = options.max_connections_per_user() {
+            serving = serving.max_connections_per_user(limit);
+        }
+        if let Some(authorize) = authorize(options) {
+            serving = serving.authorize(authorize);
+        }
+        serving.into_future()
+    }
+}
+
+/// A server whose requests `answer` answers.
+fn answering<H: Handler>(
+    listener: PipeListener,
+    options: &Options,
+    answer: H,
+    signal: impl Future<Output = ()> + Send + 'static,
+) -> ServeFuture {
+    let mut serving = serve(listener, answer)
+        .concurrency(options.answer.concurrency)
+        .drain_timeout(options.limits.drain_timeout.0)
+        .idle_timeout(options.limits.idle_timeout.0)
+        .handler_timeout(options.handler_timeout())
+        .write_timeout(options.limits.write_timeout.0)
+        .max_buffered_bytes(options.max_buffered_bytes())
+        // The result is useless once the client has disconnected.
+        .cancel_on_disconnect(options.answer.waits())
+        .with_graceful_shutdown(signal);
+    // The other answers never block.
+    #[cfg(windows)]
+    {
+        serving = serving.inline_completions(!options.answer.waits());
+    }
+    if let Some(limit) = options.max_connections_per_user() {
+        serving = serving.max_connections_per_user(limit);
+    }
+    if let Some(authorize) = authorize(options) {
+        serving = serving.authorize(authorize);
+    }
+    serving.into_future()
+}
+
+/// What `--allow-user` admits, if it was given.
+fn authorize(
+    options: &Options,
+) -> Option<impl Fn(Peer) -> Ready<Result<(), &'static str>> + Send + Sync + use<>> {
+    let allowed = options.pipe.allow_user.clone();
+    (!allowed.is_empty()).then_some(move |peer: Peer| {
+        ready(match allowed.contains(peer.user()) {
+            true => Ok(()),
+            false => Err("add --allow-user to serve this user"),
+        })
+    })
+}
