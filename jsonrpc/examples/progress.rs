@@ -9,6 +9,7 @@ use jsonrpsee::{
     types::ErrorObjectOwned,
 };
 use pipe_server::{BoxError, Peer, PipeListener};
+use pipe_server_jsonrpc::{connect, serve};
 
 #[rpc(server, client, namespace = "build")]
 trait Build {
@@ -18,7 +19,6 @@ trait Build {
     #[method(name = "divide")]
     async fn divide(&self, dividend: i64, divisor: i64) -> RpcResult<i64>;
 
-    /// The process that asks.
     #[method(name = "caller", with_extensions)]
     async fn caller(&self) -> RpcResult<u32>;
 
@@ -56,17 +56,19 @@ impl BuildServer for Builder {
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let name = format!("progress-{}", process::id());
-    let serving = pipe_server_jsonrpc::serve(PipeListener::bind(&name)?, Builder.into_rpc());
+    let serving = serve(PipeListener::bind(&name)?, Builder.into_rpc());
     tokio::spawn(serving.into_future());
 
-    let client = pipe_server_jsonrpc::connect(&name).await?;
+    let client = connect(&name).await?;
     println!("version {}", client.version().await?);
-    println!("7 / 2 = {}", client.divide(7, 2).await?);
     println!("7 / 0: {}", client.divide(7, 0).await.unwrap_err());
     assert_eq!(client.caller().await?, process::id());
     let mut progress = client.start(4).await?;
-    while let Some(percent) = progress.next().await {
-        println!("{} %", percent?);
+    // jsonrpsee tells a client only of a subscription that ends with an error.
+    let mut percent = 0;
+    while percent < 100 {
+        percent = progress.next().await.ok_or("the server has closed")??;
+        println!("{percent} %");
     }
     Ok(())
 }

@@ -7,7 +7,9 @@ use jsonrpsee_core::{
     server::{BoundedSubscriptions, ConnectionId, Extensions, MethodResponse, MethodSink},
 };
 use jsonrpsee_types::{Id, error::reject_too_big_request};
-use pipe_server::{BoxError, Bytes, Connection, RecvError, RecvHalf, SendError, SendHalf, Shutdown};
+use pipe_server::{
+    BoxError, Bytes, Connection, RecvError, RecvHalf, SendError, SendHalf, Shutdown,
+};
 use serde_json::value::RawValue;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -124,7 +126,8 @@ where
     let ended = loop {
         match received {
             Ok(Some(message)) => {
-                let span = debug_span!("request", request.bytes = message.len(), rpc.method = Empty);
+                let span =
+                    debug_span!("request", request.bytes = message.len(), rpc.method = Empty);
                 let answering = Arc::clone(caller).answer(message).instrument(span);
                 calls.spawn(answering.in_current_span());
             }
