@@ -148,6 +148,7 @@ async fn a_request_has_a_span_in_that_of_its_connection(kind: Kind) {
         .await
         .unwrap();
     let line = log.line_with("from the method");
-    assert!(line.contains("connection.id=1"), "{line}");
-    assert!(line.contains("rpc.method"), "{line}");
+    assert!(line.ends_with(" in connection:request"), "{line}");
+    let spans = log.spans("request");
+    assert!(spans[0].contains(" rpc.method=\"logs\""), "{spans:?}");
 }
