@@ -26,6 +26,7 @@ mod log;
 mod names;
 mod options;
 mod program;
+mod rpc;
 #[cfg(windows)]
 mod sample;
 mod server;

@@ -7,6 +7,7 @@ const NOT_THERE: u8 = 3;
 const BUSY: u8 = 4;
 const REFUSED: u8 = 5;
 pub(crate) const NO_REPLY: u8 = 6;
+pub(crate) const RPC_ERROR: u8 = 7;
 
 /// The exit code of a failure to connect, if it has its own.
 pub(crate) fn of_connecting(error: &ConnectError) -> Option<u8> {
