@@ -13,6 +13,8 @@ use tokio::time::sleep;
 
 mod calls;
 mod hostile;
+#[cfg(target_os = "linux")]
+mod python;
 mod server;
 mod subscriptions;
 #[cfg(windows)]
