@@ -230,12 +230,13 @@ async fn send(
     loop {
         let message = tokio::select! {
             biased;
-            message = queued.recv() => message,
+            // First: a subscription may always have another message queued.
             _ = &mut closing, if !queued.is_closed() => {
                 // Ends the subscriptions.
                 queued.close();
                 continue;
             }
+            message = queued.recv() => message,
         };
         let Some(message) = message else { break };
         sender.send(String::from(Box::<str>::from(message))).await?;

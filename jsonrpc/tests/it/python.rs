@@ -32,7 +32,10 @@ async fn a_client_in_python_calls_a_method() {
         let calls = spawn_blocking(move || (run(&["add", "1", "2"]), run(&["none"])));
         let (sum, error) = calls.await.unwrap();
         assert_eq!(sum, (Some(0), "3\n".to_owned()));
-        assert_eq!(error, (Some(1), "none: error -32601: Method not found\n".to_owned()));
+        assert_eq!(
+            error,
+            (Some(1), "none: error -32601: Method not found\n".to_owned())
+        );
     })
     .await;
 }
