@@ -138,7 +138,7 @@ async fn a_request_has_a_span_in_that_of_its_connection(kind: Kind) {
     let mut module = RpcModule::new(());
     module
         .register_async_method("logs", |_, _, _| async {
-            tracing::info!("from the method")
+            tracing::info!("from the method");
         })
         .unwrap();
     let (_server, pipe) = start(kind, RpcServer::new(module));
