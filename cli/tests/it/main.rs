@@ -27,6 +27,7 @@ mod names;
 mod options;
 mod program;
 mod replay;
+mod rpc;
 #[cfg(windows)]
 mod sample;
 mod server;

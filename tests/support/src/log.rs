@@ -16,12 +16,14 @@ use tracing::{
     span::{Attributes, Id, Record},
     subscriber::Interest,
 };
+use tracing_core::span::Current;
 
 thread_local! {
     static LEVEL: Cell<LevelFilter> = const { Cell::new(LevelFilter::OFF) };
     static LINES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
     static SPANS: RefCell<Vec<(Id, String)>> = const { RefCell::new(Vec::new()) };
     static ENTERED: RefCell<Vec<Id>> = const { RefCell::new(Vec::new()) };
+    static METADATA: RefCell<Vec<(Id, &'static Metadata<'static>)>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The lines logged on this thread since `start`, at INFO and above.
@@ -42,6 +44,7 @@ impl Log {
         LEVEL.set(LevelFilter::from_level(level));
         LINES.take();
         SPANS.take();
+        METADATA.take();
         Self
     }
 
@@ -90,6 +93,7 @@ impl Subscriber for Collector {
         let mut line = Line(format!("{} {}", metadata.level(), metadata.name()));
         span.record(&mut line);
         SPANS.with_borrow_mut(|spans| spans.push((id.clone(), line.0)));
+        METADATA.with_borrow_mut(|known| known.push((id.clone(), metadata)));
         id
     }
 
@@ -113,6 +117,16 @@ impl Subscriber for Collector {
             write!(line.0, " in {spans}").unwrap();
         }
         LINES.with_borrow_mut(|lines| lines.push(line.0));
+    }
+
+    fn current_span(&self) -> Current {
+        let Some(id) = ENTERED.with_borrow(|entered| entered.last().cloned()) else {
+            return Current::none();
+        };
+        METADATA.with_borrow(|known| {
+            let metadata = known.iter().find(|(span, _)| *span == id);
+            metadata.map_or_else(Current::none, |(_, metadata)| Current::new(id, metadata))
+        })
     }
 
     fn enter(&self, id: &Id) {

@@ -9,6 +9,7 @@ const REFUSED: u8 = 5;
 pub(crate) const NO_REPLY: u8 = 6;
 /// The messages of the server differ from those of a recording.
 pub(crate) const DIFFERENT: u8 = 7;
+pub(crate) const RPC_ERROR: u8 = 8;
 
 /// The exit code of a failure to connect, if it has its own.
 pub(crate) fn of_connecting(error: &ConnectError) -> Option<u8> {

@@ -15,7 +15,9 @@ use pipe_server_cli::{
 };
 use tokio::{runtime::Builder, time::timeout};
 
-use crate::{conversation::Conversation, messages::Messages, options::Options, replies::Replies};
+use crate::{
+    conversation::Conversation, messages::Messages, options::Options, replies::Replies, rpc::Call,
+};
 
 mod codes;
 mod conversation;
@@ -25,6 +27,7 @@ mod messages;
 mod options;
 mod replay;
 mod replies;
+mod rpc;
 
 /// How long after the server has left the messages may still end. If both happen at the same time,
 /// nothing has failed, but the thread that reads stdin may find it out later.
@@ -57,13 +60,17 @@ async fn run(options: Options) -> Result<(), Failure> {
                 .to_owned(),
         ));
     }
-    // Before connecting: it may fail.
+    // Before connecting: both may fail.
+    let rpc = Call::new(&options)?;
     let messages = Messages::new(&options)?;
     let address = options.pipe_name.to_path().display().to_string();
     let connected = options.client().connect(&options.pipe_name).await;
     let client = connected.map_err(|error| connect_failure(error, &options))?;
     let mut replies = Replies::new(&options, address.clone());
     let mut conversation = Conversation::new(client, address);
+    if let Some(call) = rpc {
+        return call.run(&mut conversation, &mut replies).await;
+    }
     #[cfg(feature = "interactive")]
     if at_a_prompt {
         return interactive::converse(&mut conversation, &mut replies, &options).await;

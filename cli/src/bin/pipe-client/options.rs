@@ -156,6 +156,24 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FILE", value_parser = values::path())]
     pub(crate) history: Option<PathBuf>,
 
+    /// Call METHOD of a JSON-RPC 2.0 server and print the result; MESSAGE is its parameters
+    ///
+    /// The parameters are an array or an object in JSON, or left out. The result is printed as JSON.
+    /// An error object goes to stderr instead, and the exit code is 7.
+    #[arg(
+        long,
+        value_name = "METHOD",
+        conflicts_with_all = ["file", "interactive", "ping", "repeat", "hex", "encoding", "terminator"],
+        value_parser = NonEmptyStringValueParser::new()
+    )]
+    pub(crate) rpc: Option<String>,
+
+    /// With --rpc, print the notifications that follow the result, until Ctrl-C
+    ///
+    /// A notification is printed as its parameters, and one of a subscription as its result alone.
+    #[arg(long, requires = "rpc")]
+    pub(crate) subscribe: bool,
+
     /// Print one JSON object per reply
     ///
     /// Its fields are number (of the reply, from 1), bytes (its length), text (without a
@@ -197,7 +215,7 @@ limit give none.
 Exit codes: 0 when every message was replied to, 2 for bad usage, 3 when nobody serves the pipe, 4 when \
 it is busy, 5 when access is denied or the server is not trusted, 6 when there is no reply or the \
 connection is closed instead, as for a user whom --allow-user of pipe-server leaves out, 7 when a --replay \
-differs from its recording, and 1 for any other failure.";
+differs from its recording, 8 when --rpc is answered with an error, and 1 for any other failure.";
 
 impl Options {
     /// The longest message, in bytes.
