@@ -24,6 +24,7 @@ mod metrics;
 #[cfg(all(windows, pipe_model))]
 mod model;
 mod observe;
+mod on_demand;
 #[cfg(target_os = "linux")]
 mod other_users;
 mod properties;
