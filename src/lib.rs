@@ -32,6 +32,7 @@
 //! | accept clients yourself | [`PipeListener`] |
 //! | serve a socket of systemd, or talk on a socketpair | `listen_on` and `connect_on`, in `os::linux` |
 //! | call a server | [`Client`], or [`SharedClient`] from many tasks |
+//! | start a server on demand, and end it when nobody needs it | [`ClientOptions::start_server`], [`Serve::shutdown_when_idle`] |
 //! | observe a server | [`Serve::stats`], and the log: [`serve`](serve()) lists its spans, [`Reason`] its warnings and errors |
 //! | test a handler | [`Handler::call`] with [`Request::new`]; pipes in memory (feature `test-util`) |
 //!
@@ -126,7 +127,7 @@ pub use crate::{
     connection::{Connection, RecvHalf, SendHalf},
     error::{
         BindError, BoxError, CallError, ConnectError, RecvError, SendError, SharedCallError,
-        SharedCallErrorKind,
+        SharedCallErrorKind, StartError,
     },
     handler::{
         ConnectionInfo, FromRequest, Handler, IntoReply, Rejection, Reply, Request, Session,

@@ -87,6 +87,15 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) wait: bool,
 
+    /// Start the server with the shell's COMMAND if there is none, and wait until it answers, up to
+    /// --connect-timeout
+    ///
+    /// It keeps running when this program ends: have it end by itself (pipe-server
+    /// --exit-when-idle). Of many clients at once one starts it. If COMMAND fails, the end of its
+    /// stderr is shown.
+    #[arg(long, value_name = "COMMAND", value_parser = NonEmptyStringValueParser::new())]
+    start: Option<String>,
+
     /// Longest message in either direction [default: 64KiB, or the engine's maximum if that is
     /// less]
     #[arg(long, value_name = "SIZE", value_parser = values::size)]

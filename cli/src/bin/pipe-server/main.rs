@@ -135,6 +135,7 @@ async fn serve_until_signal(
     let serving = serve(listener, answer)
         .concurrency(options.answer.concurrency)
         .drain_timeout(options.limits.drain_timeout.0)
+        .shutdown_when_idle(options.limits.exit_when_idle.0)
         .idle_timeout(options.limits.idle_timeout.0)
         .handler_timeout(options.handler_timeout())
         .write_timeout(options.limits.write_timeout.0)
@@ -152,9 +153,22 @@ async fn serve_until_signal(
         .map_err(|error| Failure::new(format!("can't handle signals: {error}")))?;
 
     capacity.log();
+    // Dropped when the server has ended without a signal.
+    #[cfg(target_os = "linux")]
+    let (running, ended) = tokio::sync::oneshot::channel::<()>();
+    #[cfg(target_os = "linux")]
+    let stopping = {
+        let first = signals.first();
+        async move {
+            tokio::select! {
+                () = first => {}
+                _ = ended => {}
+            }
+        }
+    };
     #[cfg(target_os = "linux")]
     let manager_told =
-        systemd::Manager::from_environment().ready(&address, serving.stats(), signals.first());
+        systemd::Manager::from_environment().ready(&address, serving.stats(), stopping);
     #[cfg(windows)]
     service::ready();
     logging::announce(path, address)?;
@@ -163,6 +177,8 @@ async fn serve_until_signal(
     tokio::select! {
         ended = serving => {
             let summary = ended.unwrap_or_else(|error| panic::resume_unwind(error.into_panic()));
+            #[cfg(target_os = "linux")]
+            drop(running);
             #[cfg(target_os = "linux")]
             if let Some(told) = manager_told {
                 _ = told.await;
