@@ -8,6 +8,7 @@ use pipe_server::os::windows::ClientOptionsExt as _;
 use pipe_server::{ClientOptions, PipeName, Trust, defaults};
 use pipe_server_cli::{
     exit::Failure,
+    process_group,
     text::{Encoding, Form},
     values::{self, TimeLimit, Wait},
 };
@@ -238,6 +239,10 @@ impl Options {
         let options = ClientOptions::new();
         #[cfg(windows)]
         let options = options.allow_remote(self.allow_remote);
+        let options = match &self.start {
+            Some(command) => options.start_server(process_group::shell(command).into_std()),
+            None => options,
+        };
         options
             .connect_timeout(self.connect_timeout.0)
             .call_timeout(self.timeout.0)
