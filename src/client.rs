@@ -4,6 +4,7 @@ use std::{
     future::poll_fn,
     io,
     pin::pin,
+    process::Command,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -23,6 +24,8 @@ use crate::{
     trust::Trust,
 };
 
+use self::start::{ServerCommand, ServerStart};
+
 #[cfg(feature = "tower")]
 pub use self::shared::SharedCall;
 pub use self::shared::{SharedClient, SharedClientOptions};
@@ -30,6 +33,7 @@ pub use self::shared::{SharedClient, SharedClientOptions};
 #[cfg(feature = "futures")]
 mod futures;
 mod shared;
+mod start;
 
 /// The delay between two attempts to open a pipe. `WaitNamedPipe` is not used, because it blocks a
 /// thread, and returns at once if there is no instance.
@@ -45,6 +49,7 @@ pub struct ClientOptions {
     pub(crate) call_timeout: Option<Duration>,
     pub(crate) max_message_size: Option<usize>,
     trust: Trust,
+    start: Option<ServerCommand>,
     #[cfg(windows)]
     pub(crate) allow_remote: bool,
 }
@@ -65,6 +70,7 @@ impl ClientOptions {
             call_timeout: Some(defaults::CALL_TIMEOUT),
             max_message_size: None,
             trust: Trust::default(),
+            start: None,
             #[cfg(windows)]
             allow_remote: false,
         }
@@ -124,6 +130,62 @@ impl ClientOptions {
         self
     }
 
+    /// Starts a server with `command` if nobody serves the pipe, and waits until it answers, within
+    /// the [`connect_timeout`](Self::connect_timeout). Default: no command.
+    ///
+    /// For a `tokio::process::Command`, pass `into_std()`. Of many clients that need the same
+    /// server, in this process and others, one starts it and the others wait for it. While a server
+    /// that is shutting down still holds the name, the command is not started, and it is started
+    /// again if it fails for that reason. A command that ends successfully may have left a server
+    /// running, which has a second to answer before the command is started again. A name on another machine is never started.
+    ///
+    /// The server goes on when the client ends. It has its own process group (`process_group`; on
+    /// Windows its own console without a window, `CREATE_NO_WINDOW`, and `CREATE_NEW_PROCESS_GROUP`),
+    /// so Ctrl-C at the client's terminal does not reach it, nor does the end of that terminal.
+    /// Unlike with setsid(2) it stays in the client's session. Its stdin and stdout are null. Its
+    /// stderr is a temporary file without a name that grows with what the server writes: let a
+    /// server that writes much log elsewhere. It inherits the environment and the working directory,
+    /// which can be set on `command`.
+    ///
+    /// A thread waits for the command as long as it runs, so that no zombie is left. The lock that
+    /// keeps other clients from starting it is, while a client does, a file: `PATH.start.lock`
+    /// beside the socket on Linux, and on Windows one in the directory of temporary files.
+    ///
+    /// To end the server when nobody needs it, see
+    /// [`Serve::shutdown_when_idle`](crate::Serve::shutdown_when_idle).
+    ///
+    /// # Errors
+    ///
+    /// [`connect`](Self::connect) fails with [`ConnectError::Start`] if the command can't be
+    /// started, fails, or its server does not answer in time.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future of `connect` is dropped, a command that was started keeps running.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::process::Command;
+    /// use pipe_server::ClientOptions;
+    ///
+    /// let mut command = Command::new("pipe-server");
+    /// command.args(["--pipe-name", "cache", "--echo", "--exit-when-idle", "10min"]);
+    /// let mut client = ClientOptions::new().start_server(command).connect("cache").await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn start_server(mut self, command: Command) -> Self {
+        self.start = Some(ServerCommand::new(command));
+        self
+    }
+
+    /// Connects to a server that is running, or not at all.
+    fn without_start(mut self) -> Self {
+        self.start = None;
+        self
+    }
+
     /// Connects to the pipe `name`.
     ///
     /// # Errors
@@ -156,7 +218,9 @@ impl ClientOptions {
             check_owner(&address, owner, &self.trust)?;
         }
         let open = || native::connect(&name, &path, sizes, self.trust != Trust::Anyone);
-        let channel = self.retry(&address, open).await?;
+        let command = self.start.as_ref().filter(|_| !name.is_remote());
+        let start = command.map(|command| ServerStart::new(command, &name, &path));
+        let channel = self.retry(&address, start, open).await?;
         self.client(&address, channel, sizes)
     }
 
@@ -183,40 +247,55 @@ impl ClientOptions {
     pub(crate) async fn retry(
         &self,
         address: &str,
+        mut start: Option<ServerStart<'_>>,
         mut open: impl FnMut() -> io::Result<Channel>,
     ) -> Result<Channel, ConnectError> {
         let begun = Instant::now();
         let mut backoff = OPEN_BACKOFF;
+        let waits = self.wait_for_server.unwrap_or(false) || start.is_some();
         loop {
             let error = match open() {
                 Ok(channel) => return Ok(channel),
                 Err(error) => error,
             };
-            let address = address.to_owned();
             let left = match self.connect_timeout {
                 Some(time) => time.saturating_sub(begun.elapsed()),
                 None => Duration::MAX,
             };
-            match error.kind() {
-                io::ErrorKind::NotFound
-                    if !self.wait_for_server.unwrap_or(false) || left.is_zero() =>
-                {
-                    return Err(ConnectError::NotFound {
-                        address,
-                        process_id: served_by(&error),
-                    });
-                }
-                io::ErrorKind::ResourceBusy if left.is_zero() => {
-                    return Err(ConnectError::Busy {
-                        address,
-                        waited: begun.elapsed(),
-                    });
-                }
-                io::ErrorKind::NotFound | io::ErrorKind::ResourceBusy => {}
+            let is_missing = match error.kind() {
+                io::ErrorKind::NotFound => true,
+                io::ErrorKind::ResourceBusy => false,
                 _ => return Err(ConnectError::open(address, error)),
+            };
+            if left.is_zero() || is_missing && !waits {
+                let waited = begun.elapsed();
+                let start = start.filter(|_| is_missing);
+                if let Some(error) = start.and_then(|start| start.timed_out(waited)) {
+                    return Err(error.into());
+                }
+                return Err(not_connected(address.to_owned(), &error, waited));
+            }
+            if let Some(start) = &mut start {
+                // The process, if any, that holds the name without serving it.
+                match is_missing && served_by(&error).is_none() {
+                    true if start.advance()? => continue,
+                    true => {}
+                    false => start.wait_for_name()?,
+                }
             }
             sleep(backoff.next_jittered_delay().min(left)).await;
         }
+    }
+}
+
+/// The error of a pipe that does not exist or is busy.
+fn not_connected(address: String, error: &io::Error, waited: Duration) -> ConnectError {
+    match error.kind() {
+        io::ErrorKind::NotFound => ConnectError::NotFound {
+            address,
+            process_id: served_by(error),
+        },
+        _ => ConnectError::Busy { address, waited },
     }
 }
 

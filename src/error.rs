@@ -4,6 +4,10 @@ use std::{error::Error, fmt, io, sync::Arc, time::Duration};
 
 use crate::{name::NameError, peer::UserId};
 
+pub use self::start::StartError;
+
+mod start;
+
 /// Any error of a handler, an extractor or a connection's task.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -189,6 +193,10 @@ pub enum ConnectError {
         /// The user it belongs to.
         owner: UserId,
     },
+    /// Nobody serves the pipe, and a server could not be started
+    /// ([`ClientOptions::start_server`](crate::ClientOptions::start_server)).
+    #[error(transparent)]
+    Start(#[from] StartError),
     /// The system can't connect.
     #[error("can't connect to {address}")]
     #[non_exhaustive]
@@ -223,6 +231,7 @@ impl ConnectError {
             Self::NotFound { .. } => io::ErrorKind::NotFound,
             Self::Busy { .. } => io::ErrorKind::TimedOut,
             Self::Denied { .. } | Self::Untrusted { .. } => io::ErrorKind::PermissionDenied,
+            Self::Start(error) => error.kind(),
             Self::Io { source, .. } => source.kind(),
         }
     }

@@ -27,6 +27,7 @@
 //! | push messages, or speak another protocol | [`serve_connections`], which passes each [`Connection`] to your code; [`PipeListener`] to accept clients yourself |
 //! | serve a socket of systemd, or talk on a socketpair | `listen_on` and `connect_on`, in `os::linux` |
 //! | call a server | [`Client`], or [`SharedClient`] from many tasks |
+//! | start a server on demand, and end it when nobody needs it | [`ClientOptions::start_server`], [`Serve::shutdown_when_idle`] |
 //! | observe a server | [`Serve::stats`], and the log: [`serve`](serve()) lists its spans, [`Reason`] its warnings and errors |
 //! | test a handler | [`Handler::call`] with [`Request::new`]; pipes in memory (feature `test-util`) |
 //!
@@ -103,7 +104,7 @@ pub use crate::{
     connection::{Connection, RecvHalf, ReuniteError, SendHalf},
     error::{
         BindError, BoxError, CallError, ConnectError, RecvError, SendError, SharedCallError,
-        SharedCallErrorKind,
+        SharedCallErrorKind, StartError,
     },
     handler::{
         ConnectionInfo, FromRef, FromRequest, Handler, IntoReply, Rejection, Reply, Request,

@@ -117,7 +117,7 @@ impl ClientOptions {
             None => ends,
         };
         let open = || memory::connect(&pipe.name, sizes.max_message_size, wrap);
-        let channel = self.retry("the memory pipe", open).await?;
+        let channel = self.retry("the memory pipe", None, open).await?;
         Ok(Client::new(
             channel,
             sizes.max_message_size,

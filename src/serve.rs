@@ -186,6 +186,21 @@ impl<H, T, S> Serve<H, T, S> {
         self
     }
 
+    /// Shuts down gracefully once no client has been connected for `time`; `None`, the default, for
+    /// never. A new server counts as idle until its first client connects.
+    ///
+    /// Nobody is lost when the time expires. The name is released first. A client that connected
+    /// before is served until it leaves, or until the [`drain_timeout`](Self::drain_timeout)
+    /// expires and a graceful shutdown follows. One that comes later finds that nobody serves the
+    /// name, and may start a server
+    /// ([`ClientOptions::start_server`](crate::ClientOptions::start_server)); on Windows the pipe is
+    /// busy for it until the last client has left. On a socket that was passed to this process
+    /// (`os::linux`), clients that come later stay queued for whoever serves the socket next.
+    pub fn shutdown_when_idle(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.server.shutdown_when_idle = time.into();
+        self
+    }
+
     /// Sets the time limit for requests in flight once a shutdown has begun; `None` for no limit, 0 to
     /// abort them at once. Default: [`defaults::DRAIN_TIMEOUT`], 10 s.
     pub fn drain_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {

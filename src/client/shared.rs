@@ -76,6 +76,8 @@ impl ClientOptions {
     ///   apply each time a connection is opened while there is no other one. By default, calls wait
     ///   while a server that was connected restarts, and fail at once if there was none or it did
     ///   not come back.
+    /// - [`start_server`](Self::start_server) starts a server each time there is none and a call
+    ///   needs a connection.
     pub fn shared(self) -> SharedClientOptions {
         SharedClientOptions {
             options: self,

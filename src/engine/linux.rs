@@ -29,6 +29,7 @@ use self::{
 };
 pub(crate) use self::{
     channel::peer_pidfd,
+    claim::StartLock,
     inherited::{connected, listening},
 };
 use super::{Channel, Endpoint, EngineOptions, Instance, Sizes};
@@ -185,6 +186,12 @@ fn group(id: Option<u32>, own_directory: bool) -> Result<Option<Gid>, OutOfRange
 pub(crate) fn owner_of_directory(path: &Path) -> io::Result<Option<UserId>> {
     let owner = directory::owner_of_directory(directory_of(path))?;
     Ok(owner.map(UserId::Uid))
+}
+
+/// Takes the right to start the server of `path`. `None` if another client has it.
+pub(crate) fn start_lock(name: &PipeName, path: &Path) -> io::Result<Option<StartLock>> {
+    directory::prepare(name, path)?;
+    StartLock::take(path)
 }
 
 /// Connects to the socket at `path`. `ResourceBusy` if its queue is full, which can't be waited

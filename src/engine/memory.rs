@@ -89,8 +89,9 @@ pub(crate) fn connect(
     );
     let client = channel(link(&down, &up, None), max_message_size);
     let [server, client] = wrap([server, client], &Wire([up, down]));
-    // If the listener was dropped meanwhile, the client finds the connection closed.
-    _ = instance.send(server);
+    // The listener was closed or dropped meanwhile.
+    let refused = |_| io::ErrorKind::NotFound;
+    instance.send(server).map_err(refused)?;
     Ok(client)
 }
 

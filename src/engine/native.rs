@@ -16,12 +16,15 @@ compile_error!("pipe-server runs on Windows and Linux, and its memory pipes on o
 
 #[cfg(target_os = "linux")]
 pub(crate) use super::linux::{
-    bind, connect, connect_on, connected, listen_on, listening, owner_of_directory, peer_pidfd,
+    StartLock, bind, connect, connect_on, connected, listen_on, listening, owner_of_directory,
+    peer_pidfd, start_lock,
 };
 #[cfg(not(any(windows, target_os = "linux")))]
-pub(crate) use super::unsupported::{bind, connect};
+pub(crate) use super::unsupported::{StartLock, bind, connect, start_lock};
+#[cfg(all(windows, not(pipe_model)))]
+pub(crate) use super::windows::without_inherited_stdio;
 #[cfg(windows)]
-pub(crate) use super::windows::is_own;
+pub(crate) use super::windows::{StartLock, is_own, start_lock};
 #[cfg(windows)]
 use super::{
     Channel, Endpoint, Engine, EngineOptions,

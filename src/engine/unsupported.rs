@@ -26,6 +26,15 @@ pub(crate) fn connect(
     Err(unsupported("connect_memory"))
 }
 
+/// Nothing is served, so nothing is started.
+#[derive(Debug)]
+pub(crate) struct StartLock;
+
+/// Fails.
+pub(crate) fn start_lock(_name: &PipeName, _path: &Path) -> io::Result<Option<StartLock>> {
+    Err(unsupported("connect_memory"))
+}
+
 /// The error of serving and of connecting. `memory` is the method that works instead.
 fn unsupported(memory: &str) -> io::Error {
     io::Error::new(

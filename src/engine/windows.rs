@@ -11,14 +11,18 @@ use windows_sys::Win32::Foundation::{
 mod access_list;
 pub(super) mod overlapped;
 mod rights;
+mod start_lock;
 mod sys;
 pub(super) mod tokio_pipe;
 
+pub(crate) use self::start_lock::{StartLock, start_lock};
 #[cfg(feature = "test-util")]
 pub(crate) use self::sys::current_user;
 pub(crate) use self::sys::is_own;
 #[cfg(pipe_model)]
 pub use self::sys::model;
+#[cfg(not(pipe_model))]
+pub(crate) use self::sys::without_inherited_stdio;
 
 /// The system's code of an error.
 fn code(error: &io::Error) -> Option<u32> {

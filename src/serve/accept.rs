@@ -2,22 +2,23 @@
 
 use std::{
     fmt,
-    future::Future,
-    pin::{Pin, pin},
+    future::{Future, pending},
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 use tracing::{Instrument, debug};
 
 use super::{
     admission::{Admission, AdmissionProgress},
     failure::Failure,
-    options::ServerOptions,
+    options::{ServerOptions, ShutdownSignal},
     shutdown::Shutdown,
     tasks::Tasks,
     unidentified::UnidentifiedClients,
@@ -82,7 +83,8 @@ pub(super) struct AcceptedClient {
     pub(super) shutdown: Shutdown,
 }
 
-/// Serves the clients of `listener` with `service` until the signal completes.
+/// Serves the clients of `listener` with `service` until the signal completes or, if an idle limit
+/// is set, until no client has been connected for that time.
 pub(super) async fn run(
     listener: PipeListener,
     options: ServerOptions,
@@ -90,20 +92,34 @@ pub(super) async fn run(
 ) -> Summary {
     let telemetry = listener.telemetry().clone();
     let (begin_shutdown, begun) = watch::channel(());
-    let (drain_timeout, signal) = (options.drain_timeout, options.signal);
+    let (drain_timeout, mut signal) = (options.drain_timeout, options.signal);
     let mut acceptor = Acceptor {
         service,
         admission: Arc::new(Admission::new(options.admission, &listener)),
         shutdown: Shutdown::new(begun),
         tasks: Tasks::new(options.inline_completions),
         unidentified: UnidentifiedClients::default(),
+        idle: IdleTimer::new(options.shutdown_when_idle),
         ended: 0,
         telemetry: telemetry.clone(),
     };
     let serving = async {
-        let listener = acceptor.accept_until(listener, signal).await;
-        let deadline = drain_timeout.and_then(|time| Instant::now().checked_add(time));
-        until(deadline, acceptor.accept_rest(listener)).await;
+        let mut listener = listener;
+        let ended = acceptor.accept_until(&mut listener, &mut signal).await;
+        listener.close();
+        if let AcceptEnd::Idle = ended {
+            let last = until(
+                deadline_in(drain_timeout),
+                acceptor.serve_last(&mut listener),
+            );
+            tokio::select! {
+                () = last => {}
+                () = &mut signal => {}
+            }
+        }
+        let deadline = deadline_in(drain_timeout);
+        until(deadline, acceptor.accept_rest(&mut listener)).await;
+        drop(listener);
         begin_shutdown.send_replace(());
         debug!(
             connections = acceptor.tasks.len(),
@@ -118,6 +134,10 @@ pub(super) async fn run(
         summary = serving => summary,
         never = telemetry.log_suppressed() => match never {},
     }
+}
+
+fn deadline_in(time: Option<Duration>) -> Option<Instant> {
+    time.and_then(|time| Instant::now().checked_add(time))
 }
 
 /// Awaits `future` until the deadline, if there is one.
@@ -135,29 +155,44 @@ struct Acceptor<S> {
     shutdown: Shutdown,
     tasks: Tasks,
     unidentified: UnidentifiedClients,
+    idle: IdleTimer,
     /// The number of clients that were served or refused.
     ended: u64,
     telemetry: Telemetry,
 }
 
+/// Why a server has stopped accepting.
+enum AcceptEnd {
+    Signal,
+    Idle,
+}
+
 impl<S: ServeClient> Acceptor<S> {
-    /// Accepts connections until `signal` completes.
+    /// Accepts connections until `signal` completes or the server has been idle for long enough.
     async fn accept_until(
         &mut self,
-        mut listener: PipeListener,
-        signal: impl Future<Output = ()>,
-    ) -> PipeListener {
-        let mut signal = pin!(signal);
+        listener: &mut PipeListener,
+        signal: &mut ShutdownSignal,
+    ) -> AcceptEnd {
         let mut backoff = Backoff::default();
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = &mut signal => return listener,
+                () = &mut *signal => return AcceptEnd::Signal,
                 Some(_) = self.tasks.join_next() => {
                     self.ended += 1;
+                    self.idle.restart();
                     continue;
                 }
                 accepted = listener.accept() => accepted,
+                () = self.idle.expired(), if self.tasks.len() == 0 => {
+                    if listener.connected() == 0 {
+                        return AcceptEnd::Idle;
+                    }
+                    // The code of a connection has ended, and passed the connection on.
+                    self.idle.restart();
+                    continue;
+                }
             };
             match accepted {
                 Ok(connection) => {
@@ -175,17 +210,26 @@ impl<S: ServeClient> Acceptor<S> {
                     };
                     self.telemetry.report(Reason::Accept, &error, details);
                     tokio::select! {
-                        () = &mut signal => return listener,
+                        () = &mut *signal => return AcceptEnd::Signal,
                         () = sleep(delay) => {}
+                        () = self.idle.expired(), if listener.connected() == 0 => return AcceptEnd::Idle,
                     }
                 }
             }
         }
     }
 
-    /// Releases the name, and accepts the clients that have connected by then.
-    async fn accept_rest(&mut self, mut listener: PipeListener) {
-        listener.close();
+    /// Serves the clients that had connected when an idle server released the name, as any others:
+    /// nobody tells them of the shutdown before they have sent their requests. Returns once they
+    /// have left.
+    async fn serve_last(&mut self, listener: &mut PipeListener) {
+        self.accept_rest(listener).await;
+        debug!(connections = self.tasks.len(), "idle, shutting down");
+        self.drain().await;
+    }
+
+    /// Accepts the clients that had connected when the name was released.
+    async fn accept_rest(&mut self, listener: &mut PipeListener) {
         while let Some(connection) = listener.accept_rest().await {
             self.begin(connection, listener.name());
         }
@@ -245,6 +289,33 @@ impl<S: ServeClient> Acceptor<S> {
         summary.stats = self.telemetry.stats().snapshot();
         summary.served = self.ended.saturating_sub(summary.stats.refused);
         summary
+    }
+}
+
+/// Tells when no client has been connected for a time.
+struct IdleTimer {
+    /// `None` for never.
+    limit: Option<Duration>,
+    since: Instant,
+}
+
+impl IdleTimer {
+    fn new(limit: Option<Duration>) -> Self {
+        let since = Instant::now();
+        Self { limit, since }
+    }
+
+    /// Starts the time again: a client has left.
+    fn restart(&mut self) {
+        self.since = Instant::now();
+    }
+
+    /// Ready once the time is over. Meaningful while no client is connected.
+    async fn expired(&self) {
+        match self.limit.and_then(|limit| self.since.checked_add(limit)) {
+            Some(deadline) => sleep_until(deadline).await,
+            None => pending().await,
+        }
     }
 }
 

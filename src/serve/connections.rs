@@ -129,6 +129,14 @@ impl<F> ServeConnections<F> {
         self
     }
 
+    /// Shuts down gracefully once no client has been connected for `time`; `None`, the default, for
+    /// never. See [`Serve::shutdown_when_idle`](crate::Serve::shutdown_when_idle): nobody is lost
+    /// when the time expires. A client counts until its code has ended and its connection is closed.
+    pub fn shutdown_when_idle(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.server.shutdown_when_idle = time.into();
+        self
+    }
+
     /// Sets how long [`recv`](Connection::recv) waits for the next message before it fails with
     /// [`RecvError::TimedOut`](crate::RecvError::TimedOut); `None`, the default, for no limit,
     /// 0 if it may not wait. A client that only receives is idle, too. After a [split](Connection::into_split), this and

@@ -22,6 +22,8 @@ pub(crate) struct ServerOptions {
     pub(super) timeouts: Timeouts,
     pub(super) drain_timeout: Option<Duration>,
     pub(super) signal: ShutdownSignal,
+    /// The time without a client after which the server shuts down.
+    pub(super) shutdown_when_idle: Option<Duration>,
     /// Set only by `os::windows`.
     pub(crate) inline_completions: bool,
 }
@@ -43,6 +45,7 @@ impl Default for ServerOptions {
             },
             drain_timeout: Some(defaults::DRAIN_TIMEOUT),
             signal: Box::pin(pending()),
+            shutdown_when_idle: None,
             inline_completions: false,
         }
     }
@@ -83,6 +86,7 @@ impl fmt::Debug for ServerOptions {
             .field("user_limit", &self.admission.user_limit)
             .field("timeouts", &self.timeouts)
             .field("drain_timeout", &self.drain_timeout)
+            .field("shutdown_when_idle", &self.shutdown_when_idle)
             .field("inline_completions", &self.inline_completions)
             .finish_non_exhaustive()
     }

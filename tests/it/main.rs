@@ -25,6 +25,7 @@ mod metrics;
 #[cfg(all(windows, pipe_model))]
 mod model;
 mod observe;
+mod on_demand;
 mod options;
 #[cfg(target_os = "linux")]
 mod other_users;

@@ -24,6 +24,7 @@ mod list;
 mod log;
 #[cfg(target_os = "linux")]
 mod names;
+mod on_demand;
 mod options;
 mod program;
 mod replay;

@@ -76,7 +76,7 @@ async fn an_error_object_is_7() {
             r#"{"jsonrpc":"2.0","id":1,"error":{"code":-32601,"message":"Method not found","data":"x"}}"#,
         ];
         let (code, stdout, stderr) = call(answers, &["--rpc", "sum", "[]"]).await;
-        assert_eq!((code, stdout.as_str()), (Some(7), ""));
+        assert_eq!((code, stdout.as_str()), (Some(8), ""));
         let expected = r#"pipe-client: sum: error -32601: Method not found: "x""#;
         assert_eq!(stderr.trim_end(), expected);
     })
@@ -124,7 +124,7 @@ async fn notifications_follow_with_subscribe() {
             r#"{"jsonrpc":"2.0","method":"n","params":{"subscription":"id","error":"over"}}"#,
         ];
         let (code, stdout, stderr) = call(answers, &["--rpc", "watch", "--subscribe"]).await;
-        assert_eq!(code, Some(7), "{stderr}");
+        assert_eq!(code, Some(8), "{stderr}");
         let lines: Vec<_> = stdout.lines().collect();
         assert_eq!(lines, [r#""id""#, r#"{"a":1}"#, "[2]"]);
         assert_eq!(stderr.trim_end(), r#"pipe-client: watch: error "over""#);

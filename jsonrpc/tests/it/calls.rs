@@ -70,7 +70,7 @@ async fn a_generated_client_calls_a_generated_server(kind: Kind) {
     assert!(client.block().await.unwrap());
     drop(client);
     let summary = server.stop().await;
-    assert_eq!((summary.served, summary.cut_off), (1, 0));
+    assert_eq!((summary.served, summary.aborted), (1, 0));
 }
 
 async fn an_error_reaches_the_client_with_its_code(kind: Kind) {

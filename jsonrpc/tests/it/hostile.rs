@@ -121,5 +121,5 @@ async fn a_method_that_panics_costs_its_own_client_the_connection(kind: Kind) {
     let length: u32 = other.request("length", rpc_params![[0]]).await.unwrap();
     assert_eq!(length, 1);
     drop(other);
-    assert_eq!(server.stop().await.cut_off, 0);
+    assert_eq!(server.stop().await.aborted, 0);
 }

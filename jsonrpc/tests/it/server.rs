@@ -79,7 +79,7 @@ async fn a_shutdown_answers_what_was_sent_before(kind: Kind) {
         assert_eq!(replies.len(), REQUESTS);
     }
     let summary = stopping.await.unwrap();
-    assert_eq!((summary.served, summary.cut_off), (CLIENTS as u64, 0));
+    assert_eq!((summary.served, summary.aborted), (CLIENTS as u64, 0));
 }
 
 async fn a_shutdown_without_requests_ends_idle_connections(kind: Kind) {
@@ -88,7 +88,7 @@ async fn a_shutdown_without_requests_ends_idle_connections(kind: Kind) {
     let client = connect(&pipe).await;
     let called = client.request::<(), _>("none", rpc_params![]).await;
     assert!(called.is_err());
-    assert_eq!(server.stop().await.cut_off, 0);
+    assert_eq!(server.stop().await.aborted, 0);
     assert_eq!(silent.recv().await.unwrap(), None);
     client.on_disconnect().await;
 }
@@ -104,7 +104,7 @@ async fn a_client_that_is_not_authorized_reaches_no_method(kind: Kind) {
     let called = client.request::<u64, _>("echo", rpc_params![1]).await;
     assert!(called.is_err());
     assert_eq!(gate.entered.load(Ordering::SeqCst), 0);
-    assert_eq!(server.stop().await.refused, 1);
+    assert_eq!(server.stop().await.stats.refused, 1);
 }
 
 async fn requests_pass_through_middleware(kind: Kind) {

@@ -109,7 +109,7 @@ async fn a_dropped_client_ends_its_subscriptions(kind: Kind) {
     numbers.next().await.unwrap().unwrap();
     drop((client, numbers));
     ended(&figures).await;
-    assert_eq!(server.stop().await.cut_off, 0);
+    assert_eq!(server.stop().await.aborted, 0);
 }
 
 async fn a_client_that_ends_the_conversation_ends_its_subscriptions(kind: Kind) {
@@ -129,7 +129,7 @@ async fn a_shutdown_ends_subscriptions(kind: Kind) {
     let mut numbers = subscribe(&client).await;
     numbers.next().await.unwrap().unwrap();
     let summary = server.stop().await;
-    assert_eq!((summary.served, summary.cut_off), (1, 0));
+    assert_eq!((summary.served, summary.aborted), (1, 0));
     ended(&figures).await;
     assert!(matches!(
         client.on_disconnect().await,

@@ -176,7 +176,8 @@ impl Pool {
         if !wait {
             options = options
                 .connect_timeout(Duration::ZERO)
-                .wait_for_server(false);
+                .wait_for_server(false)
+                .without_start();
         } else if self.queue.lock().was_connected {
             options = options.wait_by_default();
         }

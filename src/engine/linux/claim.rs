@@ -227,6 +227,7 @@ fn lock_path(path: &Path) -> PathBuf {
 }
 
 /// A file beside a socket that is locked as long as its process serves the socket.
+#[derive(Debug)]
 struct LockFile {
     path: PathBuf,
     id: FileId,
@@ -263,6 +264,26 @@ impl Drop for LockFile {
     fn drop(&mut self) {
         if is_at(&self.path, self.id) {
             _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// The right to start the server of a path, among the clients that can: held through a lock file
+/// beside the server's own, which a server can't take before it is started.
+#[derive(Debug)]
+pub(crate) struct StartLock {
+    _lock: LockFile,
+}
+
+impl StartLock {
+    /// Takes it. `None` if another client has it.
+    pub(super) fn take(path: &Path) -> io::Result<Option<Self>> {
+        let mut start = OsString::from(path);
+        start.push(".start");
+        match LockFile::take(Path::new(&start)) {
+            Ok(lock) => Ok(Some(Self { _lock: lock })),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(None),
+            Err(error) => Err(error),
         }
     }
 }

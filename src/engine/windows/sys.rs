@@ -6,6 +6,8 @@
 
 mod functions;
 mod handle;
+#[cfg(not(pipe_model))]
+mod inheritance;
 #[cfg(pipe_model)]
 #[path = "../../../tests/model/mod.rs"]
 pub mod model;
@@ -16,6 +18,8 @@ mod pipe;
 mod port;
 mod security;
 
+#[cfg(not(pipe_model))]
+pub(crate) use self::inheritance::without_inherited_stdio;
 pub(crate) use self::security::{current_user, is_own};
 pub(super) use self::{
     handle::cancel,

@@ -14,7 +14,7 @@ pub(crate) const RPC_ERROR: u8 = 8;
 /// The exit code of a failure to connect, if it has its own.
 pub(crate) fn of_connecting(error: &ConnectError) -> Option<u8> {
     match error {
-        ConnectError::NotFound { .. } => Some(NOT_THERE),
+        ConnectError::NotFound { .. } | ConnectError::Start(_) => Some(NOT_THERE),
         ConnectError::Busy { .. } => Some(BUSY),
         ConnectError::Denied { .. } | ConnectError::Untrusted { .. } => Some(REFUSED),
         _ => None,

@@ -12,6 +12,7 @@ use pipe_server::os::windows::ClientOptionsExt as _;
 use pipe_server::{ClientOptions, PipeName, Trust, defaults};
 use pipe_server_cli::{
     exit::Failure,
+    process_group,
     text::{Encoding, Form},
     values::{self, TimeLimit, Wait},
 };
@@ -92,6 +93,15 @@ pub(crate) struct Options {
     /// Wait for a server that is not there yet
     #[arg(long)]
     pub(crate) wait: bool,
+
+    /// Start the server with the shell's COMMAND if there is none, and wait until it answers, up to
+    /// --connect-timeout
+    ///
+    /// It keeps running when this program ends: have it end by itself (pipe-server
+    /// --exit-when-idle). Of many clients at once one starts it. If COMMAND fails, the end of its
+    /// stderr is shown.
+    #[arg(long, value_name = "COMMAND", value_parser = NonEmptyStringValueParser::new())]
+    start: Option<String>,
 
     /// Longest message in either direction [default: 64KiB, or the engine's maximum if that is
     /// less]
@@ -268,6 +278,10 @@ impl Options {
         let options = ClientOptions::new();
         #[cfg(windows)]
         let options = options.allow_remote(self.allow_remote);
+        let options = match &self.start {
+            Some(command) => options.start_server(process_group::shell(command).into_std()),
+            None => options,
+        };
         options
             .connect_timeout(self.connect_timeout.0)
             .call_timeout(self.timeout.0)

@@ -135,8 +135,21 @@ async fn serve_until_signal(
         .map_err(|error| Failure::new(format!("can't handle signals: {error}")))?;
 
     capacity.log();
+    // Dropped when the server has ended without a signal.
     #[cfg(target_os = "linux")]
-    let manager_told = systemd::Manager::from_environment().ready(&address, stats, signals.first());
+    let (running, ended) = tokio::sync::oneshot::channel::<()>();
+    #[cfg(target_os = "linux")]
+    let stopping = {
+        let first = signals.first();
+        async move {
+            tokio::select! {
+                () = first => {}
+                _ = ended => {}
+            }
+        }
+    };
+    #[cfg(target_os = "linux")]
+    let manager_told = systemd::Manager::from_environment().ready(&address, stats, stopping);
     #[cfg(windows)]
     service::ready();
     // Before anything is served: a dump on stdout comes after that line.
@@ -146,6 +159,8 @@ async fn serve_until_signal(
     tokio::select! {
         ended = serving => {
             let summary = ended.unwrap_or_else(|error| panic::resume_unwind(error.into_panic()));
+            #[cfg(target_os = "linux")]
+            drop(running);
             #[cfg(target_os = "linux")]
             if let Some(told) = manager_told {
                 _ = told.await;

@@ -102,7 +102,7 @@ Sizes are in bytes, or have a unit: 4096, 64KiB, 1MB. Times have a unit: 500ms, 
 limit give none.
 RUST_LOG, if set, decides what is logged in place of -v and -q: a level, or levels of modules, as in \
 warn,pipe_server=debug.
-Exit codes: 0 after a signal, 1 for a failure, 2 for bad usage, 130 after a second signal.";
+Exit codes: 0 after a signal or --exit-when-idle, 1 for a failure, 2 for bad usage, 130 after a second signal.";
 
 impl Options {
     /// The listener's options except `max_instances`. Options that were not given keep the
@@ -436,6 +436,13 @@ pub(crate) struct LimitOptions {
     /// How long a client may leave a reply unread, or none
     #[arg(long, value_name = "TIME", default_value = values::text(defaults::WRITE_TIMEOUT))]
     pub(crate) write_timeout: TimeLimit,
+
+    /// Exit once no client has been connected for TIME, or none
+    ///
+    /// Nobody is lost: the name is released first, and a client that connected before is served.
+    /// For servers that clients start when they need them (pipe-client --start).
+    #[arg(long, value_name = "TIME", default_value = "none")]
+    pub(crate) exit_when_idle: TimeLimit,
 
     /// How long requests in flight may take to finish after a signal, or none; 0s aborts them at
     /// once

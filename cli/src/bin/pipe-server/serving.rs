@@ -89,6 +89,7 @@ impl Serving<'_> {
         };
         let mut serving = serve_connections(listener, pass_on)
             .drain_timeout(options.limits.drain_timeout.0)
+            .shutdown_when_idle(options.limits.exit_when_idle.0)
             .idle_timeout(options.limits.idle_timeout.0)
             .write_timeout(options.limits.write_timeout.0)
             .with_graceful_shutdown(signal);
@@ -112,6 +113,7 @@ fn answering<H: Handler>(
     let mut serving = serve(listener, answer)
         .concurrency(options.answer.concurrency)
         .drain_timeout(options.limits.drain_timeout.0)
+        .shutdown_when_idle(options.limits.exit_when_idle.0)
         .idle_timeout(options.limits.idle_timeout.0)
         .handler_timeout(options.handler_timeout())
         .write_timeout(options.limits.write_timeout.0)

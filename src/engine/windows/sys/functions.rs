@@ -34,6 +34,12 @@ pub(super) use windows_sys::{
     },
 };
 
+/// Of processes, which the model does not have.
+#[cfg(not(pipe_model))]
+pub(super) use windows_sys::Win32::Foundation::{
+    GetHandleInformation, HANDLE_FLAG_INHERIT, SetHandleInformation,
+};
+
 #[cfg(pipe_model)]
 pub(super) use super::model::functions::*;
 
