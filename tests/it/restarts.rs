@@ -126,19 +126,11 @@ async fn call_until(
     unreachable!()
 }
 
-#[cfg_attr(
-    windows,
-    ignore = "a client that always has requests in the pipe keeps the drain from ending"
-)]
 #[tokio::test]
 async fn a_hundred_graceful_restarts_lose_no_call() {
     in_time(restart(ClientOptions::new(), 1)).await;
 }
 
-#[cfg_attr(
-    windows,
-    ignore = "a client that always has requests in the pipe keeps the drain from ending"
-)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_hundred_graceful_restarts_lose_no_call_on_several_threads() {
     in_time(restart(ClientOptions::new(), 4)).await;

@@ -182,6 +182,7 @@ fn channel(pipe: PipeEnd, peer: fn(&PipeEnd) -> io::Result<Peer>, sizes: Sizes) 
             reading: false,
             found_at_once: false,
             is_closed: false,
+            left: None,
         }),
         sender: Box::new(OverlappedSender {
             link: Arc::clone(&link),
@@ -222,6 +223,8 @@ struct OverlappedReceiver {
     /// Whether the last message was there when its read was started.
     found_at_once: bool,
     is_closed: bool,
+    /// The bytes still to be read after `close`, once they are known.
+    left: Option<usize>,
 }
 
 impl Receive for OverlappedReceiver {
@@ -229,7 +232,10 @@ impl Receive for OverlappedReceiver {
         // A client that always has the next message ready must not starve the others.
         let budget = ready!(coop::poll_proceed(cx));
         self.found_at_once = !self.reading;
-        let received = ready!(self.poll_message(cx));
+        let received = ready!(match self.is_closed {
+            true => self.poll_closed(cx),
+            false => self.poll_message(cx),
+        });
         budget.made_progress();
         Poll::Ready(received)
     }
@@ -243,14 +249,35 @@ impl Receive for OverlappedReceiver {
         TURN
     }
 
-    /// Windows can't stop the other side. The pipe is empty once a read waits. That never happens
-    /// if the other side always has another message in the pipe.
+    /// Windows can't stop the other side. The next `poll_recv` finds out how much is in the pipe:
+    /// see `poll_closed`.
     fn close(&mut self) {
         self.is_closed = true;
     }
 }
 
 impl OverlappedReceiver {
+    /// Receives a message that is in the pipe, or the end.
+    ///
+    /// A read that is in flight, or that has begun a message, is completed first. The pipe then
+    /// holds whole messages, so its unread bytes are those of the messages that were sent before.
+    /// No more is read: a client that always has another message in the pipe would keep the
+    /// connection open for ever. What is not read is not executed, whatever the system counts, and
+    /// the client learns that from the empty message at the end.
+    fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
+        if !self.reading && self.buffer.is_empty() && self.left.is_none() {
+            self.left = Some(sys::unread_bytes(&self.link.pipe));
+        }
+        if self.left == Some(0) {
+            return Poll::Ready(Ok(Received::End));
+        }
+        let received = ready!(self.poll_message(cx));
+        if let (Some(left), Ok(Received::Message(message))) = (&mut self.left, &received) {
+            *left = left.saturating_sub(message.len());
+        }
+        Poll::Ready(received)
+    }
+
     fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
         let mut begun = !self.buffer.is_empty();
         loop {

@@ -19,7 +19,7 @@ mod security;
 pub(crate) use self::security::{current_user, is_own};
 pub(super) use self::{
     handle::cancel,
-    peer::{client_of, peer_has_closed, peer_has_left_nothing, server_of},
+    peer::{client_of, peer_has_closed, peer_has_left_nothing, server_of, unread_bytes},
     pipe::{InstanceOptions, MessagePart, PipeEnd, create_instance, write_error},
     security::{SecurityDescriptor, create_tokio_server},
 };

@@ -49,7 +49,7 @@ const READ_SIZE: usize = 4096;
 /// The longest message that can be told from the start of a longer one.
 pub(crate) const MAX_MESSAGE_SIZE: usize = READ_SIZE - 1;
 
-/// The time in which mio reports what has happened before. A turn of the I/O driver takes less,
+/// The time in which mio reports the next thing that has happened before. A turn of the I/O driver takes less,
 /// unless the machine is very busy.
 const LAST_REPORT: Duration = Duration::from_millis(50);
 
@@ -172,7 +172,13 @@ impl Closing {
         self.has_begun = true;
     }
 
-    /// Ready once `LAST_REPORT` has passed since closing. Polled when nothing is reported.
+    /// Starts the time again: something was reported, and more may follow.
+    fn restart(&mut self) {
+        self.sleep = None;
+    }
+
+    /// Ready once `LAST_REPORT` has passed since closing, or since `restart`. Polled when nothing
+    /// is reported.
     fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.has_begun {
             return Poll::Pending;
@@ -197,6 +203,7 @@ fn channel(server: NamedPipeServer, max_message_size: usize) -> Channel {
             link: Arc::clone(&link),
             max_message_size,
             closing: Closing::default(),
+            left: None,
         }),
         sender: Box::new(TokioSender {
             link: Arc::clone(&link),
@@ -228,6 +235,16 @@ impl TokioLink {
         debug_assert!(forgotten.is_err());
         written
     }
+
+    /// The most bytes that the other side has sent and nobody has received: those in the pipe, and
+    /// one message that mio may have read. It reads the next one only when that is taken.
+    ///
+    /// After `close` no more is received: a client that always has another message in the pipe
+    /// would keep the connection open for ever. If mio has read nothing, this takes some messages
+    /// that were sent later, which are answered as the others are.
+    fn unread_bytes(&self) -> usize {
+        sys::unread_bytes(&self.server).saturating_add(READ_SIZE)
+    }
 }
 
 impl Link for TokioLink {
@@ -255,6 +272,8 @@ struct TokioReceiver {
     link: Arc<TokioLink>,
     max_message_size: usize,
     closing: Closing,
+    /// The bytes that may still be received after `close`, once they are known.
+    left: Option<usize>,
 }
 
 impl Receive for TokioReceiver {
@@ -267,6 +286,12 @@ impl Receive for TokioReceiver {
     }
 
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
+        if self.closing.has_begun {
+            let left = self.left.get_or_insert_with(|| self.link.unread_bytes());
+            if *left == 0 {
+                return Poll::Ready(Ok(Received::End));
+            }
+        }
         let mut buffer = [0; READ_SIZE];
         loop {
             let Poll::Ready(is_ready) = self.link.server.poll_read_ready(cx) else {
@@ -297,6 +322,8 @@ impl Receive for TokioReceiver {
                     limit: self.max_message_size,
                 })
             } else {
+                self.closing.restart();
+                self.left = self.left.map(|left| left.saturating_sub(length));
                 Ok(Received::Message(Bytes::copy_from_slice(&buffer[..length])))
             });
         }

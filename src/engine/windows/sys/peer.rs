@@ -42,6 +42,18 @@ pub(crate) fn peer_has_left_nothing(end: &impl AsRawHandle) -> bool {
     })
 }
 
+/// Returns the number of bytes that the other side has written and that are not read yet. No limit
+/// if it has closed, because reading then ends by itself, or if the system does not say.
+///
+/// Only the rest counts of a message that was read in part, and a write that waits for room counts
+/// as well (`the_unread_bytes_include_waiting_writes_and_the_rest_of_a_message` in
+/// `tests/windows_facts.rs`).
+pub(crate) fn unread_bytes(end: &impl AsRawHandle) -> usize {
+    state_of(end)
+        .filter(|state| state.NamedPipeState == FILE_PIPE_CONNECTED_STATE)
+        .map_or(usize::MAX, |state| state.ReadDataAvailable as usize)
+}
+
 fn state_of(end: &impl AsRawHandle) -> Option<FILE_PIPE_LOCAL_INFORMATION> {
     let mut information = FILE_PIPE_LOCAL_INFORMATION::default();
     let mut status_block = IO_STATUS_BLOCK::default();
