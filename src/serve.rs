@@ -125,8 +125,8 @@ impl<H, T> Serve<H, T> {
     /// Clients can still read replies that were sent before the server shut down, and learn that a
     /// request without a reply was not executed
     /// ([`CallError::NotExecuted`](crate::CallError::NotExecuted)). Windows can't stop a client from
-    /// sending: its requests are answered until the pipe is empty, so one that always has another
-    /// request in the pipe is aborted after the drain timeout.
+    /// sending: the server takes what is in the pipe when it closes it, and leaves later requests
+    /// unread.
     pub fn with_graceful_shutdown(
         mut self,
         signal: impl Future<Output = ()> + Send + 'static,

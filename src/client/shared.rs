@@ -229,9 +229,8 @@ impl SharedClientOptions {
 /// the server may have executed fails with [`Unanswered`](SharedCallError::Unanswered), unless
 /// [`repeat_unanswered`](Self::repeat_unanswered) allows to send it again, up to three times.
 ///
-/// So no call fails while a server on Linux is restarted gracefully, and none is executed twice
-/// (`docs/reliability.md`). On Windows, calls fail as `Unanswered` if the server's drain timeout
-/// expires, which it does if callers always have another request in the pipe.
+/// So no call fails while a server is restarted gracefully, and none is executed twice
+/// (`docs/reliability.md`), unless its drain timeout expires.
 ///
 /// The connections belong to the runtime of the call that opened the first one. If that runtime is
 /// shut down, the calls in flight fail, and the next one opens a connection on its own runtime. The

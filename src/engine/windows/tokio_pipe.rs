@@ -49,8 +49,8 @@ const READ_SIZE: usize = 4096;
 /// The longest message that can be told from the start of a longer one.
 pub(crate) const MAX_MESSAGE_SIZE: usize = READ_SIZE - 1;
 
-/// The time in which mio reports the next thing that has happened before. A turn of the I/O driver takes less,
-/// unless the machine is very busy.
+/// The time in which mio reports the next thing that has happened before. A turn of the I/O driver
+/// takes less, unless the machine is very busy.
 const LAST_REPORT: Duration = Duration::from_millis(50);
 
 /// As long as on Linux: no thread that completes I/O runs tasks of this engine.
