@@ -120,10 +120,10 @@ impl Connection {
     /// [`recv`](Self::recv) returns the messages that were sent before, and then `None`.
     ///
     /// On Linux, sending fails on the other side from now on (shutdown(2), `SHUT_RD`), so it knows
-    /// which messages were not received. Windows can't stop it: `recv` returns what is in the pipe
-    /// when it is next called, and then `None`. A message sent later is lost, and so may be one
-    /// whose sender waits for room in the pipe. Call [`finish`](Self::finish) last: it tells a client that
-    /// requests without a reply were not taken.
+    /// which messages were not received. Windows can't stop it: `recv` returns the messages that are
+    /// in the pipe when it is next called, and leaves later ones unread. Call
+    /// [`finish`](Self::finish) last: it tells a client that requests without a reply were not
+    /// taken.
     pub fn close_recv(&mut self) {
         self.receiver.close();
     }

@@ -177,7 +177,8 @@ impl<H, T, S> Serve<H, T, S> {
     /// Clients can still read replies that were sent before the server shut down, and learn that a
     /// request without a reply was not executed
     /// ([`CallError::NotExecuted`](crate::CallError::NotExecuted)). Windows can't stop a client from
-    /// sending, so there its requests are answered that are in the pipe when the shutdown begins.
+    /// sending: the server takes what is in the pipe when it closes it, and leaves later requests
+    /// unread.
     pub fn with_graceful_shutdown(
         mut self,
         signal: impl Future<Output = ()> + Send + 'static,

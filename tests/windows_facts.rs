@@ -1025,6 +1025,10 @@ mod beyond_the_model {
     use super::*;
 
     fn state(end: &End) -> u32 {
+        information(end).NamedPipeState
+    }
+
+    fn information(end: &End) -> FILE_PIPE_LOCAL_INFORMATION {
         let mut information = FILE_PIPE_LOCAL_INFORMATION::default();
         let mut status = IO_STATUS_BLOCK::default();
         // SAFETY: the handle is open; both structures are written before the call returns.
@@ -1038,7 +1042,33 @@ mod beyond_the_model {
             )
         };
         assert_eq!(status_code, STATUS_SUCCESS);
-        information.NamedPipeState
+        information
+    }
+
+    /// A graceful shutdown takes no more than these.
+    #[test]
+    fn the_unread_bytes_include_waiting_writes_and_the_rest_of_a_message() {
+        let unread = |end: &End| information(end).ReadDataAvailable as usize;
+        for mode in [Mode::Event, Mode::Port, Mode::Skip] {
+            let (server, client) = pair_with(mode);
+            assert_eq!(unread(&server), 0);
+            assert_eq!(client.write(b"0123456789"), ERROR_SUCCESS);
+            assert_eq!(client.write(b"next"), ERROR_SUCCESS);
+            assert_eq!(unread(&server), 14);
+            assert_eq!(server.read(4), ended(ERROR_MORE_DATA, b"0123"));
+            assert_eq!(unread(&server), 10);
+            let write = client.start_write(&long_message());
+            assert_eq!(write.returned, ERROR_IO_PENDING);
+            assert_eq!(unread(&server), 10 + LONG);
+            assert_eq!(server.read(64), ended(ERROR_SUCCESS, b"456789"));
+            assert_eq!(server.read(64), ended(ERROR_SUCCESS, b"next"));
+            assert_eq!(unread(&server), LONG);
+            assert_eq!(server.read(4), ended(ERROR_MORE_DATA, &long_message()[..4]));
+            assert_eq!(unread(&server), LONG - 4);
+            assert_eq!(client.cancel(&write), ERROR_SUCCESS);
+            assert_eq!(client.end(write).code, ERROR_OPERATION_ABORTED);
+            assert_eq!(unread(&server), 0);
+        }
     }
 
     /// The `tokio` engine relies on this.

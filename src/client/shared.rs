@@ -231,8 +231,8 @@ impl SharedClientOptions {
 /// the server may have executed fails with [`Unanswered`](SharedCallError::Unanswered), unless
 /// [`retry_unanswered`](Self::retry_unanswered) allows to send it again, up to three times.
 ///
-/// So no call fails while a server is restarted gracefully, and none is executed twice, unless the
-/// server's drain timeout expires first (`docs/reliability.md`).
+/// So no call fails while a server is restarted gracefully, and none is executed twice
+/// (`docs/reliability.md`), unless its drain timeout expires.
 ///
 /// The connections belong to the runtime of the call that opened the first one. If that runtime is
 /// shut down, the calls in flight fail, and the next one opens a connection on its own runtime. The

@@ -177,6 +177,10 @@ impl<H: Handler<T>, T> Conversation<H, T> {
                 Step::Yield => {
                     yield_now().await;
                     self.inbound.begin_turn();
+                    // With a client that always has another request, no step is ever pending.
+                    if self.shutdown.is_shutdown() && !self.inbound.is_closed() {
+                        self.inbound.close();
+                    }
                 }
                 Step::Close => self.inbound.close(),
                 Step::End => return Ok(()),

@@ -14,8 +14,8 @@ use std::{
 };
 
 use pipe_server::{
-    Bytes, CallError, ClientOptions, ConnectError, Connection, ListenerOptions, PipeListener,
-    RecvError, Reply, Request, SendError, Summary, serve,
+    Bytes, CallError, Client, ClientOptions, ConnectError, Connection, ListenerOptions,
+    PipeListener, RecvError, Reply, Request, SendError, Summary, serve,
 };
 use tokio::{sync::oneshot, task::JoinHandle};
 
@@ -52,7 +52,10 @@ on_every_engine! {
     a_shutdown_serves_a_client_that_was_not_accepted_yet,
     a_shutdown_ends_what_is_stuck,
     messages_sent_before_receiving_is_closed_arrive_and_no_others,
-    receiving_ends_although_the_client_always_has_another_message,
+    messages_sent_before_receiving_is_closed_arrive_however_late_they_are_received,
+    a_client_that_never_stops_sending_does_not_keep_receiving_from_ending,
+    a_message_whose_read_has_begun_when_receiving_is_closed_arrives_whole,
+    what_a_shutdown_executes_is_answered_though_its_client_never_stops_sending,
     replies_are_received_after_a_send_has_failed,
     after_a_shutdown_nobody_serves_the_name,
     clients_that_come_and_go_while_the_server_drains_get_whole_replies_or_none,
@@ -820,26 +823,126 @@ async fn messages_sent_before_receiving_is_closed_arrive_and_no_others(kind: Kin
     assert!(client.recv().await.unwrap().is_none());
 }
 
-async fn receiving_ends_although_the_client_always_has_another_message(kind: Kind) {
+/// Receives until the end, while `client` sends another message before each receive, or tries to.
+async fn receive_to_the_end(server: &mut Connection, client: &mut Client) -> Vec<Bytes> {
+    let mut received = Vec::new();
+    loop {
+        _ = client.send(message(0, 1000)).await;
+        match server.recv().await.unwrap() {
+            Some(message) => received.push(message),
+            None => return received,
+        }
+        assert!(received.len() < 100, "receiving does not end");
+    }
+}
+
+async fn messages_sent_before_receiving_is_closed_arrive_however_late_they_are_received(
+    kind: Kind,
+) {
     let (mut listener, pipe) = kind.bind(ListenerOptions::new());
     let mut client = pipe.connect().await;
-    for number in 0..3 {
-        client.send(message(number, 1000)).await.unwrap();
-    }
     let mut server = listener.accept().await.unwrap();
-    assert_eq!(server.recv().await.unwrap().unwrap(), message(0, 1000));
-    server.close_recv();
-    let mut received = 1;
-    while let Some(next) = server.recv().await.unwrap() {
-        assert_eq!(next, message(received, 1000));
-        received += 1;
-        assert!(received < 100, "receiving does not end");
-        // Only Windows lets it.
-        _ = client.send(message(received + 1, 1000)).await;
+    for number in 0..5 {
+        client.send(message(number, 100)).await.unwrap();
     }
-    assert!(received >= 3, "{received}");
+    server.close_recv();
+    for number in 0..5 {
+        assert_eq!(server.recv().await.unwrap().unwrap(), message(number, 100));
+        // Longer than any time that an engine grants to the system after closing.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(server.recv().await.unwrap().is_none());
+}
+
+async fn a_client_that_never_stops_sending_does_not_keep_receiving_from_ending(kind: Kind) {
+    let (mut listener, pipe) = kind.bind(ListenerOptions::new());
+    let mut client = pipe.connect().await;
+    let mut server = listener.accept().await.unwrap();
+    for number in 0..5 {
+        client.send(message(number, 100)).await.unwrap();
+    }
+    assert_eq!(server.recv().await.unwrap().unwrap(), message(0, 100));
+    server.close_recv();
+    let received = receive_to_the_end(&mut server, &mut client).await;
+    for number in 1..5 {
+        assert_eq!(received[number - 1], message(number, 100));
+    }
+    assert!(received[4..].iter().all(|late| *late == message(0, 1000)));
+    server.send("the last").await.unwrap();
     server.finish().await.unwrap();
+    assert_eq!(client.recv().await.unwrap().unwrap(), "the last");
     assert!(client.recv().await.unwrap().is_none());
+}
+
+async fn a_message_whose_read_has_begun_when_receiving_is_closed_arrives_whole(kind: Kind) {
+    let (mut listener, pipe) = kind.bind(ListenerOptions::new());
+    let mut client = pipe.connect().await;
+    let mut server = listener.accept().await.unwrap();
+    {
+        let mut receiving = pin!(server.recv());
+        poll_fn(|cx| {
+            assert!(receiving.as_mut().poll(cx).is_pending());
+            Poll::Ready(())
+        })
+        .await;
+    }
+    // More than the first read takes, if the engine can.
+    let long = message(0, kind.longest().min(20_000));
+    client.send(long.clone()).await.unwrap();
+    client.send("next").await.unwrap();
+    server.close_recv();
+    let received = receive_to_the_end(&mut server, &mut client).await;
+    assert!(received[0] == long);
+    assert_eq!(received[1], "next");
+    assert!(received[2..].iter().all(|late| *late == message(0, 1000)));
+}
+
+async fn what_a_shutdown_executes_is_answered_though_its_client_never_stops_sending(kind: Kind) {
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let executed = Arc::new(AtomicUsize::new(0));
+    let executing = Arc::clone(&executed);
+    let (asked, mut was_asked) = tokio::sync::mpsc::unbounded_channel();
+    let handler = move |request: Bytes| {
+        executing.fetch_add(1, Ordering::Relaxed);
+        _ = asked.send(());
+        async move { Ok::<_, io::Error>(request) }
+    };
+    let server = start!(listener, handler, drain_timeout(None));
+    let (mut receiver, mut sender) = pipe.connect().await.into_split();
+    // Longer together than the pipe's buffer: there are always requests in the pipe.
+    let sending = async {
+        let mut sent = 0;
+        while sender.send(message(sent, 2000)).await.is_ok() {
+            sent += 1;
+        }
+    };
+    let receiving = async {
+        let mut replies = 0;
+        while let Some(reply) = receiver.recv().await.unwrap() {
+            assert_eq!(reply, message(replies, 2000));
+            replies += 1;
+        }
+        replies
+    };
+    let stopping = async {
+        for _ in 0..50 {
+            was_asked.recv().await.unwrap();
+        }
+        server.stop().await
+    };
+    let (replies, summary) = {
+        let mut sending = pin!(sending);
+        let mut others = pin!(async { tokio::join!(receiving, stopping) });
+        let mut has_sent = false;
+        poll_fn(|cx| {
+            has_sent = has_sent || sending.as_mut().poll(cx).is_ready();
+            others.as_mut().poll(cx)
+        })
+        .await
+    };
+    assert_eq!(summary.aborted, 0);
+    assert_eq!(executed.load(Ordering::Relaxed), replies);
+    assert_eq!(summary.stats.requests, summary.stats.replies);
 }
 
 async fn replies_are_received_after_a_send_has_failed(kind: Kind) {

@@ -223,8 +223,7 @@ struct OverlappedReceiver {
     /// Whether the last message was there when its read was started.
     found_at_once: bool,
     is_closed: bool,
-    /// The bytes that were in the pipe when receiving was closed and are still to be read. `None`
-    /// until no read is in flight, which may take some of them.
+    /// The bytes still to be read after `close`, once they are known.
     left: Option<usize>,
 }
 
@@ -233,7 +232,10 @@ impl Receive for OverlappedReceiver {
         // A client that always has the next message ready must not starve the others.
         let budget = ready!(coop::poll_proceed(cx));
         self.found_at_once = !self.reading;
-        let received = ready!(self.poll_message(cx));
+        let received = ready!(match self.is_closed {
+            true => self.poll_closed(cx),
+            false => self.poll_message(cx),
+        });
         budget.made_progress();
         Poll::Ready(received)
     }
@@ -247,19 +249,37 @@ impl Receive for OverlappedReceiver {
         TURN
     }
 
-    /// Windows can't stop the other side, which may always have another message in the pipe. So
-    /// only what is in the pipe now is still read.
+    /// Windows can't stop the other side. The next `poll_recv` finds out how much is in the pipe:
+    /// see `poll_closed`.
     fn close(&mut self) {
         self.is_closed = true;
     }
 }
 
 impl OverlappedReceiver {
-    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
-        let mut begun = !self.buffer.is_empty();
-        if self.is_closed && !self.reading && !begun && self.bytes_left() == 0 {
+    /// Receives a message that is in the pipe, or the end.
+    ///
+    /// A read that is in flight, or that has begun a message, is completed first. The pipe then
+    /// holds whole messages, so its unread bytes are those of the messages that were sent before.
+    /// No more is read: a client that always has another message in the pipe would keep the
+    /// connection open for ever. What is not read is not executed, whatever the system counts, and
+    /// the client learns that from the empty message at the end.
+    fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
+        if !self.reading && self.buffer.is_empty() && self.left.is_none() {
+            self.left = Some(sys::unread_bytes(&self.link.pipe));
+        }
+        if self.left == Some(0) {
             return Poll::Ready(Ok(Received::End));
         }
+        let received = ready!(self.poll_message(cx));
+        if let (Some(left), Ok(Received::Message(message))) = (&mut self.left, &received) {
+            *left = left.saturating_sub(message.len());
+        }
+        Poll::Ready(received)
+    }
+
+    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
+        let mut begun = !self.buffer.is_empty();
         loop {
             if !self.reading && !begun {
                 self.make_room();
@@ -280,13 +300,6 @@ impl OverlappedReceiver {
             }
             begun = true;
         }
-    }
-
-    /// Queries the pipe once. If it can't say, reading ends when a read waits.
-    fn bytes_left(&mut self) -> usize {
-        *self
-            .left
-            .get_or_insert_with(|| sys::unread_bytes(&self.link.pipe).unwrap_or(usize::MAX))
     }
 
     /// Makes room for an ordinary message, in the memory of earlier ones if those are dropped.
@@ -321,9 +334,6 @@ impl OverlappedReceiver {
         }
         if length == 0 {
             return Ok(Received::End);
-        }
-        if let Some(left) = &mut self.left {
-            *left = left.saturating_sub(length);
         }
         if length > self.longest_room {
             self.last_long = length;

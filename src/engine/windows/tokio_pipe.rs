@@ -49,8 +49,8 @@ const READ_SIZE: usize = 4096;
 /// The longest message that can be told from the start of a longer one.
 pub(crate) const MAX_MESSAGE_SIZE: usize = READ_SIZE - 1;
 
-/// The time in which mio reports what has happened before. A turn of the I/O driver takes less,
-/// unless the machine is very busy.
+/// The time in which mio reports the next thing that has happened before. A turn of the I/O driver
+/// takes less, unless the machine is very busy.
 const LAST_REPORT: Duration = Duration::from_millis(50);
 
 /// As long as on Linux: no thread that completes I/O runs tasks of this engine.
@@ -172,7 +172,13 @@ impl Closing {
         self.has_begun = true;
     }
 
-    /// Ready once `LAST_REPORT` has passed since closing. Polled when nothing is reported.
+    /// Starts the time again: something was reported, and more may follow.
+    fn restart(&mut self) {
+        self.sleep = None;
+    }
+
+    /// Ready once `LAST_REPORT` has passed since closing, or since `restart`. Polled when nothing
+    /// is reported.
     fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.has_begun {
             return Poll::Pending;
@@ -229,6 +235,16 @@ impl TokioLink {
         debug_assert!(forgotten.is_err());
         written
     }
+
+    /// The most bytes that the other side has sent and nobody has received: those in the pipe, and
+    /// one message that mio may have read. It reads the next one only when that is taken.
+    ///
+    /// After `close` no more is received: a client that always has another message in the pipe
+    /// would keep the connection open for ever. If mio has read nothing, this takes some messages
+    /// that were sent later, which are answered as the others are.
+    fn unread_bytes(&self) -> usize {
+        sys::unread_bytes(&self.server).saturating_add(READ_SIZE)
+    }
 }
 
 impl Link for TokioLink {
@@ -256,18 +272,8 @@ struct TokioReceiver {
     link: Arc<TokioLink>,
     max_message_size: usize,
     closing: Closing,
-    /// The bytes to be read after receiving was closed, at most.
+    /// The bytes that may still be received after `close`, once they are known.
     left: Option<usize>,
-}
-
-impl TokioReceiver {
-    /// The bytes that were in the pipe when receiving was closed, and as many as mio may have read
-    /// ahead. A message that the other side sends later may be among them.
-    fn bytes_left(&mut self) -> usize {
-        let server = &self.link.server;
-        let query = || sys::unread_bytes(server).map_or(usize::MAX, |bytes| bytes + READ_SIZE);
-        *self.left.get_or_insert_with(query)
-    }
 }
 
 impl Receive for TokioReceiver {
@@ -280,8 +286,11 @@ impl Receive for TokioReceiver {
     }
 
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
-        if self.closing.has_begun && self.bytes_left() == 0 {
-            return Poll::Ready(Ok(Received::End));
+        if self.closing.has_begun {
+            let left = self.left.get_or_insert_with(|| self.link.unread_bytes());
+            if *left == 0 {
+                return Poll::Ready(Ok(Received::End));
+            }
         }
         let mut buffer = [0; READ_SIZE];
         loop {
@@ -301,9 +310,6 @@ impl Receive for TokioReceiver {
                     });
                 }
             };
-            if let Some(left) = &mut self.left {
-                *left = left.saturating_sub(length);
-            }
             return Poll::Ready(if length == 0 {
                 // An empty message, or the other side has closed: Tokio reports both alike.
                 Ok(if sys::peer_has_closed(&self.link.server) {
@@ -316,6 +322,8 @@ impl Receive for TokioReceiver {
                     limit: self.max_message_size,
                 })
             } else {
+                self.closing.restart();
+                self.left = self.left.map(|left| left.saturating_sub(length));
                 Ok(Received::Message(Bytes::copy_from_slice(&buffer[..length])))
             });
         }

@@ -67,7 +67,9 @@ impl Receive for Bursts {
         4
     }
 
-    fn close(&mut self) {}
+    fn close(&mut self) {
+        self.left.store(0, Relaxed);
+    }
 }
 
 impl Transmit for Bursts {
@@ -106,6 +108,17 @@ async fn echo(request: Bytes) -> Bytes {
 
 /// Serves `client` until it closes.
 async fn serve<H: Handler<T>, T>(client: &Bursts, concurrency: usize, handler: H) {
+    let (_running, shutdown) = watch::channel(());
+    serve_until(shutdown, client, concurrency, handler).await;
+}
+
+/// Serves `client` until it closes or the server shuts down.
+async fn serve_until<H: Handler<T>, T>(
+    shutdown: watch::Receiver<()>,
+    client: &Bursts,
+    concurrency: usize,
+    handler: H,
+) {
     let channel = Channel {
         receiver: Box::new(client.clone()),
         sender: Box::new(client.clone()),
@@ -127,7 +140,6 @@ async fn serve<H: Handler<T>, T>(client: &Bursts, concurrency: usize, handler: H
         budget: Arc::new(Budget::new(None)),
         telemetry: Telemetry::new("bursts".parse().unwrap()),
     });
-    let (_running, shutdown) = watch::channel(());
     let client = AcceptedClient {
         connection: Connection::new(channel, None, 1, 64),
         admission: AdmissionProgress::new(&Arc::new(Admission::unlimited())),
@@ -168,4 +180,21 @@ async fn earlier_replies_are_sent_while_the_handler_is_busy() {
     let served = timeout(Duration::from_secs(1), serve(&client, 1, handler)).await;
     assert!(served.is_ok(), "the replies were held back");
     assert_eq!(client.sent.load(Relaxed), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_always_has_another_request_does_not_delay_a_shutdown() {
+    for concurrency in [1, 3] {
+        let client = Bursts::new(1, 1000);
+        let (begin, shutdown) = watch::channel(());
+        let handler = move |request: Bytes| {
+            begin.send_replace(());
+            async move { request }
+        };
+        serve_until(shutdown, &client, concurrency, handler).await;
+        let received = client.received.load(Relaxed);
+        assert!(received <= 8, "took {received} requests in the shutdown");
+        // Their replies, and the empty message.
+        assert_eq!(client.sent.load(Relaxed), received + 1);
+    }
 }

@@ -34,17 +34,24 @@ pub(crate) fn peer_has_closed(end: &impl AsRawHandle) -> bool {
     state_of(end).is_none_or(|state| state.NamedPipeState != FILE_PIPE_CONNECTED_STATE)
 }
 
-/// Returns whether the other side has closed, and nothing that it wrote is left to read.
+/// Returns whether the other side has closed, and nothing that it wrote is left to read
+/// (`ReadDataAvailable` in *FILE_PIPE_LOCAL_INFORMATION structure*).
 pub(crate) fn peer_has_left_nothing(end: &impl AsRawHandle) -> bool {
-    peer_has_closed(end) && unread_bytes(end).is_none_or(|bytes| bytes == 0)
+    state_of(end).is_none_or(|state| {
+        state.NamedPipeState != FILE_PIPE_CONNECTED_STATE && state.ReadDataAvailable == 0
+    })
 }
 
-/// The bytes that the other side wrote and that no read has taken, or `None` if they are unknown
-/// (`ReadDataAvailable` in *FILE_PIPE_LOCAL_INFORMATION structure*).
+/// Returns the number of bytes that the other side has written and that are not read yet. No limit
+/// if it has closed, because reading then ends by itself, or if the system does not say.
 ///
-/// Whether a message counts whose write waits for room in the pipe's buffer, its page does not say.
-pub(crate) fn unread_bytes(end: &impl AsRawHandle) -> Option<usize> {
-    state_of(end).map(|state| state.ReadDataAvailable as usize)
+/// Only the rest counts of a message that was read in part, and a write that waits for room counts
+/// as well (`the_unread_bytes_include_waiting_writes_and_the_rest_of_a_message` in
+/// `tests/windows_facts.rs`).
+pub(crate) fn unread_bytes(end: &impl AsRawHandle) -> usize {
+    state_of(end)
+        .filter(|state| state.NamedPipeState == FILE_PIPE_CONNECTED_STATE)
+        .map_or(usize::MAX, |state| state.ReadDataAvailable as usize)
 }
 
 fn state_of(end: &impl AsRawHandle) -> Option<FILE_PIPE_LOCAL_INFORMATION> {

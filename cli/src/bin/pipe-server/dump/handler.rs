@@ -89,9 +89,9 @@ impl<H: Handler> Handler for Dumped<H> {
         Ok(reply)
     }
 
-    fn connected(self: &Arc<Self>) -> Arc<Self> {
+    fn for_connection(self: &Arc<Self>) -> Arc<Self> {
         let dump = self.dump.clone();
-        Arc::new(Self::around(self.handler.connected(), dump))
+        Arc::new(Self::around(self.handler.for_connection(), dump))
     }
 
     async fn ended(&self) -> BoxError {
