@@ -68,7 +68,8 @@ impl Failure {
     /// failure.
     pub fn report(self, program: &str) -> ExitCode {
         let line = escape(&self.message);
-        _ = writeln!(io::stderr(), "{program}: {line}");
+        // In one piece: another thread, or another program, may write to stderr at this moment.
+        _ = io::stderr().write_all(format!("{program}: {line}\n").as_bytes());
         ExitCode::from(self.code)
     }
 }

@@ -113,8 +113,8 @@ impl Subscriber for Collector {
     fn event(&self, event: &Event<'_>) {
         let mut line = Line(event.metadata().level().to_string());
         event.record(&mut line);
-        if let Some(spans) = entered() {
-            write!(line.0, " in {spans}").unwrap();
+        if let Some((names, fields)) = entered() {
+            write!(line.0, "{fields} in {names}").unwrap();
         }
         LINES.with_borrow_mut(|lines| lines.push(line.0));
     }
@@ -138,17 +138,22 @@ impl Subscriber for Collector {
     }
 }
 
-/// The names of the spans that this thread is in, outermost first.
-fn entered() -> Option<String> {
+/// The names of the spans that this thread is in, outermost first, and their fields.
+fn entered() -> Option<(String, String)> {
     let entered = ENTERED.with_borrow(|entered| entered.clone());
-    let names = SPANS.with_borrow(|spans| {
-        let name = |id: &Id| {
-            let (_, span) = spans.iter().find(|(known, _)| known == id)?;
-            span.split(' ').nth(1).map(str::to_owned)
-        };
-        entered.iter().filter_map(name).collect::<Vec<_>>()
+    let (mut names, mut fields) = (Vec::new(), String::new());
+    SPANS.with_borrow(|spans| {
+        for id in &entered {
+            let Some((_, span)) = spans.iter().find(|(known, _)| known == id) else {
+                continue;
+            };
+            let (_, span) = span.split_once(' ').unwrap();
+            let end = span.find(' ').unwrap_or(span.len());
+            names.push(span[..end].to_owned());
+            fields.push_str(&span[end..]);
+        }
     });
-    (!names.is_empty()).then(|| names.join(":"))
+    (!names.is_empty()).then(|| (names.join(":"), fields))
 }
 
 /// A line with the level and each field's value.
