@@ -34,7 +34,7 @@ const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(30);
 /// shutdown. Use it for tasks that need the whole connection: to push messages, to receive without
 /// replying, or to speak another protocol. The connection is closed when `handler` drops it.
 ///
-/// Wait for the [`Shutdown`](crate::Shutdown) wherever the code waits. Code that only waits for a
+/// Wait for the [`Shutdown`] wherever the code waits. Code that only waits for a
 /// message delays a shutdown by the whole [`drain_timeout`](ServeConnections::drain_timeout), and
 /// its connection counts as aborted.
 ///
