@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn a_wrong_clock_has_a_time_too() {
-        let far = SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 40);
+        let far = SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 38);
         assert!(time_of(far).starts_with("9999-12-31"));
     }
 }
