@@ -169,7 +169,7 @@ pub(crate) struct Options {
     /// Call METHOD of a JSON-RPC 2.0 server and print the result; MESSAGE is its parameters
     ///
     /// The parameters are an array or an object in JSON, or left out. The result is printed as JSON.
-    /// An error object goes to stderr instead, and the exit code is 7.
+    /// An error object goes to stderr instead, and the exit code is 8.
     #[arg(
         long,
         value_name = "METHOD",
