@@ -1,8 +1,9 @@
 //! The Linux engine: `AF_UNIX` sockets of type `SOCK_SEQPACKET`, which preserve message boundaries.
 //!
-//! The system calls are rustix's, on Tokio's `AsyncFd`. nix provides the two things that rustix
-//! lacks: recvmmsg(2), and socket options that are newer than the crate. tokio-seqpacket has
-//! neither, and mistakes a full queue for a connection.
+//! The system calls are rustix's, on Tokio's `AsyncFd`. nix provides the three things that
+//! rustix lacks: recvmmsg(2), socket options that are newer than the crate (`SO_PASSRIGHTS`,
+//! `SO_PEERPIDFD`), and peers whose process id is 0. tokio-seqpacket has none of them, and mistakes
+//! a full queue for a connection.
 
 use std::{
     io,
