@@ -161,7 +161,7 @@ struct Acceptor<S> {
     telemetry: Telemetry,
 }
 
-/// Why a server has stopped accepting.
+/// The reason for which a server has stopped accepting.
 enum AcceptEnd {
     Signal,
     Idle,
