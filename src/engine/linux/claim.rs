@@ -244,7 +244,8 @@ impl LockFile {
         Self::try_take(lock_path(served))?.ok_or_else(|| in_use(holder(served)))
     }
 
-    /// Locks the lock file at `path`, which its last holder may be removing at the same time. `None` if another process of this user has locked it.
+    /// Locks the lock file at `path`, which its last holder may be removing at the same time. `None`
+    /// if another process of this user has locked it.
     fn try_take(path: PathBuf) -> io::Result<Option<Self>> {
         loop {
             let (file, id) = open_lock_file(&path)?;
