@@ -137,19 +137,20 @@ impl ClientOptions {
     /// server, in this process and others, one starts it and the others wait for it. While a server
     /// that is shutting down still holds the name, the command is not started, and it is started
     /// again if it fails for that reason. A command that ends successfully may have left a server
-    /// running, which has a second to answer before the command is started again. A name on another machine is never started.
+    /// running, which has a second to answer before the command is started again. The server of a
+    /// name on another machine is never started.
     ///
-    /// The server goes on when the client ends. It has its own process group (`process_group`; on
-    /// Windows its own console without a window, `CREATE_NO_WINDOW`, and `CREATE_NEW_PROCESS_GROUP`),
-    /// so Ctrl-C at the client's terminal does not reach it, nor does the end of that terminal.
-    /// Unlike with setsid(2) it stays in the client's session. Its stdin and stdout are null. Its
-    /// stderr is a temporary file without a name that grows with what the server writes: let a
-    /// server that writes much log elsewhere. It inherits the environment and the working directory,
-    /// which can be set on `command`.
+    /// The server keeps running when the client ends. It has its own process group
+    /// (`process_group`; on Windows `CREATE_NEW_PROCESS_GROUP`, and its own console without a
+    /// window, `CREATE_NO_WINDOW`), so Ctrl-C at the client's terminal does not reach it, nor does
+    /// the end of that terminal. Unlike with setsid(2) it stays in the client's session. Its stdin
+    /// and stdout are null. Its stderr is a temporary file without a name, which grows without a
+    /// limit: a server that writes much should log elsewhere. It inherits the environment and the
+    /// working directory, which can be set on `command`.
     ///
-    /// A thread waits for the command as long as it runs, so that no zombie is left. The lock that
-    /// keeps other clients from starting it is, while a client does, a file: `PATH.start.lock`
-    /// beside the socket on Linux, and on Windows one in the directory of temporary files.
+    /// A thread waits for the command as long as it runs, so that no zombie is left. While a client
+    /// starts the command, a lock file keeps the others from doing so: `PATH.start.lock` beside the
+    /// socket on Linux, and on Windows a file in the directory of temporary files.
     ///
     /// To end the server when nobody needs it, see
     /// [`Serve::shutdown_when_idle`](crate::Serve::shutdown_when_idle).

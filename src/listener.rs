@@ -8,6 +8,8 @@ use std::{
     sync::Arc,
 };
 
+use tokio::time::Instant;
+
 use crate::{
     access::Access,
     connection::Connection,
@@ -284,6 +286,11 @@ impl PipeListener {
     /// Returns the number of clients that are connected.
     pub(crate) fn connected(&self) -> usize {
         self.instances.connected()
+    }
+
+    /// Returns the time since which no client has been connected; `None` if one is.
+    pub(crate) fn idle_since(&self) -> Option<Instant> {
+        self.instances.idle_since()
     }
 
     pub(crate) fn telemetry(&self) -> &Telemetry {

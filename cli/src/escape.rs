@@ -85,6 +85,11 @@ pub fn escape_lines(text: &str) -> String {
     escape_as(&text.replace("\r\n", "\n"), Notation::Terminal)
 }
 
+/// Returns `json` as JSON that can't control a terminal.
+pub fn escape_json(json: &str) -> String {
+    escape_as(json, Notation::Json)
+}
+
 fn escape_as(text: &str, notation: Notation) -> String {
     let mut escaped = String::with_capacity(text.len());
     // Writing to a String never fails.
@@ -124,10 +129,7 @@ mod tests {
 
     #[test]
     fn json_stays_json() {
-        let mut line = String::new();
-        Escaping::new(&mut line, Notation::Json)
-            .write_str("{\"a\":\"\u{202e}\u{7f}\\n\"}\n")
-            .unwrap();
+        let line = escape_json("{\"a\":\"\u{202e}\u{7f}\\n\"}\n");
         assert_eq!(line, "{\"a\":\"\\u202e\\u007f\\n\"}\n");
     }
 }

@@ -9,9 +9,9 @@ use std::{
 
 use serde_json::Value;
 
-use crate::escape::{Escaping, Notation};
+use crate::escape::{Escaping, Notation, escape_json};
 
-/// Who sent a message.
+/// The side that sent a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sender {
     Client,
@@ -32,11 +32,11 @@ pub struct Record<'a> {
     pub bytes: &'a [u8],
 }
 
-/// What a line of JSON says.
+/// The meaning of a line of JSON.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Line {
     Message(OwnedRecord),
-    /// So many messages are missing here, because they could not be written in time.
+    /// The number of messages that are missing here, because they could not be written in time.
     Lost(u64),
 }
 
@@ -113,10 +113,7 @@ impl Record<'_> {
             Value::from(content),
             if is_cut { r#","truncated":true"# } else { "" }
         );
-        let mut line = String::with_capacity(object.len());
-        // Writing to a String never fails.
-        _ = Escaping::new(&mut line, Notation::Json).write_str(&object);
-        line
+        escape_json(&object)
     }
 }
 

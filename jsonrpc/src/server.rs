@@ -21,16 +21,21 @@ mod service;
 
 /// The default values of the options.
 pub mod defaults {
-    /// How many requests of one client are in progress at once. At most 4 MiB of requests of the
-    /// default limit.
+    /// The number of requests of one client that are in progress at once: at most 4 MiB with the
+    /// default limit of a message.
     pub const CONCURRENCY: usize = 64;
 
-    /// How many replies and notifications wait for one client: at most 8 MiB of the default limit.
-    /// jsonrpsee's 1,024 would be 64 MiB for each client that does not read.
+    /// The number of replies and notifications that wait for one client: at most 8 MiB with the
+    /// default limit of a message. jsonrpsee's 1,024 would be 64 MiB for each client that does not
+    /// read.
     pub const MAX_QUEUED_MESSAGES: usize = 128;
 
-    /// How many subscriptions one client may have. The default of jsonrpsee's server.
+    /// The number of subscriptions that one client may have. The default of jsonrpsee's server.
     pub const MAX_SUBSCRIPTIONS: u32 = 1024;
+
+    /// The number of requests in one batch. The shortest take 2 bytes of a message, and over 100
+    /// once they are parsed.
+    pub const MAX_BATCH: usize = 1024;
 }
 
 /// The code of one connection.
@@ -102,7 +107,7 @@ impl RpcServer {
                 concurrency: defaults::CONCURRENCY,
                 max_queued_messages: defaults::MAX_QUEUED_MESSAGES,
                 max_subscriptions: defaults::MAX_SUBSCRIPTIONS,
-                max_batch: usize::MAX,
+                max_batch: defaults::MAX_BATCH,
                 id_provider: Arc::new(RandomIntegerIdProvider),
             },
             middleware: RpcServiceBuilder::new(),
@@ -145,7 +150,7 @@ impl<L> RpcServer<L> {
     }
 
     /// Sets the number of requests in one batch. A longer batch is answered with jsonrpsee's error
-    /// *The batch request was too large*. Default: as many as fit into one message.
+    /// *The batch request was too large*. Default: [`defaults::MAX_BATCH`], 1,024.
     pub fn max_batch(mut self, requests: usize) -> Self {
         self.options.max_batch = requests;
         self

@@ -215,8 +215,8 @@ impl SharedClientOptions {
 /// Requests are pipelined: each is sent without waiting for the replies to earlier ones. It is for
 /// servers that send one reply to each request of a connection, in order, and nothing else, as
 /// [`serve`](crate::serve()) does. A message that arrives while no request is in flight closes the
-/// connection ([`SharedCallErrorKind::OutOfStep`](crate::SharedCallErrorKind::OutOfStep)); one that arrives earlier
-/// can't be told from a reply. For other protocols, use a [`Client`](crate::Client).
+/// connection ([`SharedCallErrorKind::OutOfStep`](crate::SharedCallErrorKind::OutOfStep)); one that
+/// arrives earlier can't be told from a reply. For other protocols, use a [`Client`](crate::Client).
 ///
 /// # Connections
 ///
@@ -334,8 +334,8 @@ impl SharedClient {
     /// # Ok(()) }
     /// ```
     #[must_use]
-    pub fn retry_unanswered(mut self, repeat: bool) -> Self {
-        self.retry_unanswered = repeat;
+    pub fn retry_unanswered(mut self, retry: bool) -> Self {
+        self.retry_unanswered = retry;
         self
     }
 
@@ -359,8 +359,8 @@ impl SharedClient {
     }
 
     /// Shuts all clones down: new calls and those that wait for a slot fail with
-    /// [`SharedCallErrorKind::ShutDown`](crate::SharedCallErrorKind::ShutDown). Those in flight are completed, and
-    /// then the connections are closed.
+    /// [`SharedCallErrorKind::ShutDown`](crate::SharedCallErrorKind::ShutDown). Those in flight are
+    /// completed, and then the connections are closed.
     ///
     /// To limit the time, use [`tokio::time::timeout`] and then drop the clones.
     ///

@@ -28,11 +28,23 @@ const FORK_TIME: Duration = Duration::from_secs(1);
 
 /// A command that starts a server, once or more often.
 #[derive(Clone)]
-pub(super) struct ServerCommand(Arc<Mutex<Command>>);
+pub(super) struct ServerCommand {
+    /// Locked while a process is being started.
+    command: Arc<Mutex<Command>>,
+    /// The program and its arguments. The environment may hold secrets.
+    shown: Arc<str>,
+}
 
 impl ServerCommand {
     pub(super) fn new(command: Command) -> Self {
-        Self(Arc::new(Mutex::new(command)))
+        let mut shown = command.get_program().to_string_lossy().into_owned();
+        for argument in command.get_args() {
+            shown = shown + " " + &argument.to_string_lossy();
+        }
+        Self {
+            command: Arc::new(Mutex::new(command)),
+            shown: shown.into(),
+        }
     }
 
     /// Starts the command, detached from this process.
@@ -41,22 +53,22 @@ impl ServerCommand {
             Some(file) => file.try_clone()?.into(),
             None => Stdio::null(),
         };
-        let mut command = self.0.lock();
+        let mut command = self.command.lock();
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr);
-        spawn_detached(&mut command)
+        let started = spawn_detached(&mut command);
+        // The command would keep the file, and with it all that the server writes, for as long as
+        // the client's options are kept.
+        command.stderr(Stdio::null());
+        started
     }
 }
 
-/// The program and its arguments. The environment may hold secrets.
 impl fmt::Display for ServerCommand {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let command = self.0.lock();
-        formatter.write_str(&command.get_program().to_string_lossy())?;
-        let mut arguments = command.get_args();
-        arguments.try_for_each(|argument| write!(formatter, " {}", argument.to_string_lossy()))
+        formatter.write_str(&self.shown)
     }
 }
 
@@ -312,4 +324,26 @@ fn read_at(file: &fs::File, buffer: &mut [u8], offset: u64) -> io::Result<usize>
 #[cfg(windows)]
 fn read_at(file: &fs::File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     std::os::windows::fs::FileExt::seek_read(file, buffer, offset)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_command_does_not_keep_the_stderr_of_its_last_server() {
+        let command = ServerCommand::new(Command::new("true"));
+        let file = stderr_file().unwrap();
+        command.spawn(Some(&file)).unwrap().wait().unwrap();
+        let id = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+        let opened = fs::read_dir("/proc/self/fd").unwrap();
+        let opened = opened.filter_map(|entry| fs::metadata(entry.ok()?.path()).ok());
+        let file = id(file.metadata().unwrap());
+        assert_eq!(
+            opened.filter(|opened| id(opened.clone()) == file).count(),
+            1
+        );
+    }
 }

@@ -32,7 +32,7 @@ pub enum StartError {
         address: String,
         /// The program and its arguments.
         command: String,
-        /// How it ended.
+        /// The exit status of the command.
         status: ExitStatus,
         /// The last lines that it wrote to stderr, up to 4 KiB.
         stderr: String,

@@ -6,6 +6,8 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use tokio::time::Instant;
+
 use crate::{
     connection::ConnectionOwner,
     engine::{Channel, Endpoint, Instance, Link},
@@ -35,6 +37,8 @@ struct InstanceSet {
     endpoint: Option<Box<dyn Endpoint>>,
     waiting: Vec<Box<dyn Instance>>,
     connected: usize,
+    /// The time when the last connection closed, or that of `bind`.
+    last_closed: Instant,
     /// Links of closed connections, kept open because their replacement could not be created. They
     /// keep the name in existence until it can.
     unreplaced: Vec<Arc<dyn Link>>,
@@ -57,6 +61,7 @@ impl Instances {
             endpoint: Some(endpoint),
             waiting: Vec::new(),
             connected: 0,
+            last_closed: Instant::now(),
             unreplaced: Vec::new(),
             acceptor: None,
         };
@@ -146,6 +151,12 @@ impl Instances {
         self.state.lock().connected
     }
 
+    /// The time since which no client has been connected; `None` if one is.
+    pub(crate) fn idle_since(&self) -> Option<Instant> {
+        let state = self.state.lock();
+        (state.connected == 0).then_some(state.last_closed)
+    }
+
     pub(crate) fn telemetry(&self) -> &Telemetry {
         &self.telemetry
     }
@@ -167,6 +178,7 @@ impl ConnectionOwner for Instances {
     fn release(&self, link: &Arc<dyn Link>) {
         let mut state = self.state.lock();
         let connected = state.connected - 1;
+        state.last_closed = Instant::now();
         let set_full = state.set_connected(connected);
         let create = state.top_up();
         if create.is_err() && state.waiting.is_empty() {

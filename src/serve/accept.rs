@@ -161,7 +161,7 @@ struct Acceptor<S> {
     telemetry: Telemetry,
 }
 
-/// Why a server has stopped accepting.
+/// The reason for which a server has stopped accepting.
 enum AcceptEnd {
     Signal,
     Idle,
@@ -186,12 +186,10 @@ impl<S: ServeClient> Acceptor<S> {
                 }
                 accepted = listener.accept() => accepted,
                 () = self.idle.expired(), if self.tasks.len() == 0 => {
-                    if listener.connected() == 0 {
-                        return AcceptEnd::Idle;
+                    match self.idle.is_over(listener.idle_since()) {
+                        true => return AcceptEnd::Idle,
+                        false => continue,
                     }
-                    // The code of a connection has ended, and passed the connection on.
-                    self.idle.restart();
-                    continue;
                 }
             };
             match accepted {
@@ -212,7 +210,11 @@ impl<S: ServeClient> Acceptor<S> {
                     tokio::select! {
                         () = &mut *signal => return AcceptEnd::Signal,
                         () = sleep(delay) => {}
-                        () = self.idle.expired(), if listener.connected() == 0 => return AcceptEnd::Idle,
+                        () = self.idle.expired(), if self.tasks.len() == 0 => {
+                            if self.idle.is_over(listener.idle_since()) {
+                                return AcceptEnd::Idle;
+                            }
+                        }
                     }
                 }
             }
@@ -296,26 +298,42 @@ impl<S: ServeClient> Acceptor<S> {
 struct IdleTimer {
     /// `None` for never.
     limit: Option<Duration>,
-    since: Instant,
+    next_check: Option<Instant>,
 }
 
 impl IdleTimer {
+    /// The least time between two checks while the code of a connection has ended, and has passed
+    /// the connection on. Nothing tells the accept loop when that closes.
+    const CHECK_INTERVAL: Duration = Duration::from_millis(10);
+
     fn new(limit: Option<Duration>) -> Self {
-        let since = Instant::now();
-        Self { limit, since }
+        let next_check = deadline_in(limit);
+        Self { limit, next_check }
     }
 
     /// Starts the time again: a client has left.
     fn restart(&mut self) {
-        self.since = Instant::now();
+        self.next_check = deadline_in(self.limit);
     }
 
-    /// Ready once the time is over. Meaningful while no client is connected.
+    /// Ready when it may be over. Meaningful while no connection has a task.
     async fn expired(&self) {
-        match self.limit.and_then(|limit| self.since.checked_add(limit)) {
-            Some(deadline) => sleep_until(deadline).await,
+        match self.next_check {
+            Some(check) => sleep_until(check).await,
             None => pending().await,
         }
+    }
+
+    /// Whether it is over, if no client has been connected since `idle_since`; `None` if one is.
+    fn is_over(&mut self, idle_since: Option<Instant>) -> bool {
+        let Some(limit) = self.limit else {
+            return false;
+        };
+        self.next_check = match idle_since {
+            Some(since) => since.checked_add(limit),
+            None => deadline_in(Some(limit.max(Self::CHECK_INTERVAL))),
+        };
+        idle_since.is_some() && self.next_check.is_some_and(|check| check <= Instant::now())
     }
 }
 

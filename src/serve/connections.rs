@@ -139,8 +139,9 @@ impl<F> ServeConnections<F> {
 
     /// Sets how long [`recv`](Connection::recv) waits for the next message before it fails with
     /// [`RecvError::TimedOut`](crate::RecvError::TimedOut); `None`, the default, for no limit,
-    /// 0 if it may not wait. A client that only receives is idle, too. After a [split](Connection::into_split), this and
-    /// [`write_timeout`](Self::write_timeout) apply to the halves.
+    /// 0 if it may not wait. A client that only receives is idle, too. After a
+    /// [split](Connection::into_split), this and [`write_timeout`](Self::write_timeout) apply to the
+    /// halves.
     pub fn idle_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.server.timeouts.idle = time.into();
         self
@@ -175,7 +176,8 @@ impl<F> ServeConnections<F> {
     }
 
     /// Sets how long the tasks of connections may run once a shutdown has begun; `None` for no
-    /// limit, 0 to abort them at once. Default: [`defaults::DRAIN_TIMEOUT`](crate::defaults::DRAIN_TIMEOUT), 10 s.
+    /// limit, 0 to abort them at once. Default:
+    /// [`defaults::DRAIN_TIMEOUT`](crate::defaults::DRAIN_TIMEOUT), 10 s.
     pub fn drain_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.server.drain_timeout = time.into();
         self

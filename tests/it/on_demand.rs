@@ -16,6 +16,7 @@ on_every_engine! {
     a_server_without_clients_ends_after_the_idle_time,
     a_server_of_connections_ends_after_the_idle_time,
     the_idle_time_begins_when_the_last_client_leaves,
+    a_connection_that_its_code_passes_on_keeps_the_server,
     a_signal_still_ends_a_server_that_waits_for_its_idle_time,
 }
 
@@ -81,6 +82,29 @@ async fn the_idle_time_begins_when_the_last_client_leaves(kind: Kind) {
     drop(second);
     let summary = serving.await.unwrap();
     assert_eq!((summary.served, summary.aborted), (2, 0));
+}
+
+/// The connection closes after its task has ended. The idle time begins then.
+async fn a_connection_that_its_code_passes_on_keeps_the_server(kind: Kind) {
+    const IDLE: Duration = Duration::from_millis(500);
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let (pass_on, mut passed_on) = tokio::sync::mpsc::channel(1);
+    let serving = serve_connections(listener, move |connection, _| {
+        let pass_on = pass_on.clone();
+        async move { pass_on.send(connection).await }
+    });
+    let mut client = pipe.connect().await;
+    let serving = tokio::spawn(serving.shutdown_when_idle(IDLE).into_future());
+    let mut connection = passed_on.recv().await.unwrap();
+    // Within the second of the server's checks.
+    tokio::time::sleep(IDLE.mul_f64(1.5)).await;
+    connection.send("hello").await.unwrap();
+    assert_eq!(client.recv().await.unwrap().unwrap(), "hello");
+    let closed = tokio::time::Instant::now();
+    drop((connection, client));
+    assert_eq!(serving.await.unwrap().served, 1);
+    let idle = closed.elapsed();
+    assert!(idle >= IDLE, "{idle:?}");
 }
 
 async fn a_signal_still_ends_a_server_that_waits_for_its_idle_time(kind: Kind) {

@@ -151,13 +151,14 @@ async fn missing_messages_and_those_too_many_are_differences() {
 
         let replayed = replay_to(recorded(&messages[..2]), &[], async |mut connection| {
             connection.recv().await.unwrap();
-            for message in ["reply", "once more"] {
+            for message in ["reply", "once more", "again"] {
                 connection.send(message).await.unwrap();
             }
         });
         let (code, report, _) = replayed.await;
         assert_eq!(code, Some(7), "{report}");
-        let expected = "connection 5, message 3: it was not recorded\n+once more\n";
+        let expected = "connection 5, message 3: it was not recorded\n+once more\n\
+                        connection 5, message 4: it was not recorded\n+again\n";
         assert!(report.starts_with(expected), "{report}");
 
         let silent = replay_to(
@@ -192,6 +193,23 @@ async fn a_server_that_sends_before_it_reads_does_not_stop_the_replay() {
         });
         let (code, report, said) = replayed.await;
         assert_eq!(code, Some(0), "{report}{said}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_server_that_never_stops_sending_does_not_hold_up_the_end() {
+    in_time(async {
+        let messages = [(1, 1, "client", "request"), (1, 2, "server", "tick")];
+        let replayed = replay_to(recorded(&messages), &[], async |mut connection| {
+            connection.recv().await.unwrap();
+            while connection.send("tick").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        let (code, report, said) = replayed.await;
+        assert_eq!(code, Some(7), "{report}{said}");
+        assert!(report.contains("as recorded: 1"), "{report}");
     })
     .await;
 }

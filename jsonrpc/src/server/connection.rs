@@ -93,7 +93,7 @@ fn connection_id(connection: &Connection) -> ConnectionId {
     ConnectionId(connection.id() as usize)
 }
 
-/// What the methods of a connection can ask for.
+/// The extensions of the requests of a connection.
 fn extensions(connection: &Connection) -> Extensions {
     let mut extensions = Extensions::new();
     extensions.insert(connection_id(connection));

@@ -2,7 +2,7 @@
 
 use jsonrpsee::{RpcModule, core::client::ClientT, rpc_params};
 use pipe_server::ClientOptions;
-use pipe_server_jsonrpc::RpcServer;
+use pipe_server_jsonrpc::{RpcServer, defaults};
 use support::{Kind, on_every_engine};
 
 use super::{LIMIT, connect, failure, raw, start};
@@ -10,6 +10,7 @@ use super::{LIMIT, connect, failure, raw, start};
 on_every_engine! {
     malformed_json_is_answered_with_the_error_of_json_rpc,
     deeply_nested_json_is_answered_with_an_error,
+    a_batch_of_many_entries_is_not_parsed_by_default,
     a_request_over_the_limit_is_answered_and_ends_the_connection,
     a_response_over_the_limit_becomes_an_error,
     a_method_that_panics_costs_its_own_client_the_connection,
@@ -80,6 +81,14 @@ async fn deeply_nested_json_is_answered_with_an_error(kind: Kind) {
     assert!(reply.contains("-32700"), "{reply}");
     let reply = raw(&mut client, &r#"{"a":"#.repeat(LIMIT / 5)).await;
     assert!(reply.contains("-32700"), "{reply}");
+}
+
+async fn a_batch_of_many_entries_is_not_parsed_by_default(kind: Kind) {
+    let (_server, pipe) = start(kind, RpcServer::new(module()));
+    let mut client = pipe.connect().await;
+    let batch = vec!["1"; defaults::MAX_BATCH + 1].join(",");
+    let reply = raw(&mut client, &format!("[{batch}]")).await;
+    assert!(reply.contains("-32010"), "{reply}");
 }
 
 async fn a_request_over_the_limit_is_answered_and_ends_the_connection(kind: Kind) {

@@ -235,26 +235,31 @@ struct LockFile {
 }
 
 impl LockFile {
-    /// Locks the lock file of the path `served`, which its last holder may be removing at the same time.
+    /// Locks the lock file of the path `served`.
     ///
     /// # Errors
     ///
     /// `AddrInUse` if another process of this user has locked it.
     fn take(served: &Path) -> io::Result<Self> {
-        let path = lock_path(served);
+        Self::try_take(lock_path(served))?.ok_or_else(|| in_use(holder(served)))
+    }
+
+    /// Locks the lock file at `path`, which its last holder may be removing at the same time. `None`
+    /// if another process of this user has locked it.
+    fn try_take(path: PathBuf) -> io::Result<Option<Self>> {
         loop {
             let (file, id) = open_lock_file(&path)?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
-                Err(Errno::WOULDBLOCK) => return Err(in_use(holder(served))),
+                Err(Errno::WOULDBLOCK) => return Ok(None),
                 Err(error) => return Err(error.into()),
             }
             if is_at(&path, id) {
-                return Ok(Self {
+                return Ok(Some(Self {
                     path,
                     id,
                     _locked: file,
-                });
+                }));
             }
         }
     }
@@ -278,13 +283,10 @@ pub(crate) struct StartLock {
 impl StartLock {
     /// Takes it. `None` if another client has it.
     pub(super) fn take(path: &Path) -> io::Result<Option<Self>> {
-        let mut start = OsString::from(path);
-        start.push(".start");
-        match LockFile::take(Path::new(&start)) {
-            Ok(lock) => Ok(Some(Self { _lock: lock })),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(None),
-            Err(error) => Err(error),
-        }
+        let mut lock_path = OsString::from(path);
+        lock_path.push(".start.lock");
+        let lock = LockFile::try_take(lock_path.into())?;
+        Ok(lock.map(|lock| Self { _lock: lock }))
     }
 }
 

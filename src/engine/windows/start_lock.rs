@@ -48,18 +48,14 @@ pub(crate) fn start_lock(name: &PipeName, _path: &Path) -> io::Result<Option<Sta
         .truncate(false)
         .share_mode(0)
         .custom_flags(FILE_FLAG_DELETE_ON_CLOSE)
-        .open(path);
+        .open(&path);
     match opened {
         Ok(file) => Ok(Some(StartLock { _file: file })),
-        // The second: it is being deleted.
-        Err(error)
-            if matches!(
-                code(&error),
-                Some(ERROR_SHARING_VIOLATION | ERROR_ACCESS_DENIED)
-            ) =>
-        {
-            Ok(None)
-        }
-        Err(error) => Err(error),
+        Err(error) => match code(&error) {
+            Some(ERROR_SHARING_VIOLATION) => Ok(None),
+            // It is being deleted. Without it, no file can be created in that directory.
+            Some(ERROR_ACCESS_DENIED) if path.exists() => Ok(None),
+            _ => Err(error),
+        },
     }
 }

@@ -31,11 +31,12 @@ mod options;
 mod report;
 mod steps;
 
-/// How long a server may take to end a conversation that its client has ended. Until then it may
-/// send a message that was not recorded.
+/// The time in which a server ends a conversation that its client has ended. Until then it may send
+/// messages that were not recorded.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How many messages of a server are kept while it takes a message. Further ones stay in the pipe.
+/// The number of messages of a server that are kept while it takes a message. Further ones stay in
+/// the pipe.
 const MOST_EARLY: usize = 1024;
 
 /// Replays the dump at `path`.
@@ -65,7 +66,7 @@ pub(crate) async fn run(options: &Options, path: &Path) -> Result<(), Failure> {
 
 struct Replay<'a> {
     options: &'a Options,
-    /// How long the server may take to send a recorded message, or to take one.
+    /// The time limit of the server for sending a recorded message, or taking one.
     limit: Option<Duration>,
     begun: Instant,
     /// The connections that have begun, by their indices. `None` once one has ended.
@@ -142,10 +143,18 @@ impl Replay<'_> {
         // Fails if the server has ended it before.
         _ = connection.sender.finish().await;
         let limit = self.limit.unwrap_or(END_TIMEOUT).min(END_TIMEOUT);
-        while let Ok(message) = connection.receive(Some(limit)).await {
-            self.report.one_too_many(last, &message)?;
-        }
-        Ok(())
+        let receiving = async {
+            for number in last.number + 1.. {
+                let Ok(message) = connection.receive(None).await else {
+                    break;
+                };
+                self.report
+                    .one_too_many(last.recorded_connection, number, &message)?;
+            }
+            Ok(())
+        };
+        // A server that sends without being asked may never end.
+        within(Some(limit), receiving).await.unwrap_or(Ok(()))
     }
 }
 
@@ -155,7 +164,7 @@ struct Connection {
     sender: SendHalf,
     /// Messages that came while another one was sent.
     early: VecDeque<Bytes>,
-    /// Why nothing more can be received.
+    /// The reason why nothing more can be received.
     ended: Option<String>,
 }
 

@@ -1,14 +1,13 @@
 //! How replies are printed.
 
 use std::{
-    fmt::Write as _,
     io::{self, IsTerminal as _},
     str,
     time::Duration,
 };
 
 use pipe_server_cli::{
-    escape::{Escaping, Notation, escape_lines},
+    escape::{escape_json, escape_lines},
     streams,
     text::{Encoding, Form},
 };
@@ -109,10 +108,7 @@ impl Replies {
             Value::from(content),
             latency.as_micros()
         );
-        let mut line = String::new();
-        // Writing to a String never fails.
-        _ = Escaping::new(&mut line, Notation::Json).write_str(&object);
-        line
+        escape_json(&object)
     }
 }
 

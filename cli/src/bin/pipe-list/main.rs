@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use pipe_server_cli::{
     command_line,
-    escape::{Escaping, Notation, escape},
+    escape::{escape, escape_json},
     exit::Failure,
     streams,
 };
@@ -62,16 +62,11 @@ fn run(options: Options) -> Result<(), Failure> {
 type Cells = Vec<(&'static str, serde_json::Value)>;
 
 fn json(cells: &Cells) -> String {
-    use std::fmt::Write as _;
-
     let fields: Vec<_> = cells
         .iter()
         .map(|(column, value)| format!(r#""{column}":{value}"#))
         .collect();
-    let mut line = String::new();
-    // Writing to a String never fails.
-    _ = Escaping::new(&mut line, Notation::Json).write_str(&format!("{{{}}}\n", fields.join(",")));
-    line
+    escape_json(&format!("{{{}}}\n", fields.join(",")))
 }
 
 fn table(pipes: &[Cells]) -> String {

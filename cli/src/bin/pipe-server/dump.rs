@@ -23,11 +23,11 @@ pub(crate) use self::{handler::Dumped, options::DumpOptions};
 mod handler;
 mod options;
 
-/// How much may wait to be written, in bytes: with the longest message by default, some hundred
-/// messages.
+/// The number of bytes that may wait to be written: with the longest message by default, some
+/// hundred messages.
 const CAPACITY: usize = 16 * 1024 * 1024;
 
-/// How long the program waits at exit for the rest to be written.
+/// The time limit at exit for writing the rest.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Colors of the terminal (ECMA-48, SGR): cyan for the client, yellow for the server.
@@ -40,7 +40,7 @@ const NO_COLOR: &str = "\x1b[0m";
 pub(crate) struct Dump {
     queue: Queue,
     form: Form,
-    /// How much of a message is recorded, in bytes.
+    /// The number of bytes of a message that are recorded.
     limit: usize,
     is_stdout: bool,
 }
@@ -52,7 +52,7 @@ struct Form {
 }
 
 impl Dump {
-    /// Opens what `--dump` names, if it was given.
+    /// Opens the file or stdout for `--dump`, if it was given.
     pub(crate) fn start(options: &DumpOptions) -> Result<Option<Self>, Failure> {
         let Some(path) = &options.dump else {
             return Ok(None);
@@ -147,7 +147,7 @@ impl Form {
 #[derive(Debug)]
 pub(crate) struct ConnectionDump {
     dump: Dump,
-    /// How many it had.
+    /// The number of messages recorded so far.
     messages: AtomicU64,
 }
 

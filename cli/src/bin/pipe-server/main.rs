@@ -2,7 +2,7 @@
 
 use std::{panic, process::ExitCode};
 
-use pipe_server::{BindError, Summary};
+use pipe_server::{BindError, PipeListener, Summary};
 use pipe_server_cli::{
     command_line::{self, Parsed},
     exit::{Failure, chain},
@@ -107,16 +107,9 @@ async fn serve_until_signal(
 ) -> Result<Option<Summary>, Failure> {
     let forward = options.answer.forward.as_ref();
     let destination = forward.map(ForwardUrl::destination).transpose()?;
-    #[cfg(target_os = "linux")]
-    let obstacle = source.obstacle(&options);
-    let listener = options.listener().max_instances(capacity.max_instances);
-    let listener = source.listen(&listener).map_err(bind_failure)?;
+    let listener = listen(&options, source, &capacity)?;
     let path = listener.path().to_owned();
     let address = path.display().to_string();
-    #[cfg(target_os = "linux")]
-    if let Some(obstacle) = obstacle {
-        tracing::warn!(address, "{obstacle}");
-    }
 
     // Before the address is printed: whoever reads it may send a signal.
     let signals = Signals::install()
@@ -139,17 +132,10 @@ async fn serve_until_signal(
     #[cfg(target_os = "linux")]
     let (running, ended) = tokio::sync::oneshot::channel::<()>();
     #[cfg(target_os = "linux")]
-    let stopping = {
-        let first = signals.first();
-        async move {
-            tokio::select! {
-                () = first => {}
-                _ = ended => {}
-            }
-        }
+    let manager_told = {
+        let stopping = either(signals.first(), ended);
+        systemd::Manager::from_environment().ready(&address, stats, stopping)
     };
-    #[cfg(target_os = "linux")]
-    let manager_told = systemd::Manager::from_environment().ready(&address, stats, stopping);
     #[cfg(windows)]
     service::ready();
     // Before anything is served: a dump on stdout comes after that line.
@@ -169,6 +155,32 @@ async fn serve_until_signal(
         }
         // Shutting down the runtime drops the server, which also kills the `--exec` commands.
         () = signals.second() => Ok(None),
+    }
+}
+
+/// Binds the pipe, and warns of what keeps its clients out.
+fn listen(
+    options: &Options,
+    source: PipeSource,
+    capacity: &Capacity,
+) -> Result<PipeListener, Failure> {
+    #[cfg(target_os = "linux")]
+    let obstacle = source.obstacle(options);
+    let listener = options.listener().max_instances(capacity.max_instances);
+    let listener = source.listen(&listener).map_err(bind_failure)?;
+    #[cfg(target_os = "linux")]
+    if let Some(obstacle) = obstacle {
+        tracing::warn!(address = %listener.path().display(), "{obstacle}");
+    }
+    Ok(listener)
+}
+
+/// Completes with the first of two futures.
+#[cfg(target_os = "linux")]
+async fn either(one: impl Future, other: impl Future) {
+    tokio::select! {
+        _ = one => {}
+        _ = other => {}
     }
 }
 

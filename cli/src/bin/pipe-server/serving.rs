@@ -24,7 +24,7 @@ use crate::{
     options::Options,
 };
 
-/// What a server needs besides its listener.
+/// The settings of a server besides its listener.
 pub(crate) struct Serving<'a> {
     pub(crate) options: &'a Options,
     pub(crate) capacity: &'a Capacity,
@@ -135,7 +135,7 @@ fn answering<H: Handler>(
     serving.into_future()
 }
 
-/// What `--allow-user` admits, if it was given.
+/// The check for `--allow-user`, if it was given.
 fn authorize(
     options: &Options,
 ) -> Option<impl Fn(Peer) -> Ready<Result<(), &'static str>> + Send + Sync + use<>> {

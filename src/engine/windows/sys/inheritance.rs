@@ -1,4 +1,4 @@
-//! What a new process inherits.
+//! The handles that a new process inherits.
 
 use std::{
     io,
@@ -8,10 +8,17 @@ use std::{
 
 use super::functions::{GetHandleInformation, HANDLE_FLAG_INHERIT, SetHandleInformation};
 
-/// Runs `spawn`, which starts a process whose own stdio is not this process's. That process would
-/// inherit this one's too, if it was itself inherited (*CreateProcessW*, `bInheritHandles`; the
-/// standard library always sets that), and whoever reads this process's output would wait for the
-/// end of that process.
+/// Runs `spawn`, which starts a process with other stdio than this process has. Meanwhile the
+/// handles of this process's stdio can't be inherited.
+///
+/// The standard library sets `bInheritHandles`, so a child gets every inheritable handle
+/// (*CreateProcessW*). Stdio that this process has inherited is inheritable. A child that outlives
+/// this process would keep its stdout open, and whoever reads that would wait for the child's end.
+///
+/// Other threads may start processes meanwhile. The standard library gives them inheritable
+/// duplicates of this process's stdio, so they are not affected. A child that foreign code starts
+/// with the handles themselves may lack them. The cure, a list of the handles to inherit
+/// (`PROC_THREAD_ATTRIBUTE_HANDLE_LIST`), is not available in the standard library.
 pub(crate) fn without_inherited_stdio<T>(spawn: impl FnOnce() -> T) -> T {
     /// One at a time: another thread would restore the flags too early.
     static SPAWNING: Mutex<()> = Mutex::new(());
@@ -46,7 +53,8 @@ impl NotInherited {
 
 impl Drop for NotInherited {
     fn drop(&mut self) {
-        // SAFETY: as above. A handle that was closed meanwhile is refused.
+        // SAFETY: as above. If the handle was closed meanwhile, the call fails, or changes what is
+        // inherited of a later object with the same handle.
         unsafe { SetHandleInformation(self.0, HANDLE_FLAG_INHERIT, HANDLE_FLAG_INHERIT) };
     }
 }

@@ -8,7 +8,7 @@ use pipe_server_cli::values;
 /// The heading is given to each option: `next_help_heading` would go on to those of the program.
 const HEADING: &str = "Replay";
 
-/// What is sent again.
+/// The options of `--replay`.
 #[derive(Args, Debug)]
 pub(crate) struct ReplayOptions {
     /// Send the messages of the clients in FILE again, and compare what the server sends with what
@@ -37,7 +37,7 @@ pub(crate) struct ReplayOptions {
 pub(crate) struct ReplaySpeed(Option<f64>);
 
 impl ReplaySpeed {
-    /// How long after the start something is due that was recorded after `time`.
+    /// The time after the start at which a message is due that was recorded after `time`.
     pub(crate) fn due(self, time: Duration) -> Duration {
         match self.0 {
             None => Duration::ZERO,

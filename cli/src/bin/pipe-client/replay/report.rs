@@ -1,15 +1,15 @@
-//! What differs between a recording and its replay.
+//! The differences between a recording and its replay.
 
 use pipe_server_cli::{exit::Failure, recording::text_of, streams};
 
 use super::steps::Step;
 
-/// How much of a message is printed, in bytes, and how much of that lies before the first byte that
+/// The number of bytes of a message that are printed, and of those before the first byte that
 /// differs.
 const SHOWN: usize = 256;
 const SHOWN_BEFORE: usize = 64;
 
-/// What came instead of a recorded message.
+/// The outcome of waiting for a recorded message.
 #[derive(Debug)]
 pub(super) enum Got<'a> {
     Message(&'a [u8]),
@@ -47,10 +47,15 @@ impl Report {
 
     /// Reports a message of the server that was not recorded, after the last one of its
     /// connection.
-    pub(super) fn one_too_many(&mut self, last: &Step, message: &[u8]) -> Result<(), Failure> {
+    pub(super) fn one_too_many(
+        &mut self,
+        connection: u64,
+        number: u64,
+        message: &[u8],
+    ) -> Result<(), Failure> {
         self.different += 1;
         let (shown, _) = shown(message, &[], 0);
-        let head = head(last.recorded_connection, last.number + 1);
+        let head = head(connection, number);
         streams::print(format!("{head}: it was not recorded\n+{shown}\n").as_bytes())
     }
 

@@ -1,4 +1,4 @@
-//! What is to be done again, read from a dump.
+//! The steps of a replay, read from a dump.
 
 use std::{
     collections::HashMap,
@@ -18,7 +18,7 @@ use pipe_server_cli::{
 /// One message of a recording.
 #[derive(Debug)]
 pub(crate) struct Step {
-    /// When it was recorded, after the first message.
+    /// The time from the first message of the recording.
     pub(crate) time: Duration,
     /// The index of its connection: the numbers of connections repeat if several servers have
     /// written to one dump.
@@ -58,7 +58,7 @@ pub(crate) fn read(path: &Path, longest: usize) -> Result<Vec<Step>, Failure> {
             Failure::new(format!("--replay: line {number} of {name}: {problem}"))
         })?;
     }
-    let steps = reading.steps();
+    let steps = reading.steps;
     match steps.iter().any(|step| step.sender == Sender::Client) {
         true => Ok(steps),
         false => Err(Failure::new(format!(
@@ -163,10 +163,6 @@ impl Reading {
         *last = step;
         Ok(*index)
     }
-
-    fn steps(self) -> Vec<Step> {
-        self.steps
-    }
 }
 
 #[cfg(test)]
@@ -184,7 +180,7 @@ mod tests {
         for line in lines {
             reading.add(line.as_bytes())?;
         }
-        Ok(reading.steps())
+        Ok(reading.steps)
     }
 
     #[test]

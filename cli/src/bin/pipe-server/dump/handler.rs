@@ -23,9 +23,9 @@ pub(crate) struct Dumped<H> {
 #[derive(Debug)]
 struct Conversation {
     dump: ConnectionDump,
-    /// How many requests were taken.
+    /// The number of requests taken.
     requests: u64,
-    /// How many replies were given.
+    /// The number of replies given.
     replies: u64,
     /// The replies that wait for an earlier one, by the number of their request; `None` for a
     /// request that has no reply.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use pipe_server_cli::values::{self, SizeLimit};
 
-/// What is recorded.
+/// The options of `--dump`.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Dump")]
 pub(crate) struct DumpOptions {

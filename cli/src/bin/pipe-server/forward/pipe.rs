@@ -16,22 +16,22 @@ use tracing::debug;
 
 use crate::dump::Dump;
 
-/// The way to the other pipe.
+/// The clients' way to the other pipe.
 ///
-/// What waits is one message for each direction of a client, and what the system and the engine
-/// hold. Whoever sends more waits for the other side to read.
+/// Buffers one message per client and direction, besides the buffers of the system and the engine.
+/// A side that sends more waits until the other one reads.
 #[derive(Debug)]
 pub(crate) struct PipeForward {
     name: PipeName,
     address: String,
     client: ClientOptions,
-    /// How long connecting may take and, after a client's failure, the replies to its earlier
+    /// The time limit for connecting and, after a client's failure, for the replies to its earlier
     /// requests.
     limit: Option<Duration>,
     dump: Option<Dump>,
 }
 
-/// Why a client is disconnected. It is logged.
+/// The reason for which a client is disconnected, for the log.
 #[derive(Debug, thiserror::Error)]
 enum PipeForwardError {
     #[error("can't forward: {0}")]
@@ -47,7 +47,7 @@ enum PipeForwardError {
     ToClient(#[source] SendError),
 }
 
-/// How one side ended its messages in good order.
+/// The way in which one side ended its messages, without a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ended {
     /// It may still be reading.

@@ -305,6 +305,23 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
+    fn a_file_that_others_may_read_does_not_become_the_next_dump() {
+        use std::os::unix::fs::PermissionsExt as _;
+
+        let test = Test::new();
+        let mut dump = LogFile::open(&test.path("log"), Content::Dump, Some(10)).unwrap();
+        dump.write_all(b"aaaa\nbbbb\n").unwrap();
+        fs::rename(test.path("log"), test.path("elsewhere")).unwrap();
+        fs::write(test.path("log"), "").unwrap();
+        fs::set_permissions(test.path("log"), fs::Permissions::from_mode(0o644)).unwrap();
+        dump.write_all(b"c\n").unwrap();
+        assert_eq!(test.logs(), ["", ""]);
+        let before = fs::read_to_string(test.path("elsewhere")).unwrap();
+        assert_eq!(before, "aaaa\nbbbb\nc\n");
+    }
+
+    #[cfg(unix)]
+    #[test]
     fn who_may_not_read_the_log_may_not_read_the_next_one() {
         use std::os::unix::fs::PermissionsExt as _;
 

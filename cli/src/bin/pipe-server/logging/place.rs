@@ -52,12 +52,7 @@ pub(super) fn open(path: &Path, content: Content) -> io::Result<File> {
     }
     let file = open_with(&mut options, path, Links::Follow, content)?;
     #[cfg(unix)]
-    {
-        unix::check_owner(path, &file)?;
-        if content == Content::Dump {
-            unix::check_privacy(&file)?;
-        }
-    }
+    unix::check_file(path, &file, content)?;
     Ok(file)
 }
 
@@ -78,7 +73,10 @@ pub(super) fn open_next(path: &Path, last: &File, content: Content) -> io::Resul
     match options.create_new(true).open(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             options.create_new(false).create(false);
-            open_with(&mut options, path, Links::Refuse, content)
+            let file = open_with(&mut options, path, Links::Refuse, content)?;
+            #[cfg(unix)]
+            unix::check_file(path, &file, content)?;
+            Ok(file)
         }
         result => result,
     }
@@ -225,8 +223,18 @@ mod unix {
         Ok(())
     }
 
+    /// Refuses a file that another user may have put there, or that others may read though it is
+    /// for messages.
+    pub(super) fn check_file(path: &Path, file: &File, content: Content) -> io::Result<()> {
+        check_owner(path, file)?;
+        match content {
+            Content::Log => Ok(()),
+            Content::Dump => check_privacy(file),
+        }
+    }
+
     /// Refuses a file that another user has put into a directory where anybody may.
-    pub(super) fn check_owner(path: &Path, file: &File) -> io::Result<()> {
+    fn check_owner(path: &Path, file: &File) -> io::Result<()> {
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let directory = fs::metadata(parent_of(&path))?;
         let metadata = file.metadata()?;
@@ -237,7 +245,7 @@ mod unix {
     }
 
     /// Refuses a file that other users may read.
-    pub(super) fn check_privacy(file: &File) -> io::Result<()> {
+    fn check_privacy(file: &File) -> io::Result<()> {
         let metadata = file.metadata()?;
         match metadata.is_file() && metadata.mode() & OTHERS != 0 {
             true => Err(denied(&format!(
