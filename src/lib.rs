@@ -95,9 +95,11 @@ pub use bytes::Bytes;
 #[doc(hidden)]
 pub use crate::engine::windows::model;
 #[cfg(feature = "json")]
-pub use crate::handler::{Json, JsonCallError, JsonRejection};
+pub use crate::handler::{Json, JsonCallError, JsonRecvError, JsonRejection, JsonSendError};
 #[cfg(feature = "postcard")]
-pub use crate::handler::{Postcard, PostcardCallError, PostcardRejection};
+pub use crate::handler::{
+    Postcard, PostcardCallError, PostcardRecvError, PostcardRejection, PostcardSendError,
+};
 pub use crate::{
     access::{Access, AccessError, CustomAccess},
     client::{Client, ClientOptions, SharedClient, SharedClientOptions},
