@@ -58,6 +58,37 @@ use crate::{
 /// # Ok(()) }
 /// # use std::future::IntoFuture;
 /// ```
+///
+/// A server that sends more than replies, and a client that many tasks use:
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use pipe_server::{BoxError, Client, Connection, PipeListener, SharedClient, Shutdown, serve_connections};
+///
+/// async fn count_down(mut connection: Connection, _: Shutdown) -> Result<(), BoxError> {
+///     while let Some(from) = connection.recv_json::<u32>().await? {
+///         for number in (0..=from).rev() {
+///             connection.send_json(&number).await?;
+///         }
+///     }
+///     Ok(())
+/// }
+///
+/// let name = format!("json-push-doc-{}", std::process::id());
+/// let listener = PipeListener::bind(&name)?;
+/// tokio::spawn(serve_connections(listener, count_down).into_future());
+///
+/// let mut client = Client::connect(&name).await?;
+/// client.send_json(&1).await?;
+/// assert_eq!(client.recv_json().await?, Some(1));
+/// assert_eq!(client.recv_json().await?, Some(0));
+///
+/// let client = SharedClient::connect(&name).await?;
+/// let reply: u32 = client.call_json(&0).await?;
+/// assert_eq!(reply, 0);
+/// # Ok(()) }
+/// # use std::future::IntoFuture;
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use]
 pub struct Json<T>(pub T);

@@ -74,6 +74,21 @@ const NOTHING: &[u8] = &[0];
 /// # Ok(()) }
 /// # use std::future::IntoFuture;
 /// ```
+///
+/// Other messages than requests and replies:
+///
+/// ```no_run
+/// use pipe_server::{BoxError, Connection, Shutdown};
+///
+/// async fn count_down(mut connection: Connection, _: Shutdown) -> Result<(), BoxError> {
+///     while let Some(from) = connection.recv_postcard::<u32>().await? {
+///         for number in (0..=from).rev() {
+///             connection.send_postcard(&number).await?;
+///         }
+///     }
+///     Ok(())
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use]
 pub struct Postcard<T>(pub T);
