@@ -5,16 +5,16 @@
 
 use std::{
     collections::HashMap,
+    future::IntoFuture,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use pipe_server::{
-    BoxError, ConnectionInfo, FromRequest, Handler, PipeListener, Reply, Request, Serve, Session,
-    serve,
-};
+use pipe_server::{BoxError, ConnectionInfo, PipeListener, ServeFuture, Session, State, serve};
+
+type Store = Arc<Mutex<HashMap<String, String>>>;
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
@@ -24,37 +24,28 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-fn server(listener: PipeListener) -> Serve<Store, Request> {
-    serve(listener, Store::default())
+fn server(listener: PipeListener) -> ServeFuture {
+    serve(listener, answer)
+        .with_state(Store::default())
         .on_connect(|_: ConnectionInfo| async { Ok::<_, BoxError>(AtomicU64::new(0)) })
+        .into_future()
 }
 
-#[derive(Default)]
-struct Store {
-    values: Mutex<HashMap<String, String>>,
-}
-
-impl Handler for Store {
-    async fn call(&self, request: Request) -> Result<Reply, BoxError> {
-        // The state of this client alone.
-        let requests = Session::<AtomicU64>::from_request(&request)?;
-        let number = requests.fetch_add(1, Ordering::Relaxed) + 1;
-        let text = std::str::from_utf8(request.bytes())?;
-        let words: Vec<&str> = text.split_whitespace().collect();
-        let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
-        let reply = match words[..] {
-            ["get", key] => values.get(key).cloned().unwrap_or_default(),
-            ["set", key, value] => values.insert(key.into(), value.into()).unwrap_or_default(),
-            _ => "write: get KEY, or: set KEY VALUE".into(),
-        };
-        Ok(Reply::new(format!("{number}: {reply}")))
-    }
+/// The store is shared by all clients, and the number of requests is this client's alone.
+async fn answer(State(store): State<Store>, requests: Session<AtomicU64>, text: String) -> String {
+    let number = requests.fetch_add(1, Ordering::Relaxed) + 1;
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let mut values = store.lock().unwrap_or_else(PoisonError::into_inner);
+    let reply = match words[..] {
+        ["get", key] => values.get(key).cloned().unwrap_or_default(),
+        ["set", key, value] => values.insert(key.into(), value.into()).unwrap_or_default(),
+        _ => "write: get KEY, or: set KEY VALUE".into(),
+    };
+    format!("{number}: {reply}")
 }
 
 #[cfg(test)]
 mod tests {
-    use std::future::IntoFuture;
-
     use pipe_server::Client;
 
     use super::*;
@@ -63,7 +54,7 @@ mod tests {
     async fn values_are_shared_and_counts_are_not() {
         let name = format!("stateful-example-{}", std::process::id());
         let listener = PipeListener::bind(&name).unwrap();
-        tokio::spawn(server(listener).into_future());
+        tokio::spawn(server(listener));
         let mut one = Client::connect(&name).await.unwrap();
         let mut other = Client::connect(&name).await.unwrap();
         assert_eq!(one.call("set color blue").await.unwrap(), "1: ");

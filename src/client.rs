@@ -29,6 +29,8 @@ use self::start::{ServerCommand, ServerStart};
 #[cfg(feature = "tower")]
 pub use self::shared::SharedCall;
 pub use self::shared::{SharedClient, SharedClientOptions};
+#[cfg(any(feature = "json", feature = "postcard"))]
+use crate::connection::Identity;
 
 #[cfg(feature = "futures")]
 mod futures;
@@ -493,6 +495,11 @@ impl Client {
     /// [`Trust::Anyone`], since that client does not request the right to read the owner.
     pub fn peer(&self) -> io::Result<Peer> {
         self.connection.peer()
+    }
+
+    #[cfg(any(feature = "json", feature = "postcard"))]
+    pub(crate) fn identity(&self) -> &Identity {
+        self.connection.identity()
     }
 
     /// Returns the length of the longest message in bytes, in both directions. The server has its own

@@ -8,9 +8,11 @@ use std::{
 use crate::error::BoxError;
 
 #[cfg(feature = "json")]
-pub use self::json::{Json, JsonCallError, JsonRejection};
+pub use self::json::{Json, JsonCallError, JsonRecvError, JsonRejection, JsonSendError};
 #[cfg(feature = "postcard")]
-pub use self::postcard::{Postcard, PostcardCallError, PostcardRejection};
+pub use self::postcard::{
+    Postcard, PostcardCallError, PostcardRecvError, PostcardRejection, PostcardSendError,
+};
 #[cfg(feature = "tower")]
 pub use self::tower::TowerHandler;
 pub use self::{

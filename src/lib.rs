@@ -22,6 +22,7 @@
 //! |---|---|
 //! | answer requests | [`serve`](serve()), with a [`Handler`] that takes [`FromRequest`] types and returns an [`IntoReply`] type |
 //! | choose who is served | [`Access`], [`Serve::authorize`] |
+//! | share state among all handlers | [`Serve::with_state`], and [`State`] as an argument |
 //! | keep state for each client | [`Serve::on_connect`] and [`Session`] |
 //! | answer several requests of one client at once | [`Serve::concurrency`] |
 //! | push messages, or speak another protocol | [`serve_connections`], which passes each [`Connection`] to your code; [`PipeListener`] to accept clients yourself |
@@ -53,7 +54,7 @@
 //! | feature | what it adds |
 //! |---|---|
 //! | `futures` | `Stream` and `Sink` for [`Connection`], its halves and [`Client`] |
-//! | `json` | typed messages in JSON, through `Json` and `Client::call_json` |
+//! | `json` | typed messages in JSON: `Json`, and `call_json`, `send_json` and `recv_json` of clients and connections |
 //! | `metrics` | the statistics of [`Stats`] for the recorder of the `metrics` facade, for example for Prometheus |
 //! | `postcard` | the same in postcard, a binary format |
 //! | `tower` | any `tower::Service` as a handler, through `TowerHandler`; [`SharedClient`] is one |
@@ -65,6 +66,7 @@
 //! the recorder is one of `metrics` 0.24. An incompatible version of one of them is a breaking
 //! release.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(missing_docs)]
 
 mod access;
@@ -95,9 +97,11 @@ pub use bytes::Bytes;
 #[doc(hidden)]
 pub use crate::engine::windows::model;
 #[cfg(feature = "json")]
-pub use crate::handler::{Json, JsonCallError, JsonRejection};
+pub use crate::handler::{Json, JsonCallError, JsonRecvError, JsonRejection, JsonSendError};
 #[cfg(feature = "postcard")]
-pub use crate::handler::{Postcard, PostcardCallError, PostcardRejection};
+pub use crate::handler::{
+    Postcard, PostcardCallError, PostcardRecvError, PostcardRejection, PostcardSendError,
+};
 pub use crate::{
     access::{Access, AccessError, CustomAccess},
     client::{Client, ClientOptions, SharedClient, SharedClientOptions},

@@ -203,7 +203,7 @@ impl RecvHalf {
         self.shared.link.is_hung_up()
     }
 
-    pub(super) fn identity(&self) -> &Arc<Identity> {
+    pub(crate) fn identity(&self) -> &Arc<Identity> {
         &self.shared.identity
     }
 

@@ -94,12 +94,13 @@ impl Identity {
         self.session.get()
     }
 
-    /// Whether receiving from the other side or sending to it has failed.
+    /// Whether receiving from the other side or sending to it has failed, or a message of the other
+    /// side could not be decoded.
     pub(crate) fn has_failed(&self) -> bool {
         self.has_failed.load(Ordering::Relaxed)
     }
 
-    pub(super) fn set_failed(&self) {
+    pub(crate) fn set_failed(&self) {
         self.has_failed.store(true, Ordering::Relaxed);
     }
 

@@ -1,15 +1,23 @@
 //! Requests and replies in JSON.
 
-use std::io;
+use std::{
+    error::Error,
+    io,
+    ops::{Deref, DerefMut},
+};
 
 use bytes::Bytes;
 use serde_core::{Serialize, de::DeserializeOwned};
 use serde_json::error::Category;
 
 use crate::{
-    client::Client,
-    error::{BoxError, CallError},
-    handler::{FromRequest, IntoReply, Reply, Request, typed::typed_format},
+    client::{Client, SharedClient},
+    connection::{Connection, RecvHalf, SendHalf},
+    error::{BoxError, CallError, RecvError, SendError, SharedCallError},
+    handler::{
+        FromRequest, IntoReply, Reply, Request,
+        typed::{typed_call, typed_errors, typed_format, typed_recv, typed_send},
+    },
 };
 
 /// A message in JSON: an argument of a handler, and a reply.
@@ -50,6 +58,37 @@ use crate::{
 /// # Ok(()) }
 /// # use std::future::IntoFuture;
 /// ```
+///
+/// A server that sends more than replies, and a client that many tasks use:
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use pipe_server::{BoxError, Client, Connection, PipeListener, SharedClient, Shutdown, serve_connections};
+///
+/// async fn count_down(mut connection: Connection, _: Shutdown) -> Result<(), BoxError> {
+///     while let Some(from) = connection.recv_json::<u32>().await? {
+///         for number in (0..=from).rev() {
+///             connection.send_json(&number).await?;
+///         }
+///     }
+///     Ok(())
+/// }
+///
+/// let name = format!("json-push-doc-{}", std::process::id());
+/// let listener = PipeListener::bind(&name)?;
+/// tokio::spawn(serve_connections(listener, count_down).into_future());
+///
+/// let mut client = Client::connect(&name).await?;
+/// client.send_json(&1).await?;
+/// assert_eq!(client.recv_json().await?, Some(1));
+/// assert_eq!(client.recv_json().await?, Some(0));
+///
+/// let client = SharedClient::connect(&name).await?;
+/// let reply: u32 = client.call_json(&0).await?;
+/// assert_eq!(reply, 0);
+/// # Ok(()) }
+/// # use std::future::IntoFuture;
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use]
 pub struct Json<T>(pub T);
@@ -84,31 +123,17 @@ impl<T: Serialize> Json<T> {
     }
 }
 
-typed_format! { Json, "JSON", call_json, serde_json::Error, JsonRejection, JsonCallError }
+typed_format! { Json, "JSON", serde_json::Error, JsonRejection }
 
-impl Client {
-    /// Sends a request in JSON and receives its reply in JSON. See [`call`](Self::call).
-    ///
-    /// Call it for a `Result` if the server replies with one: see [`Json`].
-    ///
-    /// # Errors
-    ///
-    /// [`JsonCallError`] says what failed. If the reply can't be decoded, the client remains
-    /// usable.
-    ///
-    /// # Cancel safety
-    ///
-    /// As [`call`](Self::call).
-    pub async fn call_json<R: DeserializeOwned>(
-        &mut self,
-        request: &(impl Serialize + ?Sized),
-    ) -> Result<R, JsonCallError> {
-        let request = Json(request).to_bytes().map_err(JsonCallError::Encode)?;
-        let reply = self.call(request).await?;
-        let Json(reply) = Json::from_bytes(&reply).map_err(JsonCallError::Decode)?;
-        Ok(reply)
-    }
+typed_errors! {
+    "JSON", serde_json::Error, JsonRejection,
+    "call_json" JsonCallError, "send_json" JsonSendError, "recv_json" JsonRecvError
 }
+
+typed_call! { Json, "JSON", call_json(&mut) of Client, JsonCallError, CallError }
+typed_call! { Json, "JSON", call_json(&) of SharedClient, JsonCallError, SharedCallError }
+typed_send! { Json, "JSON", send_json of Connection SendHalf Client, JsonSendError }
+typed_recv! { Json, "JSON", recv_json of Connection RecvHalf Client, JsonRecvError }
 
 /// A message is not the [`Json<T>`](Json) that was expected.
 ///

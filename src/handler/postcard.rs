@@ -1,15 +1,24 @@
 //! Requests and replies in postcard, a binary format.
 
-use std::{io, ptr};
+use std::{
+    error::Error,
+    io,
+    ops::{Deref, DerefMut},
+    ptr,
+};
 
 use bytes::Bytes;
-use postcard::{Deserializer, Error, de_flavors::Flavor};
+use postcard::{Deserializer, de_flavors::Flavor};
 use serde_core::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    client::Client,
-    error::{BoxError, CallError},
-    handler::{FromRequest, IntoReply, Reply, Request, typed::typed_format},
+    client::{Client, SharedClient},
+    connection::{Connection, RecvHalf, SendHalf},
+    error::{BoxError, CallError, RecvError, SendError, SharedCallError},
+    handler::{
+        FromRequest, IntoReply, Reply, Request,
+        typed::{typed_call, typed_errors, typed_format, typed_recv, typed_send},
+    },
 };
 
 /// The maximum size of the stack while decoding, in bytes. Postcard has no limit of its own:
@@ -65,6 +74,21 @@ const NOTHING: &[u8] = &[0];
 /// # Ok(()) }
 /// # use std::future::IntoFuture;
 /// ```
+///
+/// Other messages than requests and replies:
+///
+/// ```no_run
+/// use pipe_server::{BoxError, Connection, Shutdown};
+///
+/// async fn count_down(mut connection: Connection, _: Shutdown) -> Result<(), BoxError> {
+///     while let Some(from) = connection.recv_postcard::<u32>().await? {
+///         for number in (0..=from).rev() {
+///             connection.send_postcard(&number).await?;
+///         }
+///     }
+///     Ok(())
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use]
 pub struct Postcard<T>(pub T);
@@ -102,7 +126,7 @@ impl<T: Serialize> Postcard<T> {
     /// # Errors
     ///
     /// Returns the error of `T`'s `Serialize`, or an error if `T` has a sequence of unknown length.
-    pub fn to_bytes(&self) -> Result<Bytes, Error> {
+    pub fn to_bytes(&self) -> Result<Bytes, postcard::Error> {
         let message = postcard::to_stdvec(&self.0)?;
         if message.is_empty() {
             return Ok(Bytes::from_static(NOTHING));
@@ -111,33 +135,17 @@ impl<T: Serialize> Postcard<T> {
     }
 }
 
-typed_format! { Postcard, "postcard", call_postcard, Error, PostcardRejection, PostcardCallError }
+typed_format! { Postcard, "postcard", postcard::Error, PostcardRejection }
 
-impl Client {
-    /// Sends a request in postcard and receives its reply in postcard. See [`call`](Self::call).
-    ///
-    /// Call it for a `Result` if the server replies with one: see [`Postcard`].
-    ///
-    /// # Errors
-    ///
-    /// [`PostcardCallError`] says what failed. If the reply can't be decoded, the client remains
-    /// usable.
-    ///
-    /// # Cancel safety
-    ///
-    /// As [`call`](Self::call).
-    pub async fn call_postcard<R: DeserializeOwned>(
-        &mut self,
-        request: &(impl Serialize + ?Sized),
-    ) -> Result<R, PostcardCallError> {
-        let request = Postcard(request)
-            .to_bytes()
-            .map_err(PostcardCallError::Encode)?;
-        let reply = self.call(request).await?;
-        let Postcard(reply) = Postcard::from_bytes(&reply).map_err(PostcardCallError::Decode)?;
-        Ok(reply)
-    }
+typed_errors! {
+    "postcard", postcard::Error, PostcardRejection,
+    "call_postcard" PostcardCallError, "send_postcard" PostcardSendError, "recv_postcard" PostcardRecvError
 }
+
+typed_call! { Postcard, "postcard", call_postcard(&mut) of Client, PostcardCallError, CallError }
+typed_call! { Postcard, "postcard", call_postcard(&) of SharedClient, PostcardCallError, SharedCallError }
+typed_send! { Postcard, "postcard", send_postcard of Connection SendHalf Client, PostcardSendError }
+typed_recv! { Postcard, "postcard", recv_postcard of Connection RecvHalf Client, PostcardRecvError }
 
 /// A message is not the [`Postcard<T>`](Postcard) that was expected.
 #[derive(Debug, thiserror::Error)]
@@ -152,7 +160,7 @@ pub enum PostcardRejection {
         /// The message's length, in bytes.
         length: usize,
         /// The error of postcard.
-        source: Error,
+        source: postcard::Error,
     },
     /// The message is a `T`, and more follows.
     #[error(
@@ -192,10 +200,10 @@ impl<'a> Flavor<'a> for Unread<'a> {
     /// checked here.
     // Levels can't be counted in a flavor, and a deserializer around postcard's would be many times
     // this code.
-    fn pop(&mut self) -> Result<u8, Error> {
+    fn pop(&mut self) -> Result<u8, postcard::Error> {
         if self.stack.abs_diff(end_of_stack()) > STACK {
             self.too_deep = true;
-            return Err(Error::DeserializeBadEncoding);
+            return Err(postcard::Error::DeserializeBadEncoding);
         }
         self.try_take_n(1).map(|bytes| bytes[0])
     }
@@ -204,16 +212,16 @@ impl<'a> Flavor<'a> for Unread<'a> {
         Some(self.bytes.len())
     }
 
-    fn try_take_n(&mut self, length: usize) -> Result<&'a [u8], Error> {
+    fn try_take_n(&mut self, length: usize) -> Result<&'a [u8], postcard::Error> {
         let (taken, rest) = self
             .bytes
             .split_at_checked(length)
-            .ok_or(Error::DeserializeUnexpectedEnd)?;
+            .ok_or(postcard::Error::DeserializeUnexpectedEnd)?;
         self.bytes = rest;
         Ok(taken)
     }
 
-    fn finalize(self) -> Result<Self, Error> {
+    fn finalize(self) -> Result<Self, postcard::Error> {
         Ok(self)
     }
 }

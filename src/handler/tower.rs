@@ -35,6 +35,39 @@ use crate::{
 ///     .service(service_fn(|request: Request| async move { Ok::<_, io::Error>(request.into_bytes()) }));
 /// check(TowerHandler::new(service));
 /// ```
+///
+/// `.buffer()` makes a service that can't be cloned, such as `RateLimit`, one that can. All
+/// connections then share it, so this answers 100 requests a second, not 100 for each client:
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// use std::{io, time::Duration};
+/// use pipe_server::{Handler, Request, TowerHandler};
+/// use tower::{ServiceBuilder, service_fn};
+///
+/// fn check<T>(_: impl Handler<T>) {}
+///
+/// // In a Tokio runtime: a buffer has a task.
+/// let service = ServiceBuilder::new()
+///     .buffer(64)
+///     .rate_limit(100, Duration::from_secs(1))
+///     .service(service_fn(|request: Request| async move { Ok::<_, io::Error>(request.into_bytes()) }));
+/// check(TowerHandler::new(service));
+/// # }
+/// ```
+///
+/// Without it, the compiler says what is missing:
+///
+/// ```compile_fail,E0277
+/// use std::{io, time::Duration};
+/// use pipe_server::{Request, TowerHandler};
+/// use tower::{ServiceBuilder, service_fn};
+///
+/// let service = ServiceBuilder::new()
+///     .rate_limit(100, Duration::from_secs(1))
+///     .service(service_fn(|request: Request| async move { Ok::<_, io::Error>(request.into_bytes()) }));
+/// TowerHandler::new(service); // `RateLimit<..>: Clone` is not satisfied
+/// ```
 pub struct TowerHandler<S> {
     /// Locked only while it is polled: a service is called through `&mut`, and need not be `Sync`.
     service: Mutex<S>,
@@ -44,17 +77,24 @@ pub struct TowerHandler<S> {
     turn: Option<tokio::sync::Mutex<()>>,
 }
 
-impl<S> TowerHandler<S> {
+impl<S> TowerHandler<S>
+where
+    S: Service<Request, Response: IntoReply, Error: Into<BoxError>, Future: Send>
+        + Clone
+        + Send
+        + 'static,
+{
     /// Creates a handler that calls `service`.
+    // With the bounds of `Handler`, so that the compiler names the one that is missing. Otherwise it
+    // would only say that this is not a handler.
+    #[must_use]
     pub fn new(service: S) -> Self {
         Self {
             service: Mutex::new(service),
             turn: None,
         }
     }
-}
 
-impl<S: Clone> TowerHandler<S> {
     fn clone_service(&self) -> Mutex<S> {
         Mutex::new(self.service.lock().clone())
     }
@@ -62,10 +102,10 @@ impl<S: Clone> TowerHandler<S> {
 
 impl<S> Handler for TowerHandler<S>
 where
-    S: Service<Request> + Clone + Send + 'static,
-    S::Response: IntoReply,
-    S::Error: Into<BoxError>,
-    S::Future: Send,
+    S: Service<Request, Response: IntoReply, Error: Into<BoxError>, Future: Send>
+        + Clone
+        + Send
+        + 'static,
 {
     async fn call(&self, request: Request) -> Result<Reply, BoxError> {
         let clone;

@@ -40,7 +40,8 @@ const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(30);
 ///
 /// An error or a panic is logged with the connection's id. A panic closes only its own connection.
 /// If the connection itself has failed and its task returns that [`RecvError`](crate::RecvError) or
-/// [`SendError`](crate::SendError), also as the source of another error, it is logged with the
+/// [`SendError`](crate::SendError), or the error of a typed message that can't be decoded
+/// (`recv_json`), also as the source of another error, it is logged with the
 /// [`Reason`](crate::Reason) and at the level that it has in [`serve`](crate::serve()), since the
 /// client caused it.
 ///

@@ -180,7 +180,7 @@ fn sending(error: &SendError) -> Option<Reason> {
     }
 }
 
-/// The reason of the first error of a connection among `error` and its sources.
+/// The reason of the first error of a connection, or of a message on it, among `error` and its sources.
 fn reason_in(error: &(dyn Error + 'static)) -> Option<Reason> {
     iter::successors(Some(error), |&error| error.source()).find_map(|error| {
         // An `io::Error` that was made from such an error does not name it as its source.
@@ -188,6 +188,14 @@ fn reason_in(error: &(dyn Error + 'static)) -> Option<Reason> {
             Some(Some(inner)) => inner,
             _ => error,
         };
+        #[cfg(feature = "json")]
+        if error.is::<crate::JsonRejection>() {
+            return Some(Reason::Rejected);
+        }
+        #[cfg(feature = "postcard")]
+        if error.is::<crate::PostcardRejection>() {
+            return Some(Reason::Rejected);
+        }
         match error.downcast_ref() {
             Some(error) => Some(receiving(error)),
             None => error.downcast_ref().and_then(sending),

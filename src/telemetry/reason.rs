@@ -75,7 +75,8 @@ reasons! {
         TooManyConnections = "too_many_connections" at WARN,
         /// `authorize` or `on_connect` took longer than `handler_timeout`.
         ConnectTimeout = "connect_timeout" at WARN,
-        /// The handler can't take the request ([`Rejection`](crate::Rejection)).
+        /// The handler can't take the request ([`Rejection`](crate::Rejection)), or the connection's
+        /// task can't decode a typed message (`recv_json`).
         Rejected = "rejected" at WARN,
         /// The handler ended the connection while it answered no request
         /// ([`Handler::ended`](crate::Handler::ended)).

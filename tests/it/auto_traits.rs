@@ -10,18 +10,21 @@ use std::{
 
 use pipe_server::{
     Access, AccessError, BindError, BoxError, Bytes, CallError, Client, ClientOptions,
-    ConnectError, Connection, ConnectionInfo, CustomAccess, ErrorCounts, ListenerOptions,
+    ConnectError, Connection, ConnectionInfo, CustomAccess, ErrorCounts, FromRef, ListenerOptions,
     NameError, Peer, PipeListener, PipeName, Reason, RecvError, RecvHalf, Rejection, Reply,
     Request, ReuniteError, SendError, SendHalf, Serve, ServeConnections, ServeFuture, Session,
     SessionRejection, SharedCallError, SharedCallErrorKind, SharedClient, SharedClientOptions,
-    Shutdown, Stats, StatsSnapshot, Summary, Trust, TrustError, UserId, UserIdError,
+    Shutdown, State, Stats, StatsSnapshot, Summary, Trust, TrustError, UserId, UserIdError,
+    WithState,
 };
 #[cfg(feature = "test-util")]
 use pipe_server::{Faults, MemoryPipe};
 #[cfg(feature = "json")]
-use pipe_server::{Json, JsonCallError, JsonRejection};
+use pipe_server::{Json, JsonCallError, JsonRecvError, JsonRejection, JsonSendError};
 #[cfg(feature = "postcard")]
-use pipe_server::{Postcard, PostcardCallError, PostcardRejection};
+use pipe_server::{
+    Postcard, PostcardCallError, PostcardRecvError, PostcardRejection, PostcardSendError,
+};
 #[cfg(feature = "tower")]
 use pipe_server::{SharedCall, TowerHandler};
 
@@ -160,9 +163,23 @@ fn errors_are_send_sync_and_unpin() {
         UserIdError,
     );
     #[cfg(feature = "json")]
-    assert_types!("Send + Sync + Unpin", JsonCallError, JsonRejection,);
+    assert_types!(
+        "Send + Sync + Unpin",
+        JsonCallError,
+        JsonCallError<SharedCallError>,
+        JsonRecvError,
+        JsonRejection,
+        JsonSendError,
+    );
     #[cfg(feature = "postcard")]
-    assert_types!("Send + Sync + Unpin", PostcardCallError, PostcardRejection,);
+    assert_types!(
+        "Send + Sync + Unpin",
+        PostcardCallError,
+        PostcardCallError<SharedCallError>,
+        PostcardRecvError,
+        PostcardRejection,
+        PostcardSendError,
+    );
 }
 
 #[test]
@@ -200,6 +217,12 @@ fn what_holds_a_value_is_as_the_value() {
     assert_types!("Send + Sync + Unpin", Session<u8>);
     // Shared by all handlers of its connection.
     assert_types!("!Send + !Sync + Unpin", Session<Cell<u8>>);
+    assert_types!("Send + Sync + Unpin", State<u8>);
+    assert_types!("Send + !Sync + Unpin", State<Cell<u8>>);
+    assert_types!("!Send + !Sync + Unpin", State<Rc<u8>>);
+    // The server holds the state, not the handler.
+    assert_types!("Send + Sync + Unpin", WithState<EchoHandler, Rc<u8>>);
+    assert_types!("!Send + !Sync + Unpin", WithState<Cell<u8>, u8>);
     #[cfg(feature = "json")]
     {
         assert_types!("Send + Sync + Unpin", Json<u8>);
@@ -222,6 +245,20 @@ fn what_holds_a_value_is_as_the_value() {
         );
         assert_types!("!Send + !Sync + Unpin", TowerHandler<Rc<u8>>);
     }
+}
+
+/// `FromRef` requires nothing of the state or of its part, so that it makes a part of any state.
+#[test]
+fn a_part_of_a_state_is_of_any_type() {
+    struct Whole(Rc<u8>);
+
+    impl FromRef<Whole> for Rc<u8> {
+        fn from_ref(whole: &Whole) -> Self {
+            Rc::clone(&whole.0)
+        }
+    }
+
+    assert_eq!(*<Rc<u8>>::from_ref(&Whole(Rc::new(1))), 1);
 }
 
 #[test]
@@ -258,6 +295,22 @@ fn futures_of_connections_are_send_and_sync() {
         |half: &'static mut SendHalf| half.send("message"),
         SendHalf::finish,
     );
+    #[cfg(feature = "json")]
+    assert_futures!(
+        "Send + Sync + !Unpin",
+        Connection::recv_json::<u8>,
+        |connection: &'static mut Connection| connection.send_json("message"),
+        RecvHalf::recv_json::<u8>,
+        |half: &'static mut SendHalf| half.send_json("message"),
+    );
+    #[cfg(feature = "postcard")]
+    assert_futures!(
+        "Send + Sync + !Unpin",
+        Connection::recv_postcard::<u8>,
+        |connection: &'static mut Connection| connection.send_postcard("message"),
+        RecvHalf::recv_postcard::<u8>,
+        |half: &'static mut SendHalf| half.send_postcard("message"),
+    );
 }
 
 #[test]
@@ -270,13 +323,19 @@ fn futures_of_clients_are_send_and_sync() {
         Client::finish,
     );
     #[cfg(feature = "json")]
-    assert_futures!("Send + Sync + !Unpin", |client: &'static mut Client| {
-        client.call_json::<u8>("request")
-    },);
+    assert_futures!(
+        "Send + Sync + !Unpin",
+        |client: &'static mut Client| client.call_json::<u8>("request"),
+        |client: &'static mut Client| client.send_json("message"),
+        Client::recv_json::<u8>,
+    );
     #[cfg(feature = "postcard")]
-    assert_futures!("Send + Sync + !Unpin", |client: &'static mut Client| {
-        client.call_postcard::<u8>("request")
-    },);
+    assert_futures!(
+        "Send + Sync + !Unpin",
+        |client: &'static mut Client| client.call_postcard::<u8>("request"),
+        |client: &'static mut Client| client.send_postcard("message"),
+        Client::recv_postcard::<u8>,
+    );
 }
 
 #[test]
@@ -286,6 +345,14 @@ fn futures_of_shared_clients_are_send_and_sync() {
         |client: &'static SharedClient| client.call("request"),
         SharedClient::shutdown,
     );
+    #[cfg(feature = "json")]
+    assert_futures!("Send + Sync + !Unpin", |client: &'static SharedClient| {
+        client.call_json::<u8>("request")
+    },);
+    #[cfg(feature = "postcard")]
+    assert_futures!("Send + Sync + !Unpin", |client: &'static SharedClient| {
+        client.call_postcard::<u8>("request")
+    },);
 }
 
 #[cfg(feature = "tower")]

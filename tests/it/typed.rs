@@ -3,23 +3,28 @@
 use std::{
     collections::HashMap,
     error::Error,
-    future::{IntoFuture, poll_fn},
+    future::{Future, IntoFuture, poll_fn},
     io,
     pin::pin,
+    sync::Arc,
     task::Poll,
 };
 
 use futures_util::FutureExt;
 use pipe_server::{
-    Bytes, CallError, FromRequest, Handler, IntoReply, Json, JsonCallError, JsonRejection,
-    ListenerOptions, Peer, Postcard, PostcardCallError, PostcardRejection, Request, SendError,
-    serve,
+    BoxError, Bytes, CallError, ClientOptions, Connection, FromRequest, Handler, IntoReply, Json,
+    JsonCallError, JsonRecvError, JsonRejection, JsonSendError, ListenerOptions, Peer, Postcard,
+    PostcardCallError, PostcardRejection, Reason, Request, SendError, Shutdown, Summary, serve,
+    serve_connections,
 };
 use proptest::{collection::vec, prelude::*};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tokio::{sync::mpsc, task::yield_now};
+use tokio::{
+    sync::{Mutex, mpsc},
+    task::yield_now,
+};
 
-use support::{Kind, Pipe, log::Log, on_every_engine};
+use support::{Kind, Pipe, log::Log, on_every_engine, server::Server};
 
 on_every_engine! {
     requests_and_replies_are_values,
@@ -35,6 +40,12 @@ on_every_engine! {
     a_client_that_can_not_decode_a_reply_can_call_again,
     the_reply_to_a_dropped_call_is_not_taken_for_another,
     the_documented_messages_are_those_on_the_pipe,
+    a_shared_client_calls_with_values,
+    connections_halves_and_clients_exchange_values,
+    a_message_that_can_not_be_encoded_sends_nothing,
+    a_message_that_can_not_be_decoded_is_followed_by_the_next,
+    a_task_that_can_not_decode_a_message_blames_its_client,
+    a_task_that_can_not_decode_what_another_sent_blames_itself,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -456,6 +467,188 @@ async fn the_reply_to_a_dropped_call_is_not_taken_for_another(kind: Kind) {
     }
 }
 
+async fn a_shared_client_calls_with_values(kind: Kind) {
+    let pipe = start(kind, |request: Bytes| async move { request });
+    let client = pipe.shared(&ClientOptions::new().shared());
+    assert_eq!(client.call_json::<u8>(&1).await.unwrap(), 1);
+    assert!(client.call_postcard::<bool>(&true).await.unwrap());
+
+    let error = client.call_json::<u8>("text").await.unwrap_err();
+    assert!(matches!(error, JsonCallError::Decode(_)), "{error:?}");
+    let error = client.call_postcard::<bool>(&2_u8).await.unwrap_err();
+    assert!(matches!(error, PostcardCallError::Decode(_)), "{error:?}");
+    assert_eq!(io::Error::from(error).kind(), io::ErrorKind::InvalidData);
+
+    client.shutdown().await;
+    // Encoded first.
+    let error = client.call_json::<()>(&unencodable_as_json()).await;
+    let error = error.unwrap_err();
+    assert!(matches!(error, JsonCallError::Encode(_)), "{error:?}");
+    let error = client.call_postcard::<()>(&Unending).await.unwrap_err();
+    assert!(matches!(error, PostcardCallError::Encode(_)), "{error:?}");
+    let error = client.call_json::<u8>(&1).await.unwrap_err();
+    let JsonCallError::Call(not_executed) = &error else {
+        panic!("{error:?}")
+    };
+    assert!(!not_executed.may_be_executed());
+    let text = "the request was not executed: the client has been shut down";
+    assert_eq!(chain(&error), text);
+    assert_eq!(io::Error::from(error).kind(), io::ErrorKind::BrokenPipe);
+}
+
+/// Answers each message with its successor, in the same format.
+async fn count(mut connection: Connection, _: Shutdown) -> Result<(), BoxError> {
+    let number: u8 = connection.recv_json().await?.unwrap();
+    connection.send_json(&(number + 1)).await?;
+    let number: u8 = connection.recv_postcard().await?.unwrap();
+    connection.send_postcard(&(number + 1)).await?;
+    let (mut receiver, mut sender) = connection.into_split();
+    let number: u8 = receiver.recv_json().await?.unwrap();
+    sender.send_json(&(number + 1)).await?;
+    let number: u8 = receiver.recv_postcard().await?.unwrap();
+    sender.send_postcard(&(number + 1)).await?;
+    assert!(receiver.recv_json::<u8>().await?.is_none());
+    assert!(receiver.recv_postcard::<u8>().await?.is_none());
+    Ok(())
+}
+
+async fn connections_halves_and_clients_exchange_values(kind: Kind) {
+    let (server, pipe) = start_connections(kind, count);
+    let mut client = pipe.connect().await;
+    for number in [10, 20] {
+        client.send_json(&number).await.unwrap();
+        let next: Option<u8> = client.recv_json().await.unwrap();
+        assert_eq!(next, Some(number + 1));
+        client.send_postcard(&number).await.unwrap();
+        let next: Option<u8> = client.recv_postcard().await.unwrap();
+        assert_eq!(next, Some(number + 1));
+    }
+    client.finish().await.unwrap();
+    assert!(client.recv_json::<u8>().await.unwrap().is_none());
+    assert!(client.recv_postcard::<u8>().await.unwrap().is_none());
+    assert_eq!(errors(&server.stop().await), []);
+}
+
+async fn a_message_that_can_not_be_encoded_sends_nothing(kind: Kind) {
+    let pipe = start(kind, |request: Bytes| async move { request });
+    let mut client = pipe.connect().await;
+    let error = client.send_json(&unencodable_as_json()).await.unwrap_err();
+    let expected = "the message can't be encoded as JSON; nothing was sent: key must be a string";
+    assert!(chain(&error).starts_with(expected), "{error:?}");
+    assert_eq!(io::Error::from(error).kind(), io::ErrorKind::InvalidInput);
+    let error = client.send_postcard(&Unending).await.unwrap_err();
+    let expected = "the message can't be encoded as postcard; nothing was sent: The length";
+    assert!(chain(&error).starts_with(expected), "{error:?}");
+    assert_eq!(io::Error::from(error).kind(), io::ErrorKind::InvalidInput);
+    client.send_json(&1).await.unwrap();
+    assert_eq!(client.recv_json::<u8>().await.unwrap(), Some(1));
+
+    let error = client.send_json(&"x".repeat(100_000)).await.unwrap_err();
+    let expected = "the message can't be sent: a message of 100002 bytes is longer than the limit";
+    assert!(chain(&error).starts_with(expected), "{error:?}");
+    client.finish().await.unwrap();
+    let error = client.send_json(&1).await.unwrap_err();
+    assert!(
+        matches!(error, JsonSendError::Send(SendError::Finished)),
+        "{error:?}"
+    );
+    assert_eq!(io::Error::from(error).kind(), io::ErrorKind::BrokenPipe);
+}
+
+async fn a_message_that_can_not_be_decoded_is_followed_by_the_next(kind: Kind) {
+    let pipe = start(kind, |request: Bytes| async move { request });
+    let mut client = pipe.connect().await;
+    for message in ["text", "1"] {
+        client.send(message).await.unwrap();
+    }
+    let error = client.recv_json::<u8>().await.unwrap_err();
+    let expected = "the message can't be decoded: the message can't be parsed as JSON (line 1";
+    assert!(chain(&error).starts_with(expected), "{error:?}");
+    assert_eq!(io::Error::from(error).kind(), io::ErrorKind::InvalidData);
+    assert_eq!(client.recv_json::<u8>().await.unwrap(), Some(1));
+
+    for message in [&[2], &[1]] {
+        client.send(&message[..]).await.unwrap();
+    }
+    let error = client.recv_postcard::<bool>().await.unwrap_err();
+    let expected = "the message can't be decoded: the message is not the postcard value";
+    assert!(chain(&error).starts_with(expected), "{error:?}");
+    assert_eq!(io::Error::from(error).kind(), io::ErrorKind::InvalidData);
+    assert_eq!(client.recv_postcard::<bool>().await.unwrap(), Some(true));
+}
+
+async fn a_task_that_can_not_decode_a_message_blames_its_client(kind: Kind) {
+    let log = Log::start();
+    let task = |mut connection: Connection, _: Shutdown| async move {
+        match connection.id() {
+            1 => _ = connection.recv_json::<Division>().await?,
+            2 => _ = connection.recv_postcard::<bool>().await?,
+            3 => _ = connection.into_split().0.recv_json::<Division>().await?,
+            // As an `io::Error`, too.
+            _ => _ = io_error(connection.recv_json::<Division>().await)?,
+        }
+        Ok::<_, BoxError>(())
+    };
+    let (server, pipe) = start_connections(kind, task);
+    for _ in 0..4 {
+        pipe.connect().await.call(vec![2]).await.unwrap_err();
+    }
+    assert_eq!(errors(&server.stop().await), [(Reason::Rejected, 4)]);
+    let lines = log.lines_with(r#"reason="rejected""#);
+    assert_eq!(lines.len(), 4);
+    for line in lines {
+        assert!(line.starts_with("WARN"), "{line}");
+        assert!(
+            line.contains(
+                "the connection's task failed: the message can't be decoded: the message"
+            ),
+            "{line}"
+        );
+    }
+}
+
+fn io_error<T>(result: Result<T, JsonRecvError>) -> io::Result<T> {
+    result.map_err(io::Error::from)
+}
+
+async fn a_task_that_can_not_decode_what_another_sent_blames_itself(kind: Kind) {
+    let log = Log::start();
+    let other = start(kind, |request: Bytes| async move { request });
+    let back = Arc::new(Mutex::new(other.connect().await));
+    let task = move |mut connection: Connection, _: Shutdown| {
+        let back = Arc::clone(&back);
+        async move {
+            connection.recv().await?;
+            let mut back = back.lock().await;
+            back.send("not a number").await?;
+            back.recv_json::<u8>().await?;
+            Ok::<_, BoxError>(())
+        }
+    };
+    let (server, pipe) = start_connections(kind, task);
+    pipe.connect().await.call("x").await.unwrap_err();
+    assert_eq!(errors(&server.stop().await), [(Reason::ConnectionTask, 1)]);
+    let line = log.line_with("the message can't be decoded");
+    assert!(line.starts_with("ERROR"), "{line}");
+}
+
+fn start_connections<F, Running>(kind: Kind, task: F) -> (Server, Pipe)
+where
+    F: Fn(Connection, Shutdown) -> Running + Send + Sync + 'static,
+    Running: Future<Output = Result<(), BoxError>> + Send + 'static,
+{
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let serving = serve_connections(listener, task);
+    let server = Server::run(|signal| serving.with_graceful_shutdown(signal).into_future());
+    (server, pipe)
+}
+
+/// The errors that a server has counted.
+fn errors(summary: &Summary) -> Vec<(Reason, u64)> {
+    let errors = summary.stats.errors.iter();
+    errors.filter(|&(_, count)| count > 0).collect()
+}
+
 async fn the_documented_messages_are_those_on_the_pipe(kind: Kind) {
     let json = start(kind, |Json(division): Json<Division>| async move {
         Json(divide(division))
@@ -643,6 +836,16 @@ fn floats_that_json_does_not_have_are_null_there() {
         let Postcard(same) = round_trip(Postcard(float));
         assert_eq!(same.to_bits(), float.to_bits());
     }
+}
+
+#[test]
+fn a_format_derefs_to_its_value() {
+    let mut json = Json(vec![1]);
+    json.push(2);
+    assert_eq!((json.len(), json.0), (2, vec![1, 2]));
+    let mut postcard = Postcard(String::from("a"));
+    postcard.push('b');
+    assert_eq!(*postcard, "ab");
 }
 
 /// A handler with `Json` is called without a server like any other one.
