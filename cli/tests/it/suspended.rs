@@ -134,6 +134,7 @@ async fn what_was_read_from_a_suspended_server_is_in_time() {
             *replies += receive_what_is_there(receiver).await;
             assert!((1..LARGE_REQUESTS).contains(replies), "{replies}");
         }
+        let there: Vec<_> = clients.iter().map(|(_, replies)| *replies).collect();
         sleep(SUSPENSION).await;
         go_on(&server.child);
         let mut receiving = JoinSet::new();
@@ -147,7 +148,7 @@ async fn what_was_read_from_a_suspended_server_is_in_time() {
         }
         let ends = receiving.join_all().await;
         let served = ends.into_iter().filter(|is_served| *is_served).count();
-        assert_eq!(served, CLIENTS, "{}", server.killed_log());
+        assert_eq!(served, CLIENTS, "{there:?} {}", server.killed_log());
         sending.join_all().await;
     })
     .await;
@@ -173,10 +174,11 @@ async fn receive(receiver: &mut RecvHalf, number: usize) -> bool {
     true
 }
 
-/// Makes room for the replies that wait in the server. Returns how many were received.
+/// Makes room for the replies that wait in the server. Returns how many were received. Has to read
+/// nearly all: Linux reports room once three quarters of the send buffer are free.
 async fn receive_what_is_there(receiver: &mut RecvHalf) -> usize {
     let mut replies = 0;
-    while let Ok(true) = timeout(Duration::from_millis(10), receive(receiver, replies)).await {
+    while let Ok(true) = timeout(Duration::from_millis(100), receive(receiver, replies)).await {
         replies += 1;
     }
     replies
