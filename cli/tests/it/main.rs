@@ -37,4 +37,6 @@ mod service;
 #[cfg(target_os = "linux")]
 mod streams;
 #[cfg(target_os = "linux")]
+mod suspended;
+#[cfg(target_os = "linux")]
 mod systemd;
