@@ -9,19 +9,18 @@ use std::{
 
 use tokio::{
     task::coop::unconstrained,
-    time::{self, Sleep, sleep},
+    time::{self, Instant, Sleep, sleep},
 };
 
-/// The last part of a limit, which is waited for separately. After a suspension (SIGSTOP, a paused
-/// virtual machine) a runtime may run its timers before it has learned what arrived meanwhile. To
-/// wait once more makes it run the I/O driver first.
+/// A timer that is later than this was suspended (SIGSTOP, a paused virtual machine): then a
+/// runtime may run its timers before it has learned what arrived meanwhile. To wait as long again
+/// makes it run the I/O driver first.
 const LAST_LOOK: Duration = Duration::from_millis(10);
 
 /// A time limit for an operation that is polled.
 #[derive(Debug)]
 pub(crate) struct Timer {
     limit: Option<Duration>,
-    is_last_look: bool,
     /// `Some` while the timer runs. Boxed because most operations complete at once and need no
     /// timer.
     sleep: Option<Pin<Box<Sleep>>>,
@@ -30,11 +29,7 @@ pub(crate) struct Timer {
 impl Timer {
     /// Creates a stopped timer. `None` sets no limit.
     pub(crate) fn new(limit: Option<Duration>) -> Self {
-        Self {
-            limit,
-            is_last_look: false,
-            sleep: None,
-        }
+        Self { limit, sleep: None }
     }
 
     /// Polls an operation, and stops the timer if that is ready. Ready with the limit as an error
@@ -62,26 +57,20 @@ impl Timer {
         let Some(limit) = self.limit else {
             return Poll::Pending;
         };
-        let last_look = last_look(limit);
-        if !self.is_last_look {
-            ready!(self.poll_sleep(cx, limit - last_look));
-            self.is_last_look = true;
-            self.sleep = None;
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep(limit)));
+        loop {
+            // Unconstrained because the limited operation may have used up the task's coop budget.
+            ready!(pin!(unconstrained(sleep.as_mut())).poll(cx));
+            match last_look(sleep.deadline()) {
+                Some(last_look) => sleep.as_mut().reset(last_look),
+                None => return Poll::Ready(limit),
+            }
         }
-        self.poll_sleep(cx, last_look).map(|()| limit)
-    }
-
-    fn poll_sleep(&mut self, cx: &mut Context<'_>, time: Duration) -> Poll<()> {
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep(time)));
-        // Unconstrained because the limited operation may have used up the task's coop budget.
-        let mut sleep = unconstrained(sleep.as_mut());
-        Pin::new(&mut sleep).poll(cx)
     }
 
     /// Stops the timer. The next poll starts it from the beginning.
     pub(crate) fn stop(&mut self) {
         self.sleep = None;
-        self.is_last_look = false;
     }
 }
 
@@ -101,16 +90,20 @@ pub(crate) async fn timeout<F: Future + Unpin>(
     limit: Option<Duration>,
     future: &mut F,
 ) -> Result<F::Output, Duration> {
-    let Some(limit) = limit else {
+    let deadline = limit.and_then(|limit| Some((limit, Instant::now().checked_add(limit)?)));
+    let Some((limit, mut deadline)) = deadline else {
         return Ok(future.await);
     };
-    let last_look = last_look(limit);
-    match time::timeout(limit - last_look, &mut *future).await {
-        Ok(output) => Ok(output),
-        Err(_) => time::timeout(last_look, future).await.map_err(|_| limit),
+    loop {
+        match time::timeout_at(deadline, &mut *future).await {
+            Ok(output) => return Ok(output),
+            Err(_) => deadline = last_look(deadline).ok_or(limit)?,
+        }
     }
 }
 
-fn last_look(limit: Duration) -> Duration {
-    LAST_LOOK.min(limit / 2)
+/// Returns the deadline of one more wait if a timer with this one was late.
+fn last_look(deadline: Instant) -> Option<Instant> {
+    let now = Instant::now();
+    (now > deadline + LAST_LOOK).then(|| now + LAST_LOOK)
 }
