@@ -95,7 +95,7 @@ pub struct Postcard<T>(pub T);
 
 impl<T: DeserializeOwned> Postcard<T> {
     /// Decodes a message. Handlers and clients do this; it is for code that has a
-    /// [`Connection`](crate::Connection).
+    /// [`Connection`].
     ///
     /// # Errors
     ///
