@@ -363,16 +363,23 @@ impl SendHalf {
         self.poll_flush(cx)
     }
 
-    /// Polls `poll_sent` within the write timeout.
+    /// Polls `poll_sent` within the write timeout, which begins anew with each message that the
+    /// other side makes room for.
     fn poll_in_time(
         &mut self,
         cx: &mut Context<'_>,
         poll_sent: impl Fn(&mut dyn Transmit, &mut Context<'_>) -> Poll<Result<(), SendError>>,
     ) -> Poll<Result<(), SendError>> {
+        let pending = self.sender.pending();
         let sender = &mut *self.sender;
-        let sent = self
+        let mut sent = self
             .write_timeout
             .poll_within(cx, |cx| poll_sent(sender, cx));
+        let is_over = matches!(sent, Poll::Ready(Ok(_)));
+        if !is_over && self.sender.pending() < pending {
+            self.write_timeout.stop();
+            sent = self.write_timeout.poll_expired(cx).map(Err);
+        }
         let sent = ready!(sent).unwrap_or_else(|after| Err(SendError::TimedOut { after }));
         Poll::Ready(self.noted(sent))
     }
