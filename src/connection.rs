@@ -25,6 +25,8 @@ mod futures;
 mod halves;
 mod identity;
 mod reunite;
+#[cfg(test)]
+mod tests;
 
 /// The owner of a connection, which is told when it closes.
 pub(crate) trait ConnectionOwner: Send + Sync {
