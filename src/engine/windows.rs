@@ -16,9 +16,7 @@ mod sys;
 pub(super) mod tokio_pipe;
 
 pub(crate) use self::start_lock::{StartLock, start_lock};
-#[cfg(feature = "test-util")]
-pub(crate) use self::sys::current_user;
-pub(crate) use self::sys::is_own;
+pub(crate) use self::sys::{current_user, is_own};
 #[cfg(pipe_model)]
 pub use self::sys::model;
 #[cfg(not(pipe_model))]
