@@ -16,11 +16,11 @@ mod sys;
 pub(super) mod tokio_pipe;
 
 pub(crate) use self::start_lock::{StartLock, start_lock};
-pub(crate) use self::sys::{current_user, is_own};
 #[cfg(pipe_model)]
 pub use self::sys::model;
 #[cfg(not(pipe_model))]
 pub(crate) use self::sys::without_inherited_stdio;
+pub(crate) use self::sys::{current_user, is_own};
 
 /// The system's code of an error.
 fn code(error: &io::Error) -> Option<u32> {
