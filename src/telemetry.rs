@@ -52,16 +52,16 @@ pub(crate) fn connection_span(pipe: &PipeName, id: u64) -> Span {
 /// Records the peer in the span of its connection. Called once: a subscriber may print both values.
 pub(crate) fn record_peer(span: &Span, peer: &Peer) {
     span.record("peer.pid", peer.process_id());
-    span.record("peer.user", &*user_value(peer.user()));
+    span.record("peer.user", user_value(peer.user()));
 }
 
 /// The value of a user in the log: a number where users are numbers.
-fn user_value(user: &UserId) -> Box<dyn Value + '_> {
+fn user_value(user: &UserId) -> impl Value + '_ {
     match user {
         #[cfg(unix)]
-        UserId::Uid(uid) => Box::new(*uid),
+        UserId::Uid(uid) => *uid,
         #[cfg(windows)]
-        UserId::Sid(sid) => Box::new(field::display(sid)),
+        UserId::Sid(sid) => field::display(sid),
     }
 }
 

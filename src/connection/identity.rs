@@ -11,7 +11,8 @@ use std::{
 
 use crate::{engine::Link, peer::Peer};
 
-/// The number, the peer, the session and the server's state of a connection, which its requests share.
+/// The number, the peer, the session and the server's state of a connection, which its requests
+/// share.
 pub(crate) struct Identity {
     pub(crate) id: u64,
     peer: OnceLock<Peer>,
@@ -54,23 +55,29 @@ impl Identity {
         }
     }
 
+    /// Returns the same identity with another session.
     pub(crate) fn with_session(&self, session: AnySession) -> Self {
         Self {
-            id: self.id,
-            peer: self.peer.clone(),
             session: OnceLock::from(session),
-            state: self.state.clone(),
-            has_failed: AtomicBool::new(false),
-            link: self.link.clone(),
+            ..self.copy()
         }
     }
 
+    /// Returns the same identity with another state.
     pub(crate) fn with_state(&self, state: AnyState) -> Self {
+        Self {
+            state: OnceLock::from(state),
+            ..self.copy()
+        }
+    }
+
+    /// A copy for another request, on which nothing has failed.
+    fn copy(&self) -> Self {
         Self {
             id: self.id,
             peer: self.peer.clone(),
             session: self.session.clone(),
-            state: OnceLock::from(state),
+            state: self.state.clone(),
             has_failed: AtomicBool::new(false),
             link: self.link.clone(),
         }

@@ -180,7 +180,8 @@ fn sending(error: &SendError) -> Option<Reason> {
     }
 }
 
-/// The reason of the first error of a connection, or of a message on it, among `error` and its sources.
+/// The reason of the first error of a connection, or of a message on it, among `error` and its
+/// sources.
 fn reason_in(error: &(dyn Error + 'static)) -> Option<Reason> {
     iter::successors(Some(error), |&error| error.source()).find_map(|error| {
         // An `io::Error` that was made from such an error does not name it as its source.

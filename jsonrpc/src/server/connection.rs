@@ -2,10 +2,7 @@
 
 use std::{panic::resume_unwind, sync::Arc};
 
-use jsonrpsee_core::{
-    middleware::RpcServiceT,
-    server::{BoundedSubscriptions, ConnectionId, Extensions, MethodResponse, MethodSink},
-};
+use jsonrpsee_core::server::{BoundedSubscriptions, ConnectionId, Extensions, MethodSink};
 use jsonrpsee_types::{Id, error::reject_too_big_request};
 use pipe_server::{
     BoxError, Bytes, Connection, RecvError, RecvHalf, SendError, SendHalf, Shutdown,
@@ -21,7 +18,7 @@ use tracing::{Instrument as _, debug, debug_span, field::Empty};
 use super::{
     RpcServer,
     respond::{limit, respond},
-    service::{Client, RpcService},
+    service::{Client, RpcService, Service},
 };
 
 /// Serves a client until it or the server ends the conversation.
@@ -35,13 +32,7 @@ pub(super) async fn run<L, S>(
 ) -> Result<(), BoxError>
 where
     L: Layer<RpcService, Service = S>,
-    S: RpcServiceT<
-            MethodResponse = MethodResponse,
-            BatchResponse = MethodResponse,
-            NotificationResponse = MethodResponse,
-        > + Send
-        + Sync
-        + 'static,
+    S: Service,
 {
     // Windows knows the client once a message was received.
     let first = tokio::select! {
@@ -113,13 +104,7 @@ async fn receive<S>(
     concurrency: usize,
 ) -> Result<(), RecvError>
 where
-    S: RpcServiceT<
-            MethodResponse = MethodResponse,
-            BatchResponse = MethodResponse,
-            NotificationResponse = MethodResponse,
-        > + Send
-        + Sync
-        + 'static,
+    S: Service,
 {
     let mut calls = JoinSet::new();
     let mut received = first;
@@ -196,14 +181,7 @@ struct Caller<S> {
     max_batch: usize,
 }
 
-impl<S> Caller<S>
-where
-    S: RpcServiceT<
-            MethodResponse = MethodResponse,
-            BatchResponse = MethodResponse,
-            NotificationResponse = MethodResponse,
-        > + Sync,
-{
+impl<S: Service> Caller<S> {
     async fn answer(self: Arc<Self>, message: Bytes) {
         let response = respond(&message, &self.service, &self.extensions, self.max_batch).await;
         // A notification has no response, and a subscription has sent its own.

@@ -1,7 +1,7 @@
 //! From a message to its response.
 
 use jsonrpsee_core::{
-    middleware::{Batch, BatchEntry, BatchEntryErr, Notification, Request, RpcServiceT},
+    middleware::{Batch, BatchEntry, BatchEntryErr, Notification, Request},
     server::{Extensions, MethodResponse, prepare_error},
 };
 use jsonrpsee_types::{
@@ -13,23 +13,18 @@ use jsonrpsee_types::{
 use serde_json::value::RawValue;
 use tracing::Span;
 
+use super::service::Service;
+
 /// Responds to one message, which is a request, a notification or a batch.
 ///
 /// Neither parsing nor skipping a value recurses without a limit: what the parameters contain is
 /// first skipped over, and then parsed by the method, which accepts 128 levels.
-pub(super) async fn respond<S>(
+pub(super) async fn respond(
     message: &[u8],
-    service: &S,
+    service: &impl Service,
     extensions: &Extensions,
     max_batch: usize,
-) -> MethodResponse
-where
-    S: RpcServiceT<
-            MethodResponse = MethodResponse,
-            BatchResponse = MethodResponse,
-            NotificationResponse = MethodResponse,
-        > + Sync,
-{
+) -> MethodResponse {
     let json = message.trim_ascii_start();
     match json.first() {
         Some(b'{') => match parse(json, extensions) {

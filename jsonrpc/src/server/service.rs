@@ -16,6 +16,29 @@ use jsonrpsee_types::{
 };
 use serde_json::value::RawValue;
 
+/// What the requests of a connection pass through: an [`RpcService`], in middleware or not.
+pub(super) trait Service:
+    RpcServiceT<
+        MethodResponse = MethodResponse,
+        BatchResponse = MethodResponse,
+        NotificationResponse = MethodResponse,
+    > + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<S> Service for S where
+    S: RpcServiceT<
+            MethodResponse = MethodResponse,
+            BatchResponse = MethodResponse,
+            NotificationResponse = MethodResponse,
+        > + Send
+        + Sync
+        + 'static
+{
+}
+
 /// The service of one connection, which middleware wraps. It calls the methods.
 #[derive(Clone, Debug)]
 pub struct RpcService {

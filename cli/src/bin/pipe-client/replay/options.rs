@@ -25,7 +25,7 @@ pub(crate) struct ReplayOptions {
     ])]
     pub(crate) replay: Option<PathBuf>,
 
-    /// How fast to send: max, or a factor of the recorded speed, such as 1, 10 or 0.5
+    /// Speed of sending: max, or a factor of the recorded one, such as 1, 10 or 0.5
     ///
     /// With max, a message is sent as soon as the server has sent what came before it.
     #[arg(long, help_heading = HEADING, value_name = "SPEED", default_value = "1", requires = "replay")]

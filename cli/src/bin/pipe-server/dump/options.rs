@@ -38,11 +38,11 @@ pub(crate) struct DumpOptions {
     )]
     pub(crate) dump_format: DumpFormat,
 
-    /// How much of each message is written, or none for all of it
+    /// Longest part of a message that is written, or none for all of it
     #[arg(long, value_name = "SIZE", default_value = "64KiB", requires = "dump")]
     pub(crate) dump_bytes: SizeLimit,
 
-    /// How long FILE may get, or none
+    /// Longest FILE, or none for no limit
     ///
     /// Before a line that does not fit, FILE is renamed to FILE.1, which replaces the one before,
     /// and begun anew.
