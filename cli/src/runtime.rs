@@ -6,14 +6,26 @@ use std::{
     panic::{self, PanicHookInfo},
     sync::{Arc, mpsc},
     thread,
+    time::Duration,
 };
 
-use tokio::runtime::{Builder, Runtime};
+use tokio::{
+    runtime::{Builder, Runtime},
+    time::timeout,
+};
 
 use crate::exit::{Failure, panic_text};
 
 /// The thread that starts the others.
 const STARTER: &str = "starter";
+
+/// Awaits `future` within `limit`; `None` if it takes longer.
+pub async fn within<T>(limit: Option<Duration>, future: impl Future<Output = T>) -> Option<T> {
+    match limit {
+        Some(limit) => timeout(limit, future).await.ok(),
+        None => Some(future.await),
+    }
+}
 
 /// Runs `program` to completion on this thread, with Tokio's I/O driver only if it is needed.
 ///

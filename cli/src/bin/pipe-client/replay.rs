@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    future::Future,
     path::Path,
     pin::pin,
     time::Duration,
@@ -12,11 +11,12 @@ use pipe_server::{Bytes, Client, RecvHalf, SendHalf};
 use pipe_server_cli::{
     exit::{Failure, chain},
     recording::Sender,
+    runtime::within,
     streams,
 };
 use tokio::{
     select,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until},
 };
 
 use self::{
@@ -233,13 +233,5 @@ fn message_or_end(
         Ok(Some(message)) => Ok(message),
         Ok(None) => Err("the server has closed the connection".to_owned()),
         Err(error) => Err(chain(&error)),
-    }
-}
-
-/// `None` if `future` takes longer than `limit`.
-async fn within<T>(limit: Option<Duration>, future: impl Future<Output = T>) -> Option<T> {
-    match limit {
-        Some(limit) => timeout(limit, future).await.ok(),
-        None => Some(future.await),
     }
 }

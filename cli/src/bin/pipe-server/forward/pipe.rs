@@ -10,8 +10,9 @@ use pipe_server::{
 use pipe_server_cli::{
     exit::{self, chain},
     recording::Sender,
+    runtime::within,
 };
-use tokio::{select, time::timeout};
+use tokio::select;
 use tracing::debug;
 
 use crate::dump::Dump;
@@ -126,10 +127,7 @@ impl PipeForward {
                 Ok(Ended::HalfClosed) => replies.await.map(drop),
                 // The client gets the replies to its earlier requests, as from any server.
                 Err(error) => {
-                    match self.limit {
-                        Some(limit) => _ = timeout(limit, replies).await,
-                        None => _ = replies.await,
-                    }
+                    within(self.limit, replies).await;
                     Err(error)
                 }
             },
