@@ -434,6 +434,8 @@ pub(crate) struct LimitOptions {
     handler_timeout: Option<TimeLimit>,
 
     /// How long a client may leave a reply unread, or none
+    ///
+    /// With --forward pipe:NAME, also how long the server of NAME may leave a message unread.
     #[arg(long, value_name = "TIME", default_value = values::text(defaults::WRITE_TIMEOUT))]
     pub(crate) write_timeout: TimeLimit,
 

@@ -77,8 +77,7 @@ impl Serving<'_> {
         let options = self.options;
         let forward = Arc::new(PipeForward::new(
             name,
-            options.answer.trust.clone().unwrap_or_default(),
-            options.handler_timeout(),
+            options,
             listener.max_message_size(),
             self.dump,
         ));

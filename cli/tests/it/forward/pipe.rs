@@ -255,6 +255,19 @@ async fn whoever_is_not_read_waits() {
 }
 
 #[tokio::test]
+async fn a_server_that_never_reads_holds_no_client() {
+    in_time(async {
+        let mut front = Front::start(&["--write-timeout", "100ms"]);
+        let (mut client, connection) = front.connect().await;
+        let long = message(0, LONG);
+        while client.send(long.clone()).await.is_ok() {}
+        front.program.log().wait_for("(--write-timeout)");
+        drop(connection);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_client_that_never_reads_is_disconnected() {
     in_time(async {
         // Nobody reads the dump either.

@@ -5,7 +5,7 @@ use std::{pin::pin, time::Duration};
 
 use pipe_server::{
     BoxError, Bytes, Client, ClientOptions, ConnectError, Connection, PipeName, RecvError,
-    RecvHalf, SendError, SendHalf, Shutdown, Trust,
+    RecvHalf, SendError, SendHalf, Shutdown,
 };
 use pipe_server_cli::{
     exit::{self, chain},
@@ -15,7 +15,7 @@ use pipe_server_cli::{
 use tokio::select;
 use tracing::debug;
 
-use crate::dump::Dump;
+use crate::{dump::Dump, options::Options};
 
 /// The clients' way to the other pipe.
 ///
@@ -29,6 +29,8 @@ pub(crate) struct PipeForward {
     /// The time limit for connecting and, after a client's failure, for the replies to its earlier
     /// requests.
     limit: Option<Duration>,
+    /// The time limit of the server for reading a message.
+    write_timeout: Option<Duration>,
     dump: Option<Dump>,
 }
 
@@ -60,11 +62,12 @@ impl PipeForward {
     /// Forwards to the pipe `name` messages of up to `max_message_size` bytes.
     pub(crate) fn new(
         name: PipeName,
-        trust: Trust,
-        limit: Option<Duration>,
+        options: &Options,
         max_message_size: usize,
         dump: Option<Dump>,
     ) -> Self {
+        let limit = options.handler_timeout();
+        let trust = options.answer.trust.clone().unwrap_or_default();
         Self {
             address: name.to_path().display().to_string(),
             name,
@@ -73,6 +76,7 @@ impl PipeForward {
                 .max_message_size(max_message_size)
                 .trust(trust),
             limit,
+            write_timeout: options.limits.write_timeout.0,
             dump,
         }
     }
@@ -164,7 +168,11 @@ impl PipeForward {
             match received {
                 Ok(Some(message)) => {
                     dump(Sender::Client, &message);
-                    match to_server.send(message).await {
+                    let sent = within(self.write_timeout, to_server.send(message)).await;
+                    let Some(sent) = sent else {
+                        return Err(self.not_read());
+                    };
+                    match sent {
                         Ok(()) => {}
                         // The server's end decides how the client's connection ends: replies to
                         // earlier requests may be on their way.
@@ -227,6 +235,12 @@ impl PipeForward {
             _ => "",
         };
         PipeForwardError::FromServer(self.address.clone(), chain(error) + hint)
+    }
+
+    fn not_read(&self) -> PipeForwardError {
+        let time = self.write_timeout.unwrap_or_default();
+        let problem = format!("it read nothing for {time:?} (--write-timeout)");
+        PipeForwardError::ToServer(self.address.clone(), problem)
     }
 
     fn sending_failed(&self, error: &SendError) -> PipeForwardError {
