@@ -70,7 +70,7 @@ async fn a_notification_before_the_answer_is_skipped() {
 }
 
 #[tokio::test]
-async fn an_error_object_is_7() {
+async fn an_error_object_is_8() {
     in_time(async {
         let answers = &[
             r#"{"jsonrpc":"2.0","id":1,"error":{"code":-32601,"message":"Method not found","data":"x"}}"#,
@@ -92,6 +92,17 @@ async fn a_reply_that_is_not_json_rpc_is_1() {
             stderr.contains("sum: the server's message is not JSON-RPC"),
             "{stderr}"
         );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_notification_does_not_extend_the_time_for_the_answer() {
+    in_time(async {
+        let answers = &[r#"{"jsonrpc":"2.0","method":"news","params":[1]}"#];
+        let (code, stdout, stderr) = call(answers, &["--rpc", "x", "--timeout", "200ms"]).await;
+        assert_eq!((code, stdout.as_str()), (Some(6), ""));
+        assert!(stderr.contains("within 200ms: see --timeout"), "{stderr}");
     })
     .await;
 }

@@ -1,6 +1,6 @@
 //! Requests and replies.
 
-use std::future::pending;
+use std::{future::pending, time::Duration};
 
 use pipe_server::{Bytes, CallError, Client, RecvError, SendError};
 use pipe_server_cli::exit::{Failure, chain};
@@ -68,11 +68,7 @@ impl Conversation {
     /// Describes why there is no reply.
     pub(crate) fn failure(&self, error: CallError) -> Failure {
         if let CallError::TimedOut { after, .. } = error {
-            return no_reply(format!(
-                "no reply from {} within {}: see --timeout",
-                self.address,
-                humantime::format_duration(after)
-            ));
+            return self.too_late(after);
         }
         let problem = format!("no reply from {}: {}", self.address, chain(&error));
         match error {
@@ -83,6 +79,15 @@ impl Conversation {
             }
             _ => no_reply(problem),
         }
+    }
+
+    /// The failure of a reply that has not come within `limit`.
+    pub(crate) fn too_late(&self, limit: Duration) -> Failure {
+        no_reply(format!(
+            "no reply from {} within {}: see --timeout",
+            self.address,
+            humantime::format_duration(limit)
+        ))
     }
 }
 

@@ -1,9 +1,14 @@
 //! `--rpc`: one call of a JSON-RPC 2.0 server.
 
-use std::{collections::HashMap, io, pin::pin, time::Instant};
+use std::{
+    collections::HashMap,
+    io,
+    pin::pin,
+    time::{Duration, Instant},
+};
 
 use pipe_server::Bytes;
-use pipe_server_cli::{exit::Failure, streams::write_failure};
+use pipe_server_cli::{exit::Failure, runtime::within, streams::write_failure};
 use serde_json::{Value, value::RawValue};
 use tokio::signal::ctrl_c;
 
@@ -15,6 +20,8 @@ pub(crate) struct Call {
     method: String,
     request: Bytes,
     subscribe: bool,
+    /// The time limit for the answer.
+    limit: Option<Duration>,
 }
 
 /// The members of an object. Their values are printed as the server has written them: a number may
@@ -49,6 +56,7 @@ impl Call {
             method: method.clone(),
             request: request.into(),
             subscribe: options.subscribe,
+            limit: options.timeout(),
         }))
     }
 
@@ -70,7 +78,16 @@ impl Call {
             if let Some(result) = answer.get("result") {
                 break *result;
             }
-            reply = conversation.unsolicited().await?;
+            let limit = self.limit.unwrap_or(Duration::MAX);
+            let left = limit.saturating_sub(sent.elapsed());
+            // A server may always have another notification.
+            if left.is_zero() {
+                return Err(conversation.too_late(limit));
+            }
+            reply = match within(Some(left), conversation.unsolicited()).await {
+                Some(reply) => reply?,
+                None => return Err(conversation.too_late(limit)),
+            };
         };
         let mut is_read = print(replies, result, sent)?;
         let mut interrupted = pin!(ctrl_c());
