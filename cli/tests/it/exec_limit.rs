@@ -7,11 +7,15 @@ use support::{in_time, unique_name};
 
 use crate::program::{Server, server};
 
-/// A command that replies with its process id, and to `wait` once `file` exists.
+/// A command that replies with its process id, and to `wait` once `file` exists. It creates
+/// `file.waits` when it has read that request.
 fn process_id_command(file: &std::path::Path) -> String {
     format!(
         r#"while read -r line; do
-            if [ "$line" = wait ]; then while [ ! -e '{}' ]; do sleep 0.01; done; fi
+            if [ "$line" = wait ]; then
+                : >'{0}.waits'
+                while [ ! -e '{0}' ]; do sleep 0.01; done
+            fi
             echo $$
         done"#,
         file.display()
@@ -63,6 +67,10 @@ async fn a_command_whose_client_idles_makes_room_for_one_that_waits() {
         let mut first = Client::connect(&name.text).await.unwrap();
         let process = first.call("a").await.unwrap();
         first.send("wait").await.unwrap();
+        // Until then the first client may be taken for an idle one.
+        while !directory.path().join("go-on.waits").exists() {
+            tokio::task::yield_now().await;
+        }
         let mut second = Client::connect(&name.text).await.unwrap();
         second.send("b").await.unwrap();
         server.log().wait_for("--exec-limit");
