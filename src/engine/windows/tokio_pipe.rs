@@ -12,7 +12,7 @@
 
 use std::{
     future::Future,
-    io,
+    io, mem,
     pin::Pin,
     sync::{
         Arc,
@@ -279,16 +279,6 @@ impl TokioLink {
         debug_assert!(forgotten.is_err());
         written
     }
-
-    /// The most bytes that the other side has sent and nobody has received: those in the pipe, and
-    /// one message that mio may have read. It reads the next one only when that is taken.
-    ///
-    /// After `close` no more is received: a client that always has another message in the pipe
-    /// would keep the connection open for ever. If mio has read nothing, this takes some messages
-    /// that were sent later, which are answered as the others are.
-    fn unread_bytes(&self) -> usize {
-        sys::unread_bytes(&self.server).saturating_add(READ_SIZE)
-    }
 }
 
 impl Link for TokioLink {
@@ -317,8 +307,40 @@ struct TokioReceiver {
     first: Option<Bytes>,
     max_message_size: usize,
     closing: Closing,
-    /// The bytes that may still be received after `close`, once they are known.
-    left: Option<usize>,
+    /// Known once this is polled after `close`.
+    left: Option<Left>,
+}
+
+/// What the other side had sent when receiving was closed, and nobody has received.
+///
+/// No more is received: a client that always has another message in the pipe would keep the
+/// connection open for ever.
+struct Left {
+    /// Whether mio may have read a message. It reads the next one only when that is taken. If it
+    /// has read nothing, a message that is sent later takes the place, and is answered as the
+    /// others are.
+    one: bool,
+    /// The bytes in the pipe.
+    bytes: usize,
+}
+
+impl Left {
+    fn in_pipe(server: &NamedPipeServer) -> Self {
+        Self {
+            one: true,
+            bytes: sys::unread_bytes(server),
+        }
+    }
+
+    fn is_nothing(&self) -> bool {
+        !self.one && self.bytes == 0
+    }
+
+    fn take(&mut self, length: usize) {
+        if !mem::take(&mut self.one) {
+            self.bytes = self.bytes.saturating_sub(length);
+        }
+    }
 }
 
 impl Receive for TokioReceiver {
@@ -332,8 +354,8 @@ impl Receive for TokioReceiver {
 
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
         if self.closing.has_begun {
-            let left = self.left.get_or_insert_with(|| self.link.unread_bytes());
-            if *left == 0 {
+            let left = || Left::in_pipe(&self.link.server);
+            if self.left.get_or_insert_with(left).is_nothing() {
                 return Poll::Ready(Ok(Received::End));
             }
         }
@@ -360,7 +382,9 @@ impl Receive for TokioReceiver {
             }
             Ok(message) => {
                 self.closing.restart();
-                self.left = self.left.map(|left| left.saturating_sub(message.len()));
+                self.left
+                    .iter_mut()
+                    .for_each(|left| left.take(message.len()));
                 Ok(Received::Message(message))
             }
             Err(error) if is_closed_error(&error) => Ok(Received::Closed),
