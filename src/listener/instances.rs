@@ -117,9 +117,15 @@ impl Instances {
         accepted
     }
 
-    /// Closes everything but the connections.
+    /// Closes everything but the connections. Clients that have connected and were not returned are
+    /// disconnected.
     pub(crate) fn release_all(&self) {
         let mut state = self.state.lock();
+        if state.endpoint.is_some() {
+            // Some engines keep an instance for a while after it is dropped, and would let in
+            // clients that nobody serves.
+            state.close();
+        }
         let endpoint = state.endpoint.take();
         let waiting = mem::take(&mut state.waiting);
         let unreplaced = mem::take(&mut state.unreplaced);

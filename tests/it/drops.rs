@@ -30,6 +30,15 @@ on_every_engine! {
     a_waker_may_drop_a_connection,
 }
 
+mod listeners {
+    use super::*;
+
+    on_every_engine! {
+        nobody_gets_in_after_the_listener_is_dropped,
+        a_client_that_sent_and_left_before_a_shutdown_is_served,
+    }
+}
+
 /// Longer than releasing the name takes. After this, something keeps it.
 const DEADLINE: Duration = Duration::from_secs(if cfg!(miri) { 3600 } else { 20 });
 
@@ -113,6 +122,57 @@ async fn a_waker_may_drop_a_connection(kind: Kind) {
     client.send("still there").await.unwrap();
     let mut connection = listener.accept().await.unwrap();
     assert_eq!(connection.recv().await.unwrap().unwrap(), "still there");
+}
+
+/// Nothing else runs between the drop and the open, such as what the engine has begun at the drop.
+async fn nobody_gets_in_after_the_listener_is_dropped(kind: Kind) {
+    #[cfg(target_os = "linux")]
+    if kind == Kind::Inherited {
+        // Such clients wait for whoever serves the socket next, which it outlives.
+        return;
+    }
+    for is_waiting in [true, false] {
+        let (mut listener, pipe) = kind.bind(ListenerOptions::new());
+        if is_waiting {
+            poll_once(listener.accept()).await;
+        }
+        drop(listener);
+        let error = pipe.try_connect(ClientOptions::new()).await.unwrap_err();
+        assert!(matches!(error, ConnectError::NotFound { .. }), "{error:?}");
+    }
+}
+
+/// The engine may have received the message when the listener is closed.
+async fn a_client_that_sent_and_left_before_a_shutdown_is_served(kind: Kind) {
+    #[cfg(target_os = "linux")]
+    if kind == Kind::Inherited {
+        // Whoever serves the socket next serves it.
+        return;
+    }
+    for clients in [1, 2] {
+        let (mut listener, pipe) = kind.bind(ListenerOptions::new().backlog(2));
+        poll_once(listener.accept()).await;
+        for number in 0..clients {
+            let mut client = pipe.connect().await;
+            client.send(message(number, 100)).await.unwrap();
+        }
+        // Time for the engine to notice.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let serving = serve(listener, |request: Bytes| async move { request });
+        let summary = serving.with_graceful_shutdown(async {}).await;
+        assert_eq!((summary.served, summary.aborted), (clients as u64, 0));
+        assert_eq!(summary.stats.requests, clients as u64);
+    }
+}
+
+/// Polls a future once, which is pending, and drops it.
+async fn poll_once<T>(future: impl Future<Output = T>) {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        assert!(future.as_mut().poll(cx).is_pending());
+        Poll::Ready(())
+    })
+    .await;
 }
 
 struct DropsWhenWoken(Mutex<Option<Connection>>);

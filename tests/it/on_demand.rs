@@ -44,11 +44,6 @@ async fn a_server_without_clients_ends_after_the_idle_time(kind: Kind) {
         // Whoever holds the socket may serve it next.
         return;
     }
-    #[cfg(windows)]
-    if kind == Kind::Tokio {
-        // mio closes the instances later.
-        return;
-    }
     let error = pipe.try_connect(ClientOptions::new()).await.unwrap_err();
     assert!(matches!(error, ConnectError::NotFound { .. }), "{error}");
 }
@@ -124,11 +119,6 @@ async fn a_signal_still_ends_a_server_that_waits_for_its_idle_time(kind: Kind) {
 /// Clients connect again and again while a server expires. Each is served, or finds that nobody
 /// serves the name: then the server has ended and served all that got in.
 async fn a_client_at_the_moment_of_expiry_is_served_or_finds_nobody(kind: Kind) {
-    #[cfg(windows)]
-    if kind == Kind::Tokio {
-        // Its instances take clients until they are closed, and lose them.
-        return;
-    }
     #[cfg(target_os = "linux")]
     if kind == Kind::Inherited {
         // Such clients wait for whoever serves the socket next, which it outlives.

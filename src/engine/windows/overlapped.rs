@@ -28,6 +28,7 @@ use windows_sys::Win32::Foundation::{
 use super::{
     access_list, code, creation_error, is_closed_error, rights,
     sys::{self, InstanceOptions, MessagePart, PipeEnd, SecurityDescriptor},
+    use_up_instance,
 };
 use crate::{
     access::Access,
@@ -151,20 +152,10 @@ impl Instance for OverlappedInstance {
         Poll::Ready(Ok(channel(pipe, sys::client_of, self.sizes)))
     }
 
-    /// Windows has no call that refuses further clients. Closing the instance, even after its wait
-    /// was cancelled, would lose a client that connects at that moment. So this process connects
-    /// and leaves: an instance that had a client refuses others until it is disconnected
-    /// (`the_name_is_busy_while_every_instance_has_a_client_even_a_closed_one` in
-    /// `tests/windows_facts.rs`). If several instances wait, the system chooses which one gets this
-    /// client.
     fn close(&mut self) {
         self.is_closed = true;
-        match PipeEnd::open(&self.address, rights::REQUESTED) {
-            Ok(_) => {}
-            // Every instance has a client.
-            Err(error) if code(&error) == Some(ERROR_PIPE_BUSY) => {}
-            // The access list keeps even this user out.
-            Err(_) => self.pipe.iter().for_each(PipeEnd::cancel_connect),
+        if !use_up_instance(&self.address) {
+            self.pipe.iter().for_each(PipeEnd::cancel_connect);
         }
     }
 }

@@ -24,6 +24,6 @@ pub(crate) use self::security::{current_user, is_own};
 pub(super) use self::{
     handle::cancel,
     peer::{client_of, peer_has_closed, peer_has_left_nothing, server_of, unread_bytes},
-    pipe::{InstanceOptions, MessagePart, PipeEnd, create_instance, write_error},
+    pipe::{InstanceOptions, MessagePart, PipeEnd, create_instance, open_instance, write_error},
     security::{SecurityDescriptor, create_tokio_server},
 };

@@ -12,7 +12,7 @@
 
 use std::{
     future::Future,
-    io,
+    io, mem,
     pin::Pin,
     sync::{
         Arc,
@@ -34,6 +34,7 @@ use windows_sys::Win32::Foundation::ERROR_NO_DATA;
 use super::{
     access_list, code, creation_error, is_closed_error,
     sys::{self, SecurityDescriptor},
+    use_up_instance,
 };
 use crate::{
     access::Access,
@@ -73,7 +74,7 @@ pub(crate) fn bind(
         .in_buffer_size(sizes.buffer_size)
         .out_buffer_size(sizes.buffer_size);
     Ok(Box::new(TokioEndpoint {
-        address: name.address().to_owned(),
+        address: name.address().into(),
         descriptor: access_list::descriptor(access)?,
         options,
         max_message_size: sizes.max_message_size,
@@ -83,7 +84,7 @@ pub(crate) fn bind(
 }
 
 struct TokioEndpoint {
-    address: String,
+    address: Arc<str>,
     descriptor: SecurityDescriptor,
     options: ServerOptions,
     max_message_size: usize,
@@ -102,7 +103,10 @@ impl Endpoint for TokioEndpoint {
             .map_err(|error| creation_error(error, first))?;
         self.first.store(false, Ordering::Relaxed);
         Ok(Box::new(TokioInstance {
+            address: Arc::clone(&self.address),
             connecting: Some(Box::pin(connect(server))),
+            connected: None,
+            is_closed: false,
             closing: Closing::default(),
             max_message_size: self.max_message_size,
         }))
@@ -114,8 +118,13 @@ impl Endpoint for TokioEndpoint {
 }
 
 struct TokioInstance {
+    address: Arc<str>,
     /// `None` once connected.
     connecting: Option<Pin<Box<dyn Future<Output = Connected> + Send>>>,
+    /// Connected, and not returned yet.
+    connected: Option<NamedPipeServer>,
+    is_closed: bool,
+    /// Begins only if `is_closed` keeps nobody out.
     closing: Closing,
     max_message_size: usize,
 }
@@ -134,27 +143,60 @@ async fn connect(server: NamedPipeServer) -> Connected {
 impl Instance for TokioInstance {
     fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Channel>> {
         let not_connected = || Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
-        let Some(connecting) = &mut self.connecting else {
+        if let Some(connecting) = &mut self.connecting {
+            let Poll::Ready(connected) = connecting.as_mut().poll(cx) else {
+                ready!(self.closing.poll_over(cx));
+                return not_connected();
+            };
+            self.connecting = None;
+            match connected {
+                Ok(server) => self.connected = Some(server),
+                Err((server, error)) => {
+                    self.connecting = Some(Box::pin(connect(server)));
+                    return Poll::Ready(Err(error));
+                }
+            }
+        }
+        let Some(server) = self.connected.take() else {
             return not_connected();
         };
-        let Poll::Ready(connected) = connecting.as_mut().poll(cx) else {
-            ready!(self.closing.poll_over(cx));
-            return not_connected();
-        };
-        Poll::Ready(match connected {
-            Ok(server) => {
-                self.connecting = None;
-                Ok(channel(server, self.max_message_size))
+        let mut first = None;
+        if self.is_closed && sys::peer_has_left_nothing(&server) {
+            // Usually the client that `close` made. Any other one has nothing to be served, unless
+            // mio has read its only message.
+            match poll_read(&server, cx) {
+                Poll::Pending => {
+                    self.connected = Some(server);
+                    return Poll::Pending;
+                }
+                Poll::Ready(Ok(message)) if !message.is_empty() => first = Some(message),
+                Poll::Ready(_) => return not_connected(),
             }
-            Err((server, error)) => {
-                self.connecting = Some(Box::pin(connect(server)));
-                Err(error)
-            }
-        })
+        }
+        Poll::Ready(Ok(channel(server, first, self.max_message_size)))
     }
 
+    /// Until mio reports its operations, it keeps an instance that is dropped. So an instance must
+    /// not be dropped while clients can still connect to it.
     fn close(&mut self) {
-        self.closing.begin();
+        self.is_closed = true;
+        if !use_up_instance(&self.address) {
+            self.closing.begin();
+        }
+    }
+}
+
+/// Ready with what mio has read: a message, the start of one that is too long, or nothing if the
+/// message is empty or the other side has closed.
+fn poll_read(server: &NamedPipeServer, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+    let mut buffer = [0; READ_SIZE];
+    loop {
+        ready!(server.poll_read_ready(cx))?;
+        match server.try_read(&mut buffer) {
+            Ok(length) => return Poll::Ready(Ok(Bytes::copy_from_slice(&buffer[..length]))),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Poll::Ready(Err(error)),
+        }
     }
 }
 
@@ -193,7 +235,8 @@ impl Closing {
     }
 }
 
-fn channel(server: NamedPipeServer, max_message_size: usize) -> Channel {
+/// A channel of which the `first` message may have been read before.
+fn channel(server: NamedPipeServer, first: Option<Bytes>, max_message_size: usize) -> Channel {
     let link = Arc::new(TokioLink {
         server,
         write_abandoned: AtomicBool::new(false),
@@ -201,6 +244,7 @@ fn channel(server: NamedPipeServer, max_message_size: usize) -> Channel {
     Channel {
         receiver: Box::new(TokioReceiver {
             link: Arc::clone(&link),
+            first,
             max_message_size,
             closing: Closing::default(),
             left: None,
@@ -235,16 +279,6 @@ impl TokioLink {
         debug_assert!(forgotten.is_err());
         written
     }
-
-    /// The most bytes that the other side has sent and nobody has received: those in the pipe, and
-    /// one message that mio may have read. It reads the next one only when that is taken.
-    ///
-    /// After `close` no more is received: a client that always has another message in the pipe
-    /// would keep the connection open for ever. If mio has read nothing, this takes some messages
-    /// that were sent later, which are answered as the others are.
-    fn unread_bytes(&self) -> usize {
-        sys::unread_bytes(&self.server).saturating_add(READ_SIZE)
-    }
 }
 
 impl Link for TokioLink {
@@ -270,10 +304,43 @@ impl Drop for TokioLink {
 
 struct TokioReceiver {
     link: Arc<TokioLink>,
+    first: Option<Bytes>,
     max_message_size: usize,
     closing: Closing,
-    /// The bytes that may still be received after `close`, once they are known.
-    left: Option<usize>,
+    /// Known once this is polled after `close`.
+    left: Option<Left>,
+}
+
+/// What the other side had sent when receiving was closed, and nobody has received.
+///
+/// No more is received: a client that always has another message in the pipe would keep the
+/// connection open for ever.
+struct Left {
+    /// Whether mio may have read a message. It reads the next one only when that is taken. If it
+    /// has read nothing, a message that is sent later takes the place, and is answered as the
+    /// others are.
+    one: bool,
+    /// The bytes in the pipe.
+    bytes: usize,
+}
+
+impl Left {
+    fn in_pipe(server: &NamedPipeServer) -> Self {
+        Self {
+            one: true,
+            bytes: sys::unread_bytes(server),
+        }
+    }
+
+    fn is_nothing(&self) -> bool {
+        !self.one && self.bytes == 0
+    }
+
+    fn take(&mut self, length: usize) {
+        if !mem::take(&mut self.one) {
+            self.bytes = self.bytes.saturating_sub(length);
+        }
+    }
 }
 
 impl Receive for TokioReceiver {
@@ -287,46 +354,42 @@ impl Receive for TokioReceiver {
 
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
         if self.closing.has_begun {
-            let left = self.left.get_or_insert_with(|| self.link.unread_bytes());
-            if *left == 0 {
+            let left = || Left::in_pipe(&self.link.server);
+            if self.left.get_or_insert_with(left).is_nothing() {
                 return Poll::Ready(Ok(Received::End));
             }
         }
-        let mut buffer = [0; READ_SIZE];
-        loop {
-            let Poll::Ready(is_ready) = self.link.server.poll_read_ready(cx) else {
-                ready!(self.closing.poll_over(cx));
-                return Poll::Ready(Ok(Received::End));
-            };
-            is_ready.map_err(RecvError::Io)?;
-            let length = match self.link.server.try_read(&mut buffer) {
-                Ok(length) => length,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                Err(error) => {
-                    return Poll::Ready(if is_closed_error(&error) {
-                        Ok(Received::Closed)
-                    } else {
-                        Err(RecvError::Io(error))
-                    });
-                }
-            };
-            return Poll::Ready(if length == 0 {
+        let read = match self.first.take() {
+            Some(message) => Poll::Ready(Ok(message)),
+            None => poll_read(&self.link.server, cx),
+        };
+        let Poll::Ready(read) = read else {
+            ready!(self.closing.poll_over(cx));
+            return Poll::Ready(Ok(Received::End));
+        };
+        Poll::Ready(match read {
+            Ok(message) if message.is_empty() => {
                 // An empty message, or the other side has closed: Tokio reports both alike.
-                Ok(if sys::peer_has_closed(&self.link.server) {
-                    Received::Closed
-                } else {
-                    Received::End
+                Ok(match sys::peer_has_closed(&self.link.server) {
+                    true => Received::Closed,
+                    false => Received::End,
                 })
-            } else if length > self.max_message_size.min(MAX_MESSAGE_SIZE) {
+            }
+            Ok(message) if message.len() > self.max_message_size.min(MAX_MESSAGE_SIZE) => {
                 Err(RecvError::TooLong {
                     limit: self.max_message_size,
                 })
-            } else {
+            }
+            Ok(message) => {
                 self.closing.restart();
-                self.left = self.left.map(|left| left.saturating_sub(length));
-                Ok(Received::Message(Bytes::copy_from_slice(&buffer[..length])))
-            });
-        }
+                self.left
+                    .iter_mut()
+                    .for_each(|left| left.take(message.len()));
+                Ok(Received::Message(message))
+            }
+            Err(error) if is_closed_error(&error) => Ok(Received::Closed),
+            Err(error) => Err(RecvError::Io(error)),
+        })
     }
 }
 

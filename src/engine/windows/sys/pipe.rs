@@ -119,29 +119,10 @@ impl PipeEnd {
         Ok(end)
     }
 
-    /// Opens a client's end (`CreateFileW`) in message read mode. The server can identify this user
-    /// but not impersonate it. It takes this user's token from each message (dynamic tracking),
-    /// because one taken at the open may be lost: see
-    /// `a_client_with_static_tracking_that_opens_before_connect_may_never_be_identified` in
-    /// `tests/windows_facts.rs`. `server_of` requires an end opened with `READ_CONTROL` among its
-    /// `rights`.
+    /// Opens a client's end in message read mode. `server_of` requires one opened with
+    /// `READ_CONTROL` among its `rights`.
     pub(crate) fn open(address: &str, rights: u32) -> io::Result<Self> {
-        let address = wide(address);
-        // SAFETY: `address` ends in NUL and outlives the call, which returns a new handle.
-        let handle = unsafe {
-            Handle::owned(CreateFileW(
-                address.as_ptr(),
-                rights,
-                0,
-                ptr::null(),
-                OPEN_EXISTING,
-                FILE_FLAG_OVERLAPPED
-                    | SECURITY_SQOS_PRESENT
-                    | SECURITY_IDENTIFICATION
-                    | SECURITY_CONTEXT_TRACKING,
-                ptr::null_mut(),
-            ))?
-        };
+        let handle = open_instance(address, rights)?;
         let mode = PIPE_READMODE_MESSAGE;
         // SAFETY: the handle is open, and `mode` outlives the call.
         let done = unsafe {
@@ -358,6 +339,29 @@ pub(crate) fn create_instance(
             options.buffer_size,
             0,
             &attributes,
+        ))
+    }
+}
+
+/// Opens a client's end (`CreateFileW`). The server can identify this user but not impersonate it.
+/// It takes this user's token from each message (dynamic tracking), because one taken at the open
+/// may be lost: see `a_client_with_static_tracking_that_opens_before_connect_may_never_be_identified`
+/// in `tests/windows_facts.rs`.
+pub(crate) fn open_instance(address: &str, rights: u32) -> io::Result<Handle> {
+    let address = wide(address);
+    // SAFETY: `address` ends in NUL and outlives the call, which returns a new handle.
+    unsafe {
+        Handle::owned(CreateFileW(
+            address.as_ptr(),
+            rights,
+            0,
+            ptr::null(),
+            OPEN_EXISTING,
+            FILE_FLAG_OVERLAPPED
+                | SECURITY_SQOS_PRESENT
+                | SECURITY_IDENTIFICATION
+                | SECURITY_CONTEXT_TRACKING,
+            ptr::null_mut(),
         ))
     }
 }
