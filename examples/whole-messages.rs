@@ -51,10 +51,16 @@ struct Server {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let servers = servers()?;
     if !cfg!(windows) {
         println!("Tokio's named pipes exist only on Windows: this run shows only this library.\n");
     }
+    print(&compare().await?);
+    Ok(())
+}
+
+/// Returns a row for each conversation, with what each server received, below the servers' titles.
+async fn compare() -> Result<Vec<Vec<String>>, Box<dyn Error>> {
+    let servers = servers()?;
     let mut table = vec![vec!["sent".to_owned()]];
     table[0].extend(servers.iter().map(|server| server.title.to_owned()));
     for lengths in CONVERSATIONS {
@@ -64,8 +70,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         }
         table.push(row);
     }
-    print(&table);
-    Ok(())
+    Ok(table)
 }
 
 #[cfg(target_os = "linux")]
@@ -224,5 +229,30 @@ fn print(table: &[Vec<String>]) {
             .map(|(cell, &width)| format!("{cell:width$}"))
             .collect();
         println!("{}", line.join("  ").trim_end());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn this_library_receives_messages_whole_or_refuses_them() {
+        let table = compare().await.unwrap();
+        let (titles, rows) = table.split_first().unwrap();
+        assert_eq!(rows.len(), CONVERSATIONS.len());
+        let mut whole = 0;
+        for row in rows {
+            for (title, cell) in titles.iter().zip(row).skip(1) {
+                match (title.as_str(), cell.as_str()) {
+                    ("plain loop", _) => {}
+                    (_, "whole") => whole += 1,
+                    // The limits of Tokio's own I/O, and of Linux.
+                    ("tokio", cell) => assert!(cell.ends_with("refused"), "{row:?}"),
+                    (_, cell) => assert!(cell.ends_with("not for every Linux"), "{row:?}"),
+                }
+            }
+        }
+        assert!(whole >= 11, "{table:?}");
     }
 }
