@@ -33,7 +33,7 @@ type Said = (u64, Bytes);
 
 async fn chat(
     mut connection: Connection,
-    mut shutdown: Shutdown,
+    shutdown: Shutdown,
     room: Arc<broadcast::Sender<Said>>,
 ) -> Result<(), BoxError> {
     let mut others = room.subscribe();
@@ -43,19 +43,20 @@ async fn chat(
             // `recv` is cancel safe: a partly received message is completed by the next call.
             said = connection.recv() => match said? {
                 Some(text) => _ = room.send((connection.id(), text)),
-                None => return Ok(()),
+                // The client has left, or the server is shutting down.
+                None => break,
             },
             said = others.recv() => match said {
                 Ok((speaker, text)) if speaker != connection.id() => connection.send(text).await?,
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => return Ok(()),
             },
-            () = &mut shutdown => {
-                connection.send("the server is shutting down").await?;
-                return Ok(());
-            }
         }
     }
+    if shutdown.is_shutdown() {
+        connection.send("the server is shutting down").await?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

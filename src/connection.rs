@@ -1,6 +1,6 @@
 //! A client's two-way message channel.
 
-use std::{fmt, io, sync::Arc, time::Duration};
+use std::{fmt, future::Future, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tracing::Span;
@@ -61,7 +61,9 @@ impl Connection {
     }
 
     /// Receives the next message, whole and alone. Returns `None` once the other side has closed,
-    /// or has ended the conversation with an empty message.
+    /// or has ended the conversation with an empty message. In
+    /// [`serve_connections`](crate::serve_connections()) also once the server shuts down, after the
+    /// messages that were sent before.
     ///
     /// # Errors
     ///
@@ -126,6 +128,8 @@ impl Connection {
     /// in the pipe when it is next called, and leaves later ones unread. Call
     /// [`finish`](Self::finish) last: it tells a client that requests without a reply were not
     /// taken.
+    ///
+    /// [`serve_connections`](crate::serve_connections()) calls this at a shutdown.
     pub fn close_recv(&mut self) {
         self.receiver.close();
     }
@@ -179,6 +183,14 @@ impl Connection {
     pub(crate) fn set_timeouts(&mut self, idle: Option<Duration>, write: Option<Duration>) {
         self.receiver.set_idle_timeout(idle);
         self.sender.set_write_timeout(write);
+    }
+
+    /// Same as [`RecvHalf::close_at`].
+    pub(crate) fn close_recv_at(
+        &mut self,
+        shutdown: impl Future<Output = ()> + Send + Sync + 'static,
+    ) {
+        self.receiver.close_at(shutdown);
     }
 
     /// Same as [`RecvHalf::receive_first`].

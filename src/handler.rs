@@ -99,6 +99,9 @@ mod typed;
 pub trait Handler<T = Request, S = ()>: Send + Sync + 'static {
     /// Answers one request.
     ///
+    /// To call a function, write `Handler::call(&function, request)`: the compiler warns about
+    /// `function.call(request)`, because functions have an unstable method of that name.
+    ///
     /// # Errors
     ///
     /// An error ends the conversation and is logged with the connection's id.

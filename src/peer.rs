@@ -120,6 +120,31 @@ pub(crate) mod socket {
 ///
 /// Parsed from a number such as `1000` on Linux, and from a SID such as `S-1-5-19` on Windows. Its
 /// `Display` writes the same form.
+///
+/// The user of this process is that of [`Peer::current`]. The system is the user `0` on Linux and
+/// `S-1-5-18` on Windows, where an administrator has a SID of their own.
+///
+/// # Examples
+///
+/// Serves this user and those of a configuration file:
+///
+/// ```
+/// use pipe_server::{BoxError, Bytes, Peer, PipeListener, UserId, serve};
+///
+/// async fn run(listener: PipeListener, configured: &str) -> Result<(), BoxError> {
+///     let mut users: Vec<UserId> = vec![Peer::current()?.user().clone()];
+///     for user in configured.lines() {
+///         users.push(user.parse()?);
+///     }
+///     serve(listener, |request: Bytes| async move { request })
+///         .authorize(move |peer| {
+///             let is_served = users.contains(peer.user());
+///             async move { is_served }
+///         })
+///         .await;
+///     Ok(())
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum UserId {

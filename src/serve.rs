@@ -108,6 +108,8 @@ pub fn serve<H: Handler<T, S>, T, S>(listener: PipeListener, handler: H) -> Serv
 ///
 /// If its handler takes a [`State`](crate::State), give it one first, with
 /// [`with_state`](Self::with_state). `S` is the type of a state that is still to be given.
+///
+/// A function that builds a server returns a [`ServeFuture`], which has no type parameters.
 #[must_use = "a server does nothing unless it is awaited"]
 pub struct Serve<H, T, S = ()> {
     listener: PipeListener,
@@ -209,8 +211,8 @@ impl<H, T, S> Serve<H, T, S> {
         self
     }
 
-    /// Sets the number of requests of one client that the handler may process at once; 0 is taken as
-    /// 1. Default: [`defaults::CONCURRENCY`], 1.
+    /// Sets the number of requests of one client that the handler may process at once; 0 counts as
+    /// one. Default: [`defaults::CONCURRENCY`], 1.
     ///
     /// Use this for clients that pipeline: with 10, ten requests that each wait 50 ms take 50 ms
     /// together instead of 500 ms. The handler's futures run in the connection's task, so they

@@ -2,8 +2,9 @@
 
 use std::{
     fmt,
-    future::poll_fn,
+    future::{Future, poll_fn},
     io,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
@@ -32,10 +33,14 @@ pub struct RecvHalf {
     first: Option<Bytes>,
     /// Runs while nothing arrives.
     idle_timeout: Timer,
+    /// Completes when receiving is to be closed, if the server shuts down.
+    shutdown: Option<ShutdownSignal>,
     /// The span of the connection. `None` once the peer is recorded in it.
     span_without_peer: Option<Span>,
     shared: Arc<Shared>,
 }
+
+type ShutdownSignal = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
 /// The sending half of a connection, from [`Connection::into_split`]. The connection closes when
 /// both halves are dropped. [`RecvHalf::reunite`] makes one connection of them again.
@@ -99,6 +104,7 @@ pub(super) fn split(
         ended: None,
         first: None,
         idle_timeout: Timer::new(None),
+        shutdown: None,
         span_without_peer: None,
         shared: Arc::clone(&shared),
     };
@@ -127,6 +133,7 @@ impl RecvHalf {
 
     /// Same as [`Connection::close_recv`].
     pub fn close(&mut self) {
+        self.shutdown = None;
         self.receiver.close();
     }
 
@@ -165,6 +172,11 @@ impl RecvHalf {
     /// Sets how long `recv` waits for the next message.
     pub(crate) fn set_idle_timeout(&mut self, time: Option<Duration>) {
         self.idle_timeout = Timer::new(time);
+    }
+
+    /// Closes the receiving side once `shutdown` completes.
+    pub(crate) fn close_at(&mut self, shutdown: impl Future<Output = ()> + Send + Sync + 'static) {
+        self.shutdown = Some(Box::pin(shutdown));
     }
 
     /// Receives a message and keeps it for the next `recv`. Returns whether there was one.
@@ -235,6 +247,12 @@ impl RecvHalf {
         }
         if self.ended.is_some() {
             return Poll::Ready(Ok(None));
+        }
+        // First: a client that always has another message can't delay a shutdown.
+        if let Some(shutdown) = &mut self.shutdown {
+            if shutdown.as_mut().poll(cx).is_ready() {
+                self.close();
+            }
         }
         let received = ready!(self.poll_in_time(cx));
         Poll::Ready(match received {

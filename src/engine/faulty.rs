@@ -150,7 +150,8 @@ impl Faults {
         self.lock().send = Some(number);
     }
 
-    /// Ends all faults. Connections that have failed stay failed.
+    /// Ends all faults. Connections that have failed stay failed, so the next call on one of them
+    /// fails, also of a [`SharedClient`](crate::SharedClient).
     pub fn stop(&self) {
         let mut schedule = self.lock();
         schedule.random = false;

@@ -88,7 +88,8 @@ pub(crate) fn client_sizes(max_message_size: Option<usize>) -> Result<Sizes, Out
 }
 
 impl Peer {
-    /// This process and its user: a client of itself, for a [`Request`](crate::Request) in a test.
+    /// Returns this process and its user, to compare clients with, or for a
+    /// [`Request`](crate::Request) in a test.
     ///
     /// # Errors
     ///

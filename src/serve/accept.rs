@@ -45,6 +45,29 @@ pub struct Summary {
 
 /// A running server, from [`Serve`](crate::Serve) or
 /// [`ServeConnections`](crate::ServeConnections). Dropping it aborts every connection.
+///
+/// # Examples
+///
+/// A function that builds a server, to run it in `main` and in tests:
+///
+/// ```
+/// use pipe_server::{Bytes, Client, PipeListener, ServeFuture, serve};
+///
+/// fn echo(listener: PipeListener) -> ServeFuture {
+///     serve(listener, |request: Bytes| async move { request }).into_future()
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let name = format!("serve-future-example-{}", std::process::id());
+/// let listener = PipeListener::bind(&name)?;
+/// let stats = listener.stats();
+/// tokio::spawn(echo(listener));
+///
+/// Client::connect(&name).await?.call("hello").await?;
+/// assert_eq!(stats.snapshot().requests, 1);
+/// # Ok(()) }
+/// ```
 #[must_use = "futures do nothing unless they are awaited"]
 pub struct ServeFuture(Pin<Box<dyn Future<Output = Summary> + Send>>);
 

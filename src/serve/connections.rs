@@ -34,9 +34,10 @@ const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(30);
 /// shutdown. Use it for tasks that need the whole connection: to push messages, to receive without
 /// replying, or to speak another protocol. The connection is closed when `handler` drops it.
 ///
-/// Wait for the [`Shutdown`] wherever the code waits. Code that only waits for a
-/// message delays a shutdown by the whole [`drain_timeout`](ServeConnections::drain_timeout), and
-/// its connection counts as aborted.
+/// A shutdown ends receiving, as [`close_recv`](Connection::close_recv) does: `recv` returns the
+/// messages that were sent before, and then `None`. Code that waits for anything else must wait for
+/// the [`Shutdown`] as well. Otherwise it delays a shutdown by the whole
+/// [`drain_timeout`](ServeConnections::drain_timeout), and its connection counts as aborted.
 ///
 /// An error or a panic is logged with the connection's id. A panic closes only its own connection.
 /// If the connection itself has failed and its task returns that [`RecvError`](crate::RecvError) or
@@ -117,9 +118,9 @@ impl<F> ServeConnections<F> {
         self.listener.stats()
     }
 
-    /// Shuts down gracefully when `signal` completes: stops accepting, releases the name, and
-    /// notifies the task of each connection through [`Shutdown`]. Connections that are still open
-    /// after the drain timeout are aborted.
+    /// Shuts down gracefully when `signal` completes: stops accepting, releases the name, ends
+    /// receiving on each connection after the messages that were sent before, and notifies its task
+    /// through [`Shutdown`]. Connections that are still open after the drain timeout are aborted.
     ///
     /// The other side can still read messages that were sent before the server shut down.
     pub fn with_graceful_shutdown(
@@ -166,7 +167,7 @@ impl<F> ServeConnections<F> {
     }
 
     /// Same as [`Serve::authorize`](crate::Serve::authorize), before the connection's
-    /// task starts. `authorize` has no time limit here.
+    /// task starts. It has no time limit here: use [`tokio::time::timeout`] if it may wait.
     pub fn authorize<A, Deciding>(mut self, authorize: A) -> Self
     where
         A: Fn(Peer) -> Deciding + Send + Sync + 'static,
@@ -257,6 +258,7 @@ where
         shutdown,
     } = client;
     connection.set_timeouts(timeouts.idle, timeouts.write);
+    connection.close_recv_at(shutdown.wait());
     let identity = Arc::clone(connection.identity());
     // Pinned in place: a future moved from a variable would take its space twice.
     let mut running =

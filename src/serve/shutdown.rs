@@ -12,29 +12,25 @@ use tokio::sync::watch;
 /// A future that completes once the server shuts down or is dropped.
 ///
 /// The connection's task then has the [`drain_timeout`](crate::ServeConnections::drain_timeout) to
-/// finish. After completion the future
-/// may be polled again and is ready at once.
+/// finish. Only tasks that wait for something other than a message need this, because
+/// [`recv`](crate::Connection::recv) ends at the shutdown by itself. After completion the future may
+/// be polled again and is ready at once.
 ///
 /// # Examples
 ///
 /// ```
-/// use pipe_server::{Connection, RecvError, Shutdown};
+/// use std::time::Duration;
 ///
-/// async fn receive(mut connection: Connection, mut shutdown: Shutdown) -> Result<(), RecvError> {
+/// use pipe_server::{Connection, SendError, Shutdown};
+///
+/// async fn tick(mut connection: Connection, mut shutdown: Shutdown) -> Result<(), SendError> {
+///     let mut ticks = tokio::time::interval(Duration::from_secs(1));
 ///     loop {
-///         let message = tokio::select! {
-///             message = connection.recv() => message?,
-///             () = &mut shutdown => break,
-///         };
-///         let Some(message) = message else { return Ok(()) };
-///         println!("{} bytes", message.len());
+///         tokio::select! {
+///             _ = ticks.tick() => connection.send("tick").await?,
+///             () = &mut shutdown => return connection.send("the server is shutting down").await,
+///         }
 ///     }
-///     // What was sent before the shutdown.
-///     connection.close_recv();
-///     while let Some(message) = connection.recv().await? {
-///         println!("{} bytes", message.len());
-///     }
-///     Ok(())
 /// }
 /// ```
 #[must_use = "futures do nothing unless they are awaited"]

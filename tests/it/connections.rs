@@ -21,6 +21,8 @@ on_every_engine! {
     a_server_tells_its_name,
     a_client_that_reads_and_sends_in_time_is_not_given_up,
     a_shutdown_waits_for_a_client_that_does_not_read_only_for_the_write_timeout,
+    a_shutdown_ends_receiving_after_what_was_sent_before,
+    a_shutdown_ends_receiving_from_halves_and_from_a_client_that_never_pauses,
     a_client_that_is_not_authorized_starts_no_task,
     the_connections_of_one_user_are_bounded,
     what_the_client_caused_is_logged_as_in_serve,
@@ -149,6 +151,51 @@ async fn a_shutdown_waits_for_a_client_that_does_not_read_only_for_the_write_tim
     client.recv().await.unwrap();
     let summary = server.stop().await;
     assert_eq!((summary.served, summary.aborted), (1, 0));
+}
+
+async fn a_shutdown_ends_receiving_after_what_was_sent_before(kind: Kind) {
+    let (server, stats, pipe) = start(kind, echo, |serving| serving.drain_timeout(None));
+    let (mut sender, mut idle) = (pipe.connect().await, pipe.connect().await);
+    assert_eq!(idle.call("hello").await.unwrap(), "hello");
+    for number in 0..3 {
+        sender.send(format!("request {number}")).await.unwrap();
+    }
+    while stats.snapshot().accepted < 2 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    let summary = server.stop().await;
+    assert_eq!((summary.served, summary.aborted), (2, 0));
+    for number in 0..3 {
+        let reply = sender.recv().await.unwrap().unwrap();
+        assert_eq!(reply, format!("request {number}"));
+    }
+    assert!(sender.recv().await.unwrap().is_none());
+    assert!(idle.recv().await.unwrap().is_none());
+}
+
+async fn a_shutdown_ends_receiving_from_halves_and_from_a_client_that_never_pauses(kind: Kind) {
+    let discard = async |connection: Connection, _: Shutdown| -> Result<(), BoxError> {
+        let (mut receiver, mut sender) = connection.into_split();
+        sender.send("ready").await?;
+        while receiver.recv().await?.is_some() {}
+        Ok(())
+    };
+    let (server, _, pipe) = start(kind, discard, |serving| serving.drain_timeout(None));
+    let mut client = pipe.connect().await;
+    client.send("hello").await.unwrap();
+    assert_eq!(client.recv().await.unwrap().unwrap(), "ready");
+    let sending = tokio::spawn(async move {
+        // Not forever: a paused clock stands still while the client sends.
+        for _ in 0..100_000 {
+            if client.send(vec![0; 1000]).await.is_err() {
+                break;
+            }
+        }
+        _ = client.recv().await;
+    });
+    let summary = server.stop().await;
+    assert_eq!((summary.served, summary.aborted), (1, 0));
+    sending.await.unwrap();
 }
 
 async fn a_client_that_is_not_authorized_starts_no_task(kind: Kind) {

@@ -418,36 +418,20 @@ fn serve_requests(
 
 fn serve_whole_connections(listener: PipeListener, seen: &Arc<Seen>) -> Server {
     let seen = Arc::clone(seen);
-    let serving = serve_connections(listener, move |connection, shutdown| {
+    let serving = serve_connections(listener, move |connection, _: Shutdown| {
         let seen = Arc::clone(&seen);
         seen.connections.fetch_add(1, Ordering::Relaxed);
-        echo(connection, shutdown, seen)
+        echo(connection, seen)
     });
     Server::run(|signal| serving.with_graceful_shutdown(signal).into_future())
 }
 
-async fn echo(
-    mut connection: Connection,
-    mut shutdown: Shutdown,
-    seen: Arc<Seen>,
-) -> Result<(), BoxError> {
-    let mut is_closed = false;
-    loop {
-        let request = tokio::select! {
-            biased;
-            request = connection.recv() => request?,
-            () = &mut shutdown, if !is_closed => {
-                connection.close_recv();
-                is_closed = true;
-                continue;
-            }
-        };
-        let Some(request) = request else {
-            return Ok(());
-        };
+async fn echo(mut connection: Connection, seen: Arc<Seen>) -> Result<(), BoxError> {
+    while let Some(request) = connection.recv().await? {
         seen.take_in(&request).await;
         connection.send(request).await?;
     }
+    Ok(())
 }
 
 /// A program that connects some times, one after the other.
