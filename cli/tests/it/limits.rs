@@ -177,6 +177,17 @@ async fn a_log_that_reached_the_limit_of_its_size_loses_lines_and_counts_them() 
     drop(server);
 }
 
+#[test]
+fn the_default_of_the_buffered_bytes_heeds_each_limit_of_the_memory() {
+    for limit in ["--as=800000000", "--data=800000000"] {
+        let name = unique_name();
+        let mut command = limited(limit, env!("CARGO_BIN_EXE_pipe-server"));
+        let server = Server::spawn(command.args(["--pipe-name", &name.text]));
+        let line = server.log().up_to("listening").concat();
+        assert!(line.contains("bytes=200000000"), "{limit}: {line}");
+    }
+}
+
 /// The server catches SIGXFSZ, and does not ignore it.
 #[tokio::test]
 async fn a_command_starts_with_the_default_for_the_limit_of_files() {
