@@ -316,3 +316,21 @@ mod unix {
         io::Error::new(io::ErrorKind::PermissionDenied, problem)
     }
 }
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// Somebody may put it there after the last file was renamed.
+    #[test]
+    fn the_next_file_is_never_opened_through_a_link() {
+        let directory = tempfile::tempdir().unwrap();
+        let [victim, next] = ["victim", "next"].map(|name| directory.path().join(name));
+        let last = File::create(&victim).unwrap();
+        symlink(&victim, &next).unwrap();
+        let error = open_next(&next, &last, Content::Log).unwrap_err();
+        assert_eq!(error.to_string(), "it is a link");
+    }
+}
