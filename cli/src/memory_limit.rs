@@ -8,14 +8,15 @@ use rustix::process::{Resource, getrlimit};
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Returns how much memory this process may have, in bytes: the smallest limit of its address space
-/// (`RLIMIT_AS`) and of the control groups that it is in. `None` if there is no limit.
+/// (`RLIMIT_AS`), of its data (`RLIMIT_DATA`) and of the control groups that it is in. `None` if
+/// there is no limit.
 #[must_use]
 pub fn get() -> Option<u64> {
-    let address_space = getrlimit(Resource::As).current;
+    let own = [Resource::As, Resource::Data].map(|resource| getrlimit(resource).current);
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let group = groups.lines().find_map(|line| line.strip_prefix("0::/"));
     let group = group.and_then(|group| smallest(&Path::new(CGROUPS).join(group)));
-    address_space.into_iter().chain(group).min()
+    own.into_iter().flatten().chain(group).min()
 }
 
 /// Returns the smallest limit of the control group in `directory` and of the groups above it.

@@ -11,7 +11,10 @@ use std::{
 };
 
 use pipe_server::PipeListener;
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::{
+    fs::{CWD, Mode, mkfifoat},
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+};
 use support::{DEADLINE, UniqueName, in_time, unique_name};
 
 use crate::program::Server;
@@ -224,6 +227,18 @@ fn a_history_is_kept_if_asked_and_only_for_this_user() {
     terminal.press(UP);
     terminal.press("\r");
     terminal.wait_for("\"text\":\"remember\"");
+}
+
+/// Opening it would wait for a reader, before the first prompt.
+#[test]
+fn a_history_that_is_no_file_is_refused() {
+    let name = unique_name();
+    let _server = Server::start(&name, &["--echo"]);
+    let fifo = Path::new(&name.text).with_file_name("history");
+    mkfifoat(CWD, &fifo, Mode::RUSR | Mode::WUSR).unwrap();
+    let mut terminal = Terminal::start(&name, &["--history", fifo.to_str().unwrap()]);
+    terminal.wait_for("as --history");
+    assert_eq!(terminal.ended(), Some(1));
 }
 
 /// `--interactive` in a script: the lines of stdin, and nothing but replies on stdout.

@@ -67,6 +67,41 @@ fn a_program_that_can_not_start_its_threads_says_so_in_one_line() {
     }
 }
 
+/// jemalloc would ask for the threads that it may not have again and again, and say so each time.
+#[cfg(feature = "jemalloc")]
+#[test]
+fn an_allocator_that_can_not_start_its_thread_does_without() {
+    if !can_run_as_nobody() {
+        return;
+    }
+    let mut started = 0;
+    for threads in 2..=8 {
+        let user = 400_000 + process::id();
+        let directory = tempfile::tempdir().unwrap();
+        std::os::unix::fs::chown(directory.path(), Some(user), Some(user)).unwrap();
+        let mut command = limited(
+            &format!("--nproc={threads}"),
+            env!("CARGO_BIN_EXE_pipe-server"),
+        );
+        command
+            .arg("--pipe-name")
+            .arg(directory.path().join("pipe"))
+            .env("TOKIO_WORKER_THREADS", "2")
+            .uid(user)
+            .gid(user);
+        let mut server = Server::spawn(&mut command);
+        if !server.first_line.is_empty() {
+            started += 1;
+            server.signal(Signal::TERM);
+        }
+        let mut stderr = server.stderr();
+        let said = ended(&mut server.child, &mut stderr).1;
+        let jemalloc = |line: &&str| line.starts_with("<jemalloc>");
+        assert!(said.lines().filter(jemalloc).count() < 8, "{threads}");
+    }
+    assert!(started > 0, "the server started with none of the limits");
+}
+
 #[test]
 fn a_client_that_can_not_start_a_thread_for_stdin_says_so() {
     if !can_run_as_nobody() {
@@ -140,6 +175,17 @@ async fn a_log_that_reached_the_limit_of_its_size_loses_lines_and_counts_them() 
     })
     .await;
     drop(server);
+}
+
+#[test]
+fn the_default_of_the_buffered_bytes_heeds_each_limit_of_the_memory() {
+    for limit in ["--as=800000000", "--data=800000000"] {
+        let name = unique_name();
+        let mut command = limited(limit, env!("CARGO_BIN_EXE_pipe-server"));
+        let server = Server::spawn(command.args(["--pipe-name", &name.text]));
+        let line = server.log().up_to("listening").concat();
+        assert!(line.contains("bytes=200000000"), "{limit}: {line}");
+    }
 }
 
 /// The server catches SIGXFSZ, and does not ignore it.

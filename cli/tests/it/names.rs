@@ -93,6 +93,36 @@ fn the_lock_file_can_be_opened_again_whatever_the_umask() {
     }
 }
 
+/// Root can open any file: this is for the other users.
+#[test]
+fn what_a_server_creates_can_be_opened_again_whatever_the_umask() {
+    if !can_run_as_nobody() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    chown(path, Some(NOBODY), None).unwrap();
+    let start = || {
+        let mut command = Command::new("sh");
+        let script =
+            r#"umask 0777; exec "$0" --pipe-name short --log-file "$1/log" --dump "$1/dump""#;
+        run(command.args(["-c", script, SERVER]));
+        command.arg(path).env("XDG_RUNTIME_DIR", path).uid(NOBODY);
+        let server = Server::spawn(&mut command);
+        let line = server.first_line.clone();
+        (server.end(Signal::TERM).0, line)
+    };
+    for _ in 0..2 {
+        let (code, line) = start();
+        assert!(line.starts_with("listening on "), "{code:?} {line}");
+        assert_eq!(code, Some(0));
+    }
+    for (file, mode) in [("pipe-server", 0o700), ("log", 0o600), ("dump", 0o600)] {
+        let found = fs::metadata(path.join(file)).unwrap().mode();
+        assert_eq!(found & 0o7777, mode, "{file}");
+    }
+}
+
 #[test]
 fn a_second_server_is_told_the_process_of_the_first() {
     let name = unique_name();
@@ -146,6 +176,33 @@ fn a_directory_of_an_unmapped_user_is_not_called_another_users() {
     let output = command.arg("--pipe-name").arg(&name).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let said = stderr(&output);
+    assert!(said.contains("does not map (shown as uid 65534)"), "{said}");
+    assert!(!said.contains("belongs to another user"), "{said}");
+}
+
+#[test]
+fn a_log_in_a_directory_of_an_unmapped_user_is_judged_as_a_socket_is() {
+    if !can_run_as_nobody() || !has_namespaces() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    chown(path, Some(NOBODY - 1), None).unwrap();
+    let name = unique_name();
+    let start = |mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        let mut command = in_a_namespace(SERVER);
+        command.args(["--pipe-name", &name.text, "--log-file"]);
+        Server::spawn(command.arg(path.join("log")))
+    };
+    let running = start(0o1777);
+    assert!(
+        running.first_line.starts_with("listening on "),
+        "{}",
+        running.log().wait_for("")
+    );
+    assert_eq!(running.end(Signal::TERM).0, Some(0));
+    let said = start(0o755).log().wait_for("");
     assert!(said.contains("does not map (shown as uid 65534)"), "{said}");
     assert!(!said.contains("belongs to another user"), "{said}");
 }

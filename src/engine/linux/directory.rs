@@ -80,10 +80,7 @@ fn make_directory(directory: &Path) -> io::Result<()> {
 fn make_system_directory(directory: &Path) -> io::Result<()> {
     let advice = "run the server as root, let systemd create the socket (a .socket unit) or the directory \
                   (RuntimeDirectory= and User= in the service's unit), or use a name of this user";
-    if create_directory(directory, 0o755, advice)? {
-        // The umask may have closed it.
-        fs::set_permissions(directory, fs::Permissions::from_mode(0o755))?;
-    }
+    create_directory(directory, 0o755, advice)?;
     let owner = owner_of_directory(directory)?;
     let directory = directory.display();
     match owner {
@@ -101,11 +98,12 @@ fn make_system_directory(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// Creates a directory of pipes, and returns whether it is new.
-fn create_directory(directory: &Path, mode: u32, advice: &str) -> io::Result<bool> {
+/// Creates a directory of pipes, unless it exists.
+fn create_directory(directory: &Path, mode: u32, advice: &str) -> io::Result<()> {
     match fs::DirBuilder::new().mode(mode).create(directory) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        // The umask may have closed it, also for this user.
+        Ok(()) => fs::set_permissions(directory, fs::Permissions::from_mode(mode)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => {
             let directory = directory.display();
             let problem = format!("its directory {directory} can't be created: {error}; {advice}");

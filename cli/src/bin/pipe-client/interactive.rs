@@ -3,6 +3,7 @@
 use std::{
     borrow::Cow,
     fs::OpenOptions,
+    io,
     path::Path,
     sync::{
         Arc,
@@ -175,11 +176,8 @@ impl Prompt {
 
 /// Opens a history for this user alone.
 fn open_history(path: &Path) -> Result<FileBackedHistory, Failure> {
-    let mut options = OpenOptions::new();
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let opened = options.append(true).create(true).open(path);
-    let opened = opened.map_err(|error| error.to_string()).and_then(|_| {
+    let opened = create_history(path).map_err(|error| error.to_string());
+    let opened = opened.and_then(|()| {
         FileBackedHistory::with_file(HISTORY_LINES, path.to_owned())
             .map_err(|error| error.to_string())
     });
@@ -189,6 +187,26 @@ fn open_history(path: &Path) -> Result<FileBackedHistory, Failure> {
             path.display()
         ))
     })
+}
+
+/// Creates the file unless it exists.
+fn create_history(path: &Path) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    #[cfg(unix)]
+    {
+        use std::{
+            fs,
+            os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _},
+        };
+
+        if fs::metadata(path).is_ok_and(|file| file.file_type().is_fifo()) {
+            let problem = "it is a FIFO, and could block";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
+        }
+        options.mode(0o600);
+    }
+    options.append(true).create(true).open(path)?;
+    Ok(())
 }
 
 /// Reads lines until Ctrl-D.

@@ -1,7 +1,12 @@
 //! `--forward`: requests are answered elsewhere, by another server or by the subscribers of a NATS
 //! subject.
 
-use std::fmt;
+#[cfg(unix)]
+use std::os::unix::ffi::OsStrExt as _;
+use std::{
+    ffi::{OsStr, OsString},
+    fmt,
+};
 
 use pipe_server::PipeName;
 use pipe_server_cli::{exit::Failure, values};
@@ -16,7 +21,7 @@ const PIPE: &str = "pipe:";
 /// The value of `--forward`. It is not checked while the command line is parsed, because clap's
 /// errors quote the value, which may contain a password.
 #[derive(Clone)]
-pub(crate) struct ForwardUrl(String);
+pub(crate) struct ForwardUrl(OsString);
 
 /// Where messages are forwarded to.
 #[derive(Debug)]
@@ -29,7 +34,18 @@ pub(crate) enum Destination {
 impl ForwardUrl {
     /// Whether it names a message pipe.
     pub(crate) fn is_pipe(&self) -> bool {
-        self.0.starts_with(PIPE)
+        self.pipe().is_some()
+    }
+
+    /// The name of the message pipe, if it names one.
+    fn pipe(&self) -> Option<&OsStr> {
+        // A path need not be Unicode.
+        #[cfg(unix)]
+        let name = self.0.as_bytes().strip_prefix(PIPE.as_bytes());
+        #[cfg(unix)]
+        return name.map(OsStr::from_bytes);
+        #[cfg(windows)]
+        self.0.to_str()?.strip_prefix(PIPE).map(OsStr::new)
     }
 
     /// The parts of the URL.
@@ -38,9 +54,10 @@ impl ForwardUrl {
     ///
     /// Says what is wrong with it, without quoting what may be a secret.
     pub(crate) fn destination(&self) -> Result<Destination, Failure> {
-        let destination = match self.0.strip_prefix(PIPE) {
-            Some(name) => values::parse_name(name.as_ref()).map(Destination::Pipe),
-            None => other(&self.0),
+        let destination = match (self.pipe(), self.0.to_str()) {
+            (Some(name), _) => values::parse_name(name).map(Destination::Pipe),
+            (None, Some(url)) => other(url),
+            (None, None) => Err("it is not Unicode".to_owned()),
         };
         destination.map_err(|problem| Failure::usage(format!("--forward: {problem}")))
     }
@@ -62,8 +79,8 @@ fn other(url: &str) -> Result<Destination, String> {
     .to_owned())
 }
 
-impl From<String> for ForwardUrl {
-    fn from(text: String) -> Self {
+impl From<OsString> for ForwardUrl {
+    fn from(text: OsString) -> Self {
         Self(text)
     }
 }
@@ -79,7 +96,7 @@ mod tests {
     use super::*;
 
     fn url(text: &str) -> ForwardUrl {
-        ForwardUrl::from(text.to_owned())
+        ForwardUrl::from(OsString::from(text))
     }
 
     #[test]
@@ -94,6 +111,21 @@ mod tests {
         }
         let failure = url("pipe:").destination().unwrap_err();
         assert_eq!(failure.code(), 2);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_path_of_a_pipe_need_not_be_unicode() {
+        use std::{os::unix::ffi::OsStringExt as _, path::Path};
+
+        let url = ForwardUrl::from(OsString::from_vec(b"pipe:/a/\xff".to_vec()));
+        assert!(url.is_pipe());
+        let Ok(Destination::Pipe(name)) = url.destination() else {
+            panic!("no pipe");
+        };
+        assert_eq!(name.to_path(), Path::new(OsStr::from_bytes(b"/a/\xff")));
+        let url = ForwardUrl::from(OsString::from_vec(b"nats://\xff/a".to_vec()));
+        assert_eq!(url.destination().unwrap_err().code(), 2);
     }
 
     #[test]

@@ -370,7 +370,7 @@ pub(crate) struct PipeOptions {
     ///
     /// Near the limit, clients that do not read their replies are disconnected, those that hold
     /// most first. Others are served as ever, but fewer of their requests are read ahead. On
-    /// Linux the default is a quarter of the memory that the process may have (ulimit -v, or
+    /// Linux the default is a quarter of the memory that the process may have (ulimit -v or -d, or
     /// the limit of its control groups), if that is less.
     #[arg(long, value_name = "SIZE|unlimited")]
     max_buffered_bytes: Option<SizeLimit>,

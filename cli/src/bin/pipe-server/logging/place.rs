@@ -50,9 +50,16 @@ pub(super) fn open(path: &Path, content: Content) -> io::Result<File> {
             options.mode(0o600);
         }
     }
+    #[cfg(unix)]
+    let is_new = fs::symlink_metadata(path).is_err();
     let file = open_with(&mut options, path, Links::Follow, content)?;
     #[cfg(unix)]
-    unix::check_file(path, &file, content)?;
+    {
+        unix::check_file(path, &file, content)?;
+        if is_new {
+            unix::admit_owner(&file)?;
+        }
+    }
     Ok(file)
 }
 
@@ -78,6 +85,8 @@ pub(super) fn open_next(path: &Path, last: &File, content: Content) -> io::Resul
             unix::check_file(path, &file, content)?;
             Ok(file)
         }
+        #[cfg(unix)]
+        Ok(file) => unix::admit_owner(&file).map(|()| file),
         result => result,
     }
 }
@@ -127,8 +136,11 @@ fn no_file(problem: &str) -> io::Error {
 
 #[cfg(unix)]
 mod unix {
-    use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+    use std::os::unix::fs::{
+        FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+    };
 
+    use pipe_server::UserId;
     use rustix::{
         fs::{OFlags, fcntl_getfl, fcntl_setfl},
         io::Errno,
@@ -139,6 +151,9 @@ mod unix {
 
     const STICKY: u32 = 0o1000;
     const OTHERS_WRITE: u32 = 0o002;
+
+    /// What the owner of a file needs to open it again.
+    const OWNER: u32 = 0o600;
 
     /// The rights of all users but the owner.
     const OTHERS: u32 = 0o077;
@@ -174,6 +189,15 @@ mod unix {
         Ok(file)
     }
 
+    /// Lets this user open a new file again, whatever the umask.
+    pub(super) fn admit_owner(file: &File) -> io::Result<()> {
+        let mode = file.metadata()?.mode();
+        match mode & OWNER {
+            OWNER => Ok(()),
+            _ => file.set_permissions(fs::Permissions::from_mode(mode & 0o777 | OWNER)),
+        }
+    }
+
     fn can_block(content: Content) -> io::Error {
         no_file(&format!(
             "it is neither a regular file nor a character device, such as /dev/null, and could block: {}",
@@ -195,7 +219,8 @@ mod unix {
                 return Ok(());
             }
             if !is_trusted(&metadata) {
-                return Err(denied("it is a link of another user"));
+                let owner = other_user(&metadata);
+                return Err(denied(&format!("it is a link of {owner}")));
             }
             let target = fs::read_link(&path)?;
             path = parent_of(&path).join(target);
@@ -207,14 +232,16 @@ mod unix {
         let directory = parent_of(path);
         let metadata = fs::metadata(directory)?;
         let directory = directory.display();
-        if !is_trusted(&metadata) {
+        let shared = metadata.mode() & (OTHERS_WRITE | STICKY);
+        // In a user namespace root may be unmapped, and then so is the owner of /tmp.
+        let may_be_roots = shared == OTHERS_WRITE | STICKY && is_unmapped(&metadata);
+        if !is_trusted(&metadata) && !may_be_roots {
             return Err(denied(&format!(
-                "the directory {directory} belongs to another user (uid {}), who could exchange it: choose one of \
-                 this user or of root",
-                metadata.uid()
+                "the directory {directory} belongs to {}, who could exchange it: choose one of this user or of root",
+                other_user(&metadata)
             )));
         }
-        if metadata.mode() & (OTHERS_WRITE | STICKY) == OTHERS_WRITE {
+        if shared == OTHERS_WRITE {
             return Err(denied(&format!(
                 "everyone can replace files in the directory {directory}: choose another one, remove the permission \
                  (chmod o-w), or set the sticky bit (chmod +t)"
@@ -239,7 +266,10 @@ mod unix {
         let directory = fs::metadata(parent_of(&path))?;
         let metadata = file.metadata()?;
         match directory.mode() & OTHERS_WRITE != 0 && !is_trusted(&metadata) {
-            true => Err(denied("it belongs to another user")),
+            true => {
+                let owner = other_user(&metadata);
+                Err(denied(&format!("it belongs to {owner}")))
+            }
             false => Ok(()),
         }
     }
@@ -264,10 +294,43 @@ mod unix {
     }
 
     fn is_trusted(metadata: &fs::Metadata) -> bool {
-        metadata.uid() == 0 || metadata.uid() == geteuid().as_raw()
+        let owner = metadata.uid();
+        owner == 0 || (owner == geteuid().as_raw() && !is_unmapped(metadata))
+    }
+
+    /// Whether the owner is nobody in particular (`UserId::is_unmapped`).
+    fn is_unmapped(metadata: &fs::Metadata) -> bool {
+        UserId::Uid(metadata.uid()).is_unmapped()
+    }
+
+    /// The owner of a file that is not of this user.
+    fn other_user(metadata: &fs::Metadata) -> String {
+        let uid = metadata.uid();
+        match is_unmapped(metadata) {
+            true => format!("a user whom this user namespace does not map (shown as uid {uid})"),
+            false => format!("another user (uid {uid})"),
+        }
     }
 
     fn denied(problem: &str) -> io::Error {
         io::Error::new(io::ErrorKind::PermissionDenied, problem)
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// Somebody may put it there after the last file was renamed.
+    #[test]
+    fn the_next_file_is_never_opened_through_a_link() {
+        let directory = tempfile::tempdir().unwrap();
+        let [victim, next] = ["victim", "next"].map(|name| directory.path().join(name));
+        let last = File::create(&victim).unwrap();
+        symlink(&victim, &next).unwrap();
+        let error = open_next(&next, &last, Content::Log).unwrap_err();
+        assert_eq!(error.to_string(), "it is a link");
     }
 }
