@@ -108,8 +108,8 @@ async fn the_end_of_a_client_is_passed_on() {
             client.send(message(number, 1000)).await.unwrap();
         }
         drop(client);
-        // Nobody gets this one.
-        connection.send("reply").await.unwrap();
+        // Nobody gets this one, and it can't be sent once all of the client's messages are passed on.
+        _ = connection.send("reply").await;
         for number in 0..3 {
             let received = connection.recv().await.unwrap();
             assert_eq!(received.unwrap(), message(number, 1000));
@@ -354,6 +354,33 @@ fn a_wrong_destination_is_bad_usage() {
         assert_eq!(output.status.code(), Some(2), "{output:?}");
         assert!(stderr(&output).contains(said), "{output:?}");
     }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn messages_are_counted() {
+    use rustix::process::Signal;
+
+    in_time(async {
+        let mut front = Front::start(&[]);
+        let (mut client, mut connection) = front.connect().await;
+        client.send("request").await.unwrap();
+        connection.recv().await.unwrap();
+        for message in ["one", "two"] {
+            connection.send(message).await.unwrap();
+            client.recv().await.unwrap();
+        }
+        // Counted before the end.
+        client.finish().await.unwrap();
+        connection.recv().await.unwrap();
+        connection.finish().await.unwrap();
+        client.recv().await.unwrap();
+        front.program.signal(Signal::USR1);
+        let line = front.program.log().wait_for("figures");
+        let counted = "requests=1 replies=2 bytes_received=7 bytes_sent=6";
+        assert!(line.contains(counted), "{line}");
+    })
+    .await;
 }
 
 #[cfg(target_os = "linux")]

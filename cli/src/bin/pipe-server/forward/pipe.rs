@@ -4,8 +4,8 @@
 use std::{collections::VecDeque, pin::pin, time::Duration};
 
 use pipe_server::{
-    BoxError, Bytes, Client, ClientOptions, ConnectError, Connection, PipeName, RecvError,
-    RecvHalf, SendError, SendHalf, Shutdown,
+    BoxError, Bytes, Client, ClientOptions, ConnectError, Connection, PipeListener, PipeName,
+    RecvError, RecvHalf, SendError, SendHalf, Shutdown, Stats,
 };
 use pipe_server_cli::{
     exit::{self, chain},
@@ -40,6 +40,7 @@ pub(crate) struct PipeForward {
     /// The time limit of the server for reading a message.
     write_timeout: Option<Duration>,
     dump: Option<Dump>,
+    stats: Stats,
 }
 
 /// The reason for which a client is disconnected, for the log.
@@ -67,11 +68,11 @@ enum Ended {
 }
 
 impl PipeForward {
-    /// Forwards to the pipe `name` messages of up to `max_message_size` bytes.
+    /// Forwards the messages of the clients of `listener` to the pipe `name`.
     pub(crate) fn new(
         name: PipeName,
         options: &Options,
-        max_message_size: usize,
+        listener: &PipeListener,
         dump: Option<Dump>,
     ) -> Self {
         let limit = options.handler_timeout();
@@ -81,11 +82,12 @@ impl PipeForward {
             name,
             client: ClientOptions::new()
                 .connect_timeout(limit)
-                .max_message_size(max_message_size)
+                .max_message_size(listener.max_message_size())
                 .trust(trust),
             limit,
             write_timeout: options.limits.write_timeout.0,
             dump,
+            stats: listener.stats(),
         }
     }
 
@@ -105,6 +107,8 @@ impl PipeForward {
             early: VecDeque::new(),
         };
         let server = select! {
+            // A server that is not busy gets what was sent before the client left.
+            biased;
             server = self.client.connect(&self.name) => server,
             () = from_client.left() => {
                 debug!(address = self.address, "the client left while the server was busy");
@@ -192,6 +196,7 @@ impl PipeForward {
             match from_client.recv().await {
                 Ok(Some(message)) => {
                     dump(Sender::Client, &message);
+                    self.stats.count_request(message.len());
                     let sent = within(self.write_timeout, to_server.send(message)).await;
                     let Some(sent) = sent else {
                         return Err(self.not_read());
@@ -234,6 +239,7 @@ impl PipeForward {
                 Some(message) => {
                     // Before it is sent: the client may answer at once.
                     dump(Sender::Server, &message);
+                    let bytes = message.len() as u64;
                     if let Err(error) = to_client.send(message).await {
                         // The client's requests are still passed on until it is known to have
                         // closed. A server that can't send might not receive them.
@@ -242,6 +248,7 @@ impl PipeForward {
                         }
                         return Err(PipeForwardError::ToClient(error));
                     }
+                    self.stats.count_replies(1, bytes);
                 }
                 None if from_server.is_half_closed() => {
                     _ = to_client.finish().await;
