@@ -292,7 +292,7 @@ mod tests {
                 manager.send("WATCHDOG=1");
             }
         });
-        let lines = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let lines = String::from_utf8(lines.0.lock().clone()).unwrap();
         assert_eq!(lines.lines().count(), 1, "{lines}");
     }
 }
