@@ -32,6 +32,10 @@ impl Timer {
         Self { limit, sleep: None }
     }
 
+    pub(crate) fn limit(&self) -> Option<Duration> {
+        self.limit
+    }
+
     /// Polls an operation, and stops the timer if that is ready. Ready with the limit as an error
     /// once it has expired.
     pub(crate) fn poll_within<T>(

@@ -17,6 +17,7 @@ mod generate;
 pub mod load;
 #[cfg(target_os = "linux")]
 pub mod memory_limit;
+pub mod mutex;
 #[cfg(target_os = "linux")]
 pub mod open_files;
 pub mod process_group;

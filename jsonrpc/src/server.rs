@@ -1,6 +1,6 @@
 //! A server that runs the methods of a jsonrpsee module.
 
-use std::{fmt, future::Future, pin::Pin, sync::Arc};
+use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use jsonrpsee_core::{
     id_providers::RandomIntegerIdProvider,
@@ -11,11 +11,13 @@ use jsonrpsee_core::{
 use pipe_server::{
     BoxError, Connection, PipeListener, ServeConnections, Shutdown, serve_connections,
 };
+use tokio::sync::Semaphore;
 use tower_layer::{Identity, Layer};
 
 pub use self::service::RpcService;
 
 mod connection;
+mod receiving;
 mod respond;
 mod service;
 
@@ -95,6 +97,7 @@ struct Options {
     max_queued_messages: usize,
     max_subscriptions: u32,
     max_batch: usize,
+    method_timeout: Option<Duration>,
     id_provider: Arc<dyn IdProvider>,
 }
 
@@ -108,6 +111,7 @@ impl RpcServer {
                 max_queued_messages: defaults::MAX_QUEUED_MESSAGES,
                 max_subscriptions: defaults::MAX_SUBSCRIPTIONS,
                 max_batch: defaults::MAX_BATCH,
+                method_timeout: None,
                 id_provider: Arc::new(RandomIntegerIdProvider),
             },
             middleware: RpcServiceBuilder::new(),
@@ -116,32 +120,33 @@ impl RpcServer {
 }
 
 impl<L> RpcServer<L> {
-    /// Sets the number of requests of one client that are in progress at once. Further ones are not
-    /// received until one of them is answered. Default: [`defaults::CONCURRENCY`], 64.
-    ///
-    /// # Panics
-    ///
-    /// If `requests` is 0.
+    /// Sets the number of requests of one client that are in progress at once; 0 is taken as 1.
+    /// Further ones are not received until one of them is answered. Default:
+    /// [`defaults::CONCURRENCY`], 64.
     pub fn concurrency(mut self, requests: usize) -> Self {
-        assert!(requests > 0, "concurrency(0): use 1 or more");
-        self.options.concurrency = requests;
+        self.options.concurrency = requests.max(1);
         self
     }
 
-    /// Sets the number of replies and notifications that may wait for one client. It corresponds to
-    /// `set_message_buffer_capacity` of jsonrpsee's server. Default:
+    /// Sets the number of replies and notifications that may wait for one client; 0 is taken as 1.
+    /// Beside them, each subscription and each request in progress may hold one that waits for room.
+    /// It corresponds to `set_message_buffer_capacity` of jsonrpsee's server. Default:
     /// [`defaults::MAX_QUEUED_MESSAGES`], 128.
-    ///
-    /// # Panics
-    ///
-    /// If `messages` is 0.
     pub fn max_queued_messages(mut self, messages: usize) -> Self {
-        assert!(messages > 0, "max_queued_messages(0): use 1 or more");
-        self.options.max_queued_messages = messages;
+        self.options.max_queued_messages = messages.clamp(1, Semaphore::MAX_PERMITS);
         self
     }
 
-    /// Sets the number of subscriptions that one client may have. Further ones are answered with
+    /// Sets the time limit of a method for one request; `None`, the default, for no limit; with 0 it
+    /// may not wait for anything. When it expires, the method's future is dropped, and the request
+    /// is answered with the error -32000. A synchronous method is not interrupted, a blocking one
+    /// runs on without its reply being sent, and subscriptions have no limit.
+    pub fn method_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.options.method_timeout = time.into();
+        self
+    }
+
+    /// Sets the number of subscriptions that one client may have; 0 refuses all of them. Further ones are answered with
     /// jsonrpsee's error *Too many subscriptions on the connection*. Default:
     /// [`defaults::MAX_SUBSCRIPTIONS`], 1,024.
     pub fn max_subscriptions(mut self, subscriptions: u32) -> Self {
@@ -186,9 +191,10 @@ impl<L> RpcServer<L> {
             + Sync
             + 'static,
     {
-        let server = Arc::new(self);
+        let (server, stats) = (Arc::new(self), listener.stats());
         serve_connections(listener, move |connection, shutdown| -> Serving {
-            Box::pin(connection::run(Arc::clone(&server), connection, shutdown))
+            let (server, stats) = (Arc::clone(&server), stats.clone());
+            Box::pin(connection::run(server, stats, connection, shutdown))
         })
     }
 }

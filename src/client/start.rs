@@ -119,6 +119,8 @@ pub(crate) struct ServerStart<'a> {
 }
 
 enum State {
+    New,
+    /// Another client is starting the server.
     Waiting,
     /// Has looked whether others may start the server.
     Allowed,
@@ -139,7 +141,7 @@ impl<'a> ServerStart<'a> {
             command,
             name,
             path,
-            state: State::Waiting,
+            state: State::New,
             lock: None,
             stderr: None,
         }
@@ -151,9 +153,11 @@ impl<'a> ServerStart<'a> {
         match &self.state {
             // Because another server has the name, which may answer by now.
             State::Failed(_) if has_failed => Ok(true),
-            State::Waiting => match native::start_lock(self.name, self.path) {
-                // Another client is starting it.
-                Ok(None) => Ok(false),
+            State::New | State::Waiting => match native::start_lock(self.name, self.path) {
+                Ok(None) => {
+                    self.state = State::Waiting;
+                    Ok(false)
+                }
                 locked => {
                     // Without a lock, the exclusive name decides which of several servers remains.
                     self.lock = locked.ok().flatten();
@@ -191,11 +195,14 @@ impl<'a> ServerStart<'a> {
         Ok(())
     }
 
-    /// The error of a server that does not answer in time. `None` if this client has not started
-    /// one.
+    /// The error of a server that does not answer in time. `None` if another client is starting it.
     pub(super) fn timed_out(&self, waited: Duration) -> Option<StartError> {
         match self.state {
-            State::Waiting | State::Allowed => None,
+            State::Waiting => None,
+            State::New | State::Allowed => Some(StartError::NoTime {
+                address: self.address(),
+                command: self.command.to_string(),
+            }),
             _ => Some(StartError::TimedOut {
                 address: self.address(),
                 command: self.command.to_string(),

@@ -169,9 +169,20 @@ impl RecvHalf {
         self.ended == Some(RecvEnd::HalfClosed)
     }
 
-    /// Sets how long `recv` waits for the next message.
-    pub(crate) fn set_idle_timeout(&mut self, time: Option<Duration>) {
-        self.idle_timeout = Timer::new(time);
+    /// Returns how long [`recv`](Self::recv) waits for the next message: on a connection of
+    /// [`serve_connections`](crate::serve_connections()) its
+    /// [`idle_timeout`](crate::ServeConnections::idle_timeout) at first, else `None`.
+    #[must_use]
+    pub fn idle_timeout(&self) -> Option<Duration> {
+        self.idle_timeout.limit()
+    }
+
+    /// Sets how long [`recv`](Self::recv) waits for the next message before it fails with
+    /// [`RecvError::TimedOut`]; `None` for no limit, 0 if it may not wait. The time begins anew.
+    ///
+    /// For a protocol in which a client may wait for something, and is not idle meanwhile.
+    pub fn set_idle_timeout(&mut self, time: impl Into<Option<Duration>>) {
+        self.idle_timeout = Timer::new(time.into());
     }
 
     /// Closes the receiving side once `shutdown` completes.
@@ -210,8 +221,11 @@ impl RecvHalf {
         self.receiver.turn()
     }
 
-    /// Same as [`Link::is_hung_up`].
-    pub(crate) fn is_hung_up(&self) -> bool {
+    /// Asks the system whether the other side has closed, even if messages from it can still be
+    /// received. [`recv`](Self::recv) tells at once, so this is for code that does not receive at
+    /// the moment, or to which the other side has ended the conversation.
+    #[must_use]
+    pub fn is_hung_up(&self) -> bool {
         self.shared.link.is_hung_up()
     }
 

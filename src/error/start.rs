@@ -21,6 +21,18 @@ pub enum StartError {
         /// The system's error.
         source: io::Error,
     },
+    /// The connect timeout expired before the command could be started.
+    #[error(
+        "nobody serves {address}, and no time was left to start its server with `{command}`: allow more time \
+         (connect_timeout), or start the server yourself"
+    )]
+    #[non_exhaustive]
+    NoTime {
+        /// The pipe's address.
+        address: String,
+        /// The program and its arguments.
+        command: String,
+    },
     /// The command ended before anybody served the pipe.
     #[error(
         "nobody serves {address}: `{command}`, which was started to serve it, ended ({status}){}",
@@ -62,7 +74,7 @@ impl StartError {
         match self {
             Self::Spawn { source, .. } => source.kind(),
             Self::Ended { .. } => io::ErrorKind::NotFound,
-            Self::TimedOut { .. } => io::ErrorKind::TimedOut,
+            Self::NoTime { .. } | Self::TimedOut { .. } => io::ErrorKind::TimedOut,
         }
     }
 }

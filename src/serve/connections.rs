@@ -111,8 +111,9 @@ impl<F> ServeConnections<F> {
         self.listener.path()
     }
 
-    /// Returns a handle to the server's live statistics. The counts of requests and replies, and
-    /// the times of handlers, remain 0 because only [`serve`](crate::serve()) records them.
+    /// Returns a handle to the server's live statistics. What is a request or a reply, only the code
+    /// of a connection knows: their counts and the handler's times remain 0 unless it counts them,
+    /// with [`Stats::count_request`], [`Stats::count_replies`] and [`Stats::count_handled`].
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.listener.stats()
@@ -141,7 +142,8 @@ impl<F> ServeConnections<F> {
 
     /// Sets how long [`recv`](Connection::recv) waits for the next message before it fails with
     /// [`RecvError::TimedOut`](crate::RecvError::TimedOut); `None`, the default, for no limit,
-    /// 0 if it may not wait. A client that only receives is idle, too. After a
+    /// 0 if it may not wait. A client that only receives is idle, too, unless the code says otherwise
+    /// ([`RecvHalf::set_idle_timeout`](crate::RecvHalf::set_idle_timeout)). After a
     /// [split](Connection::into_split), this and [`write_timeout`](Self::write_timeout) apply to the
     /// halves.
     pub fn idle_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {

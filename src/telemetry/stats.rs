@@ -34,8 +34,8 @@ use crate::name::PipeName;
 /// | `pipe_server_connections_accepted_total` | counter | connections accepted |
 /// | `pipe_server_instances_connected` | gauge | instances that serve a client |
 /// | `pipe_server_instances_waiting` | gauge | instances that wait for a client |
-/// | `pipe_server_requests_total` | counter | requests received by [`serve`](crate::serve()) |
-/// | `pipe_server_replies_total` | counter | replies sent by [`serve`](crate::serve()) |
+/// | `pipe_server_requests_total` | counter | requests received |
+/// | `pipe_server_replies_total` | counter | replies sent |
 /// | `pipe_server_received_bytes_total` | counter | the bytes of the requests |
 /// | `pipe_server_sent_bytes_total` | counter | the bytes of the replies |
 /// | `pipe_server_errors_total` | counter | errors by `reason`, a word of [`Reason`] |
@@ -145,9 +145,11 @@ pub struct StatsSnapshot {
     /// Instances that wait for a client now. This is 0 at `max_instances`, where further clients
     /// find the pipe busy, and at most 1 on Linux, where the kernel queues clients.
     pub waiting: usize,
-    /// Requests received by [`serve`](crate::serve()).
+    /// Requests received by [`serve`](crate::serve()), or counted by
+    /// [`count_request`](Stats::count_request).
     pub requests: u64,
-    /// Replies sent by [`serve`](crate::serve()).
+    /// Replies sent by [`serve`](crate::serve()), or counted by
+    /// [`count_replies`](Stats::count_replies).
     pub replies: u64,
     /// The bytes of the requests.
     pub bytes_received: u64,
@@ -263,7 +265,9 @@ impl Stats {
         self.shared.metrics.accepted.increment(1);
     }
 
-    pub(crate) fn count_request(&self, bytes: usize) {
+    /// Counts a request of `bytes` bytes. For the code of
+    /// [`serve_connections`](crate::serve_connections()): [`serve`](crate::serve()) counts its own.
+    pub fn count_request(&self, bytes: usize) {
         let shard = self.shard();
         shard.requests.fetch_add(1, Relaxed);
         shard.bytes_received.fetch_add(bytes as u64, Relaxed);
@@ -274,7 +278,9 @@ impl Stats {
         }
     }
 
-    pub(crate) fn count_replies(&self, replies: u64, bytes: u64) {
+    /// Counts `replies` replies that were sent, of `bytes` bytes in total. See
+    /// [`count_request`](Self::count_request).
+    pub fn count_replies(&self, replies: u64, bytes: u64) {
         let shard = self.shard();
         shard.replies.fetch_add(replies, Relaxed);
         shard.bytes_sent.fetch_add(bytes, Relaxed);
@@ -285,7 +291,8 @@ impl Stats {
         }
     }
 
-    pub(crate) fn count_handled(&self, time: Duration) {
+    /// Counts the time that handling a request took. See [`count_request`](Self::count_request).
+    pub fn count_handled(&self, time: Duration) {
         self.shard().handler_times.record(time);
         #[cfg(feature = "metrics")]
         self.shared.metrics.handler_times.record(time);

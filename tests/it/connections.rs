@@ -18,6 +18,8 @@ on_every_engine! {
     a_client_that_does_not_read_is_given_up,
     a_client_that_sends_nothing_is_given_up,
     the_time_limits_apply_to_reunited_halves,
+    code_decides_when_its_client_is_idle,
+    code_counts_its_requests,
     a_server_tells_its_name,
     a_client_that_reads_and_sends_in_time_is_not_given_up,
     a_shutdown_waits_for_a_client_that_does_not_read_only_for_the_write_timeout,
@@ -106,6 +108,57 @@ async fn the_time_limits_apply_to_reunited_halves(kind: Kind) {
     errors(&stats, Reason::IdleTimeout, 1).await;
     assert!(client.recv().await.unwrap().is_none());
     server.stop().await;
+}
+
+/// No limit applies until the first message, and from then on the server's.
+async fn code_decides_when_its_client_is_idle(kind: Kind) {
+    let patient = |connection: Connection, _: Shutdown| async move {
+        let (mut receiver, mut sender) = connection.into_split();
+        let time = receiver.idle_timeout();
+        receiver.set_idle_timeout(None);
+        assert_eq!((time, receiver.idle_timeout()), (Some(SHORT), None));
+        while let Some(message) = receiver.recv().await? {
+            sender.send(message).await?;
+            receiver.set_idle_timeout(time);
+        }
+        Ok(())
+    };
+    let (server, stats, pipe) = start(kind, patient, |serving| serving.idle_timeout(SHORT));
+    let mut client = pipe.connect().await;
+    sleep(5 * SHORT).await;
+    assert_eq!(client.call("hello").await.unwrap(), "hello");
+    errors(&stats, Reason::IdleTimeout, 1).await;
+    server.stop().await;
+    assert_eq!(stats.snapshot().panics, 0);
+}
+
+async fn code_counts_its_requests(kind: Kind) {
+    let (listener, pipe) = kind.bind(ListenerOptions::new());
+    let stats = listener.stats();
+    let counted = stats.clone();
+    let counting = move |mut connection: Connection, _: Shutdown| {
+        let stats = counted.clone();
+        async move {
+            while let Some(message) = connection.recv().await? {
+                stats.count_request(message.len());
+                stats.count_handled(SHORT);
+                connection.send(message.slice(1..)).await?;
+                stats.count_replies(1, message.len() as u64 - 1);
+            }
+            Ok::<_, BoxError>(())
+        }
+    };
+    let serving = serve_connections(listener, counting);
+    let server = Server::run(|signal| serving.with_graceful_shutdown(signal).into_future());
+    let mut client = pipe.connect().await;
+    for _ in 0..2 {
+        client.call("hello").await.unwrap();
+    }
+    drop(client);
+    let now = server.stop().await.stats;
+    assert_eq!((now.requests, now.bytes_received), (2, 10));
+    assert_eq!((now.replies, now.bytes_sent), (2, 8));
+    assert_eq!(now.handler_time_longest, SHORT);
 }
 
 async fn a_server_tells_its_name(kind: Kind) {

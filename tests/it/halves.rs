@@ -4,6 +4,7 @@ use std::{
     future::{Future, poll_fn},
     pin::pin,
     task::Poll,
+    time::Duration,
 };
 
 use pipe_server::{
@@ -12,9 +13,11 @@ use pipe_server::{
 };
 
 use support::{Kind, Pipe, message, on_every_engine};
+use tokio::time::sleep;
 
 on_every_engine! {
     a_half_knows_its_connection,
+    a_half_says_that_the_other_side_has_closed,
     reunited_halves_go_on,
     a_message_that_was_started_before_is_sent_by_the_reunited_connection,
     a_direction_that_has_ended_stays_so_in_the_reunited_connection,
@@ -71,6 +74,27 @@ async fn a_half_knows_its_connection(kind: Kind) {
     assert_eq!((receiver.id(), sender.id()), (0, 0));
     assert_eq!(receiver.max_message_size(), 1234);
     assert_eq!(sender.max_message_size(), 1234);
+}
+
+/// Also while a message can still be received.
+async fn a_half_says_that_the_other_side_has_closed(kind: Kind) {
+    let Connected {
+        mut client,
+        connection,
+        listener: _listener,
+        pipe: _pipe,
+    } = Connected::new(kind).await;
+    let (mut receiver, _sender) = connection.into_split();
+    client.send("hello").await.unwrap();
+    assert!(!receiver.is_hung_up());
+    client.finish().await.unwrap();
+    assert!(!receiver.is_hung_up());
+    drop(client);
+    while !receiver.is_hung_up() {
+        sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(receiver.recv().await.unwrap().unwrap(), "hello");
+    assert!(receiver.recv().await.unwrap().is_none());
 }
 
 async fn reunited_halves_go_on(kind: Kind) {

@@ -300,6 +300,23 @@ fn a_file_that_others_may_read_is_refused() {
     assert_eq!(fs::read_to_string(&file.path).unwrap(), "from before\n");
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_file_of_another_user_is_refused_wherever_it_is() {
+    use std::os::unix::fs::{PermissionsExt as _, chown};
+
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("left out: only root can make files of another user");
+        return;
+    }
+    let file = DumpFile::new();
+    fs::write(&file.path, "").unwrap();
+    fs::set_permissions(&file.path, fs::Permissions::from_mode(0o600)).unwrap();
+    chown(&file.path, Some(12_345), None).unwrap();
+    let said = refusal(&file.path);
+    assert!(said.contains("another user (uid 12345)"), "{said}");
+}
+
 #[tokio::test]
 async fn a_file_that_is_full_is_begun_anew() {
     in_time(async {

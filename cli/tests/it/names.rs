@@ -163,7 +163,10 @@ fn a_directory_of_an_unmapped_user_is_not_called_another_users() {
     // Root outside may own it, as it owns /tmp.
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o1777)).unwrap();
     let mut command = in_a_namespace(SERVER);
-    let running = Server::spawn(command.arg("--pipe-name").arg(&name));
+    command.arg("--pipe-name").arg(&name);
+    command.arg("--log-file").arg(directory.path().join("log"));
+    command.arg("--dump").arg(directory.path().join("dump"));
+    let running = Server::spawn(&mut command);
     assert!(
         running.first_line.starts_with("listening on "),
         "{}",
@@ -178,6 +181,13 @@ fn a_directory_of_an_unmapped_user_is_not_called_another_users() {
     let said = stderr(&output);
     assert!(said.contains("does not map (shown as uid 65534)"), "{said}");
     assert!(!said.contains("belongs to another user"), "{said}");
+
+    let elsewhere = unique_name();
+    let mut command = in_a_namespace(SERVER);
+    command.arg("--pipe-name").arg(&elsewhere.text);
+    command.arg("--log-file").arg(directory.path().join("log"));
+    let said = stderr(&command.output().unwrap());
+    assert!(said.contains("does not map (shown as uid 65534)"), "{said}");
 }
 
 #[test]

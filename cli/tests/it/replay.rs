@@ -148,6 +148,7 @@ async fn missing_messages_and_those_too_many_are_differences() {
         let expected = "connection 5, message 2: the server has closed the connection\n-reply\n";
         assert!(report.starts_with(expected), "{report}");
         assert!(report.contains("differences: 1; 2 skipped"), "{report}");
+        assert!(report.contains("\n1 message sent,"), "{report}");
 
         let replayed = replay_to(recorded(&messages[..2]), &[], async |mut connection| {
             connection.recv().await.unwrap();

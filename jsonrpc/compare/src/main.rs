@@ -75,7 +75,8 @@ async fn main() -> Result<(), BoxError> {
                 requests_per_second,
                 p99,
             } = median(figures);
-            println!("{clients:>7}  {transport:9}  {requests_per_second:>10.0}  {p99:.0?}");
+            let p99 = three_digits(p99);
+            println!("{clients:>7}  {transport:9}  {requests_per_second:>10.0}  {p99}");
         }
     }
     Ok(())
@@ -153,4 +154,10 @@ fn median(mut rounds: Vec<Figures>) -> Figures {
         requests_per_second,
         p99: rounds[rounds.len() / 2].p99,
     }
+}
+
+/// A time with three significant digits, for ratios.
+fn three_digits(time: Duration) -> String {
+    let before_point = time.as_nanos().max(1).ilog10() % 3 + 1;
+    format!("{time:.*?}", 3 - before_point as usize)
 }

@@ -1,24 +1,19 @@
 //! One client's connection.
 
-use std::{panic::resume_unwind, sync::Arc};
+use std::{sync::Arc, time::Instant};
 
-use jsonrpsee_core::server::{BoundedSubscriptions, ConnectionId, Extensions, MethodSink};
-use jsonrpsee_types::{Id, error::reject_too_big_request};
-use pipe_server::{
-    BoxError, Bytes, Connection, RecvError, RecvHalf, SendError, SendHalf, Shutdown,
-};
+use jsonrpsee_core::server::{ConnectionId, Extensions, MethodSink};
+use pipe_server::{BoxError, Bytes, Connection, SendError, SendHalf, Shutdown, Stats};
 use serde_json::value::RawValue;
-use tokio::{
-    sync::{mpsc, oneshot},
-    task::{JoinError, JoinSet},
-};
+use tokio::sync::{mpsc, oneshot};
 use tower_layer::Layer;
-use tracing::{Instrument as _, debug, debug_span, field::Empty};
+use tracing::{Span, debug};
 
 use super::{
     RpcServer,
+    receiving::{End, Receiving},
     respond::{limit, respond},
-    service::{Client, RpcService, Service},
+    service::{Client, RpcService, Service, Subscriptions},
 };
 
 /// Serves a client until it or the server ends the conversation.
@@ -27,6 +22,7 @@ use super::{
 /// others. They are aborted if the connection fails.
 pub(super) async fn run<L, S>(
     server: Arc<RpcServer<L>>,
+    stats: Stats,
     mut connection: Connection,
     mut shutdown: Shutdown,
 ) -> Result<(), BoxError>
@@ -48,36 +44,41 @@ where
     let max_message_size = connection.max_message_size();
     let sink = MethodSink::new(queue);
     let extensions = extensions(&connection);
+    let subscriptions = Subscriptions::new(options.max_subscriptions);
     let service = RpcService::new(Client {
         methods: options.methods.clone(),
         connection_id: connection_id(&connection),
         max_response_size: max_message_size,
+        method_timeout: options.method_timeout,
         sink: sink.clone(),
-        subscriptions: BoundedSubscriptions::new(options.max_subscriptions),
+        subscriptions: subscriptions.clone(),
         id_provider: Arc::clone(&options.id_provider),
     });
     let caller = Arc::new(Caller {
         service: server.middleware.service(service),
         extensions,
         sink,
+        stats: stats.clone(),
         max_message_size,
         max_batch: options.max_batch,
     });
 
     let (receiver, sender) = connection.into_split();
     let (close, closing) = oneshot::channel();
-    let receiving = async {
-        let requests = Requests {
-            receiver,
-            shutdown,
-            is_closed: false,
-        };
-        let received = receive(requests, first, &caller, options.concurrency).await;
-        _ = close.send(());
-        Ok(received)
-    };
-    let (received, ()) = tokio::try_join!(receiving, send(sender, queued, closing))?;
-    Ok(received?)
+    let receiving = Receiving::new(
+        receiver,
+        shutdown,
+        caller,
+        subscriptions,
+        options.concurrency,
+    );
+    let receiving = async { Ok(receiving.run(first, close).await) };
+    let (ended, mut sender) = tokio::try_join!(receiving, send(sender, queued, closing, stats))?;
+    if let End::Conversation = ended? {
+        // Tells the client that requests without a reply were not executed.
+        sender.finish().await?;
+    }
+    Ok(())
 }
 
 fn connection_id(connection: &Connection) -> ConnectionId {
@@ -95,130 +96,78 @@ fn extensions(connection: &Connection) -> Extensions {
     extensions
 }
 
-/// Receives requests, and runs at most `concurrency` of them at once. Returns once all of them are
-/// answered.
-async fn receive<S>(
-    mut requests: Requests,
-    first: Result<Option<Bytes>, RecvError>,
-    caller: &Arc<Caller<S>>,
-    concurrency: usize,
-) -> Result<(), RecvError>
-where
-    S: Service,
-{
-    let mut calls = JoinSet::new();
-    let mut received = first;
-    let ended = loop {
-        match received {
-            Ok(Some(message)) => {
-                let span =
-                    debug_span!("request", request.bytes = message.len(), rpc.method = Empty);
-                let answering = Arc::clone(caller).answer(message).instrument(span);
-                calls.spawn(answering.in_current_span());
-            }
-            Ok(None) => break Ok(()),
-            Err(error) => {
-                if let RecvError::TooLong { limit, .. } = error {
-                    let error = reject_too_big_request(u32::try_from(limit).unwrap_or(u32::MAX));
-                    _ = caller.sink.send_error(Id::Null, error).await;
-                }
-                break Err(error);
-            }
-        }
-        received = loop {
-            tokio::select! {
-                biased;
-                Some(ended) = calls.join_next() => pass_on_panic(ended),
-                received = requests.next(), if calls.len() < concurrency => break received,
-            }
-        };
-    };
-    while let Some(ended) = calls.join_next().await {
-        pass_on_panic(ended);
-    }
-    ended
-}
-
-/// The server closes the connection of code that panics, and logs it.
-fn pass_on_panic(ended: Result<(), JoinError>) {
-    if let Err(error) = ended
-        && let Ok(panic) = error.try_into_panic()
-    {
-        resume_unwind(panic);
-    }
-}
-
-/// The messages of a client, until it ends the conversation or the server shuts down.
-struct Requests {
-    receiver: RecvHalf,
-    shutdown: Shutdown,
-    is_closed: bool,
-}
-
-impl Requests {
-    /// Receives the next message. Cancel safe.
-    async fn next(&mut self) -> Result<Option<Bytes>, RecvError> {
-        if !self.is_closed {
-            tokio::select! {
-                biased;
-                () = &mut self.shutdown => {}
-                received = self.receiver.recv() => return received,
-            }
-            // The client can't send more. What was sent before is still received.
-            self.receiver.close();
-            self.is_closed = true;
-        }
-        self.receiver.recv().await
-    }
-}
-
 /// Answers the messages of a client.
-struct Caller<S> {
+pub(super) struct Caller<S> {
     service: S,
     extensions: Extensions,
-    sink: MethodSink,
+    pub(super) sink: MethodSink,
+    pub(super) stats: Stats,
     max_message_size: usize,
     max_batch: usize,
 }
 
 impl<S: Service> Caller<S> {
-    async fn answer(self: Arc<Self>, message: Bytes) {
-        let response = respond(&message, &self.service, &self.extensions, self.max_batch).await;
+    /// Answers one message, unless the client leaves before.
+    pub(super) async fn answer(self: Arc<Self>, message: Bytes) {
+        let begun = Instant::now();
+        let response = tokio::select! {
+            // So that a request is begun, even if its client has left by now.
+            biased;
+            response = respond(&message, &self.service, &self.extensions, self.max_batch) => {
+                Some(response)
+            }
+            () = self.sink.closed() => None,
+        };
+        let time = begun.elapsed();
+        self.stats.count_handled(time);
+        let span = Span::current();
+        span.record("request.latency_us", time.as_micros() as u64);
         // A notification has no response, and a subscription has sent its own.
-        if !(response.is_method_call() || response.is_batch()) {
+        let Some(response) =
+            response.filter(|response| response.is_method_call() || response.is_batch())
+        else {
             return;
-        }
+        };
         let response = limit(response, &message, self.max_message_size);
         let is_success = response.is_success();
         let (json, notify_sent, _) = response.into_parts();
-        if self.sink.send(json).await.is_ok()
-            && let Some(notify_sent) = notify_sent
-        {
+        span.record("reply.bytes", json.get().len());
+        if self.sink.send(json).await.is_err() {
+            return;
+        }
+        if let Some(notify_sent) = notify_sent {
             notify_sent.notify(is_success);
         }
     }
 }
 
-/// Sends what is queued until `closing` completes, then the rest, and ends the conversation.
+/// Sends what is queued until `closing` completes, and then the rest, unless the client has left.
+/// Returns `sender` to end the conversation.
 async fn send(
     mut sender: SendHalf,
     mut queued: mpsc::Receiver<Box<RawValue>>,
-    mut closing: oneshot::Receiver<()>,
-) -> Result<(), SendError> {
+    mut closing: oneshot::Receiver<End>,
+    stats: Stats,
+) -> Result<SendHalf, SendError> {
     loop {
         let message = tokio::select! {
             biased;
             // First: a subscription may always have another message queued.
-            _ = &mut closing, if !queued.is_closed() => {
+            end = &mut closing, if !queued.is_closed() => {
                 // Ends the subscriptions.
                 queued.close();
-                continue;
+                match end {
+                    Ok(End::ClientLeft) => break,
+                    _ => continue,
+                }
             }
             message = queued.recv() => message,
         };
         let Some(message) = message else { break };
-        sender.send(String::from(Box::<str>::from(message))).await?;
+        let message = String::from(Box::<str>::from(message));
+        let bytes = message.len() as u64;
+        sender.send(message).await?;
+        stats.count_replies(1, bytes);
     }
-    // Tells the client that requests without a reply were not executed.
-    sender.finish().await
+    Ok(sender)
 }

@@ -1,5 +1,7 @@
 //! From a message to its response.
 
+use std::collections::BTreeMap;
+
 use jsonrpsee_core::{
     middleware::{Batch, BatchEntry, BatchEntryErr, Notification, Request},
     server::{Extensions, MethodResponse, prepare_error},
@@ -36,7 +38,11 @@ pub(super) async fn respond(
                 service.notification(notification).await
             }
             None => {
-                let (id, code) = prepare_error(json);
+                let (id, mut code) = prepare_error(json);
+                if members(json).is_some() {
+                    // Only its id can't be used.
+                    code = ErrorCode::InvalidRequest;
+                }
                 MethodResponse::error(id, ErrorObject::from(code))
             }
         },
@@ -58,15 +64,24 @@ pub(super) fn limit(response: MethodResponse, message: &[u8], limit: usize) -> M
     MethodResponse::error(id, error)
 }
 
-/// Parses a request or a notification, which is a request without an id.
+/// Parses a request or a notification, which is a request without an id. One whose id is not valid
+/// is neither: its client waits for an answer.
 fn parse<'a>(json: &'a [u8], extensions: &Extensions) -> Option<BatchEntry<'a>> {
     if let Ok(mut request) = serde_json::from_slice::<Request<'a>>(json) {
         *request.extensions_mut() = extensions.clone();
         return Some(BatchEntry::Call(request));
     }
+    if members(json)?.contains_key("id") {
+        return None;
+    }
     let mut notification: Notification<'a> = serde_json::from_slice(json).ok()?;
     *notification.extensions_mut() = extensions.clone();
     Some(BatchEntry::Notification(notification))
+}
+
+/// The members of an object.
+fn members(json: &[u8]) -> Option<BTreeMap<String, &RawValue>> {
+    serde_json::from_slice(json).ok()
 }
 
 fn parse_batch<'a>(

@@ -1,20 +1,21 @@
 //! The methods of a module, as one client sees them.
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use jsonrpsee_core::{
     middleware::{Batch, BatchEntry, Notification, Request, ResponseFuture, RpcServiceT},
     server::{
-        BatchResponseBuilder, BoundedSubscriptions, ConnectionId, MethodCallback, MethodResponse,
-        MethodSink, Methods, SubscriptionState,
+        BatchResponseBuilder, ConnectionId, MethodCallback, MethodResponse, MethodSink, Methods,
+        SubscriptionPermit, SubscriptionState,
     },
     traits::IdProvider,
 };
 use jsonrpsee_types::{
     ErrorCode, Params,
-    error::{ErrorObject, reject_too_many_subscriptions},
+    error::{CALL_EXECUTION_FAILED_CODE, ErrorObject, reject_too_many_subscriptions},
 };
 use serde_json::value::RawValue;
+use tokio::{sync::Semaphore, time::timeout};
 
 /// What the requests of a connection pass through: an [`RpcService`], in middleware or not.
 pub(super) trait Service:
@@ -51,8 +52,35 @@ pub(super) struct Client {
     pub(super) connection_id: ConnectionId,
     pub(super) max_response_size: usize,
     pub(super) sink: MethodSink,
-    pub(super) subscriptions: BoundedSubscriptions,
+    pub(super) method_timeout: Option<Duration>,
+    pub(super) subscriptions: Subscriptions,
     pub(super) id_provider: Arc<dyn IdProvider>,
+}
+
+/// The subscriptions of a client. Not jsonrpsee's `BoundedSubscriptions`, which does not say whether
+/// there are any.
+#[derive(Clone, Debug)]
+pub(super) struct Subscriptions {
+    permits: Arc<Semaphore>,
+    max: u32,
+}
+
+impl Subscriptions {
+    pub(super) fn new(max: u32) -> Self {
+        let permits = Semaphore::MAX_PERMITS.min(max as usize);
+        Self {
+            permits: Arc::new(Semaphore::new(permits)),
+            max: permits as u32,
+        }
+    }
+
+    fn acquire(&self) -> Option<SubscriptionPermit> {
+        Arc::clone(&self.permits).try_acquire_owned().ok()
+    }
+
+    pub(super) fn are_open(&self) -> bool {
+        self.permits.available_permits() < self.max as usize
+    }
 }
 
 impl RpcService {
@@ -90,7 +118,18 @@ impl RpcServiceT for RpcService {
             Some(MethodCallback::Async(call)) => {
                 let (id, params) = (id.into_owned(), params.into_owned());
                 let connection_id = client.connection_id;
-                return ResponseFuture::future(call(id, params, connection_id, limit, extensions));
+                let Some(time) = client.method_timeout else {
+                    let calling = call(id, params, connection_id, limit, extensions);
+                    return ResponseFuture::future(calling);
+                };
+                let calling = call(id.clone(), params, connection_id, limit, extensions.clone());
+                return ResponseFuture::future(Box::pin(async move {
+                    let response = timeout(time, calling).await;
+                    response.unwrap_or_else(|_| {
+                        let error = took_too_long(time);
+                        MethodResponse::error(id, error).with_extensions(extensions)
+                    })
+                }));
             }
             Some(MethodCallback::Subscription(subscribe)) => match client.subscriptions.acquire() {
                 Some(subscription_permit) => {
@@ -102,7 +141,7 @@ impl RpcServiceT for RpcService {
                     let sink = client.sink.clone();
                     return ResponseFuture::future(subscribe(id, params, sink, state, extensions));
                 }
-                None => reject_too_many_subscriptions(client.subscriptions.max()),
+                None => reject_too_many_subscriptions(client.subscriptions.max),
             },
             None => ErrorObject::from(ErrorCode::MethodNotFound),
         };
@@ -145,4 +184,9 @@ impl RpcServiceT for RpcService {
         let response = MethodResponse::notification().with_extensions(notification.extensions);
         std::future::ready(response)
     }
+}
+
+fn took_too_long(time: Duration) -> ErrorObject<'static> {
+    let message = format!("The method took longer than {time:?}");
+    ErrorObject::owned(CALL_EXECUTION_FAILED_CODE, message, None::<()>)
 }

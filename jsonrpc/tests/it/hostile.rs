@@ -58,6 +58,23 @@ async fn malformed_json_is_answered_with_the_error_of_json_rpc(kind: Kind) {
             -32602,
         ),
         ("\u{0}", "null", -32700),
+        ("{}", "null", -32600),
+        // It is no notification: its client waits for an answer.
+        (
+            r#"{"jsonrpc":"2.0","id":1.5,"method":"length"}"#,
+            "null",
+            -32600,
+        ),
+        (
+            r#"{"jsonrpc":"2.0","id":1,"id":2,"method":"length"}"#,
+            "null",
+            -32600,
+        ),
+        (
+            r#"{"jsonrpc":"2.0","i\u0064":[],"method":"length"}"#,
+            "null",
+            -32600,
+        ),
     ] {
         let reply = raw(&mut client, message).await;
         let begin = format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":{code},"#);

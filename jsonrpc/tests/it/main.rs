@@ -13,6 +13,7 @@ use tokio::time::sleep;
 
 mod calls;
 mod hostile;
+mod limits;
 #[cfg(target_os = "linux")]
 mod python;
 mod server;

@@ -31,12 +31,15 @@ on_every_engine! {
     a_shutdown_ends_subscriptions,
     further_subscriptions_are_refused,
     a_client_that_does_not_read_is_bounded_and_then_cut_off,
+    many_subscriptions_that_are_not_read_are_bounded_and_then_cut_off,
 }
 
-/// How many subscriptions run, and how many messages were sent on them.
+/// The subscriptions that run, and the messages that were sent on them.
 #[derive(Default)]
 struct Figures {
     running: AtomicUsize,
+    /// The most that have run at once.
+    most: AtomicUsize,
     sent: AtomicUsize,
 }
 
@@ -53,7 +56,8 @@ fn counting() -> (RpcModule<Figures>, Arc<Figures>) {
                 let Ok(sink) = pending.accept().await else {
                     return;
                 };
-                figures.running.fetch_add(1, Ordering::SeqCst);
+                let running = figures.running.fetch_add(1, Ordering::SeqCst) + 1;
+                figures.most.fetch_max(running, Ordering::SeqCst);
                 for number in 0_u64.. {
                     let number = to_json_raw_value(&number).unwrap();
                     if sink.send(number).await.is_err() {
@@ -152,26 +156,46 @@ async fn further_subscriptions_are_refused(kind: Kind) {
 }
 
 async fn a_client_that_does_not_read_is_bounded_and_then_cut_off(kind: Kind) {
+    does_not_read(kind, 1, 1).await;
+}
+
+/// Beside the queue each subscription holds one notification: as many as `max_subscriptions`.
+async fn many_subscriptions_that_are_not_read_are_bounded_and_then_cut_off(kind: Kind) {
+    does_not_read(kind, 40, 8).await;
+}
+
+/// A client asks for so many subscriptions, of which `max` are allowed, and reads nothing.
+async fn does_not_read(kind: Kind, asked: usize, max: u32) {
+    const QUEUED: usize = 4;
     let (module, figures) = counting();
     let (listener, pipe) = bind(kind);
     let serving = RpcServer::new(module)
-        .max_queued_messages(4)
+        .max_queued_messages(QUEUED)
+        .max_subscriptions(max)
         .serve(listener)
         .write_timeout(Duration::from_millis(20));
     let stats = serving.stats();
     let _server = Server::run(|signal| serving.with_graceful_shutdown(signal).into_future());
     let mut client = pipe.connect().await;
-    client
-        .send(r#"{"jsonrpc":"2.0","id":1,"method":"count"}"#)
-        .await
-        .unwrap();
+    for id in 0..asked {
+        let request = format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"count"}}"#);
+        // It is cut off, perhaps before it has asked for all.
+        if client.send(request).await.is_err() {
+            break;
+        }
+    }
     until(|| stats.snapshot().errors.get(Reason::WriteTimeout) == 1).await;
     ended(&figures).await;
+    let most = figures.most.load(Ordering::SeqCst);
+    assert!((1..=max as usize).contains(&most), "{most} subscriptions");
     // No more than was sent to the system, and what was queued.
     let sent = figures.sent.load(Ordering::SeqCst);
     let mut received = 0;
     while let Ok(Some(_)) = client.recv().await {
         received += 1;
     }
-    assert!(sent <= received + 4 + 1, "{sent} sent, {received} received");
+    assert!(
+        sent <= received + QUEUED + 1,
+        "{sent} sent, {received} received"
+    );
 }

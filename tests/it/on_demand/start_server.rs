@@ -216,6 +216,26 @@ async fn a_program_that_does_not_exist_is_reported() {
     .await;
 }
 
+#[tokio::test]
+async fn a_client_that_may_not_wait_says_why_it_starts_no_server() {
+    in_time(async {
+        let pipe = OnDemand::new();
+        let options = pipe.options(IDLE);
+        let impatient = options.clone().connect_timeout(Duration::ZERO);
+        let error = pipe.start_error(impatient.clone()).await;
+        assert!(matches!(error, StartError::NoTime { .. }), "{error}");
+        assert!(error.to_string().contains("connect_timeout"), "{error}");
+        assert_eq!(pipe.starts(), 0);
+        // It connects to one that runs.
+        let first = options.connect(&pipe.name.text).await.unwrap();
+        until(async || impatient.connect(&pipe.name.text).await.is_ok()).await;
+        assert_eq!(pipe.starts(), 1);
+        drop(first);
+        pipe.ended().await;
+    })
+    .await;
+}
+
 /// Clients of as many servers call each `calls` times. Each call is answered, by the server that was
 /// there or by one that it started.
 async fn call_at_expiry(clients: usize, calls: usize) {

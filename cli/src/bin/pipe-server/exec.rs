@@ -1,15 +1,12 @@
 //! `--exec`: starting commands, and one process per request. `worker.rs` has one per client.
 
-use std::{
-    ffi::OsString,
-    fmt, io,
-    process::ExitStatus,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{ffi::OsString, fmt, io, process::ExitStatus, sync::Arc, time::Duration};
 
 use pipe_server::{Peer, Request};
-use pipe_server_cli::process_group::{ProcessGroup, is_shortage, shell};
+use pipe_server_cli::{
+    mutex::Mutex,
+    process_group::{ProcessGroup, is_shortage, shell},
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     process::Command,
@@ -229,10 +226,7 @@ impl Exec {
 
     fn log_shortage(&self, error: &io::Error) {
         let now = Instant::now();
-        let mut logged = self
-            .shortage_logged
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut logged = self.shortage_logged.lock();
         if logged.is_none_or(|logged| now - logged >= SHORTAGE_LOGGED_EVERY) {
             *logged = Some(now);
             warn!(

@@ -1,16 +1,12 @@
 //! `--service`: this server as a Windows service.
 
-use std::{
-    ffi::OsString,
-    process::ExitCode,
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
-    time::Duration,
-};
+use std::{ffi::OsString, process::ExitCode, sync::OnceLock, time::Duration};
 
 use clap::{FromArgMatches as _, Parser as _};
 use pipe_server_cli::{
     command_line::{self, Parsed},
     exit::{Failure, chain},
+    mutex::Mutex,
 };
 use tokio::sync::Notify;
 use tracing::error;
@@ -114,7 +110,7 @@ fn stop_time(options: &Options) -> Duration {
 /// Runs the service in this process, which the service manager has started, until it has stopped.
 pub(crate) fn run(given: ServiceArguments) -> Result<(), Failure> {
     let name = given.name;
-    *lock(&LOGGING) = Some(given.logging);
+    *LOGGING.lock() = Some(given.logging);
     // The system ignores the name in a process of one service.
     service_dispatcher::start(&name, entry).map_err(|error| match error {
         Error::Winapi(error)
@@ -154,7 +150,7 @@ fn service_main(arguments: Vec<OsString>) {
 
 /// Serves until the service is stopped. The exit code.
 fn serve(options: Result<Options, Failure>) -> u8 {
-    let given = lock(&LOGGING).take();
+    let given = LOGGING.lock().take();
     let logging = match &options {
         Ok(options) => Some(&options.logging),
         Err(_) => given.as_ref(),
@@ -233,13 +229,13 @@ impl Service {
             ServiceState::StopPending => self.stop_time,
             _ => Duration::ZERO,
         };
-        if let Some(status) = &*lock(&self.status) {
+        if let Some(status) = &*self.status.lock() {
             send(status, state, 0, wait_hint);
         }
     }
 
     fn report_end(&self, code: u8) {
-        if let Some(status) = lock(&self.status).take() {
+        if let Some(status) = self.status.lock().take() {
             send(&status, ServiceState::Stopped, code, Duration::ZERO);
         }
     }
@@ -274,9 +270,4 @@ fn send(status: &ServiceStatusHandle, state: ServiceState, code: u8, wait_hint: 
             "the service manager can't be told the state"
         );
     }
-}
-
-/// A panic while it is locked leaves the value as good as before.
-fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
-    value.lock().unwrap_or_else(PoisonError::into_inner)
 }

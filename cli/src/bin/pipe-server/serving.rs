@@ -75,12 +75,7 @@ impl Serving<'_> {
         signal: impl Future<Output = ()> + Send + 'static,
     ) -> ServeFuture {
         let options = self.options;
-        let forward = Arc::new(PipeForward::new(
-            name,
-            options,
-            listener.max_message_size(),
-            self.dump,
-        ));
+        let forward = Arc::new(PipeForward::new(name, options, &listener, self.dump));
         info!(address = forward.address(), "forwarding");
         let pass_on = move |client: Connection, shutdown: Shutdown| {
             let forward = Arc::clone(&forward);

@@ -19,12 +19,12 @@ use std::{
     },
     path::Path,
     process,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use pipe_server::Stats;
-use pipe_server_cli::exit::Failure;
+use pipe_server_cli::{exit::Failure, mutex::Mutex};
 use tokio::{
     task::JoinHandle,
     time::{MissedTickBehavior, interval},
@@ -212,7 +212,7 @@ impl Manager {
         let Err(error) = to.socket.send_to_addr(state.as_bytes(), &to.address) else {
             return;
         };
-        let mut warned = to.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut warned = to.warned.lock();
         if warned.is_none_or(|time| time.elapsed() >= WARNING_INTERVAL) {
             *warned = Some(Instant::now());
             warn!(%error, state, "the service manager could not be told the state");
@@ -261,7 +261,7 @@ mod tests {
 
     impl Write for Lines {
         fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-            let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut lines = self.0.lock();
             lines.write(line)
         }
 
@@ -292,7 +292,7 @@ mod tests {
                 manager.send("WATCHDOG=1");
             }
         });
-        let lines = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let lines = String::from_utf8(lines.0.lock().clone()).unwrap();
         assert_eq!(lines.lines().count(), 1, "{lines}");
     }
 }

@@ -6,7 +6,7 @@ use pipe_server::{
     Client, Connection, ListenerOptions, PipeListener, RecvHalf, SendError, SendHalf,
 };
 use support::{UniqueName, in_time, message, unique_name};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::program::{OTHER_USER, Server, server, stderr};
 
@@ -108,8 +108,8 @@ async fn the_end_of_a_client_is_passed_on() {
             client.send(message(number, 1000)).await.unwrap();
         }
         drop(client);
-        // Nobody gets this one.
-        connection.send("reply").await.unwrap();
+        // Nobody gets this one, and it can't be sent once all of the client's messages are passed on.
+        _ = connection.send("reply").await;
         for number in 0..3 {
             let received = connection.recv().await.unwrap();
             assert_eq!(received.unwrap(), message(number, 1000));
@@ -185,6 +185,64 @@ async fn a_client_ends_if_the_server_is_busy_for_too_long() {
         is_refused(&front.program, &front.name, "busy").await;
     })
     .await;
+}
+
+/// The program ends when it has no client.
+const ENDS_WITHOUT_CLIENTS: [&str; 4] = ["--exit-when-idle", "2s", "--handler-timeout", "none"];
+
+#[tokio::test]
+async fn a_client_that_leaves_while_the_server_is_busy_is_noticed() {
+    in_time(async {
+        for messages in [0, 1, 5] {
+            let options = ListenerOptions::new().max_instances(1);
+            let mut front = Front::before(options, &ENDS_WITHOUT_CLIENTS);
+            let _served = Client::connect(&front.server_name.text).await.unwrap();
+            // The one more that Linux queues.
+            #[cfg(target_os = "linux")]
+            let _accepted = front.server.accept().await.unwrap();
+            #[cfg(target_os = "linux")]
+            let _queued = Client::connect(&front.server_name.text).await.unwrap();
+            let mut client = Client::connect(&front.name.text).await.unwrap();
+            for number in 0..messages {
+                client.send(message(number, 10)).await.unwrap();
+            }
+            drop(client);
+            assert_eq!(
+                front.program.ended().0,
+                Some(0),
+                "after {messages} messages"
+            );
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_after_its_end_is_noticed() {
+    in_time(async {
+        let limit = ["--handler-timeout", "none", "--max-message-size", "1000"];
+        let mut front = Front::start(&limit);
+        let (mut client, mut connection) = front.connect().await;
+        client.send("request").await.unwrap();
+        client.finish().await.unwrap();
+        while connection.recv().await.unwrap().is_some() {}
+        drop(client);
+        until_hung_up(connection).await;
+
+        let (mut client, mut connection) = front.connect().await;
+        client.send(message(0, 1001)).await.unwrap();
+        while connection.recv().await.unwrap().is_some() {}
+        drop(client);
+        until_hung_up(connection).await;
+    })
+    .await;
+}
+
+async fn until_hung_up(connection: Connection) {
+    let (receiver, _sender) = connection.into_split();
+    while !receiver.is_hung_up() {
+        sleep(Duration::from_millis(1)).await;
+    }
 }
 
 #[tokio::test]
@@ -296,6 +354,33 @@ fn a_wrong_destination_is_bad_usage() {
         assert_eq!(output.status.code(), Some(2), "{output:?}");
         assert!(stderr(&output).contains(said), "{output:?}");
     }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn messages_are_counted() {
+    use rustix::process::Signal;
+
+    in_time(async {
+        let mut front = Front::start(&[]);
+        let (mut client, mut connection) = front.connect().await;
+        client.send("request").await.unwrap();
+        connection.recv().await.unwrap();
+        for message in ["one", "two"] {
+            connection.send(message).await.unwrap();
+            client.recv().await.unwrap();
+        }
+        // Counted before the end.
+        client.finish().await.unwrap();
+        connection.recv().await.unwrap();
+        connection.finish().await.unwrap();
+        client.recv().await.unwrap();
+        front.program.signal(Signal::USR1);
+        let line = front.program.log().wait_for("figures");
+        let counted = "requests=1 replies=2 bytes_received=7 bytes_sent=6";
+        assert!(line.contains(counted), "{line}");
+    })
+    .await;
 }
 
 #[cfg(target_os = "linux")]

@@ -79,8 +79,9 @@ impl Report {
             0 => String::new(),
             skipped => format!("; {skipped} skipped, because their connection had ended"),
         };
+        let messages = if *sent == 1 { "message" } else { "messages" };
         format!(
-            "{sent} messages sent, connections: {connections}; messages of the server as recorded: {same}, \
+            "{sent} {messages} sent, connections: {connections}; messages of the server as recorded: {same}, \
              differences: {different}{skipped}\n"
         )
     }

@@ -1,12 +1,9 @@
 //! A handler whose requests and replies are recorded.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use pipe_server::{BoxError, Bytes, Handler, Reply, Request};
-use pipe_server_cli::recording::Sender;
+use pipe_server_cli::{mutex::Mutex, recording::Sender};
 
 use super::{ConnectionDump, Dump};
 
@@ -50,13 +47,6 @@ impl<H> Dumped<H> {
             conversation: Mutex::new(conversation),
         }
     }
-
-    /// A panic while it is locked ends this connection, and no other has it.
-    fn conversation(&self) -> MutexGuard<'_, Conversation> {
-        self.conversation
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Conversation {
@@ -82,9 +72,10 @@ impl Conversation {
 impl<H: Handler> Handler for Dumped<H> {
     async fn call(&self, request: Request) -> Result<Reply, BoxError> {
         let connection = request.connection_id();
-        let number = self.conversation().take(connection, request.bytes());
+        let number = self.conversation.lock().take(connection, request.bytes());
         let reply = self.handler.call(request).await?;
-        self.conversation()
+        self.conversation
+            .lock()
             .give(connection, number, reply.message().cloned());
         Ok(reply)
     }

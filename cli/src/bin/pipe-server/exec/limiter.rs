@@ -9,11 +9,12 @@
 use std::{
     cmp::Reverse,
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard},
     task::{Context, Poll, Waker},
 };
 
 use pipe_server::UserId;
+use pipe_server_cli::mutex::Mutex;
 use tokio::sync::oneshot;
 
 /// `None` is a user that the system does not know.
@@ -110,7 +111,7 @@ impl FairLimiter {
     }
 
     fn lock(&self) -> MutexGuard<'_, Shares> {
-        self.shares.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shares.lock()
     }
 }
 

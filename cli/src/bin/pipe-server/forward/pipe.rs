@@ -1,26 +1,34 @@
 //! `--forward pipe:NAME`: each client gets a connection of its own to the server of another pipe,
 //! and messages are passed on in both directions.
 
-use std::{pin::pin, time::Duration};
+use std::{collections::VecDeque, pin::pin, time::Duration};
 
 use pipe_server::{
-    BoxError, Bytes, Client, ClientOptions, ConnectError, Connection, PipeName, RecvError,
-    RecvHalf, SendError, SendHalf, Shutdown,
+    BoxError, Bytes, Client, ClientOptions, ConnectError, Connection, PipeListener, PipeName,
+    RecvError, RecvHalf, SendError, SendHalf, Shutdown, Stats,
 };
 use pipe_server_cli::{
     exit::{self, chain},
     recording::Sender,
     runtime::within,
 };
-use tokio::select;
+use tokio::{select, time::sleep};
 use tracing::debug;
 
 use crate::{dump::Dump, options::Options};
 
+/// The number of messages that are received while the server is busy, to notice a client that has
+/// left: most clients send one and wait for the reply.
+const EARLY: usize = 2;
+
+/// The interval at which to look whether a client has left, when receiving can't tell.
+const CHECK: Duration = Duration::from_secs(1);
+
 /// The clients' way to the other pipe.
 ///
-/// Buffers one message per client and direction, besides the buffers of the system and the engine.
-/// A side that sends more waits until the other one reads.
+/// Buffers one message per client and direction, and [`EARLY`] ones of a client while the server is
+/// busy, besides the buffers of the system and the engine. A side that sends more waits until the
+/// other one reads.
 #[derive(Debug)]
 pub(crate) struct PipeForward {
     name: PipeName,
@@ -32,6 +40,7 @@ pub(crate) struct PipeForward {
     /// The time limit of the server for reading a message.
     write_timeout: Option<Duration>,
     dump: Option<Dump>,
+    stats: Stats,
 }
 
 /// The reason for which a client is disconnected, for the log.
@@ -59,11 +68,11 @@ enum Ended {
 }
 
 impl PipeForward {
-    /// Forwards to the pipe `name` messages of up to `max_message_size` bytes.
+    /// Forwards the messages of the clients of `listener` to the pipe `name`.
     pub(crate) fn new(
         name: PipeName,
         options: &Options,
-        max_message_size: usize,
+        listener: &PipeListener,
         dump: Option<Dump>,
     ) -> Self {
         let limit = options.handler_timeout();
@@ -73,11 +82,12 @@ impl PipeForward {
             name,
             client: ClientOptions::new()
                 .connect_timeout(limit)
-                .max_message_size(max_message_size)
+                .max_message_size(listener.max_message_size())
                 .trust(trust),
             limit,
             write_timeout: options.limits.write_timeout.0,
             dump,
+            stats: listener.stats(),
         }
     }
 
@@ -89,9 +99,24 @@ impl PipeForward {
     /// Passes the messages of one client on, and those of its server back, until one of them ends
     /// the conversation.
     pub(crate) async fn run(&self, client: Connection, shutdown: Shutdown) -> Result<(), BoxError> {
-        let server = self.client.connect(&self.name).await;
+        let (receiver, to_client) = client.into_split();
+        let mut from_client = FromClient {
+            receiver,
+            shutdown,
+            shuts_down: false,
+            early: VecDeque::new(),
+        };
+        let server = select! {
+            // A server that is not busy gets what was sent before the client left.
+            biased;
+            server = self.client.connect(&self.name) => server,
+            () = from_client.left() => {
+                debug!(address = self.address, "the client left while the server was busy");
+                return Ok(());
+            }
+        };
         let server = server.map_err(|error| self.connect_error(&error))?;
-        Ok(self.pass(client, server, shutdown).await?)
+        Ok(self.pass(from_client, to_client, server).await?)
     }
 
     fn connect_error(&self, error: &ConnectError) -> PipeForwardError {
@@ -110,28 +135,33 @@ impl PipeForward {
 
     async fn pass(
         &self,
-        client: Connection,
+        from_client: FromClient,
+        to_client: SendHalf,
         server: Client,
-        shutdown: Shutdown,
     ) -> Result<(), PipeForwardError> {
-        let connection = client.id();
+        let connection = to_client.id();
         let dump = self.dump.as_ref().map(Dump::connection);
         let dump = |sender, message: &Bytes| {
             if let Some(dump) = &dump {
                 dump.record(connection, sender, message);
             }
         };
-        let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = server.into_split();
-        let mut requests = pin!(self.requests(from_client, to_server, shutdown, &dump));
+        let mut requests = pin!(self.requests(from_client, to_server, &dump));
         let mut replies = pin!(self.replies(from_server, to_client, &dump));
         select! {
-            ended = &mut requests => match ended {
+            (ended, from_client) = &mut requests => match ended {
                 Ok(Ended::Closed) => Ok(()),
-                Ok(Ended::HalfClosed) => replies.await.map(drop),
+                Ok(Ended::HalfClosed) => select! {
+                    ended = replies => ended.map(drop),
+                    () = hung_up(&from_client.receiver) => Ok(()),
+                },
                 // The client gets the replies to its earlier requests, as from any server.
                 Err(error) => {
-                    within(self.limit, replies).await;
+                    select! {
+                        _ = within(self.limit, replies) => {}
+                        () = hung_up(&from_client.receiver) => {}
+                    }
                     Err(error)
                 }
             },
@@ -140,7 +170,7 @@ impl PipeForward {
                     debug!(address = self.address, "the server closed the connection");
                     Ok(())
                 }
-                Ended::HalfClosed => requests.await.map(drop),
+                Ended::HalfClosed => requests.await.0.map(drop),
             },
         }
     }
@@ -148,26 +178,25 @@ impl PipeForward {
     /// Passes the messages of the client on, until it ends them or the server takes no more.
     async fn requests(
         &self,
-        mut from_client: RecvHalf,
+        mut from_client: FromClient,
+        to_server: SendHalf,
+        dump: impl Fn(Sender, &Bytes),
+    ) -> (Result<Ended, PipeForwardError>, FromClient) {
+        let ended = self.pass_requests(&mut from_client, to_server, dump).await;
+        (ended, from_client)
+    }
+
+    async fn pass_requests(
+        &self,
+        from_client: &mut FromClient,
         mut to_server: SendHalf,
-        mut shutdown: Shutdown,
         dump: impl Fn(Sender, &Bytes),
     ) -> Result<Ended, PipeForwardError> {
-        let mut shuts_down = false;
         loop {
-            let received = select! {
-                biased;
-                () = &mut shutdown, if !shuts_down => {
-                    // What was sent before is still received.
-                    from_client.close();
-                    shuts_down = true;
-                    continue;
-                }
-                received = from_client.recv() => received,
-            };
-            match received {
+            match from_client.recv().await {
                 Ok(Some(message)) => {
                     dump(Sender::Client, &message);
+                    self.stats.count_request(message.len());
                     let sent = within(self.write_timeout, to_server.send(message)).await;
                     let Some(sent) = sent else {
                         return Err(self.not_read());
@@ -177,14 +206,13 @@ impl PipeForward {
                         // The server's end decides how the client's connection ends: replies to
                         // earlier requests may be on their way.
                         Err(SendError::Closed) => {
-                            from_client.close();
+                            from_client.receiver.close();
                             return Ok(Ended::HalfClosed);
                         }
                         Err(error) => return Err(self.sending_failed(&error)),
                     }
                 }
-                // Whether the client has closed as well can't be told after a shutdown.
-                Ok(None) if shuts_down || from_client.is_half_closed() => {
+                Ok(None) if !from_client.has_closed() => {
                     // A server that is gone ends the replies, too.
                     _ = to_server.finish().await;
                     return Ok(Ended::HalfClosed);
@@ -211,6 +239,7 @@ impl PipeForward {
                 Some(message) => {
                     // Before it is sent: the client may answer at once.
                     dump(Sender::Server, &message);
+                    let bytes = message.len() as u64;
                     if let Err(error) = to_client.send(message).await {
                         // The client's requests are still passed on until it is known to have
                         // closed. A server that can't send might not receive them.
@@ -219,6 +248,7 @@ impl PipeForward {
                         }
                         return Err(PipeForwardError::ToClient(error));
                     }
+                    self.stats.count_replies(1, bytes);
                 }
                 None if from_server.is_half_closed() => {
                     _ = to_client.finish().await;
@@ -245,5 +275,64 @@ impl PipeForward {
 
     fn sending_failed(&self, error: &SendError) -> PipeForwardError {
         PipeForwardError::ToServer(self.address.clone(), chain(error))
+    }
+}
+
+/// The messages of one client.
+struct FromClient {
+    receiver: RecvHalf,
+    shutdown: Shutdown,
+    shuts_down: bool,
+    /// Received before they could be passed on.
+    early: VecDeque<Result<Option<Bytes>, RecvError>>,
+}
+
+impl FromClient {
+    /// Receives the next message. Cancel safe.
+    async fn recv(&mut self) -> Result<Option<Bytes>, RecvError> {
+        match self.early.pop_front() {
+            Some(received) => received,
+            None => self.receive().await,
+        }
+    }
+
+    async fn receive(&mut self) -> Result<Option<Bytes>, RecvError> {
+        loop {
+            select! {
+                biased;
+                () = &mut self.shutdown, if !self.shuts_down => {
+                    // What was sent before is still received.
+                    self.receiver.close();
+                    self.shuts_down = true;
+                }
+                received = self.receiver.recv() => return received,
+            }
+        }
+    }
+
+    /// Whether the client has closed, and not only ended its messages, once there are no more. After
+    /// a shutdown began, this can't be told.
+    fn has_closed(&self) -> bool {
+        !self.shuts_down && !self.receiver.is_half_closed()
+    }
+
+    /// Completes when the client has closed. Cancel safe. Receives up to [`EARLY`] messages.
+    async fn left(&mut self) {
+        while self.early.len() < EARLY && !matches!(self.early.back(), Some(Ok(None) | Err(_))) {
+            let received = self.receive().await;
+            let is_end = matches!(received, Ok(None));
+            self.early.push_back(received);
+            if is_end && self.has_closed() {
+                return;
+            }
+        }
+        hung_up(&self.receiver).await;
+    }
+}
+
+/// Completes when the other side has closed, though messages from it may not be received any more.
+async fn hung_up(receiver: &RecvHalf) {
+    while !receiver.is_hung_up() {
+        sleep(CHECK).await;
     }
 }

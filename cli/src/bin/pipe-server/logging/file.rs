@@ -5,9 +5,10 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
+use pipe_server_cli::mutex::Mutex;
 use tracing::warn;
 
 use super::place::{self, Content};
@@ -54,10 +55,7 @@ impl LogFile {
 impl Write for LogFile {
     /// Writes whole lines, as many as fit, but one at least.
     fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .write(lines)
+        self.0.lock().write(lines)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -218,9 +218,11 @@ mod unix {
             if !metadata.is_symlink() {
                 return Ok(());
             }
-            if !is_trusted(&metadata) {
-                let owner = other_user(&metadata);
-                return Err(denied(&format!("it is a link of {owner}")));
+            if !is_trusted(metadata.uid()) {
+                return Err(denied(&format!(
+                    "it is a link of {}",
+                    other_user(metadata.uid())
+                )));
             }
             let target = fs::read_link(&path)?;
             path = parent_of(&path).join(target);
@@ -232,16 +234,17 @@ mod unix {
         let directory = parent_of(path);
         let metadata = fs::metadata(directory)?;
         let directory = directory.display();
-        let shared = metadata.mode() & (OTHERS_WRITE | STICKY);
+        let (owner, mode) = (metadata.uid(), metadata.mode());
+        let is_sticky = mode & (OTHERS_WRITE | STICKY) == OTHERS_WRITE | STICKY;
         // In a user namespace root may be unmapped, and then so is the owner of /tmp.
-        let may_be_roots = shared == OTHERS_WRITE | STICKY && is_unmapped(&metadata);
-        if !is_trusted(&metadata) && !may_be_roots {
+        let may_be_roots = is_sticky && UserId::Uid(owner).is_unmapped();
+        if !is_trusted(owner) && !may_be_roots {
             return Err(denied(&format!(
                 "the directory {directory} belongs to {}, who could exchange it: choose one of this user or of root",
-                other_user(&metadata)
+                other_user(owner)
             )));
         }
-        if shared == OTHERS_WRITE {
+        if mode & OTHERS_WRITE != 0 && !is_sticky {
             return Err(denied(&format!(
                 "everyone can replace files in the directory {directory}: choose another one, remove the permission \
                  (chmod o-w), or set the sticky bit (chmod +t)"
@@ -253,37 +256,27 @@ mod unix {
     /// Refuses a file that another user may have put there, or that others may read though it is
     /// for messages.
     pub(super) fn check_file(path: &Path, file: &File, content: Content) -> io::Result<()> {
-        check_owner(path, file)?;
-        match content {
-            Content::Log => Ok(()),
-            Content::Dump => check_privacy(file),
-        }
-    }
-
-    /// Refuses a file that another user has put into a directory where anybody may.
-    fn check_owner(path: &Path, file: &File) -> io::Result<()> {
-        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let directory = fs::metadata(parent_of(&path))?;
         let metadata = file.metadata()?;
-        match directory.mode() & OTHERS_WRITE != 0 && !is_trusted(&metadata) {
-            true => {
-                let owner = other_user(&metadata);
-                Err(denied(&format!("it belongs to {owner}")))
-            }
-            false => Ok(()),
+        let is_private = content == Content::Dump && metadata.is_file();
+        // Its owner may read a file, and anybody can have put one into a shared directory.
+        if (is_private || is_in_shared_directory(path)?) && !is_trusted(metadata.uid()) {
+            return Err(denied(&format!(
+                "it belongs to {}: remove it, or give another one",
+                other_user(metadata.uid())
+            )));
         }
-    }
-
-    /// Refuses a file that other users may read.
-    fn check_privacy(file: &File) -> io::Result<()> {
-        let metadata = file.metadata()?;
-        match metadata.is_file() && metadata.mode() & OTHERS != 0 {
-            true => Err(denied(&format!(
+        if is_private && metadata.mode() & OTHERS != 0 {
+            return Err(denied(&format!(
                 "other users may read or write it (mode {:03o}): chmod 600 it, or remove it",
                 metadata.mode() & 0o777
-            ))),
-            false => Ok(()),
+            )));
         }
+        Ok(())
+    }
+
+    fn is_in_shared_directory(path: &Path) -> io::Result<bool> {
+        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        Ok(fs::metadata(parent_of(&path))?.mode() & OTHERS_WRITE != 0)
     }
 
     fn parent_of(path: &Path) -> &Path {
@@ -293,20 +286,14 @@ mod unix {
         }
     }
 
-    fn is_trusted(metadata: &fs::Metadata) -> bool {
-        let owner = metadata.uid();
-        owner == 0 || (owner == geteuid().as_raw() && !is_unmapped(metadata))
+    /// Whether a user is this one or root.
+    fn is_trusted(uid: u32) -> bool {
+        uid == 0 || uid == geteuid().as_raw() && !UserId::Uid(uid).is_unmapped()
     }
 
-    /// Whether the owner is nobody in particular (`UserId::is_unmapped`).
-    fn is_unmapped(metadata: &fs::Metadata) -> bool {
-        UserId::Uid(metadata.uid()).is_unmapped()
-    }
-
-    /// The owner of a file that is not of this user.
-    fn other_user(metadata: &fs::Metadata) -> String {
-        let uid = metadata.uid();
-        match is_unmapped(metadata) {
+    /// The owner of a file that is not of this user, for a message.
+    fn other_user(uid: u32) -> String {
+        match UserId::Uid(uid).is_unmapped() {
             true => format!("a user whom this user namespace does not map (shown as uid {uid})"),
             false => format!("another user (uid {uid})"),
         }

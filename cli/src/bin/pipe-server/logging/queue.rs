@@ -3,11 +3,12 @@
 use std::{
     io::{self, Write},
     mem,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, PoisonError},
     thread,
     time::Duration,
 };
 
+use pipe_server_cli::mutex::Mutex;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Lines that a thread of its own writes, since nobody may be reading them: a full pipe would block
@@ -62,7 +63,7 @@ impl Queue {
     pub(crate) fn flush(&self, time: Duration) -> bool {
         let Shared { state, changed, .. } = &*self.0;
         let (state, _) = changed
-            .wait_timeout_while(lock(state), time, |state| !state.is_done())
+            .wait_timeout_while(state.lock(), time, |state| !state.is_done())
             .unwrap_or_else(PoisonError::into_inner);
         state.is_done()
     }
@@ -74,7 +75,7 @@ impl Queue {
             state,
             changed,
         } = &*self.0;
-        let mut state = lock(state);
+        let mut state = state.lock();
         let is_full = !state.waiting.is_empty() && state.waiting.len() + line.len() > *capacity;
         if state.dropped > 0 || is_full {
             state.dropped += 1;
@@ -104,7 +105,7 @@ impl Shared {
             // After a line that is longer than usual.
             lines.shrink_to(self.capacity);
             {
-                let mut state = lock(&self.state);
+                let mut state = self.state.lock();
                 state.writing = false;
                 self.changed.notify_all();
                 let mut state = self
@@ -123,11 +124,6 @@ impl Shared {
             }
         }
     }
-}
-
-/// A panic while it is locked leaves the state as good as before.
-fn lock(state: &Mutex<QueuedLines>) -> MutexGuard<'_, QueuedLines> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<'a> MakeWriter<'a> for Queue {

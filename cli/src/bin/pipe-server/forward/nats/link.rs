@@ -4,13 +4,14 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use pipe_server::Bytes;
+use pipe_server_cli::mutex::Mutex;
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, sleep, timeout},
@@ -243,13 +244,11 @@ impl NatsLink {
     }
 
     fn waiting(&self) -> MutexGuard<'_, HashMap<u64, WaitingRequest>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock()
     }
 
     fn complaint(&self) -> MutexGuard<'_, Option<Complaint>> {
-        self.complaint
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.complaint.lock()
     }
 }
 

@@ -1,0 +1,199 @@
+//! Receiving the requests of one client.
+
+use std::{panic::resume_unwind, sync::Arc, time::Duration};
+
+use jsonrpsee_types::{Id, error::reject_too_big_request};
+use pipe_server::{Bytes, RecvError, RecvHalf, Shutdown};
+use tokio::{
+    sync::oneshot,
+    task::{JoinError, JoinSet},
+    time::{Instant, Interval, MissedTickBehavior, interval_at},
+};
+use tracing::{Instrument as _, debug, debug_span, field::Empty};
+
+use super::{
+    connection::Caller,
+    service::{Service, Subscriptions},
+};
+
+/// The interval at which to look whether a busy client has left, if receiving can't tell, and
+/// whether the last subscription of one that sends nothing has ended.
+const CHECK: Duration = Duration::from_secs(1);
+
+/// The way in which a conversation ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The client or the server has ended it. Requests that were sent before are answered.
+    Conversation,
+    /// The client has closed. Its requests in progress are cancelled.
+    ClientLeft,
+}
+
+/// Receives the requests of a client, and runs a limited number of them at once.
+pub(super) struct Receiving<S> {
+    requests: Requests,
+    caller: Arc<Caller<S>>,
+    calls: JoinSet<()>,
+    concurrency: usize,
+    subscriptions: Subscriptions,
+    check: Interval,
+}
+
+impl<S: Service> Receiving<S> {
+    pub(super) fn new(
+        receiver: RecvHalf,
+        shutdown: Shutdown,
+        caller: Arc<Caller<S>>,
+        subscriptions: Subscriptions,
+        concurrency: usize,
+    ) -> Self {
+        let mut check = interval_at(Instant::now() + CHECK, CHECK);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            requests: Requests {
+                idle_timeout: receiver.idle_timeout(),
+                receiver,
+                shutdown,
+                is_closed: false,
+            },
+            caller,
+            calls: JoinSet::new(),
+            concurrency,
+            subscriptions,
+            check,
+        }
+    }
+
+    /// Receives requests, of which `first` is the first, until the conversation ends. Returns once
+    /// all of them are answered or cancelled. Tells `close` when nothing more is to be sent.
+    pub(super) async fn run(
+        mut self,
+        first: Result<Option<Bytes>, RecvError>,
+        close: oneshot::Sender<End>,
+    ) -> Result<End, RecvError> {
+        let mut ended = self.take(first).await;
+        loop {
+            if let Some(Ok(End::ClientLeft)) = ended {
+                debug!(calls = self.calls.len(), "the client has left");
+                // Cancels the calls.
+                _ = close.send(End::ClientLeft);
+                while let Some(call) = self.calls.join_next().await {
+                    pass_on_panic(call);
+                }
+                return Ok(End::ClientLeft);
+            }
+            if ended.is_some() && self.calls.is_empty() {
+                break;
+            }
+            ended = self.advance(ended).await;
+        }
+        _ = close.send(End::Conversation);
+        ended.unwrap_or(Ok(End::Conversation))
+    }
+
+    /// Waits for a request or the end of a call, and returns how receiving has ended, if it has.
+    async fn advance(
+        &mut self,
+        ended: Option<Result<End, RecvError>>,
+    ) -> Option<Result<End, RecvError>> {
+        let may_receive = ended.is_none() && self.calls.len() < self.concurrency;
+        let is_idle = self.calls.is_empty() && !self.subscriptions.are_open();
+        self.requests.set_idle(is_idle);
+        let must_check = match may_receive {
+            true => self.calls.is_empty() && !is_idle && self.requests.idle_timeout.is_some(),
+            false => true,
+        };
+        tokio::select! {
+            biased;
+            Some(call) = self.calls.join_next() => pass_on_panic(call),
+            received = self.requests.next(), if may_receive => return self.take(received).await,
+            _ = self.check.tick(), if must_check => {
+                if !may_receive && self.requests.receiver.is_hung_up() {
+                    return Some(Ok(End::ClientLeft));
+                }
+            }
+        }
+        ended
+    }
+
+    /// Calls the method of a message. Returns how receiving has ended, if it has.
+    async fn take(
+        &mut self,
+        received: Result<Option<Bytes>, RecvError>,
+    ) -> Option<Result<End, RecvError>> {
+        match received {
+            Ok(Some(message)) => {
+                self.call(message);
+                None
+            }
+            Ok(None) if self.requests.has_client_left() => Some(Ok(End::ClientLeft)),
+            Ok(None) => Some(Ok(End::Conversation)),
+            Err(error) => {
+                if let RecvError::TooLong { limit, .. } = error {
+                    let error = reject_too_big_request(u32::try_from(limit).unwrap_or(u32::MAX));
+                    _ = self.caller.sink.send_error(Id::Null, error).await;
+                }
+                Some(Err(error))
+            }
+        }
+    }
+
+    fn call(&mut self, message: Bytes) {
+        self.caller.stats.count_request(message.len());
+        let span = debug_span!(
+            "request",
+            request.bytes = message.len(),
+            request.latency_us = Empty,
+            reply.bytes = Empty,
+            rpc.method = Empty,
+        );
+        let answering = Arc::clone(&self.caller).answer(message).instrument(span);
+        self.calls.spawn(answering.in_current_span());
+    }
+}
+
+/// The server closes the connection of code that panics, and logs it.
+fn pass_on_panic(ended: Result<(), JoinError>) {
+    if let Err(error) = ended {
+        if let Ok(panic) = error.try_into_panic() {
+            resume_unwind(panic);
+        }
+    }
+}
+
+/// The messages of a client, until it ends the conversation or the server shuts down.
+struct Requests {
+    receiver: RecvHalf,
+    idle_timeout: Option<Duration>,
+    shutdown: Shutdown,
+    is_closed: bool,
+}
+
+impl Requests {
+    /// Receives the next message. Cancel safe.
+    async fn next(&mut self) -> Result<Option<Bytes>, RecvError> {
+        if !self.is_closed {
+            tokio::select! {
+                biased;
+                () = &mut self.shutdown => {}
+                received = self.receiver.recv() => return received,
+            }
+            // The client can't send more. What was sent before is still received.
+            self.receiver.close();
+            self.is_closed = true;
+        }
+        self.receiver.recv().await
+    }
+
+    /// Begins the idle time of the client anew, or stops it.
+    fn set_idle(&mut self, is_idle: bool) {
+        let time = self.idle_timeout.filter(|_| is_idle);
+        self.receiver.set_idle_timeout(time);
+    }
+
+    /// Whether the client has closed, once nothing more can be received. After a shutdown began,
+    /// receiving can't tell.
+    fn has_client_left(&self) -> bool {
+        !self.is_closed && !self.receiver.is_half_closed()
+    }
+}
