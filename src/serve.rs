@@ -10,7 +10,7 @@ use std::{
 };
 
 use self::{
-    accept::{AcceptedClient, ServeClient},
+    accept::AcceptedClient,
     budget::Budget,
     conversation::{Conversation, Options, Server},
     options::ServerOptions,
@@ -479,40 +479,24 @@ where
 
     fn into_future(self) -> ServeFuture {
         let budget = Arc::new(Budget::new(self.options.max_buffered_bytes));
-        let requests = Requests {
-            server: Arc::new(Server {
-                handler: Arc::new(self.handler),
-                options: self.options,
-                state: self.state,
-                timeouts: self.server.timeouts,
-                budget: Arc::clone(&budget),
-                telemetry: self.listener.telemetry().clone(),
-            }),
-            _requests: PhantomData,
+        let server = Arc::new(Server {
+            handler: Arc::new(self.handler),
+            options: self.options,
+            state: self.state,
+            timeouts: self.server.timeouts,
+            budget: Arc::clone(&budget),
+            telemetry: self.listener.telemetry().clone(),
+        });
+        let answer = move |client: AcceptedClient| {
+            let mut conversation = Conversation::<H, T>::new(client, Arc::clone(&server));
+            async move { conversation.run().await }
         };
         ServeFuture::new(async move {
             tokio::select! {
                 biased;
-                summary = accept::run(self.listener, self.server, requests) => summary,
+                summary = accept::run(self.listener, self.server, answer) => summary,
                 never = budget.keep() => match never {},
             }
         })
-    }
-}
-
-/// Answers the requests of each client.
-struct Requests<H, T> {
-    server: Arc<Server<H>>,
-    _requests: PhantomData<fn(T)>,
-}
-
-impl<H, T> ServeClient for Requests<H, T>
-where
-    H: Handler<T>,
-    T: 'static,
-{
-    fn serve(&self, client: AcceptedClient) -> impl Future<Output = ()> + Send + 'static {
-        let mut conversation = Conversation::<H, T>::new(client, Arc::clone(&self.server));
-        async move { conversation.run().await }
     }
 }

@@ -70,12 +70,6 @@ impl fmt::Debug for ServeFuture {
     }
 }
 
-/// What a server does with its clients.
-pub(super) trait ServeClient: Send + Sync + 'static {
-    /// Serves a client, which still has to be admitted.
-    fn serve(&self, client: AcceptedClient) -> impl Future<Output = ()> + Send + 'static;
-}
-
 /// A client that is counted among the connections of its user, if it is known and limited.
 pub(super) struct AcceptedClient {
     pub(super) connection: Connection,
@@ -83,12 +77,12 @@ pub(super) struct AcceptedClient {
     pub(super) shutdown: Shutdown,
 }
 
-/// Serves the clients of `listener` with `service` until the signal completes or, if an idle limit
-/// is set, until no client has been connected for that time.
-pub(super) async fn run(
+/// Serves the clients of `listener` with `service`, which has to admit them, until the signal
+/// completes or, if an idle limit is set, until no client has been connected for that time.
+pub(super) async fn run<Serving: Future<Output = ()> + Send + 'static>(
     listener: PipeListener,
     options: ServerOptions,
-    service: impl ServeClient,
+    service: impl Fn(AcceptedClient) -> Serving,
 ) -> Summary {
     let telemetry = listener.telemetry().clone();
     let (begin_shutdown, begun) = watch::channel(());
@@ -167,7 +161,11 @@ enum AcceptEnd {
     Idle,
 }
 
-impl<S: ServeClient> Acceptor<S> {
+impl<S, Serving> Acceptor<S>
+where
+    S: Fn(AcceptedClient) -> Serving,
+    Serving: Future<Output = ()> + Send + 'static,
+{
     /// Accepts connections until `signal` completes or the server has been idle for long enough.
     async fn accept_until(
         &mut self,
@@ -251,7 +249,7 @@ impl<S: ServeClient> Acceptor<S> {
         }
         let decision = admission.decide_later();
         let identity = Arc::clone(connection.identity());
-        let serving = self.service.serve(AcceptedClient {
+        let serving = (self.service)(AcceptedClient {
             connection,
             admission,
             shutdown: self.shutdown.clone(),

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    accept::{self, AcceptedClient, ServeClient, ServeFuture, Summary},
+    accept::{self, AcceptedClient, ServeFuture, Summary},
     failure::Failure,
     guard::{call_caught, poll_caught, with_timeout},
     into_result::IntoResult,
@@ -22,7 +22,7 @@ use crate::{
     listener::PipeListener,
     name::PipeName,
     peer::Peer,
-    telemetry::{Stats, Telemetry},
+    telemetry::Stats,
 };
 
 /// How long a client has to send its first message if it can't be identified before.
@@ -204,36 +204,19 @@ where
     type IntoFuture = ServeFuture;
 
     fn into_future(self) -> ServeFuture {
-        let tasks = ConnectionTasks {
-            handler: Arc::new(self.handler),
-            timeouts: self.server.timeouts,
-            telemetry: self.listener.telemetry().clone(),
-        };
-        ServeFuture::new(accept::run(self.listener, self.server, tasks))
-    }
-}
-
-/// The tasks of the connections.
-struct ConnectionTasks<F> {
-    handler: Arc<F>,
-    timeouts: Timeouts,
-    telemetry: Telemetry,
-}
-
-impl<F, Running> ServeClient for ConnectionTasks<F>
-where
-    F: Fn(Connection, Shutdown) -> Running + Send + Sync + 'static,
-    Running: Future<Output: IntoResult> + Send + 'static,
-{
-    fn serve(&self, client: AcceptedClient) -> impl Future<Output = ()> + Send + 'static {
-        let (handler, telemetry) = (Arc::clone(&self.handler), self.telemetry.clone());
-        let timeouts = self.timeouts;
-        async move {
-            let identity = Arc::clone(client.connection.identity());
-            if let Err(failure) = run_one(handler, client, timeouts).await {
-                failure.report(&identity, &telemetry, None);
+        let handler = Arc::new(self.handler);
+        let telemetry = self.listener.telemetry().clone();
+        let timeouts = self.server.timeouts;
+        let task = move |client: AcceptedClient| {
+            let (handler, telemetry) = (Arc::clone(&handler), telemetry.clone());
+            async move {
+                let identity = Arc::clone(client.connection.identity());
+                if let Err(failure) = run_one(handler, client, timeouts).await {
+                    failure.report(&identity, &telemetry, None);
+                }
             }
-        }
+        };
+        ServeFuture::new(accept::run(self.listener, self.server, task))
     }
 }
 
