@@ -202,15 +202,13 @@ impl Stats {
             counts.sum()
         };
         let times = Times::of(shared.shards.iter().map(|shard| &shard.handler_times));
-        let sum = |reasons: &[Reason]| reasons.iter().map(|&reason| errors.get(reason)).sum();
+        let sum = |is_counted: fn(Reason) -> bool| {
+            let counted = errors.iter().filter(|&(reason, _)| is_counted(reason));
+            counted.map(|(_, count)| count).sum()
+        };
         StatsSnapshot {
             accepted: shared.accepted.load(Relaxed),
-            refused: sum(&[
-                Reason::Refused,
-                Reason::NotAuthorized,
-                Reason::TooManyConnections,
-                Reason::ConnectTimeout,
-            ]),
+            refused: sum(Reason::is_refusal),
             connected: shared.connected.load(Relaxed),
             waiting: shared.waiting.load(Relaxed),
             requests: total(|shard| &shard.requests),
@@ -218,12 +216,7 @@ impl Stats {
             bytes_received: total(|shard| &shard.bytes_received),
             bytes_sent: total(|shard| &shard.bytes_sent),
             errors,
-            timeouts: sum(&[
-                Reason::ConnectTimeout,
-                Reason::HandlerTimeout,
-                Reason::IdleTimeout,
-                Reason::WriteTimeout,
-            ]),
+            timeouts: sum(Reason::is_timeout),
             panics: errors.get(Reason::Panic),
             handler_time_longest: times.longest(),
             handler_time_p99: times.percentile(99),
