@@ -122,15 +122,10 @@ enum State {
     Waiting,
     /// Has looked whether others may start the server.
     Allowed,
-    Running(oneshot::Receiver<CommandEnd>),
+    Running(oneshot::Receiver<io::Result<ExitStatus>>),
     Failed(ExitStatus),
     /// The command has ended successfully at this time, and may have left a server running.
     Succeeded(Instant),
-}
-
-enum CommandEnd {
-    NotStarted(io::Error),
-    Exited(ExitStatus),
 }
 
 impl<'a> ServerStart<'a> {
@@ -162,14 +157,8 @@ impl<'a> ServerStart<'a> {
                     Ok(true)
                 }
             },
-            State::Allowed => {
-                self.start();
-                Ok(false)
-            }
-            State::Succeeded(since) if since.elapsed() > FORK_TIME => {
-                self.start();
-                Ok(false)
-            }
+            State::Allowed => self.start(),
+            State::Succeeded(since) if since.elapsed() > FORK_TIME => self.start(),
             State::Running(_) | State::Succeeded(_) => Ok(false),
             State::Failed(status) => Err(StartError::Ended {
                 address: self.address(),
@@ -206,8 +195,9 @@ impl<'a> ServerStart<'a> {
     }
 
     /// Starts the command in a thread, which waits for its end. Nothing else would reap it on Unix
-    /// once this client is connected, and starting a process can block.
-    fn start(&mut self) {
+    /// once this client is connected, and starting a process can block. Returns `false`: connecting
+    /// has to wait.
+    fn start(&mut self) -> Result<bool, StartError> {
         self.stderr = stderr_file().ok();
         let (ended, receiver) = oneshot::channel();
         self.state = State::Running(receiver);
@@ -216,18 +206,21 @@ impl<'a> ServerStart<'a> {
         let run = move || {
             let started = command.spawn(stderr.as_ref());
             drop((command, stderr));
-            let end = started.and_then(|mut child| child.wait());
             // The client may be connected, or gone.
-            _ = ended.send(match end {
-                Ok(status) => CommandEnd::Exited(status),
-                Err(error) => CommandEnd::NotStarted(error),
-            });
+            _ = ended.send(started.and_then(|mut child| child.wait()));
         };
         let thread = thread::Builder::new().name("pipe-server start".to_owned());
-        if let Err(error) = thread.spawn(run) {
-            let (failed, receiver) = oneshot::channel();
-            _ = failed.send(CommandEnd::NotStarted(error));
-            self.state = State::Running(receiver);
+        match thread.spawn(run) {
+            Ok(_) => Ok(false),
+            Err(error) => Err(self.not_started(error)),
+        }
+    }
+
+    fn not_started(&self, source: io::Error) -> StartError {
+        StartError::Spawn {
+            address: self.address(),
+            command: self.command.to_string(),
+            source,
         }
     }
 
@@ -237,20 +230,14 @@ impl<'a> ServerStart<'a> {
             return Ok(false);
         };
         match ended.try_recv() {
-            Ok(CommandEnd::Exited(status)) if status.success() => {
+            Ok(Ok(status)) if status.success() => {
                 self.state = State::Succeeded(Instant::now());
             }
-            Ok(CommandEnd::Exited(status)) => {
+            Ok(Ok(status)) => {
                 self.state = State::Failed(status);
                 return Ok(true);
             }
-            Ok(CommandEnd::NotStarted(source)) => {
-                return Err(StartError::Spawn {
-                    address: self.address(),
-                    command: self.command.to_string(),
-                    source,
-                });
-            }
+            Ok(Err(error)) => return Err(self.not_started(error)),
             Err(_) => {}
         }
         Ok(false)
