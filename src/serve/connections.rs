@@ -18,11 +18,7 @@ use super::{
     shutdown::Shutdown,
 };
 use crate::{
-    connection::Connection,
-    listener::PipeListener,
-    name::PipeName,
-    peer::Peer,
-    telemetry::Stats,
+    connection::Connection, listener::PipeListener, name::PipeName, peer::Peer, telemetry::Stats,
 };
 
 /// How long a client has to send its first message if it can't be identified before.
