@@ -15,7 +15,6 @@ use crate::{
     peer::{Peer, UserId},
 };
 
-pub(crate) use self::stats::InstancesChange;
 pub use self::{
     reason::Reason,
     stats::{ErrorCounts, Stats, StatsSnapshot},
