@@ -89,6 +89,7 @@ mod serve;
 mod telemetry;
 mod timer;
 mod trust;
+mod waker;
 
 pub use bytes::Bytes;
 

@@ -3,7 +3,7 @@
 use std::{
     io, mem,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
 };
 
 use tokio::time::Instant;
@@ -13,11 +13,13 @@ use crate::{
     engine::{Channel, Endpoint, Instance, Link},
     mutex::Mutex,
     telemetry::{Details, Reason, Telemetry},
+    waker::TaskWaker,
 };
 
 /// The instances of one pipe, shared by its listener and its connections.
 pub(crate) struct Instances {
     state: Mutex<InstanceSet>,
+    acceptor: TaskWaker,
     telemetry: Telemetry,
 }
 
@@ -42,7 +44,6 @@ struct InstanceSet {
     /// Links of closed connections, kept open because their replacement could not be created. They
     /// keep the name in existence until it can.
     unreplaced: Vec<Arc<dyn Link>>,
-    acceptor: Option<Waker>,
     backlog: usize,
     max: usize,
 }
@@ -63,11 +64,11 @@ impl Instances {
             connected: 0,
             last_closed: Instant::now(),
             unreplaced: Vec::new(),
-            acceptor: None,
         };
         state.top_up()?;
         let instances = Self {
             state: Mutex::new(state),
+            acceptor: TaskWaker::default(),
             telemetry,
         };
         instances.update(|_| ());
@@ -94,6 +95,7 @@ impl Instances {
         &self,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<(Channel, InstanceErrors)>> {
+        self.acceptor.register(cx.waker());
         let accepted = self.update(|state| state.poll_accept(cx));
         if let Poll::Ready(Ok(_)) = accepted {
             self.telemetry.stats().count_accepted();
@@ -169,19 +171,17 @@ impl Instances {
 impl ConnectionOwner for Instances {
     /// Creates the instance that the limit held back, before the connection closes.
     fn release(&self, link: &Arc<dyn Link>) {
-        let (errors, acceptor) = self.update(|state| {
+        let errors = self.update(|state| {
             state.last_closed = Instant::now();
             let set_full = state.set_connected(state.connected - 1);
             let create = state.top_up();
             if create.is_err() && state.waiting.is_empty() {
                 state.unreplaced.push(Arc::clone(link));
             }
-            (InstanceErrors { set_full, create }, state.acceptor.take())
+            InstanceErrors { set_full, create }
         });
         self.log(&errors);
-        if let Some(acceptor) = acceptor {
-            acceptor.wake();
-        }
+        self.acceptor.wake();
     }
 }
 
@@ -236,7 +236,6 @@ impl InstanceSet {
             }
         }
         topped_up?;
-        self.acceptor = Some(cx.waker().clone());
         Poll::Pending
     }
 
@@ -324,7 +323,7 @@ mod tests {
             instances.state.lock().connected = 1;
             instances.release(&link);
         }
-        let errors = instances.stats().snapshot().errors;
+        let errors = instances.telemetry().stats().snapshot().errors;
         assert_eq!(errors.get(Reason::ClientQueue), 100);
         assert_eq!(log.lines_with(r#"reason="client_queue""#).len(), 5);
     }

@@ -8,7 +8,7 @@ use std::{
         Arc, Weak,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -18,7 +18,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use crate::{connection::Identity, mutex::Mutex, peer::UserId};
+use crate::{connection::Identity, mutex::Mutex, peer::UserId, waker::TaskWaker};
 
 /// The budget is updated only when a client's bytes have changed by this much, so that small
 /// messages do not write to memory shared by all connections.
@@ -156,13 +156,9 @@ impl Budget {
 
     fn wake_waiting(&self) {
         for client in self.clients() {
-            let mut blocking = client.blocking.lock();
-            let was_waiting = mem::take(&mut blocking.is_waiting);
-            let waker = blocking.waker.clone().filter(|_| was_waiting);
-            // Outside the lock: a waker is user code.
-            drop(blocking);
-            if let Some(waker) = waker {
-                waker.wake();
+            let was_waiting = mem::take(&mut client.blocking.lock().is_waiting);
+            if was_waiting {
+                client.task.wake();
             }
         }
     }
@@ -183,6 +179,7 @@ struct Client {
     /// The part of `held` that the budget counts.
     counted: AtomicUsize,
     blocking: Mutex<Blocking>,
+    task: TaskWaker,
 }
 
 /// What a client that can't go on waits for.
@@ -194,7 +191,6 @@ struct Blocking {
     is_chosen: bool,
     /// Whether the client waits to be read until others have freed bytes.
     is_waiting: bool,
-    waker: Option<Waker>,
 }
 
 impl Blocking {
@@ -202,13 +198,6 @@ impl Blocking {
     fn is_unread(&self) -> bool {
         self.unread_since
             .is_some_and(|since| since.elapsed() >= PATIENCE)
-    }
-
-    fn register(&mut self, waker: &Waker) {
-        match &mut self.waker {
-            Some(registered) => registered.clone_from(waker),
-            None => self.waker = Some(waker.clone()),
-        }
     }
 }
 
@@ -218,14 +207,8 @@ impl Client {
     }
 
     fn choose(&self) {
-        let mut blocking = self.blocking.lock();
-        blocking.is_chosen = true;
-        let waker = blocking.waker.clone();
-        // Outside the lock: a waker is user code.
-        drop(blocking);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        self.blocking.lock().is_chosen = true;
+        self.task.wake();
     }
 
     /// Updates the budget if its count differs by `GRAIN` or more. A change to zero is always
@@ -267,6 +250,7 @@ impl ClientBudget {
             held: AtomicUsize::new(0),
             counted: AtomicUsize::new(0),
             blocking: Mutex::default(),
+            task: TaskWaker::default(),
         });
         let mut clients = budget.clients.lock();
         clients.insert(identity.id, Arc::downgrade(&client));
@@ -303,10 +287,8 @@ impl ClientBudget {
         if self.may_hold_more() {
             return Poll::Ready(());
         }
-        let mut blocking = self.client.blocking.lock();
-        blocking.register(cx.waker());
-        blocking.is_waiting = true;
-        drop(blocking);
+        self.client.task.register(cx.waker());
+        self.client.blocking.lock().is_waiting = true;
         // Checked again: the clients may have been woken before this one was registered.
         match self.may_hold_more() {
             true => Poll::Ready(()),
@@ -317,8 +299,8 @@ impl ClientBudget {
     /// Called while the client's replies can't be sent. Ready with the limit of the server if this
     /// client has to be closed.
     pub(super) fn poll_unread(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
+        self.client.task.register(cx.waker());
         let mut blocking = self.client.blocking.lock();
-        blocking.register(cx.waker());
         if !self.is_unread {
             self.is_unread = true;
             blocking.unread_since = Some(Instant::now());

@@ -1,5 +1,7 @@
 //! Who is read and who is closed when the budget is spent.
 
+use std::task::Waker;
+
 use tokio::time::advance;
 
 use super::*;
