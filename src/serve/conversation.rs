@@ -91,7 +91,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         Self {
             identity,
             admission: client.admission,
-            inbound: Inbound::new(receiver, timeouts.idle, budget.clone()),
+            inbound: Inbound::new(receiver, timeouts.idle, Arc::clone(&budget)),
             outbound: Outbound::new(sender, timeouts.write, budget, stats),
             requested: 0,
             ended: None,

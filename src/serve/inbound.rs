@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -32,7 +33,7 @@ pub(super) struct Inbound {
     is_closed: bool,
     /// Requests that were read early, before they could be answered.
     early: VecDeque<Message>,
-    budget: ClientBudget,
+    budget: Arc<ClientBudget>,
     /// Counts the bytes of the messages that the engine has received ahead.
     ahead: HeldBytes,
     /// Runs while the client is idle.
@@ -60,7 +61,7 @@ impl Inbound {
     pub(super) fn new(
         receiver: RecvHalf,
         idle_timeout: Option<Duration>,
-        budget: ClientBudget,
+        budget: Arc<ClientBudget>,
     ) -> Self {
         Self {
             receiver,
