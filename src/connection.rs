@@ -1,11 +1,12 @@
 //! A client's two-way message channel.
 
-use std::{fmt, io, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tracing::Span;
 
 use crate::{
+    debug::debug_fields,
     engine::{Channel, Link},
     error::{RecvError, SendError},
     peer::Peer,
@@ -196,11 +197,4 @@ impl Connection {
     }
 }
 
-impl fmt::Debug for Connection {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("Connection")
-            .field("id", &self.id())
-            .finish_non_exhaustive()
-    }
-}
+debug_fields! { Connection, |connection| id = connection.id() }

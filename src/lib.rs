@@ -73,6 +73,7 @@ mod access;
 mod backoff;
 mod client;
 mod connection;
+mod debug;
 pub mod defaults;
 #[cfg(doctest)]
 mod doc_tests;

@@ -1,7 +1,6 @@
 //! The listener of a pipe, and its options.
 
 use std::{
-    fmt,
     future::poll_fn,
     io,
     path::{Path, PathBuf},
@@ -13,6 +12,7 @@ use tokio::time::Instant;
 use crate::{
     access::Access,
     connection::Connection,
+    debug::debug_fields,
     defaults,
     engine::{Channel, Endpoint, EngineOptions, native},
     error::{BindError, OutOfRange},
@@ -304,14 +304,7 @@ impl PipeListener {
     }
 }
 
-impl fmt::Debug for PipeListener {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("PipeListener")
-            .field("name", &self.name)
-            .finish_non_exhaustive()
-    }
-}
+debug_fields! { PipeListener, |listener| name = listener.name }
 
 impl Drop for PipeListener {
     fn drop(&mut self) {

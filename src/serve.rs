@@ -1,7 +1,6 @@
 //! A server that answers requests with a handler.
 
 use std::{
-    fmt,
     future::{Future, IntoFuture},
     marker::PhantomData,
     path::Path,
@@ -17,6 +16,7 @@ use self::{
 };
 use crate::{
     connection::{AnySession, AnyState},
+    debug::debug_fields,
     defaults,
     error::BoxError,
     handler::{ConnectionInfo, Handler, WithState},
@@ -458,15 +458,9 @@ impl<H, T, S> Serve<H, T, S> {
     }
 }
 
-impl<H, T, S> fmt::Debug for Serve<H, T, S> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("Serve")
-            .field("listener", &self.listener)
-            .field("server", &self.server)
-            .field("options", &self.options)
-            .finish_non_exhaustive()
-    }
+debug_fields! {
+    Serve<H, T, S>,
+    |serve| listener = serve.listener, server = serve.server, options = serve.options
 }
 
 impl<H, T> IntoFuture for Serve<H, T>

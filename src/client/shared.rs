@@ -1,6 +1,6 @@
 //! A client that many tasks use at once.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::{
@@ -16,6 +16,7 @@ use self::{
 use crate::memory_pipe::MemoryPipe;
 use crate::{
     client::ClientOptions,
+    debug::debug_fields,
     defaults,
     engine::native,
     error::{ConnectError, OutOfRange, SharedCallError},
@@ -385,11 +386,4 @@ impl Clone for SharedClient {
     }
 }
 
-impl fmt::Debug for SharedClient {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("SharedClient")
-            .field("retry_unanswered", &self.retry_unanswered)
-            .finish_non_exhaustive()
-    }
-}
+debug_fields! { SharedClient, |client| retry_unanswered = client.retry_unanswered }

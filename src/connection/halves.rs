@@ -1,7 +1,6 @@
 //! The halves of a connection. Two tasks can use them at the same time.
 
 use std::{
-    fmt,
     future::poll_fn,
     io,
     sync::Arc,
@@ -16,6 +15,7 @@ use tracing::Span;
 use super::Connection;
 use super::{ConnectionOwner, Identity};
 use crate::{
+    debug::debug_fields,
     engine::{Channel, Link, Receive, Received, Transmit},
     error::{RecvError, SendError},
     peer::Peer,
@@ -409,20 +409,6 @@ pub(crate) fn check(message: &Bytes, limit: usize) -> Result<(), SendError> {
     }
 }
 
-impl fmt::Debug for RecvHalf {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("RecvHalf")
-            .field("id", &self.id())
-            .finish_non_exhaustive()
-    }
-}
+debug_fields! { RecvHalf, |half| id = half.id() }
 
-impl fmt::Debug for SendHalf {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("SendHalf")
-            .field("id", &self.id())
-            .finish_non_exhaustive()
-    }
-}
+debug_fields! { SendHalf, |half| id = half.id() }

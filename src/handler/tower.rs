@@ -1,7 +1,6 @@
 //! Tower services as handlers.
 
 use std::{
-    fmt,
     future::poll_fn,
     sync::Arc,
     task::{Poll, ready},
@@ -10,6 +9,7 @@ use std::{
 use tower_service::Service;
 
 use crate::{
+    debug::debug_fields,
     error::BoxError,
     handler::{Handler, IntoReply, Reply, Request},
     mutex::Mutex,
@@ -141,10 +141,4 @@ where
     }
 }
 
-impl<S> fmt::Debug for TowerHandler<S> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("TowerHandler")
-            .finish_non_exhaustive()
-    }
-}
+debug_fields! { TowerHandler<S>, |_| }

@@ -1,7 +1,6 @@
 //! The accept loop, with one task per connection and a graceful shutdown.
 
 use std::{
-    fmt,
     future::{Future, pending},
     pin::Pin,
     sync::Arc,
@@ -26,6 +25,7 @@ use super::{
 use crate::{
     backoff::Backoff,
     connection::Connection,
+    debug::debug_fields,
     listener::PipeListener,
     name::PipeName,
     telemetry::{Details, Reason, StatsSnapshot, Telemetry, connection_span},
@@ -62,13 +62,7 @@ impl Future for ServeFuture {
     }
 }
 
-impl fmt::Debug for ServeFuture {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("ServeFuture")
-            .finish_non_exhaustive()
-    }
-}
+debug_fields! { ServeFuture, |_| }
 
 /// A client that is counted among the connections of its user, if it is known and limited.
 pub(super) struct AcceptedClient {

@@ -1,7 +1,6 @@
 //! A server whose tasks have the whole connection of their clients.
 
 use std::{
-    fmt,
     future::{Future, IntoFuture, poll_fn},
     path::Path,
     pin::pin,
@@ -18,7 +17,8 @@ use super::{
     shutdown::Shutdown,
 };
 use crate::{
-    connection::Connection, listener::PipeListener, name::PipeName, peer::Peer, telemetry::Stats,
+    connection::Connection, debug::debug_fields, listener::PipeListener, name::PipeName,
+    peer::Peer, telemetry::Stats,
 };
 
 /// How long a client has to send its first message if it can't be identified before.
@@ -181,15 +181,7 @@ impl<F> ServeConnections<F> {
     }
 }
 
-impl<F> fmt::Debug for ServeConnections<F> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("ServeConnections")
-            .field("listener", &self.listener)
-            .field("server", &self.server)
-            .finish_non_exhaustive()
-    }
-}
+debug_fields! { ServeConnections<F>, |serve| listener = serve.listener, server = serve.server }
 
 impl<F, Running> IntoFuture for ServeConnections<F>
 where
