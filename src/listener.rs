@@ -7,8 +7,6 @@ use std::{
     sync::Arc,
 };
 
-use tokio::time::Instant;
-
 use crate::{
     access::Access,
     connection::Connection,
@@ -200,7 +198,7 @@ impl ListenerOptions {
 pub struct PipeListener {
     name: PipeName,
     path: PathBuf,
-    instances: Arc<Instances>,
+    pub(crate) instances: Arc<Instances>,
     max_message_size: usize,
     admits_others: bool,
     last_id: u64,
@@ -236,12 +234,7 @@ impl PipeListener {
         Ok(connection)
     }
 
-    /// Releases the name. Clients that have connected by now are returned by `accept_rest`.
-    pub(crate) fn close(&mut self) {
-        self.instances.close();
-    }
-
-    /// Accepts a client that had connected before `close`, or returns `None` if there is none.
+    /// Accepts a client that had connected before [`Instances::close`], or returns `None` if there is none.
     pub(crate) async fn accept_rest(&mut self) -> Option<Connection> {
         let channel = poll_fn(|cx| self.instances.poll_accept_rest(cx)).await?;
         Some(self.connection(channel))
@@ -276,21 +269,6 @@ impl PipeListener {
     /// Returns whether users other than this one and the system can connect.
     pub(crate) fn admits_others(&self) -> bool {
         self.admits_others
-    }
-
-    /// Returns the number of clients served at once. `usize::MAX` for no limit.
-    pub(crate) fn max_instances(&self) -> usize {
-        self.instances.max()
-    }
-
-    /// Returns the number of clients that are connected.
-    pub(crate) fn connected(&self) -> usize {
-        self.instances.connected()
-    }
-
-    /// Returns the time since which no client has been connected; `None` if one is.
-    pub(crate) fn idle_since(&self) -> Option<Instant> {
-        self.instances.idle_since()
     }
 
     pub(crate) fn telemetry(&self) -> &Telemetry {

@@ -149,10 +149,12 @@ impl Instances {
         }
     }
 
+    /// The number of clients served at once. `usize::MAX` for no limit.
     pub(crate) fn max(&self) -> usize {
         self.state.lock().max
     }
 
+    /// The number of clients that are connected.
     pub(crate) fn connected(&self) -> usize {
         self.state.lock().connected
     }

@@ -94,7 +94,7 @@ pub(super) async fn run<Serving: Future<Output = ()> + Send + 'static>(
     let serving = async {
         let mut listener = listener;
         let ended = acceptor.accept_until(&mut listener, &mut signal).await;
-        listener.close();
+        listener.instances.close();
         if let AcceptEnd::Idle = ended {
             let last = until(
                 deadline_in(drain_timeout),
@@ -178,7 +178,7 @@ where
                 }
                 accepted = listener.accept() => accepted,
                 () = self.idle.expired(), if self.tasks.len() == 0 => {
-                    match self.idle.is_over(listener.idle_since()) {
+                    match self.idle.is_over(listener.instances.idle_since()) {
                         true => return AcceptEnd::Idle,
                         false => continue,
                     }
@@ -187,7 +187,10 @@ where
             match accepted {
                 Ok(connection) => {
                     backoff.reset();
-                    if self.admission.is_short_of_places(listener.connected()) {
+                    if self
+                        .admission
+                        .is_short_of_places(listener.instances.connected())
+                    {
                         self.give_up_one();
                     }
                     self.begin(connection, listener.name());
@@ -203,7 +206,7 @@ where
                         () = &mut *signal => return AcceptEnd::Signal,
                         () = sleep(delay) => {}
                         () = self.idle.expired(), if self.tasks.len() == 0 => {
-                            if self.idle.is_over(listener.idle_since()) {
+                            if self.idle.is_over(listener.instances.idle_since()) {
                                 return AcceptEnd::Idle;
                             }
                         }
