@@ -26,7 +26,8 @@ use crate::{
 /// The receiving half of a connection, from [`Connection::into_split`]. The connection closes when
 /// both halves are dropped. [`reunite`](Self::reunite) makes one connection of them again.
 pub struct RecvHalf {
-    receiver: Box<dyn Receive>,
+    /// `pub(crate)` for what only [`serve`](crate::serve()) asks the engine.
+    pub(crate) engine: Box<dyn Receive>,
     ended: Option<RecvEnd>,
     /// A message for the next `recv`, which was received to identify its sender.
     first: Option<Bytes>,
@@ -95,7 +96,7 @@ pub(super) fn split(
         max_message_size,
     });
     let receiver = RecvHalf {
-        receiver,
+        engine: receiver,
         ended: None,
         first: None,
         idle_timeout: Timer::new(None),
@@ -127,7 +128,7 @@ impl RecvHalf {
 
     /// Same as [`Connection::close_recv`].
     pub fn close(&mut self) {
-        self.receiver.close();
+        self.engine.close();
     }
 
     /// Same as [`Connection::peer`].
@@ -180,22 +181,7 @@ impl RecvHalf {
 
     /// Same as [`Receive::expects_more`].
     pub(crate) fn expects_more(&self) -> bool {
-        self.ended.is_none() && self.receiver.expects_more()
-    }
-
-    /// Same as [`Receive::received_ahead`].
-    pub(crate) fn received_ahead(&self) -> usize {
-        self.receiver.received_ahead()
-    }
-
-    /// Same as [`Receive::stop_receiving_ahead`].
-    pub(crate) fn stop_receiving_ahead(&mut self) {
-        self.receiver.stop_receiving_ahead();
-    }
-
-    /// Same as [`Receive::turn`].
-    pub(crate) fn turn(&self) -> u32 {
-        self.receiver.turn()
+        self.ended.is_none() && self.engine.expects_more()
     }
 
     /// Same as [`Link::is_hung_up`].
@@ -260,10 +246,8 @@ impl RecvHalf {
 
     /// Receives within the idle timeout.
     fn poll_in_time(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
-        let receiver = &mut self.receiver;
-        let received = self
-            .idle_timeout
-            .poll_within(cx, |cx| receiver.poll_recv(cx));
+        let engine = &mut self.engine;
+        let received = self.idle_timeout.poll_within(cx, |cx| engine.poll_recv(cx));
         received.map(|received| received.unwrap_or_else(|after| Err(RecvError::TimedOut { after })))
     }
 }

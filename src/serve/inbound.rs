@@ -92,7 +92,7 @@ impl Inbound {
 
     /// Returns whether the task should yield before it takes the next request.
     pub(super) fn is_turn_over(&self) -> bool {
-        self.turn >= self.receiver.turn()
+        self.turn >= self.receiver.engine.turn()
     }
 
     /// Begins a new turn, after the task has yielded.
@@ -132,12 +132,12 @@ impl Inbound {
 
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Result<NextRequest, Failure> {
         if self.budget.is_spent() {
-            self.receiver.stop_receiving_ahead();
+            self.receiver.engine.stop_receiving_ahead();
         }
         Ok(match self.receiver.poll_recv(cx)? {
             Poll::Ready(Some(bytes)) => {
-                self.ahead
-                    .resize(self.receiver.received_ahead() + bytes.len());
+                let ahead = self.receiver.engine.received_ahead();
+                self.ahead.resize(ahead + bytes.len());
                 let held = self.ahead.split(bytes.len());
                 NextRequest::Ready(Message { bytes, held })
             }
