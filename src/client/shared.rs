@@ -199,15 +199,15 @@ impl SharedClientOptions {
     }
 
     fn check(&self) -> Result<(), OutOfRange> {
-        if !(1..=Semaphore::MAX_PERMITS).contains(&self.max_in_flight) {
-            let problem = format!("is out of range: use 1 to {}", Semaphore::MAX_PERMITS);
-            return Err(OutOfRange::new("max_in_flight", problem));
-        }
-        if !(1..=MOST_CONNECTIONS).contains(&self.connections) {
-            let problem = format!("is out of range: use 1 to {MOST_CONNECTIONS}");
-            return Err(OutOfRange::new("connections", problem));
-        }
-        Ok(())
+        let check = |option, value, most| match (1..=most).contains(&value) {
+            true => Ok(()),
+            false => {
+                let problem = format!("is out of range: use 1 to {most}");
+                Err(OutOfRange::new(option, problem))
+            }
+        };
+        check("max_in_flight", self.max_in_flight, Semaphore::MAX_PERMITS)?;
+        check("connections", self.connections, MOST_CONNECTIONS)
     }
 }
 
