@@ -195,7 +195,7 @@ impl RecvHalf {
 
     /// Records the peer in `span` now or, if the peer is not known yet, once a message has been
     /// received.
-    pub(super) fn record_peer_in(&mut self, span: &Span) {
+    pub(crate) fn record_peer_in(&mut self, span: &Span) {
         if !span.is_disabled() {
             self.span_without_peer = Some(span.clone());
             self.record_peer();

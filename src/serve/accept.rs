@@ -237,7 +237,7 @@ where
     /// accepted, so one user's clients do not keep those of others waiting.
     fn begin(&mut self, mut connection: Connection, name: &PipeName) {
         let span = connection_span(name, connection.id());
-        connection.record_peer_in(&span);
+        connection.receiver.record_peer_in(&span);
         let mut admission = AdmissionProgress::new(&self.admission);
         if let Err(refused) = admission.enter(connection.identity(), false) {
             span.in_scope(|| refused.report(connection.identity(), &self.telemetry, None));

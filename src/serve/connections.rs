@@ -227,7 +227,8 @@ where
         admission: _admission,
         shutdown,
     } = client;
-    connection.set_timeouts(timeouts.idle, timeouts.write);
+    connection.receiver.set_idle_timeout(timeouts.idle);
+    connection.sender.set_write_timeout(timeouts.write);
     let identity = Arc::clone(connection.identity());
     // Pinned in place: a future moved from a variable would take its space twice.
     let mut running =
@@ -253,7 +254,7 @@ async fn admit(
         return Ok(true);
     }
     let limit = idle_timeout.map_or(IDENTIFY_TIMEOUT, |time| time.min(IDENTIFY_TIMEOUT));
-    let mut first = pin!(connection.receive_first());
+    let mut first = pin!(connection.receiver.receive_first());
     let received = tokio::select! {
         biased;
         received = with_timeout(Some(limit), &mut first) => received,
