@@ -88,17 +88,6 @@ struct Shared {
     metrics: Metrics,
 }
 
-/// The change of the numbers of instances, for [`Stats::publish_instances`].
-#[must_use]
-#[cfg_attr(
-    not(feature = "metrics"),
-    allow(dead_code, reason = "only metrics need the change")
-)]
-pub(crate) struct InstancesChange {
-    connected: isize,
-    waiting: isize,
-}
-
 /// The number of shards. Few servers have more workers; further threads share shards.
 const SHARDS: usize = 8;
 
@@ -223,31 +212,32 @@ impl Stats {
         }
     }
 
-    /// Sets the numbers of instances, and returns the change for the metrics. Must not be called
+    /// Sets the numbers of instances, and returns their changes for the metrics. Must not be called
     /// concurrently.
-    pub(crate) fn set_instances(&self, connected: usize, waiting: usize) -> InstancesChange {
+    #[must_use]
+    pub(crate) fn set_instances(&self, connected: usize, waiting: usize) -> [isize; 2] {
         let set = |count: &AtomicUsize, new: usize| {
             let old = count.load(Relaxed);
             count.store(new, Relaxed);
             new as isize - old as isize
         };
-        InstancesChange {
-            connected: set(&self.shared.connected, connected),
-            waiting: set(&self.shared.waiting, waiting),
-        }
+        [
+            set(&self.shared.connected, connected),
+            set(&self.shared.waiting, waiting),
+        ]
     }
 
-    /// Adds a change to the metrics. Changes may be added later and in any order, so that this can
-    /// be called outside the lock that orders them: a recorder is user code.
-    pub(crate) fn publish_instances(&self, change: InstancesChange) {
+    /// Adds changes to the metrics. They may be added later and in any order, so that this can be
+    /// called outside the lock that orders them: a recorder is user code.
+    pub(crate) fn publish_instances(&self, changes: [isize; 2]) {
         #[cfg(feature = "metrics")]
         {
-            let InstancesChange { connected, waiting } = change;
+            let [connected, waiting] = changes;
             self.shared.metrics.connected.increment(connected as f64);
             self.shared.metrics.waiting.increment(waiting as f64);
         }
         #[cfg(not(feature = "metrics"))]
-        let _ = change;
+        let _ = changes;
     }
 
     pub(crate) fn count_accepted(&self) {
