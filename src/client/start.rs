@@ -1,7 +1,7 @@
 //! Starting the server that a client needs.
 
 use std::{
-    env, fmt, fs, io,
+    env, fs, io,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::Arc,
@@ -12,6 +12,7 @@ use std::{
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
+    debug::debug_fields,
     engine::native::{self, StartLock},
     error::StartError,
     mutex::Mutex,
@@ -66,17 +67,7 @@ impl ServerCommand {
     }
 }
 
-impl fmt::Display for ServerCommand {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.shown)
-    }
-}
-
-impl fmt::Debug for ServerCommand {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "ServerCommand({self})")
-    }
-}
+debug_fields! { ServerCommand, |command| shown = command.shown }
 
 /// Signals of the client's terminal reach its foreground process group alone. A session of its own
 /// would also take the terminal away, but takes a call between fork(2) and execve(2), which is
@@ -162,7 +153,7 @@ impl<'a> ServerStart<'a> {
             State::Running(_) | State::Succeeded(_) => Ok(false),
             State::Failed(status) => Err(StartError::Ended {
                 address: self.address(),
-                command: self.command.to_string(),
+                command: self.command.shown.to_string(),
                 status: *status,
                 stderr: self.last_lines(),
             }),
@@ -187,7 +178,7 @@ impl<'a> ServerStart<'a> {
             State::Waiting | State::Allowed => None,
             _ => Some(StartError::TimedOut {
                 address: self.address(),
-                command: self.command.to_string(),
+                command: self.command.shown.to_string(),
                 waited,
                 stderr: self.last_lines(),
             }),
@@ -219,7 +210,7 @@ impl<'a> ServerStart<'a> {
     fn not_started(&self, source: io::Error) -> StartError {
         StartError::Spawn {
             address: self.address(),
-            command: self.command.to_string(),
+            command: self.command.shown.to_string(),
             source,
         }
     }
