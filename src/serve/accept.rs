@@ -20,7 +20,7 @@ use super::{
     options::{ServerOptions, ShutdownSignal},
     shutdown::Shutdown,
     tasks::Tasks,
-    unidentified::UnidentifiedClients,
+    unidentified::{UnidentifiedClient, UnidentifiedClients},
 };
 use crate::{
     backoff::Backoff,
@@ -253,13 +253,18 @@ where
         });
         let task = self.tasks.spawn(serving.instrument(span.clone()));
         if let Some(decision) = decision {
-            self.unidentified.add(identity, decision, task, span);
+            self.unidentified.add(UnidentifiedClient {
+                identity,
+                decision,
+                task,
+                span,
+            });
         }
     }
 
     /// Frees the place of a client that has sent nothing by which it could be identified.
     fn give_up_one(&mut self) {
-        if let Some((identity, span)) = self.unidentified.give_up_one() {
+        if let Some(UnidentifiedClient { identity, span, .. }) = self.unidentified.give_up_one() {
             span.in_scope(|| Failure::PlaceNeeded.report(&identity, &self.telemetry, None));
         }
     }
