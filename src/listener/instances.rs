@@ -3,7 +3,7 @@
 use std::{
     io, mem,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 use tokio::time::Instant;
@@ -13,13 +13,11 @@ use crate::{
     engine::{Channel, Endpoint, Instance, Link},
     mutex::Mutex,
     telemetry::{Details, Reason, Telemetry},
-    waker::TaskWaker,
 };
 
 /// The instances of one pipe, shared by its listener and its connections.
 pub(crate) struct Instances {
     state: Mutex<InstanceSet>,
-    acceptor: TaskWaker,
     telemetry: Telemetry,
 }
 
@@ -44,6 +42,9 @@ struct InstanceSet {
     /// Links of closed connections, kept open because their replacement could not be created. They
     /// keep the name in existence until it can.
     unreplaced: Vec<Arc<dyn Link>>,
+    /// The task that waits for a client. Not one that is accepting: it would wake itself with each
+    /// connection that it refuses, and not let others run in between.
+    acceptor: Option<Waker>,
     backlog: usize,
     max: usize,
 }
@@ -64,11 +65,11 @@ impl Instances {
             connected: 0,
             last_closed: Instant::now(),
             unreplaced: Vec::new(),
+            acceptor: None,
         };
         state.top_up()?;
         let instances = Self {
             state: Mutex::new(state),
-            acceptor: TaskWaker::default(),
             telemetry,
         };
         instances.update(|_| ());
@@ -95,7 +96,6 @@ impl Instances {
         &self,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<(Channel, InstanceErrors)>> {
-        self.acceptor.register(cx.waker());
         let accepted = self.update(|state| state.poll_accept(cx));
         if let Poll::Ready(Ok(_)) = accepted {
             self.telemetry.stats().count_accepted();
@@ -173,17 +173,19 @@ impl Instances {
 impl ConnectionOwner for Instances {
     /// Creates the instance that the limit held back, before the connection closes.
     fn release(&self, link: &Arc<dyn Link>) {
-        let errors = self.update(|state| {
+        let (errors, acceptor) = self.update(|state| {
             state.last_closed = Instant::now();
             let set_full = state.set_connected(state.connected - 1);
             let create = state.top_up();
             if create.is_err() && state.waiting.is_empty() {
                 state.unreplaced.push(Arc::clone(link));
             }
-            InstanceErrors { set_full, create }
+            (InstanceErrors { set_full, create }, state.acceptor.take())
         });
         self.log(&errors);
-        self.acceptor.wake();
+        if let Some(acceptor) = acceptor {
+            acceptor.wake();
+        }
     }
 }
 
@@ -238,6 +240,7 @@ impl InstanceSet {
             }
         }
         topped_up?;
+        self.acceptor = Some(cx.waker().clone());
         Poll::Pending
     }
 
