@@ -20,8 +20,8 @@ use crate::{
     defaults,
     engine::native,
     error::{ConnectError, OutOfRange, SharedCallError},
-    mutex::Mutex,
     name::{NameError, PipeName},
+    sync::Mutex,
 };
 
 #[cfg(feature = "tower")]

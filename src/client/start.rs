@@ -15,8 +15,8 @@ use crate::{
     debug::debug_fields,
     engine::native::{self, StartLock},
     error::StartError,
-    mutex::Mutex,
     name::PipeName,
+    sync::Mutex,
 };
 
 /// The part of a command's stderr that an error shows, in bytes. An error message usually ends with

@@ -20,8 +20,8 @@ use tokio::time::{Sleep, sleep};
 use super::{Channel, Endpoint, Instance, Link, Receive, Received, Transmit, memory::Wire};
 use crate::{
     error::{RecvError, SendError},
-    mutex::Mutex,
     peer::Peer,
+    sync::Mutex,
 };
 
 /// On average, one in this many operations on a connection fails.

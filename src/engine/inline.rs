@@ -25,7 +25,7 @@ use std::{
 
 use tokio::{runtime::Handle, sync::mpsc};
 
-use crate::mutex::Mutex;
+use crate::sync::Mutex;
 
 /// The inline tasks of one server.
 pub(crate) struct InlineTasks {

@@ -12,7 +12,7 @@ use crate::{
     debug::debug_fields,
     error::BoxError,
     handler::{Handler, IntoReply, Reply, Request},
-    mutex::Mutex,
+    sync::Mutex,
 };
 
 /// Turns a [`tower_service::Service`] over [`Request`] into a [`Handler`].

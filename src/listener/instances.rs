@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::{
     connection::ConnectionOwner,
     engine::{Channel, Endpoint, Instance, Link},
-    mutex::Mutex,
+    sync::Mutex,
     telemetry::{Details, Reason, Telemetry},
 };
 

@@ -16,8 +16,8 @@ use crate::{
     error::BoxError,
     handler::ConnectionInfo,
     listener::PipeListener,
-    mutex::Mutex,
     peer::{Peer, UserId},
+    sync::Mutex,
     trust::Trust,
 };
 

@@ -18,7 +18,11 @@ use tokio::{
 };
 use tracing::warn;
 
-use crate::{connection::Identity, mutex::Mutex, peer::UserId, waker::TaskWaker};
+use crate::{
+    connection::Identity,
+    peer::UserId,
+    sync::{Mutex, TaskWaker},
+};
 
 /// The budget is updated only when a client's bytes have changed by this much, so that small
 /// messages do not write to memory shared by all connections.

@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{budget::HeldBytes, failure::Failure};
-use crate::{handler::Reply, waker::TaskWaker};
+use crate::{handler::Reply, sync::TaskWaker};
 
 /// The requests of one client that are in the handler, and the answers that wait for an earlier
 /// one, in the order of the requests.

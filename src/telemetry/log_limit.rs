@@ -10,7 +10,7 @@ use tokio::{
 use tracing::{Level, error, warn};
 
 use super::reason::Reason;
-use crate::{mutex::Mutex, name::PipeName};
+use crate::{name::PipeName, sync::Mutex};
 
 /// The maximum number of lines per [`WINDOW`] and reason. This is enough to show what happens, and
 /// to which clients.

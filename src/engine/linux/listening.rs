@@ -10,7 +10,7 @@ use rustix::net::{Shutdown, shutdown};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{lingering, socket::Socket};
-use crate::{mutex::Mutex, waker::TaskWaker};
+use crate::sync::{Mutex, TaskWaker};
 
 /// The number of clients that the kernel queues until they are accepted; by default it allows at
 /// most 4,096 (`net.core.somaxconn`). Long, because a client that finds the queue full has to poll.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::functions::{GetHandleInformation, HANDLE_FLAG_INHERIT, SetHandleInformation};
-use crate::mutex::Mutex;
+use crate::sync::Mutex;
 
 /// Runs `spawn`, which starts a process with other stdio than this process has. Meanwhile the
 /// handles of this process's stdio can't be inherited.

@@ -23,7 +23,7 @@ use super::{
     functions::{CancelIoEx, GetLastError},
     handle::Handle,
 };
-use crate::{engine::inline, mutex::Mutex};
+use crate::{engine::inline, sync::Mutex};
 
 /// The operations of one handle.
 #[derive(Debug, Default)]

@@ -1,8 +1,24 @@
-//! The waker of a task that waits for a change which other tasks make.
+//! A mutex, and the waker of a waiting task.
 
-use std::task::Waker;
+use std::{
+    sync::{self, MutexGuard, PoisonError},
+    task::Waker,
+};
 
-use crate::mutex::Mutex;
+/// [`std::sync::Mutex`] without poisoning. User code may panic, but the data that this crate
+/// protects is consistent whenever user code runs.
+#[derive(Debug, Default)]
+pub(crate) struct Mutex<T>(sync::Mutex<T>);
+
+impl<T> Mutex<T> {
+    pub(crate) const fn new(value: T) -> Self {
+        Self(sync::Mutex::new(value))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// The waker of the task that was last registered, if it was not woken since.
 ///
