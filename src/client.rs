@@ -272,12 +272,18 @@ impl ClientOptions {
                 _ => return Err(ConnectError::open(address, error)),
             };
             if left.is_zero() || is_missing && !waits {
-                let waited = begun.elapsed();
-                let start = start.filter(|_| is_missing);
+                let (address, waited) = (address.to_owned(), begun.elapsed());
+                if !is_missing {
+                    return Err(ConnectError::Busy { address, waited });
+                }
                 if let Some(error) = start.and_then(|start| start.timed_out(waited)) {
                     return Err(error.into());
                 }
-                return Err(not_connected(address.to_owned(), &error, waited));
+                let process_id = served_by(&error);
+                return Err(ConnectError::NotFound {
+                    address,
+                    process_id,
+                });
             }
             if let Some(start) = &mut start {
                 // The process, if any, that holds the name without serving it.
@@ -289,17 +295,6 @@ impl ClientOptions {
             }
             sleep(backoff.next_jittered_delay().min(left)).await;
         }
-    }
-}
-
-/// The error of a pipe that does not exist or is busy.
-fn not_connected(address: String, error: &io::Error, waited: Duration) -> ConnectError {
-    match error.kind() {
-        io::ErrorKind::NotFound => ConnectError::NotFound {
-            address,
-            process_id: served_by(error),
-        },
-        _ => ConnectError::Busy { address, waited },
     }
 }
 
@@ -409,7 +404,7 @@ impl Client {
     async fn exchange(&mut self, request: Bytes) -> Result<Bytes, CallError> {
         // Receive the replies to abandoned calls first.
         self.receive_replies().await?;
-        self.connection.halves().1.feed(request).await?;
+        self.connection.sender.feed(request).await?;
         // From here on the request counts as sent: this call flushes it, or else the next one.
         self.unanswered += 1;
         let reply = self.receive_replies().await?;
@@ -419,7 +414,7 @@ impl Client {
     /// Flushes the started messages, and receives replies until none is outstanding. Returns the
     /// last reply.
     async fn receive_replies(&mut self) -> Result<Option<Bytes>, CallError> {
-        let (receiver, sender) = self.connection.halves();
+        let Connection { receiver, sender } = &mut self.connection;
         let unanswered = &mut self.unanswered;
         let mut last = None;
         poll_fn(|cx| {
@@ -467,7 +462,7 @@ impl Client {
     }
 
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, RecvError>> {
-        let received = ready!(self.connection.halves().0.poll_recv(cx));
+        let received = ready!(self.connection.receiver.poll_recv(cx));
         if let Ok(Some(_)) = received {
             self.unanswered = self.unanswered.saturating_sub(1);
         }

@@ -1,11 +1,11 @@
 //! A client's two-way message channel.
 
-use std::{fmt, future::Future, io, sync::Arc, time::Duration};
+use std::{io, sync::Arc};
 
 use bytes::Bytes;
-use tracing::Span;
 
 use crate::{
+    debug::debug_fields,
     engine::{Channel, Link},
     error::{RecvError, SendError},
     peer::Peer,
@@ -45,8 +45,8 @@ pub(crate) trait ConnectionOwner: Send + Sync {
 /// operations. A connection in memory has no descriptor, and a listener on Linux replaces its
 /// socket if the file is removed. [`os`](crate::os) has what a descriptor is usually needed for.
 pub struct Connection {
-    receiver: RecvHalf,
-    sender: SendHalf,
+    pub(crate) receiver: RecvHalf,
+    pub(crate) sender: SendHalf,
 }
 
 impl Connection {
@@ -175,44 +175,9 @@ impl Connection {
         self.sender.max_message_size()
     }
 
-    pub(crate) fn halves(&mut self) -> (&mut RecvHalf, &mut SendHalf) {
-        (&mut self.receiver, &mut self.sender)
-    }
-
-    /// Sets the time limits of `recv` and of sending.
-    pub(crate) fn set_timeouts(&mut self, idle: Option<Duration>, write: Option<Duration>) {
-        self.receiver.set_idle_timeout(idle);
-        self.sender.set_write_timeout(write);
-    }
-
-    /// Same as [`RecvHalf::close_at`].
-    pub(crate) fn close_recv_at(
-        &mut self,
-        shutdown: impl Future<Output = ()> + Send + Sync + 'static,
-    ) {
-        self.receiver.close_at(shutdown);
-    }
-
-    /// Same as [`RecvHalf::receive_first`].
-    pub(crate) async fn receive_first(&mut self) -> Result<bool, RecvError> {
-        self.receiver.receive_first().await
-    }
-
     pub(crate) fn identity(&self) -> &Arc<Identity> {
         self.receiver.identity()
     }
-
-    /// Same as [`RecvHalf::record_peer_in`].
-    pub(crate) fn record_peer_in(&mut self, span: &Span) {
-        self.receiver.record_peer_in(span);
-    }
 }
 
-impl fmt::Debug for Connection {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("Connection")
-            .field("id", &self.id())
-            .finish_non_exhaustive()
-    }
-}
+debug_fields! { Connection, |connection| id = connection.id() }

@@ -26,7 +26,7 @@
 )]
 
 use std::{
-    fmt, io,
+    io,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -35,6 +35,7 @@ use bytes::Bytes;
 
 use crate::{
     access::Access,
+    debug::debug_fields,
     defaults,
     error::{OutOfRange, RecvError, SendError},
     peer::Peer,
@@ -78,8 +79,8 @@ pub enum Engine {
 
 /// Writes the value of `pipe-server`'s `--engine` option.
 #[cfg(windows)]
-impl fmt::Display for Engine {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl std::fmt::Display for Engine {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.pad(match self {
             Self::Auto => "auto",
             Self::Tokio => "tokio",
@@ -132,11 +133,7 @@ pub(crate) struct Channel {
     pub(crate) link: Arc<dyn Link>,
 }
 
-impl fmt::Debug for Channel {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Channel").finish_non_exhaustive()
-    }
-}
+debug_fields! { Channel, |_| }
 
 /// The result of a receive.
 #[derive(Clone, Debug)]

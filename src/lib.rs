@@ -85,6 +85,7 @@ mod access;
 mod backoff;
 mod client;
 mod connection;
+mod debug;
 pub mod defaults;
 #[cfg(doctest)]
 mod doc_tests;
@@ -93,11 +94,11 @@ mod error;
 mod handler;
 mod listener;
 mod memory_pipe;
-mod mutex;
 mod name;
 pub mod os;
 mod peer;
 mod serve;
+mod sync;
 mod telemetry;
 mod timer;
 mod trust;
@@ -108,35 +109,21 @@ pub use bytes::Bytes;
 #[cfg(all(windows, pipe_model))]
 #[doc(hidden)]
 pub use crate::engine::windows::model;
-#[cfg(feature = "json")]
-pub use crate::handler::{Json, JsonCallError, JsonRecvError, JsonRejection, JsonSendError};
-#[cfg(feature = "postcard")]
-pub use crate::handler::{
-    Postcard, PostcardCallError, PostcardRecvError, PostcardRejection, PostcardSendError,
-};
 pub use crate::{
     access::{Access, AccessError, CustomAccess},
-    client::{Client, ClientOptions, SharedClient, SharedClientOptions},
+    client::*,
     connection::{Connection, RecvHalf, ReuniteError, SendHalf},
     error::{
         BindError, BoxError, CallError, ConnectError, RecvError, SendError, SharedCallError,
         SharedCallErrorKind, StartError,
     },
-    handler::{
-        ConnectionInfo, FromRef, FromRequest, Handler, IntoReply, Rejection, Reply, Request,
-        Session, SessionRejection, State, WithState,
-    },
+    handler::*,
     listener::{ListenerOptions, PipeListener},
     name::{NameError, PipeName},
     peer::{Peer, UserId, UserIdError},
-    serve::{
-        IntoResult, Serve, ServeConnections, ServeFuture, Shutdown, Summary, serve,
-        serve_connections,
-    },
+    serve::*,
     telemetry::{ErrorCounts, Reason, Stats, StatsSnapshot},
     trust::{Trust, TrustError},
 };
-#[cfg(feature = "tower")]
-pub use crate::{client::SharedCall, handler::TowerHandler};
 #[cfg(feature = "test-util")]
 pub use crate::{engine::faulty::Faults, memory_pipe::MemoryPipe};

@@ -1,18 +1,16 @@
 //! The listener of a pipe, and its options.
 
 use std::{
-    fmt,
     future::poll_fn,
     io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use tokio::time::Instant;
-
 use crate::{
     access::Access,
     connection::Connection,
+    debug::debug_fields,
     defaults,
     engine::{Channel, Endpoint, EngineOptions, native},
     error::{BindError, OutOfRange},
@@ -200,7 +198,7 @@ impl ListenerOptions {
 pub struct PipeListener {
     name: PipeName,
     path: PathBuf,
-    instances: Arc<Instances>,
+    pub(crate) instances: Arc<Instances>,
     max_message_size: usize,
     admits_others: bool,
     last_id: u64,
@@ -236,12 +234,7 @@ impl PipeListener {
         Ok(connection)
     }
 
-    /// Releases the name. Clients that have connected by now are returned by `accept_rest`.
-    pub(crate) fn close(&mut self) {
-        self.instances.close();
-    }
-
-    /// Accepts a client that had connected before `close`, or returns `None` if there is none.
+    /// Accepts a client that had connected before [`Instances::close`], or returns `None` if there is none.
     pub(crate) async fn accept_rest(&mut self) -> Option<Connection> {
         let channel = poll_fn(|cx| self.instances.poll_accept_rest(cx)).await?;
         Some(self.connection(channel))
@@ -278,21 +271,6 @@ impl PipeListener {
         self.admits_others
     }
 
-    /// Returns the number of clients served at once. `usize::MAX` for no limit.
-    pub(crate) fn max_instances(&self) -> usize {
-        self.instances.max()
-    }
-
-    /// Returns the number of clients that are connected.
-    pub(crate) fn connected(&self) -> usize {
-        self.instances.connected()
-    }
-
-    /// Returns the time since which no client has been connected; `None` if one is.
-    pub(crate) fn idle_since(&self) -> Option<Instant> {
-        self.instances.idle_since()
-    }
-
     pub(crate) fn telemetry(&self) -> &Telemetry {
         self.instances.telemetry()
     }
@@ -304,14 +282,7 @@ impl PipeListener {
     }
 }
 
-impl fmt::Debug for PipeListener {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("PipeListener")
-            .field("name", &self.name)
-            .finish_non_exhaustive()
-    }
-}
+debug_fields! { PipeListener, |listener| name = listener.name }
 
 impl Drop for PipeListener {
     fn drop(&mut self) {

@@ -1,7 +1,6 @@
 //! A server that answers requests with a handler.
 
 use std::{
-    fmt,
     future::{Future, IntoFuture},
     marker::PhantomData,
     path::Path,
@@ -10,13 +9,14 @@ use std::{
 };
 
 use self::{
-    accept::{AcceptedClient, ServeClient},
+    accept::AcceptedClient,
     budget::Budget,
     conversation::{Conversation, Options, Server},
     options::ServerOptions,
 };
 use crate::{
     connection::{AnySession, AnyState},
+    debug::debug_fields,
     defaults,
     error::BoxError,
     handler::{ConnectionInfo, Handler, WithState},
@@ -460,15 +460,9 @@ impl<H, T, S> Serve<H, T, S> {
     }
 }
 
-impl<H, T, S> fmt::Debug for Serve<H, T, S> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("Serve")
-            .field("listener", &self.listener)
-            .field("server", &self.server)
-            .field("options", &self.options)
-            .finish_non_exhaustive()
-    }
+debug_fields! {
+    Serve<H, T, S>,
+    |serve| listener = serve.listener, server = serve.server, options = serve.options
 }
 
 impl<H, T> IntoFuture for Serve<H, T>
@@ -481,40 +475,24 @@ where
 
     fn into_future(self) -> ServeFuture {
         let budget = Arc::new(Budget::new(self.options.max_buffered_bytes));
-        let requests = Requests {
-            server: Arc::new(Server {
-                handler: Arc::new(self.handler),
-                options: self.options,
-                state: self.state,
-                timeouts: self.server.timeouts,
-                budget: Arc::clone(&budget),
-                telemetry: self.listener.telemetry().clone(),
-            }),
-            _requests: PhantomData,
+        let server = Arc::new(Server {
+            handler: Arc::new(self.handler),
+            options: self.options,
+            state: self.state,
+            timeouts: self.server.timeouts,
+            budget: Arc::clone(&budget),
+            telemetry: self.listener.telemetry().clone(),
+        });
+        let answer = move |client: AcceptedClient| {
+            let mut conversation = Conversation::<H, T>::new(client, Arc::clone(&server));
+            async move { conversation.run().await }
         };
         ServeFuture::new(async move {
             tokio::select! {
                 biased;
-                summary = accept::run(self.listener, self.server, requests) => summary,
+                summary = accept::run(self.listener, self.server, answer) => summary,
                 never = budget.keep() => match never {},
             }
         })
-    }
-}
-
-/// Answers the requests of each client.
-struct Requests<H, T> {
-    server: Arc<Server<H>>,
-    _requests: PhantomData<fn(T)>,
-}
-
-impl<H, T> ServeClient for Requests<H, T>
-where
-    H: Handler<T>,
-    T: 'static,
-{
-    fn serve(&self, client: AcceptedClient) -> impl Future<Output = ()> + Send + 'static {
-        let mut conversation = Conversation::<H, T>::new(client, Arc::clone(&self.server));
-        async move { conversation.run().await }
     }
 }

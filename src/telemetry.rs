@@ -8,14 +8,13 @@ use tracing::{
     info_span, warn,
 };
 
-use self::log_limit::{LogLimit, LogPermit};
+use self::log_limit::LogLimit;
 use crate::{
     error::Chain,
     name::PipeName,
     peer::{Peer, UserId},
 };
 
-pub(crate) use self::stats::InstancesChange;
 pub use self::{
     reason::Reason,
     stats::{ErrorCounts, Stats, StatsSnapshot},
@@ -103,14 +102,13 @@ impl Telemetry {
     pub(crate) fn report(&self, reason: Reason, error: &(dyn Error + 'static), details: Details) {
         self.stats.count_error(reason);
         let permit = match reason.level() {
-            Level::DEBUG => LogPermit::default(),
-            _ => match self.log_limit.permit(reason) {
-                Some(permit) => permit,
-                None => return,
-            },
+            Level::DEBUG => Some(0),
+            _ => self.log_limit.permit(reason),
         };
-        let pipe = details.connection.is_none().then(|| self.log_limit.pipe());
-        log(pipe, reason, error, permit, details);
+        if let Some(suppressed) = permit {
+            let pipe = details.connection.is_none().then(|| self.log_limit.pipe());
+            log(pipe, reason, error, suppressed, details);
+        }
     }
 
     /// Logs the number of suppressed lines of each reason once it has been quiet. Never returns.
@@ -127,20 +125,14 @@ impl Telemetry {
 /// Logs an error of a connection that belongs to no listener. It is not counted or limited.
 #[cfg(target_os = "linux")]
 pub(crate) fn report_alone(reason: Reason, error: &(dyn Error + 'static)) {
-    log(
-        None,
-        reason,
-        error,
-        LogPermit::default(),
-        Details::default(),
-    );
+    log(None, reason, error, 0, Details::default());
 }
 
 fn log(
     pipe: Option<&PipeName>,
     reason: Reason,
     error: &(dyn Error + 'static),
-    permit: LogPermit,
+    suppressed: u64,
     details: Details,
 ) {
     let Details {
@@ -164,7 +156,7 @@ fn log(
                 peer.user = known.map(|peer| user_value(peer.user())),
                 peer.unknown = unknown.map(|error| field::display(Chain(error))),
                 reason = reason.as_str(),
-                suppressed = permit.suppressed,
+                suppressed = (suppressed > 0).then_some(suppressed),
                 error = %Chain(error),
                 requests,
                 replies,

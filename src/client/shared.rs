@@ -1,6 +1,6 @@
 //! A client that many tasks use at once.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::{
@@ -16,11 +16,12 @@ use self::{
 use crate::memory_pipe::MemoryPipe;
 use crate::{
     client::ClientOptions,
+    debug::debug_fields,
     defaults,
     engine::native,
     error::{ConnectError, OutOfRange, SharedCallError},
-    mutex::Mutex,
     name::{NameError, PipeName},
+    sync::Mutex,
 };
 
 #[cfg(feature = "tower")]
@@ -198,15 +199,15 @@ impl SharedClientOptions {
     }
 
     fn check(&self) -> Result<(), OutOfRange> {
-        if !(1..=Semaphore::MAX_PERMITS).contains(&self.max_in_flight) {
-            let problem = format!("is out of range: use 1 to {}", Semaphore::MAX_PERMITS);
-            return Err(OutOfRange::new("max_in_flight", problem));
-        }
-        if !(1..=MOST_CONNECTIONS).contains(&self.connections) {
-            let problem = format!("is out of range: use 1 to {MOST_CONNECTIONS}");
-            return Err(OutOfRange::new("connections", problem));
-        }
-        Ok(())
+        let check = |option, value, most| match (1..=most).contains(&value) {
+            true => Ok(()),
+            false => {
+                let problem = format!("is out of range: use 1 to {most}");
+                Err(OutOfRange::new(option, problem))
+            }
+        };
+        check("max_in_flight", self.max_in_flight, Semaphore::MAX_PERMITS)?;
+        check("connections", self.connections, MOST_CONNECTIONS)
     }
 }
 
@@ -385,11 +386,4 @@ impl Clone for SharedClient {
     }
 }
 
-impl fmt::Debug for SharedClient {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("SharedClient")
-            .field("retry_unanswered", &self.retry_unanswered)
-            .finish_non_exhaustive()
-    }
-}
+debug_fields! { SharedClient, |client| retry_unanswered = client.retry_unanswered }

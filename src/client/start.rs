@@ -1,7 +1,7 @@
 //! Starting the server that a client needs.
 
 use std::{
-    env, fmt, fs, io,
+    env, fs, io,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::Arc,
@@ -12,10 +12,11 @@ use std::{
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
+    debug::debug_fields,
     engine::native::{self, StartLock},
     error::StartError,
-    mutex::Mutex,
     name::PipeName,
+    sync::Mutex,
 };
 
 /// The part of a command's stderr that an error shows, in bytes. An error message usually ends with
@@ -66,17 +67,7 @@ impl ServerCommand {
     }
 }
 
-impl fmt::Display for ServerCommand {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.shown)
-    }
-}
-
-impl fmt::Debug for ServerCommand {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "ServerCommand({self})")
-    }
-}
+debug_fields! { ServerCommand, |command| shown = command.shown }
 
 /// Signals of the client's terminal reach its foreground process group alone. A session of its own
 /// would also take the terminal away, but takes a call between fork(2) and execve(2), which is
@@ -124,15 +115,10 @@ enum State {
     Waiting,
     /// Has looked whether others may start the server.
     Allowed,
-    Running(oneshot::Receiver<CommandEnd>),
+    Running(oneshot::Receiver<io::Result<ExitStatus>>),
     Failed(ExitStatus),
     /// The command has ended successfully at this time, and may have left a server running.
     Succeeded(Instant),
-}
-
-enum CommandEnd {
-    NotStarted(io::Error),
-    Exited(ExitStatus),
 }
 
 impl<'a> ServerStart<'a> {
@@ -166,18 +152,12 @@ impl<'a> ServerStart<'a> {
                     Ok(true)
                 }
             },
-            State::Allowed => {
-                self.start();
-                Ok(false)
-            }
-            State::Succeeded(since) if since.elapsed() > FORK_TIME => {
-                self.start();
-                Ok(false)
-            }
+            State::Allowed => self.start(),
+            State::Succeeded(since) if since.elapsed() > FORK_TIME => self.start(),
             State::Running(_) | State::Succeeded(_) => Ok(false),
             State::Failed(status) => Err(StartError::Ended {
                 address: self.address(),
-                command: self.command.to_string(),
+                command: self.command.shown.to_string(),
                 status: *status,
                 stderr: self.last_lines(),
             }),
@@ -201,11 +181,11 @@ impl<'a> ServerStart<'a> {
             State::Waiting => None,
             State::New | State::Allowed => Some(StartError::NoTime {
                 address: self.address(),
-                command: self.command.to_string(),
+                command: self.command.shown.to_string(),
             }),
             _ => Some(StartError::TimedOut {
                 address: self.address(),
-                command: self.command.to_string(),
+                command: self.command.shown.to_string(),
                 waited,
                 stderr: self.last_lines(),
             }),
@@ -213,8 +193,9 @@ impl<'a> ServerStart<'a> {
     }
 
     /// Starts the command in a thread, which waits for its end. Nothing else would reap it on Unix
-    /// once this client is connected, and starting a process can block.
-    fn start(&mut self) {
+    /// once this client is connected, and starting a process can block. Returns `false`: connecting
+    /// has to wait.
+    fn start(&mut self) -> Result<bool, StartError> {
         self.stderr = stderr_file().ok();
         let (ended, receiver) = oneshot::channel();
         self.state = State::Running(receiver);
@@ -223,18 +204,21 @@ impl<'a> ServerStart<'a> {
         let run = move || {
             let started = command.spawn(stderr.as_ref());
             drop((command, stderr));
-            let end = started.and_then(|mut child| child.wait());
             // The client may be connected, or gone.
-            _ = ended.send(match end {
-                Ok(status) => CommandEnd::Exited(status),
-                Err(error) => CommandEnd::NotStarted(error),
-            });
+            _ = ended.send(started.and_then(|mut child| child.wait()));
         };
         let thread = thread::Builder::new().name("pipe-server start".to_owned());
-        if let Err(error) = thread.spawn(run) {
-            let (failed, receiver) = oneshot::channel();
-            _ = failed.send(CommandEnd::NotStarted(error));
-            self.state = State::Running(receiver);
+        match thread.spawn(run) {
+            Ok(_) => Ok(false),
+            Err(error) => Err(self.not_started(error)),
+        }
+    }
+
+    fn not_started(&self, source: io::Error) -> StartError {
+        StartError::Spawn {
+            address: self.address(),
+            command: self.command.shown.to_string(),
+            source,
         }
     }
 
@@ -244,20 +228,14 @@ impl<'a> ServerStart<'a> {
             return Ok(false);
         };
         match ended.try_recv() {
-            Ok(CommandEnd::Exited(status)) if status.success() => {
+            Ok(Ok(status)) if status.success() => {
                 self.state = State::Succeeded(Instant::now());
             }
-            Ok(CommandEnd::Exited(status)) => {
+            Ok(Ok(status)) => {
                 self.state = State::Failed(status);
                 return Ok(true);
             }
-            Ok(CommandEnd::NotStarted(source)) => {
-                return Err(StartError::Spawn {
-                    address: self.address(),
-                    command: self.command.to_string(),
-                    source,
-                });
-            }
+            Ok(Err(error)) => return Err(self.not_started(error)),
             Err(_) => {}
         }
         Ok(false)

@@ -1,7 +1,6 @@
 //! The halves of a connection. Two tasks can use them at the same time.
 
 use std::{
-    fmt,
     future::{Future, poll_fn},
     io,
     pin::Pin,
@@ -17,6 +16,7 @@ use tracing::Span;
 use super::Connection;
 use super::{ConnectionOwner, Identity};
 use crate::{
+    debug::debug_fields,
     engine::{Channel, Link, Receive, Received, Transmit},
     error::{RecvError, SendError},
     peer::Peer,
@@ -27,7 +27,8 @@ use crate::{
 /// The receiving half of a connection, from [`Connection::into_split`]. The connection closes when
 /// both halves are dropped. [`reunite`](Self::reunite) makes one connection of them again.
 pub struct RecvHalf {
-    receiver: Box<dyn Receive>,
+    /// `pub(crate)` for what only [`serve`](crate::serve()) asks the engine.
+    pub(crate) engine: Box<dyn Receive>,
     ended: Option<RecvEnd>,
     /// A message for the next `recv`, which was received to identify its sender.
     first: Option<Bytes>,
@@ -100,7 +101,7 @@ pub(super) fn split(
         max_message_size,
     });
     let receiver = RecvHalf {
-        receiver,
+        engine: receiver,
         ended: None,
         first: None,
         idle_timeout: Timer::new(None),
@@ -134,7 +135,7 @@ impl RecvHalf {
     /// Same as [`Connection::close_recv`].
     pub fn close(&mut self) {
         self.shutdown = None;
-        self.receiver.close();
+        self.engine.close();
     }
 
     /// Same as [`Connection::peer`].
@@ -203,22 +204,7 @@ impl RecvHalf {
 
     /// Same as [`Receive::expects_more`].
     pub(crate) fn expects_more(&self) -> bool {
-        self.ended.is_none() && self.receiver.expects_more()
-    }
-
-    /// Same as [`Receive::received_ahead`].
-    pub(crate) fn received_ahead(&self) -> usize {
-        self.receiver.received_ahead()
-    }
-
-    /// Same as [`Receive::stop_receiving_ahead`].
-    pub(crate) fn stop_receiving_ahead(&mut self) {
-        self.receiver.stop_receiving_ahead();
-    }
-
-    /// Same as [`Receive::turn`].
-    pub(crate) fn turn(&self) -> u32 {
-        self.receiver.turn()
+        self.ended.is_none() && self.engine.expects_more()
     }
 
     /// Asks the system whether the other side has closed, even if messages from it can still be
@@ -235,7 +221,7 @@ impl RecvHalf {
 
     /// Records the peer in `span` now or, if the peer is not known yet, once a message has been
     /// received.
-    pub(super) fn record_peer_in(&mut self, span: &Span) {
+    pub(crate) fn record_peer_in(&mut self, span: &Span) {
         if !span.is_disabled() {
             self.span_without_peer = Some(span.clone());
             self.record_peer();
@@ -292,10 +278,8 @@ impl RecvHalf {
 
     /// Receives within the idle timeout.
     fn poll_in_time(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
-        let receiver = &mut self.receiver;
-        let received = self
-            .idle_timeout
-            .poll_within(cx, |cx| receiver.poll_recv(cx));
+        let engine = &mut self.engine;
+        let received = self.idle_timeout.poll_within(cx, |cx| engine.poll_recv(cx));
         received.map(|received| received.unwrap_or_else(|after| Err(RecvError::TimedOut { after })))
     }
 }
@@ -441,20 +425,6 @@ pub(crate) fn check(message: &Bytes, limit: usize) -> Result<(), SendError> {
     }
 }
 
-impl fmt::Debug for RecvHalf {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("RecvHalf")
-            .field("id", &self.id())
-            .finish_non_exhaustive()
-    }
-}
+debug_fields! { RecvHalf, |half| id = half.id() }
 
-impl fmt::Debug for SendHalf {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("SendHalf")
-            .field("id", &self.id())
-            .finish_non_exhaustive()
-    }
-}
+debug_fields! { SendHalf, |half| id = half.id() }

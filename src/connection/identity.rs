@@ -13,6 +13,7 @@ use crate::{engine::Link, peer::Peer};
 
 /// The number, the peer, the session and the server's state of a connection, which its requests
 /// share.
+#[derive(Default)]
 pub(crate) struct Identity {
     pub(crate) id: u64,
     peer: OnceLock<Peer>,
@@ -35,23 +36,16 @@ impl Identity {
     pub(crate) fn new(id: u64, link: &Arc<dyn Link>) -> Self {
         Self {
             id,
-            peer: OnceLock::new(),
-            session: OnceLock::new(),
-            state: OnceLock::new(),
-            has_failed: AtomicBool::new(false),
             link: Some(Arc::downgrade(link)),
+            ..Self::default()
         }
     }
 
     /// Creates the identity of a request that was not received on a connection.
     pub(crate) fn for_peer(peer: Peer) -> Self {
         Self {
-            id: 0,
             peer: OnceLock::from(peer),
-            session: OnceLock::new(),
-            state: OnceLock::new(),
-            has_failed: AtomicBool::new(false),
-            link: None,
+            ..Self::default()
         }
     }
 

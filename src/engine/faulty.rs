@@ -20,8 +20,8 @@ use tokio::time::{Sleep, sleep};
 use super::{Channel, Endpoint, Instance, Link, Receive, Received, Transmit, memory::Wire};
 use crate::{
     error::{RecvError, SendError},
-    mutex::Mutex,
     peer::Peer,
+    sync::Mutex,
 };
 
 /// On average, one in this many operations on a connection fails.
@@ -426,6 +426,7 @@ impl Pause {
     }
 }
 
+/// Has the trait's own `received_ahead` and `stop_receiving_ahead`, as the memory engine has.
 struct FaultyReceiver {
     receiver: Box<dyn Receive>,
     plan: Plan,
@@ -436,14 +437,6 @@ struct FaultyReceiver {
 impl Receive for FaultyReceiver {
     fn expects_more(&self) -> bool {
         self.received.is_some() || self.receiver.expects_more()
-    }
-
-    fn received_ahead(&self) -> usize {
-        self.receiver.received_ahead()
-    }
-
-    fn stop_receiving_ahead(&mut self) {
-        self.receiver.stop_receiving_ahead();
     }
 
     fn turn(&self) -> u32 {

@@ -25,7 +25,7 @@ use std::{
 
 use tokio::{runtime::Handle, sync::mpsc};
 
-use crate::mutex::Mutex;
+use crate::sync::Mutex;
 
 /// The inline tasks of one server.
 pub(crate) struct InlineTasks {
@@ -47,7 +47,7 @@ impl InlineTasks {
     }
 
     /// Returns a task that runs `future`. The caller spawns it.
-    pub(crate) fn task<F: Future>(&self, future: F) -> InlineTask<F> {
+    pub(crate) fn task(&self, future: impl Future<Output = ()> + Send + 'static) -> InlineTask {
         let running = LiveFuture {
             future: Box::pin(future),
             _alive: self.alive.clone(),
@@ -75,54 +75,50 @@ impl InlineTasks {
 }
 
 /// A task that runs a future, both on workers of the runtime and on threads that complete its I/O.
-pub(crate) struct InlineTask<F: Future> {
-    shared: Arc<SharedFuture<F>>,
+pub(crate) struct InlineTask {
+    shared: Arc<SharedFuture>,
 }
 
-struct SharedFuture<F: Future> {
+struct SharedFuture {
     runtime: Handle,
-    state: Mutex<PolledFuture<F>>,
+    state: Mutex<PolledFuture>,
 }
 
-struct PolledFuture<F: Future> {
-    future: FutureState<F>,
+struct PolledFuture {
+    future: FutureState,
     /// The waker of the task in the runtime.
     task: Waker,
 }
 
-enum FutureState<F: Future> {
+enum FutureState {
     /// No thread polls the future.
-    Idle(LiveFuture<F>),
+    Idle(LiveFuture),
     /// The task polls the future, or did so when it ended.
     TakenByTask,
     /// A thread that completed its I/O polls the future. `woken` says that the task must be woken
     /// afterwards.
     Inline { woken: bool },
-    /// The future ended in an inline poll, and the task has yet to return its output or resume its
-    /// panic.
-    Ended(thread::Result<F::Output>),
+    /// The future ended in an inline poll, and the task has yet to end, or to resume its panic.
+    Ended(thread::Result<()>),
     /// The task was dropped.
     Aborted,
 }
 
 /// A future, and the sender that `InlineTasks::ended` waits for. The future is dropped first.
-struct LiveFuture<F> {
-    future: Pin<Box<F>>,
+struct LiveFuture {
+    future: Pin<Box<dyn Future<Output = ()> + Send>>,
     _alive: mpsc::Sender<Infallible>,
 }
 
-impl<F> Future for InlineTask<F>
-where
-    F: Future<Output: Send> + Send + 'static,
-{
-    type Output = F::Output;
+impl Future for InlineTask {
+    type Output = ();
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.shared.state.lock();
         state.task.clone_from(cx.waker());
         let mut running = match mem::replace(&mut state.future, FutureState::TakenByTask) {
             FutureState::Idle(running) => running,
-            FutureState::Ended(Ok(output)) => return Poll::Ready(output),
+            FutureState::Ended(Ok(())) => return Poll::Ready(()),
             FutureState::Ended(Err(panic)) => {
                 drop(state);
                 resume_unwind(panic);
@@ -143,7 +139,7 @@ where
     }
 }
 
-impl<F: Future> Drop for InlineTask<F> {
+impl Drop for InlineTask {
     fn drop(&mut self) {
         let future = mem::replace(&mut self.shared.state.lock().future, FutureState::Aborted);
         // Outside the lock. If a thread is polling the future, that thread drops it.
@@ -151,11 +147,8 @@ impl<F: Future> Drop for InlineTask<F> {
     }
 }
 
-impl<F> SharedFuture<F>
-where
-    F: Future<Output: Send> + Send + 'static,
-{
-    fn poll(self: &Arc<Self>, running: &mut LiveFuture<F>) -> Poll<F::Output> {
+impl SharedFuture {
+    fn poll(self: &Arc<Self>, running: &mut LiveFuture) -> Poll<()> {
         let waker = Waker::from(Arc::clone(self));
         running
             .future
@@ -177,35 +170,8 @@ where
             FutureState::Ended(_) | FutureState::Aborted => {}
         }
     }
-}
 
-impl<F> Wake for SharedFuture<F>
-where
-    F: Future<Output: Send> + Send + 'static,
-{
-    fn wake(self: Arc<Self>) {
-        let refused = WOKEN.with_borrow_mut(|woken| match woken {
-            Some(slot @ None) => {
-                *slot = Some(self);
-                None
-            }
-            _ => Some(self),
-        });
-        if let Some(this) = refused {
-            this.wake_task();
-        }
-    }
-}
-
-trait Inline: Send + Sync {
     /// Polls the future on this thread if no other thread does.
-    fn poll_inline(self: Arc<Self>);
-}
-
-impl<F> Inline for SharedFuture<F>
-where
-    F: Future<Output: Send> + Send + 'static,
-{
     fn poll_inline(self: Arc<Self>) {
         let mut state = self.state.lock();
         let inline = FutureState::Inline { woken: false };
@@ -235,7 +201,7 @@ where
                     drop(state);
                     None
                 }
-                Ok(Poll::Ready(output)) => Some(Ok(output)),
+                Ok(Poll::Ready(())) => Some(Ok(())),
                 Err(panic) => Some(Err(panic)),
             };
             let dropped = catch_unwind(AssertUnwindSafe(|| drop(running)));
@@ -268,9 +234,24 @@ fn in_runtime_context(runtime: &Handle, run: impl FnOnce()) {
     }));
 }
 
+impl Wake for SharedFuture {
+    fn wake(self: Arc<Self>) {
+        let refused = WOKEN.with_borrow_mut(|woken| match woken {
+            Some(slot @ None) => {
+                *slot = Some(self);
+                None
+            }
+            _ => Some(self),
+        });
+        if let Some(this) = refused {
+            this.wake_task();
+        }
+    }
+}
+
 thread_local! {
     /// The task that was woken, while [`complete`] runs.
-    static WOKEN: RefCell<Option<Option<Arc<dyn Inline>>>> = const { RefCell::new(None) };
+    static WOKEN: RefCell<Option<Option<Arc<SharedFuture>>>> = const { RefCell::new(None) };
 }
 
 /// Calls `wake`, which wakes the tasks that wait for a completed operation. If this wakes an

@@ -22,7 +22,7 @@ use rustix::{
 
 use self::{
     channel::channel,
-    claim::{Claim, holder},
+    claim::{Claim, LockFile, holder},
     directory::directory_of,
     listening::{Listening, QUEUE_LENGTH},
     socket::Socket,
@@ -30,7 +30,7 @@ use self::{
 };
 pub(crate) use self::{
     channel::peer_pidfd,
-    claim::StartLock,
+    claim::LockFile as StartLock,
     inherited::{connected, listening},
 };
 use super::{Channel, Endpoint, EngineOptions, Instance, Sizes};
@@ -190,9 +190,9 @@ pub(crate) fn owner_of_directory(path: &Path) -> io::Result<Option<UserId>> {
 }
 
 /// Takes the right to start the server of `path`. `None` if another client has it.
-pub(crate) fn start_lock(name: &PipeName, path: &Path) -> io::Result<Option<StartLock>> {
+pub(crate) fn start_lock(name: &PipeName, path: &Path) -> io::Result<Option<LockFile>> {
     directory::prepare(name, path)?;
-    StartLock::take(path)
+    LockFile::take_start_lock(path)
 }
 
 /// Connects to the socket at `path`. `ResourceBusy` if its queue is full, which can't be waited

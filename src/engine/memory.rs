@@ -20,8 +20,8 @@ use tokio::sync::oneshot;
 use super::{Channel, Endpoint, Instance, Link, Receive, Received, Sizes, Transmit};
 use crate::{
     error::{RecvError, SendError},
-    mutex::Mutex,
     peer::Peer,
+    sync::Mutex,
 };
 
 /// The turn of a socket on Linux.

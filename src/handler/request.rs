@@ -1,10 +1,10 @@
 //! The request that a handler answers.
 
-use std::{fmt, io, marker::PhantomData, sync::Arc};
+use std::{io, marker::PhantomData, sync::Arc};
 
 use bytes::Bytes;
 
-use crate::{connection::Identity, handler::FromRequest, peer::Peer};
+use crate::{connection::Identity, debug::debug_fields, handler::FromRequest, peer::Peer};
 
 /// A message from a client, and who sent it.
 ///
@@ -161,15 +161,7 @@ impl<S> Clone for Request<S> {
     }
 }
 
-impl<S> fmt::Debug for Request<S> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("Request")
-            .field("bytes", &self.bytes)
-            .field("connection_id", &self.connection_id())
-            .finish_non_exhaustive()
-    }
-}
+debug_fields! { Request<S>, |request| bytes = request.bytes, connection_id = request.connection_id() }
 
 impl<S> From<Request<S>> for Bytes {
     fn from(request: Request<S>) -> Self {

@@ -1,8 +1,8 @@
 //! State that belongs to one client.
 
-use std::{any::type_name, fmt, io, ops::Deref, sync::Arc};
+use std::{any::type_name, io, ops::Deref, sync::Arc};
 
-use crate::{connection::Identity, peer::Peer};
+use crate::{connection::Identity, debug::debug_fields, peer::Peer};
 
 /// The value that [`Serve::on_connect`](crate::Serve::on_connect) returned for the client of this
 /// request.
@@ -86,11 +86,4 @@ impl ConnectionInfo {
     }
 }
 
-impl fmt::Debug for ConnectionInfo {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("ConnectionInfo")
-            .field("id", &self.id())
-            .finish_non_exhaustive()
-    }
-}
+debug_fields! { ConnectionInfo, |connection| id = connection.id() }

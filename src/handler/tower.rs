@@ -1,7 +1,6 @@
 //! Tower services as handlers.
 
 use std::{
-    fmt,
     future::poll_fn,
     sync::Arc,
     task::{Poll, ready},
@@ -10,9 +9,10 @@ use std::{
 use tower_service::Service;
 
 use crate::{
+    debug::debug_fields,
     error::BoxError,
     handler::{Handler, IntoReply, Reply, Request},
-    mutex::Mutex,
+    sync::Mutex,
 };
 
 /// Turns a [`tower_service::Service`] over [`Request`] into a [`Handler`].
@@ -145,10 +145,4 @@ where
     }
 }
 
-impl<S> fmt::Debug for TowerHandler<S> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("TowerHandler")
-            .finish_non_exhaustive()
-    }
-}
+debug_fields! { TowerHandler<S>, |_| }

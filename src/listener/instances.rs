@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use crate::{
     connection::ConnectionOwner,
     engine::{Channel, Endpoint, Instance, Link},
-    mutex::Mutex,
-    telemetry::{Details, InstancesChange, Reason, Stats, Telemetry},
+    sync::Mutex,
+    telemetry::{Details, Reason, Telemetry},
 };
 
 /// The instances of one pipe, shared by its listener and its connections.
@@ -42,6 +42,8 @@ struct InstanceSet {
     /// Links of closed connections, kept open because their replacement could not be created. They
     /// keep the name in existence until it can.
     unreplaced: Vec<Arc<dyn Link>>,
+    /// The task that waits for a client. Not one that is accepting: it would wake itself with each
+    /// connection that it refuses, and not let others run in between.
     acceptor: Option<Waker>,
     backlog: usize,
     max: usize,
@@ -66,12 +68,26 @@ impl Instances {
             acceptor: None,
         };
         state.top_up()?;
-        let stats = telemetry.stats();
-        stats.publish_instances(stats.set_instances(state.connected, state.waiting.len()));
-        Ok(Arc::new(Self {
+        let instances = Self {
             state: Mutex::new(state),
             telemetry,
-        }))
+        };
+        instances.update(|_| ());
+        Ok(Arc::new(instances))
+    }
+
+    /// Changes the state, and then the statistics. What `change` returns is dropped outside the
+    /// lock, and used there if it may run user code: a waker, a log subscriber and a metrics recorder
+    /// are user code, which may drop a connection or the listener, or block.
+    fn update<T>(&self, change: impl FnOnce(&mut InstanceSet) -> T) -> T {
+        let mut state = self.state.lock();
+        let changed = change(&mut state);
+        let stats = self.telemetry.stats();
+        // Under the lock, so that an older count does not replace a newer one.
+        let instances = stats.set_instances(state.connected, state.waiting.len());
+        drop(state);
+        stats.publish_instances(instances);
+        changed
     }
 
     /// Returns a connected channel, for which [`release`](Self::release) must be called, and the
@@ -80,13 +96,9 @@ impl Instances {
         &self,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<(Channel, InstanceErrors)>> {
-        let mut state = self.state.lock();
-        let accepted = state.poll_accept(cx);
-        let change = self.count(&state);
-        drop(state);
-        self.stats().publish_instances(change);
+        let accepted = self.update(|state| state.poll_accept(cx));
         if let Poll::Ready(Ok(_)) = accepted {
-            self.stats().count_accepted();
+            self.telemetry.stats().count_accepted();
         }
         accepted
     }
@@ -95,24 +107,18 @@ impl Instances {
     /// connected are returned by [`poll_accept_rest`](Self::poll_accept_rest). Connections stay
     /// open.
     pub(crate) fn close(&self) {
-        let mut state = self.state.lock();
-        state.close();
-        let endpoint = state.endpoint.take();
-        let unreplaced = mem::take(&mut state.unreplaced);
-        drop(state);
-        drop((unreplaced, endpoint));
+        drop(self.update(|state| {
+            state.close();
+            (mem::take(&mut state.unreplaced), state.endpoint.take())
+        }));
     }
 
     /// Ready with the channel of a client that had connected before [`close`](Self::close), for
     /// which [`release`](Self::release) must be called, or with `None` if there is none.
     pub(crate) fn poll_accept_rest(&self, cx: &mut Context<'_>) -> Poll<Option<Channel>> {
-        let mut state = self.state.lock();
-        let accepted = state.poll_accept_rest(cx);
-        let change = self.count(&state);
-        drop(state);
-        self.stats().publish_instances(change);
+        let accepted = self.update(|state| state.poll_accept_rest(cx));
         if let Poll::Ready(Some(_)) = accepted {
-            self.stats().count_accepted();
+            self.telemetry.stats().count_accepted();
         }
         accepted
     }
@@ -120,19 +126,19 @@ impl Instances {
     /// Closes everything but the connections. Clients that have connected and were not returned are
     /// disconnected.
     pub(crate) fn release_all(&self) {
-        let mut state = self.state.lock();
-        if state.endpoint.is_some() {
-            // Some engines keep an instance for a while after it is dropped, and would let in
-            // clients that nobody serves.
-            state.close();
-        }
-        let endpoint = state.endpoint.take();
-        let waiting = mem::take(&mut state.waiting);
-        let unreplaced = mem::take(&mut state.unreplaced);
-        let change = self.count(&state);
-        drop(state);
-        self.stats().publish_instances(change);
-        drop((waiting, unreplaced, endpoint));
+        drop(self.update(|state| {
+            if state.endpoint.is_some() {
+                // Some engines keep an instance for a while after it is dropped, and would let in
+                // clients that nobody serves.
+                state.close();
+            }
+            let waiting = mem::take(&mut state.waiting);
+            (
+                waiting,
+                mem::take(&mut state.unreplaced),
+                state.endpoint.take(),
+            )
+        }));
     }
 
     /// Logs the errors. Called outside the lock: a log subscriber is user code, which may call back
@@ -149,10 +155,12 @@ impl Instances {
         }
     }
 
+    /// The number of clients served at once. `usize::MAX` for no limit.
     pub(crate) fn max(&self) -> usize {
         self.state.lock().max
     }
 
+    /// The number of clients that are connected.
     pub(crate) fn connected(&self) -> usize {
         self.state.lock().connected
     }
@@ -166,37 +174,21 @@ impl Instances {
     pub(crate) fn telemetry(&self) -> &Telemetry {
         &self.telemetry
     }
-
-    fn stats(&self) -> &Stats {
-        self.telemetry.stats()
-    }
-
-    /// Updates the statistics. Called under the lock, so that an older count does not replace a
-    /// newer one.
-    fn count(&self, state: &InstanceSet) -> InstancesChange {
-        self.stats()
-            .set_instances(state.connected, state.waiting.len())
-    }
 }
 
 impl ConnectionOwner for Instances {
     /// Creates the instance that the limit held back, before the connection closes.
     fn release(&self, link: &Arc<dyn Link>) {
-        let mut state = self.state.lock();
-        let connected = state.connected - 1;
-        state.last_closed = Instant::now();
-        let set_full = state.set_connected(connected);
-        let create = state.top_up();
-        if create.is_err() && state.waiting.is_empty() {
-            state.unreplaced.push(Arc::clone(link));
-        }
-        let change = self.count(&state);
-        let acceptor = state.acceptor.take();
-        // Outside the lock: a waker, a log subscriber and a metrics recorder are user code, which
-        // may drop a connection or the listener, or block.
-        drop(state);
-        self.stats().publish_instances(change);
-        self.log(&InstanceErrors { set_full, create });
+        let (errors, acceptor) = self.update(|state| {
+            state.last_closed = Instant::now();
+            let set_full = state.set_connected(state.connected - 1);
+            let create = state.top_up();
+            if create.is_err() && state.waiting.is_empty() {
+                state.unreplaced.push(Arc::clone(link));
+            }
+            (InstanceErrors { set_full, create }, state.acceptor.take())
+        });
+        self.log(&errors);
         if let Some(acceptor) = acceptor {
             acceptor.wake();
         }
@@ -342,7 +334,7 @@ mod tests {
             instances.state.lock().connected = 1;
             instances.release(&link);
         }
-        let errors = instances.stats().snapshot().errors;
+        let errors = instances.telemetry().stats().snapshot().errors;
         assert_eq!(errors.get(Reason::ClientQueue), 100);
         assert_eq!(log.lines_with(r#"reason="client_queue""#).len(), 5);
     }

@@ -1,7 +1,6 @@
 //! The accept loop, with one task per connection and a graceful shutdown.
 
 use std::{
-    fmt,
     future::{Future, pending},
     pin::Pin,
     sync::Arc,
@@ -21,11 +20,12 @@ use super::{
     options::{ServerOptions, ShutdownSignal},
     shutdown::Shutdown,
     tasks::Tasks,
-    unidentified::UnidentifiedClients,
+    unidentified::{UnidentifiedClient, UnidentifiedClients},
 };
 use crate::{
     backoff::Backoff,
     connection::Connection,
+    debug::debug_fields,
     listener::PipeListener,
     name::PipeName,
     telemetry::{Details, Reason, StatsSnapshot, Telemetry, connection_span},
@@ -85,19 +85,7 @@ impl Future for ServeFuture {
     }
 }
 
-impl fmt::Debug for ServeFuture {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("ServeFuture")
-            .finish_non_exhaustive()
-    }
-}
-
-/// What a server does with its clients.
-pub(super) trait ServeClient: Send + Sync + 'static {
-    /// Serves a client, which still has to be admitted.
-    fn serve(&self, client: AcceptedClient) -> impl Future<Output = ()> + Send + 'static;
-}
+debug_fields! { ServeFuture, |_| }
 
 /// A client that is counted among the connections of its user, if it is known and limited.
 pub(super) struct AcceptedClient {
@@ -106,12 +94,12 @@ pub(super) struct AcceptedClient {
     pub(super) shutdown: Shutdown,
 }
 
-/// Serves the clients of `listener` with `service` until the signal completes or, if an idle limit
-/// is set, until no client has been connected for that time.
-pub(super) async fn run(
+/// Serves the clients of `listener` with `service`, which has to admit them, until the signal
+/// completes or, if an idle limit is set, until no client has been connected for that time.
+pub(super) async fn run<Serving: Future<Output = ()> + Send + 'static>(
     listener: PipeListener,
     options: ServerOptions,
-    service: impl ServeClient,
+    service: impl Fn(AcceptedClient) -> Serving,
 ) -> Summary {
     let telemetry = listener.telemetry().clone();
     let (begin_shutdown, begun) = watch::channel(());
@@ -129,7 +117,7 @@ pub(super) async fn run(
     let serving = async {
         let mut listener = listener;
         let ended = acceptor.accept_until(&mut listener, &mut signal).await;
-        listener.close();
+        listener.instances.close();
         if let AcceptEnd::Idle = ended {
             let last = until(
                 deadline_in(drain_timeout),
@@ -190,7 +178,11 @@ enum AcceptEnd {
     Idle,
 }
 
-impl<S: ServeClient> Acceptor<S> {
+impl<S, Serving> Acceptor<S>
+where
+    S: Fn(AcceptedClient) -> Serving,
+    Serving: Future<Output = ()> + Send + 'static,
+{
     /// Accepts connections until `signal` completes or the server has been idle for long enough.
     async fn accept_until(
         &mut self,
@@ -209,7 +201,7 @@ impl<S: ServeClient> Acceptor<S> {
                 }
                 accepted = listener.accept() => accepted,
                 () = self.idle.expired(), if self.tasks.len() == 0 => {
-                    match self.idle.is_over(listener.idle_since()) {
+                    match self.idle.is_over(listener.instances.idle_since()) {
                         true => return AcceptEnd::Idle,
                         false => continue,
                     }
@@ -218,7 +210,10 @@ impl<S: ServeClient> Acceptor<S> {
             match accepted {
                 Ok(connection) => {
                     backoff.reset();
-                    if self.admission.is_short_of_places(listener.connected()) {
+                    if self
+                        .admission
+                        .is_short_of_places(listener.instances.connected())
+                    {
                         self.give_up_one();
                     }
                     self.begin(connection, listener.name());
@@ -234,7 +229,7 @@ impl<S: ServeClient> Acceptor<S> {
                         () = &mut *signal => return AcceptEnd::Signal,
                         () = sleep(delay) => {}
                         () = self.idle.expired(), if self.tasks.len() == 0 => {
-                            if self.idle.is_over(listener.idle_since()) {
+                            if self.idle.is_over(listener.instances.idle_since()) {
                                 return AcceptEnd::Idle;
                             }
                         }
@@ -265,7 +260,7 @@ impl<S: ServeClient> Acceptor<S> {
     /// accepted, so one user's clients do not keep those of others waiting.
     fn begin(&mut self, mut connection: Connection, name: &PipeName) {
         let span = connection_span(name, connection.id());
-        connection.record_peer_in(&span);
+        connection.receiver.record_peer_in(&span);
         let mut admission = AdmissionProgress::new(&self.admission);
         if let Err(refused) = admission.enter(connection.identity(), false) {
             span.in_scope(|| refused.report(connection.identity(), &self.telemetry, None));
@@ -274,20 +269,25 @@ impl<S: ServeClient> Acceptor<S> {
         }
         let decision = admission.decide_later();
         let identity = Arc::clone(connection.identity());
-        let serving = self.service.serve(AcceptedClient {
+        let serving = (self.service)(AcceptedClient {
             connection,
             admission,
             shutdown: self.shutdown.clone(),
         });
         let task = self.tasks.spawn(serving.instrument(span.clone()));
         if let Some(decision) = decision {
-            self.unidentified.add(identity, decision, task, span);
+            self.unidentified.add(UnidentifiedClient {
+                identity,
+                decision,
+                task,
+                span,
+            });
         }
     }
 
     /// Frees the place of a client that has sent nothing by which it could be identified.
     fn give_up_one(&mut self) {
-        if let Some((identity, span)) = self.unidentified.give_up_one() {
+        if let Some(UnidentifiedClient { identity, span, .. }) = self.unidentified.give_up_one() {
             span.in_scope(|| Failure::PlaceNeeded.report(&identity, &self.telemetry, None));
         }
     }

@@ -16,8 +16,8 @@ use crate::{
     error::BoxError,
     handler::ConnectionInfo,
     listener::PipeListener,
-    mutex::Mutex,
     peer::{Peer, UserId},
+    sync::Mutex,
     trust::Trust,
 };
 
@@ -146,7 +146,7 @@ impl Admission {
         let users = Users::new(
             options.user_limit,
             listener.admits_others(),
-            listener.max_instances(),
+            listener.instances.max(),
         );
         let users = Arc::new(users);
         Self { options, users }

@@ -6,9 +6,9 @@ use std::{
     mem,
     sync::{
         Arc, Weak,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -18,7 +18,11 @@ use tokio::{
 };
 use tracing::warn;
 
-use crate::{connection::Identity, mutex::Mutex, peer::UserId};
+use crate::{
+    connection::Identity,
+    peer::UserId,
+    sync::{Mutex, TaskWaker},
+};
 
 /// The budget is updated only when a client's bytes have changed by this much, so that small
 /// messages do not write to memory shared by all connections.
@@ -52,7 +56,7 @@ pub(super) struct Budget {
     /// Notified each time the budget is spent.
     spent: Notify,
     /// The clients by connection.
-    clients: Mutex<HashMap<u64, Weak<Client>>>,
+    clients: Mutex<HashMap<u64, Weak<ClientBudget>>>,
 }
 
 impl Budget {
@@ -109,7 +113,7 @@ impl Budget {
     }
 
     /// Returns the clients. They are dropped outside the lock, which a dropped client takes.
-    fn clients(&self) -> Vec<Arc<Client>> {
+    fn clients(&self) -> Vec<Arc<ClientBudget>> {
         let clients = self.clients.lock();
         clients.values().filter_map(Weak::upgrade).collect()
     }
@@ -156,13 +160,9 @@ impl Budget {
 
     fn wake_waiting(&self) {
         for client in self.clients() {
-            let mut blocking = client.blocking.lock();
-            let was_waiting = mem::take(&mut blocking.is_waiting);
-            let waker = blocking.waker.clone().filter(|_| was_waiting);
-            // Outside the lock: a waker is user code.
-            drop(blocking);
-            if let Some(waker) = waker {
-                waker.wake();
+            let was_waiting = mem::take(&mut client.blocking.lock().is_waiting);
+            if was_waiting {
+                client.task.wake();
             }
         }
     }
@@ -172,17 +172,20 @@ impl Budget {
 #[derive(Default)]
 struct Holder<'a> {
     held: usize,
-    unread: Vec<(usize, &'a Arc<Client>)>,
+    unread: Vec<(usize, &'a Arc<ClientBudget>)>,
 }
 
-/// One client of the server. Only its own task changes the bytes.
-struct Client {
+/// One client of the server, and the budget as its task sees it. Only that task changes the bytes.
+pub(super) struct ClientBudget {
     budget: Arc<Budget>,
     identity: Arc<Identity>,
     held: AtomicUsize,
     /// The part of `held` that the budget counts.
     counted: AtomicUsize,
+    /// Whether `Blocking::unread_since` is set. Changed by its own task.
+    is_unread: AtomicBool,
     blocking: Mutex<Blocking>,
+    task: TaskWaker,
 }
 
 /// What a client that can't go on waits for.
@@ -194,7 +197,6 @@ struct Blocking {
     is_chosen: bool,
     /// Whether the client waits to be read until others have freed bytes.
     is_waiting: bool,
-    waker: Option<Waker>,
 }
 
 impl Blocking {
@@ -203,29 +205,95 @@ impl Blocking {
         self.unread_since
             .is_some_and(|since| since.elapsed() >= PATIENCE)
     }
-
-    fn register(&mut self, waker: &Waker) {
-        match &mut self.waker {
-            Some(registered) => registered.clone_from(waker),
-            None => self.waker = Some(waker.clone()),
-        }
-    }
 }
 
-impl Client {
+impl ClientBudget {
+    /// Adds a client to the budget.
+    pub(super) fn new(budget: &Arc<Budget>, identity: &Arc<Identity>) -> Arc<Self> {
+        let client = Arc::new(Self {
+            budget: Arc::clone(budget),
+            identity: Arc::clone(identity),
+            held: AtomicUsize::new(0),
+            counted: AtomicUsize::new(0),
+            is_unread: AtomicBool::new(false),
+            blocking: Mutex::default(),
+            task: TaskWaker::default(),
+        });
+        let mut clients = budget.clients.lock();
+        clients.insert(identity.id, Arc::downgrade(&client));
+        drop(clients);
+        client
+    }
+
+    /// Returns a count of no bytes yet.
+    pub(super) fn hold(self: &Arc<Self>) -> HeldBytes {
+        HeldBytes {
+            client: Arc::clone(self),
+            bytes: 0,
+        }
+    }
+
+    /// Returns whether the budget is spent.
+    pub(super) fn is_spent(&self) -> bool {
+        self.budget.is_spent()
+    }
+
+    /// Returns whether this client may be read, although it has earlier requests or replies: the
+    /// budget is not spent, or this client holds little.
+    pub(super) fn may_hold_more(&self) -> bool {
+        let budget = &self.budget;
+        !budget.is_spent() || {
+            let spare = budget.limit / SPARE / budget.clients.lock().len();
+            self.held.load(Ordering::Relaxed) < spare
+        }
+    }
+
+    /// Ready when `may_hold_more` returns true.
+    pub(super) fn poll_may_hold_more(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.may_hold_more() {
+            return Poll::Ready(());
+        }
+        self.task.register(cx.waker());
+        self.blocking.lock().is_waiting = true;
+        // Checked again: the clients may have been woken before this one was registered.
+        match self.may_hold_more() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    }
+
+    /// Called while the client's replies can't be sent. Ready with the limit of the server if this
+    /// client has to be closed.
+    pub(super) fn poll_unread(&self, cx: &mut Context<'_>) -> Poll<usize> {
+        self.task.register(cx.waker());
+        let mut blocking = self.blocking.lock();
+        if !self.is_unread.load(Ordering::Relaxed) {
+            self.is_unread.store(true, Ordering::Relaxed);
+            blocking.unread_since = Some(Instant::now());
+        }
+        match blocking.is_chosen {
+            true => Poll::Ready(self.budget.limit),
+            false => Poll::Pending,
+        }
+    }
+
+    /// Called when the client's replies can be sent.
+    pub(super) fn read(&self) {
+        if self.is_unread.load(Ordering::Relaxed) {
+            self.is_unread.store(false, Ordering::Relaxed);
+            let mut blocking = self.blocking.lock();
+            blocking.unread_since = None;
+            blocking.is_chosen = false;
+        }
+    }
+
     fn user(&self) -> Option<UserId> {
         Some(self.identity.peer().ok()?.user().clone())
     }
 
     fn choose(&self) {
-        let mut blocking = self.blocking.lock();
-        blocking.is_chosen = true;
-        let waker = blocking.waker.clone();
-        // Outside the lock: a waker is user code.
-        drop(blocking);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        self.blocking.lock().is_chosen = true;
+        self.task.wake();
     }
 
     /// Updates the budget if its count differs by `GRAIN` or more. A change to zero is always
@@ -244,104 +312,15 @@ impl Client {
     }
 }
 
-impl Drop for Client {
+impl Drop for ClientBudget {
     fn drop(&mut self) {
         self.budget.clients.lock().remove(&self.identity.id);
     }
 }
 
-/// The budget as one client's task sees it.
-#[derive(Clone)]
-pub(super) struct ClientBudget {
-    client: Arc<Client>,
-    /// Whether `Blocking::unread_since` is set.
-    is_unread: bool,
-}
-
-impl ClientBudget {
-    /// Adds a client to the budget.
-    pub(super) fn new(budget: &Arc<Budget>, identity: &Arc<Identity>) -> Self {
-        let client = Arc::new(Client {
-            budget: Arc::clone(budget),
-            identity: Arc::clone(identity),
-            held: AtomicUsize::new(0),
-            counted: AtomicUsize::new(0),
-            blocking: Mutex::default(),
-        });
-        let mut clients = budget.clients.lock();
-        clients.insert(identity.id, Arc::downgrade(&client));
-        drop(clients);
-        let is_unread = false;
-        Self { client, is_unread }
-    }
-
-    /// Returns a count of no bytes yet.
-    pub(super) fn hold(&self) -> HeldBytes {
-        HeldBytes {
-            client: Arc::clone(&self.client),
-            bytes: 0,
-        }
-    }
-
-    /// Returns whether the budget is spent.
-    pub(super) fn is_spent(&self) -> bool {
-        self.client.budget.is_spent()
-    }
-
-    /// Returns whether this client may be read, although it has earlier requests or replies: the
-    /// budget is not spent, or this client holds little.
-    pub(super) fn may_hold_more(&self) -> bool {
-        let budget = &self.client.budget;
-        !budget.is_spent() || {
-            let spare = budget.limit / SPARE / budget.clients.lock().len();
-            self.client.held.load(Ordering::Relaxed) < spare
-        }
-    }
-
-    /// Ready when `may_hold_more` returns true.
-    pub(super) fn poll_may_hold_more(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.may_hold_more() {
-            return Poll::Ready(());
-        }
-        let mut blocking = self.client.blocking.lock();
-        blocking.register(cx.waker());
-        blocking.is_waiting = true;
-        drop(blocking);
-        // Checked again: the clients may have been woken before this one was registered.
-        match self.may_hold_more() {
-            true => Poll::Ready(()),
-            false => Poll::Pending,
-        }
-    }
-
-    /// Called while the client's replies can't be sent. Ready with the limit of the server if this
-    /// client has to be closed.
-    pub(super) fn poll_unread(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
-        let mut blocking = self.client.blocking.lock();
-        blocking.register(cx.waker());
-        if !self.is_unread {
-            self.is_unread = true;
-            blocking.unread_since = Some(Instant::now());
-        }
-        match blocking.is_chosen {
-            true => Poll::Ready(self.client.budget.limit),
-            false => Poll::Pending,
-        }
-    }
-
-    /// Called when the client's replies can be sent.
-    pub(super) fn read(&mut self) {
-        if mem::take(&mut self.is_unread) {
-            let mut blocking = self.client.blocking.lock();
-            blocking.unread_since = None;
-            blocking.is_chosen = false;
-        }
-    }
-}
-
 /// The bytes of one or more messages. They count until this value is dropped.
 pub(super) struct HeldBytes {
-    client: Arc<Client>,
+    client: Arc<ClientBudget>,
     bytes: usize,
 }
 

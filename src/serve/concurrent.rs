@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{budget::HeldBytes, failure::Failure};
-use crate::{handler::Reply, mutex::Mutex};
+use crate::{handler::Reply, sync::TaskWaker};
 
 /// The requests of one client that are in the handler, and the answers that wait for an earlier
 /// one, in the order of the requests.
@@ -26,6 +26,7 @@ pub(super) struct InFlight<F> {
     used: usize,
     max: usize,
     has_failed: bool,
+    /// Wakes the connection's task.
     task: Arc<TaskWaker>,
 }
 
@@ -49,10 +50,6 @@ struct SlotWake {
     is_woken: AtomicBool,
     task: Arc<TaskWaker>,
 }
-
-/// The waker of the connection's task.
-#[derive(Default)]
-struct TaskWaker(Mutex<Option<Waker>>);
 
 impl<F: Future<Output = Result<Reply, Failure>>> InFlight<F> {
     /// Creates an empty set for up to `max` requests at once.
@@ -204,26 +201,6 @@ impl Wake for SlotWake {
     fn wake_by_ref(self: &Arc<Self>) {
         if !self.is_woken.swap(true, Ordering::Release) {
             self.task.wake();
-        }
-    }
-}
-
-impl TaskWaker {
-    fn register(&self, waker: &Waker) {
-        let mut registered = self.0.lock();
-        match &mut *registered {
-            Some(registered) => registered.clone_from(waker),
-            None => *registered = Some(waker.clone()),
-        }
-    }
-
-    fn wake(&self) {
-        let registered = self.0.lock();
-        let waker = registered.clone();
-        // Outside the lock: a waker is user code.
-        drop(registered);
-        if let Some(waker) = waker {
-            waker.wake();
         }
     }
 }

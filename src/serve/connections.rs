@@ -1,7 +1,6 @@
 //! A server whose tasks have the whole connection of their clients.
 
 use std::{
-    fmt,
     future::{Future, IntoFuture, poll_fn},
     path::Path,
     pin::pin,
@@ -10,7 +9,7 @@ use std::{
 };
 
 use super::{
-    accept::{self, AcceptedClient, ServeClient, ServeFuture, Summary},
+    accept::{self, AcceptedClient, ServeFuture, Summary},
     failure::Failure,
     guard::{call_caught, poll_caught, with_timeout},
     into_result::IntoResult,
@@ -18,11 +17,8 @@ use super::{
     shutdown::Shutdown,
 };
 use crate::{
-    connection::Connection,
-    listener::PipeListener,
-    name::PipeName,
-    peer::Peer,
-    telemetry::{Stats, Telemetry},
+    connection::Connection, debug::debug_fields, listener::PipeListener, name::PipeName,
+    peer::Peer, telemetry::Stats,
 };
 
 /// How long a client has to send its first message if it can't be identified before.
@@ -188,15 +184,7 @@ impl<F> ServeConnections<F> {
     }
 }
 
-impl<F> fmt::Debug for ServeConnections<F> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("ServeConnections")
-            .field("listener", &self.listener)
-            .field("server", &self.server)
-            .finish_non_exhaustive()
-    }
-}
+debug_fields! { ServeConnections<F>, |serve| listener = serve.listener, server = serve.server }
 
 impl<F, Running> IntoFuture for ServeConnections<F>
 where
@@ -207,36 +195,19 @@ where
     type IntoFuture = ServeFuture;
 
     fn into_future(self) -> ServeFuture {
-        let tasks = ConnectionTasks {
-            handler: Arc::new(self.handler),
-            timeouts: self.server.timeouts,
-            telemetry: self.listener.telemetry().clone(),
-        };
-        ServeFuture::new(accept::run(self.listener, self.server, tasks))
-    }
-}
-
-/// The tasks of the connections.
-struct ConnectionTasks<F> {
-    handler: Arc<F>,
-    timeouts: Timeouts,
-    telemetry: Telemetry,
-}
-
-impl<F, Running> ServeClient for ConnectionTasks<F>
-where
-    F: Fn(Connection, Shutdown) -> Running + Send + Sync + 'static,
-    Running: Future<Output: IntoResult> + Send + 'static,
-{
-    fn serve(&self, client: AcceptedClient) -> impl Future<Output = ()> + Send + 'static {
-        let (handler, telemetry) = (Arc::clone(&self.handler), self.telemetry.clone());
-        let timeouts = self.timeouts;
-        async move {
-            let identity = Arc::clone(client.connection.identity());
-            if let Err(failure) = run_one(handler, client, timeouts).await {
-                failure.report(&identity, &telemetry, None);
+        let handler = Arc::new(self.handler);
+        let telemetry = self.listener.telemetry().clone();
+        let timeouts = self.server.timeouts;
+        let task = move |client: AcceptedClient| {
+            let (handler, telemetry) = (Arc::clone(&handler), telemetry.clone());
+            async move {
+                let identity = Arc::clone(client.connection.identity());
+                if let Err(failure) = run_one(handler, client, timeouts).await {
+                    failure.report(&identity, &telemetry, None);
+                }
             }
-        }
+        };
+        ServeFuture::new(accept::run(self.listener, self.server, task))
     }
 }
 
@@ -259,8 +230,9 @@ where
         admission: _admission,
         shutdown,
     } = client;
-    connection.set_timeouts(timeouts.idle, timeouts.write);
-    connection.close_recv_at(shutdown.wait());
+    connection.receiver.set_idle_timeout(timeouts.idle);
+    connection.receiver.close_at(shutdown.wait());
+    connection.sender.set_write_timeout(timeouts.write);
     let identity = Arc::clone(connection.identity());
     // Pinned in place: a future moved from a variable would take its space twice.
     let mut running =
@@ -286,7 +258,7 @@ async fn admit(
         return Ok(true);
     }
     let limit = idle_timeout.map_or(IDENTIFY_TIMEOUT, |time| time.min(IDENTIFY_TIMEOUT));
-    let mut first = pin!(connection.receive_first());
+    let mut first = pin!(connection.receiver.receive_first());
     let received = tokio::select! {
         biased;
         received = with_timeout(Some(limit), &mut first) => received,

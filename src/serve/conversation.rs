@@ -91,7 +91,7 @@ impl<H: Handler<T>, T> Conversation<H, T> {
         Self {
             identity,
             admission: client.admission,
-            inbound: Inbound::new(receiver, timeouts.idle, budget.clone()),
+            inbound: Inbound::new(receiver, timeouts.idle, Arc::clone(&budget)),
             outbound: Outbound::new(sender, timeouts.write, budget, stats),
             requested: 0,
             ended: None,
@@ -132,16 +132,13 @@ impl<H: Handler<T>, T> Conversation<H, T> {
                 let flushed = poll_fn(|cx| self.outbound.poll_flush(cx)).await;
                 ended.and(flushed)?;
                 if self.inbound.is_closed() {
-                    self.say_that_all_is_answered().await;
+                    // Says that each request is answered that the server has taken. The client may
+                    // have closed.
+                    _ = poll_fn(|cx| self.outbound.poll_finish(cx)).await;
                 }
                 Ok(())
             }
         }
-    }
-
-    /// Says that each request is answered that the server has taken. The client may have closed.
-    async fn say_that_all_is_answered(&mut self) {
-        _ = poll_fn(|cx| self.outbound.poll_finish(cx)).await;
     }
 
     async fn answer_requests(&mut self) -> Result<(), Failure> {

@@ -102,19 +102,6 @@ impl Failure {
         )
     }
 
-    /// Returns whether the client was refused.
-    pub(super) fn is_refusal(&self) -> bool {
-        matches!(
-            self,
-            Self::Refused(_)
-                | Self::NotAuthorized(_)
-                | Self::TooManyConnections(_)
-                | Self::NoPlaceForOthers(_)
-                | Self::PlaceNeeded
-                | Self::ConnectTimeout(..)
-        )
-    }
-
     /// Reports the failure of a connection, with the numbers of its requests and replies if they
     /// are counted.
     pub(super) fn report(
@@ -123,7 +110,8 @@ impl Failure {
         telemetry: &Telemetry,
         counts: Option<(u64, u64)>,
     ) {
-        let is_refusal = self.is_refusal();
+        let reason = self.reason();
+        let is_refusal = reason.is_refusal();
         let counts = counts.filter(|_| !is_refusal);
         let details = Details {
             connection: Some(identity.id),
@@ -132,7 +120,7 @@ impl Failure {
             replies: counts.map(|(_, replies)| replies),
             ..Details::default()
         };
-        telemetry.report(self.reason(), self, details);
+        telemetry.report(reason, self, details);
     }
 
     pub(super) fn reason(&self) -> Reason {

@@ -29,13 +29,16 @@ pub(super) async fn answer<H: Handler<T>, T>(
     let timer = RequestTimer::start(request.bytes().len(), stats);
     // `call` runs inside the future so that its panics are caught as well.
     let mut handled = pin!(async move { handler.call(request).await });
-    let mut caught = poll_fn(|cx| timer.in_scope(|| poll_caught(handled.as_mut(), cx)));
+    let mut caught = poll_fn(|cx| timer.span.in_scope(|| poll_caught(handled.as_mut(), cx)));
     let reply = with_timeout(limit, &mut caught)
         .await
         .map_err(Failure::HandlerTimeout)?
         .map_err(Failure::Panic)?
         .map_err(Failure::handler)?;
-    timer.record_reply(&reply);
+    if !timer.span.is_disabled() {
+        let bytes = reply.message().map(|message| message.len());
+        timer.span.record("reply.bytes", bytes);
+    }
     Ok(reply)
 }
 
@@ -57,17 +60,6 @@ impl<'a> RequestTimer<'a> {
         );
         let start = Instant::now();
         Self { span, start, stats }
-    }
-
-    fn in_scope<T>(&self, function: impl FnOnce() -> T) -> T {
-        self.span.in_scope(function)
-    }
-
-    fn record_reply(&self, reply: &Reply) {
-        if !self.span.is_disabled() {
-            let bytes = reply.message().map(|message| message.len());
-            self.span.record("reply.bytes", bytes);
-        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -32,7 +33,7 @@ pub(super) struct Inbound {
     is_closed: bool,
     /// Requests that were read early, before they could be answered.
     early: VecDeque<Message>,
-    budget: ClientBudget,
+    budget: Arc<ClientBudget>,
     /// Counts the bytes of the messages that the engine has received ahead.
     ahead: HeldBytes,
     /// Runs while the client is idle.
@@ -60,7 +61,7 @@ impl Inbound {
     pub(super) fn new(
         receiver: RecvHalf,
         idle_timeout: Option<Duration>,
-        budget: ClientBudget,
+        budget: Arc<ClientBudget>,
     ) -> Self {
         Self {
             receiver,
@@ -91,7 +92,7 @@ impl Inbound {
 
     /// Returns whether the task should yield before it takes the next request.
     pub(super) fn is_turn_over(&self) -> bool {
-        self.turn >= self.receiver.turn()
+        self.turn >= self.receiver.engine.turn()
     }
 
     /// Begins a new turn, after the task has yielded.
@@ -131,12 +132,12 @@ impl Inbound {
 
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Result<NextRequest, Failure> {
         if self.budget.is_spent() {
-            self.receiver.stop_receiving_ahead();
+            self.receiver.engine.stop_receiving_ahead();
         }
         Ok(match self.receiver.poll_recv(cx)? {
             Poll::Ready(Some(bytes)) => {
-                self.ahead
-                    .resize(self.receiver.received_ahead() + bytes.len());
+                let ahead = self.receiver.engine.received_ahead();
+                self.ahead.resize(ahead + bytes.len());
                 let held = self.ahead.split(bytes.len());
                 NextRequest::Ready(Message { bytes, held })
             }

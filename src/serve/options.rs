@@ -1,7 +1,6 @@
 //! The options that [`Serve`](crate::Serve) and [`ServeConnections`](crate::ServeConnections) share.
 
 use std::{
-    fmt,
     future::{Future, pending},
     pin::Pin,
     time::Duration,
@@ -11,7 +10,7 @@ use super::{
     admission::{AdmissionOptions, UserLimit},
     into_result::IntoResult,
 };
-use crate::{defaults, peer::Peer};
+use crate::{debug::debug_fields, defaults, peer::Peer};
 
 /// The future whose completion begins a graceful shutdown.
 pub(super) type ShutdownSignal = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -79,15 +78,12 @@ impl ServerOptions {
     }
 }
 
-impl fmt::Debug for ServerOptions {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("ServerOptions")
-            .field("user_limit", &self.admission.user_limit)
-            .field("timeouts", &self.timeouts)
-            .field("drain_timeout", &self.drain_timeout)
-            .field("shutdown_when_idle", &self.shutdown_when_idle)
-            .field("inline_completions", &self.inline_completions)
-            .finish_non_exhaustive()
-    }
+debug_fields! {
+    ServerOptions,
+    |options|
+    user_limit = options.admission.user_limit,
+    timeouts = options.timeouts,
+    drain_timeout = options.drain_timeout,
+    shutdown_when_idle = options.shutdown_when_idle,
+    inline_completions = options.inline_completions
 }

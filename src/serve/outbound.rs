@@ -2,6 +2,7 @@
 
 use std::{
     mem,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -26,7 +27,7 @@ pub(super) struct Outbound {
     unsent: u64,
     /// Counts the bytes of the unsent replies.
     held: Option<HeldBytes>,
-    budget: ClientBudget,
+    budget: Arc<ClientBudget>,
     sent: u64,
     stats: Stats,
 }
@@ -35,7 +36,7 @@ impl Outbound {
     pub(super) fn new(
         mut sender: SendHalf,
         write_timeout: Option<Duration>,
-        budget: ClientBudget,
+        budget: Arc<ClientBudget>,
         stats: Stats,
     ) -> Self {
         sender.set_write_timeout(write_timeout);

@@ -1,13 +1,14 @@
 //! The notification of a shutdown for the tasks of connections.
 
 use std::{
-    fmt,
     future::Future,
     pin::Pin,
     task::{Context, Poll},
 };
 
 use tokio::sync::watch;
+
+use crate::debug::debug_fields;
 
 /// A future that completes once the server shuts down or is dropped.
 ///
@@ -83,11 +84,4 @@ impl Future for Shutdown {
     }
 }
 
-impl fmt::Debug for Shutdown {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("Shutdown")
-            .field("is_shutdown", &self.is_shutdown())
-            .finish_non_exhaustive()
-    }
-}
+debug_fields! { Shutdown, |shutdown| is_shutdown = shutdown.is_shutdown() }

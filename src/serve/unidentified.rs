@@ -34,38 +34,27 @@ impl Decision {
 #[derive(Default)]
 pub(super) struct UnidentifiedClients(Vec<UnidentifiedClient>);
 
-struct UnidentifiedClient {
-    identity: Arc<Identity>,
-    decision: Decision,
-    task: AbortHandle,
-    span: Span,
+pub(super) struct UnidentifiedClient {
+    pub(super) identity: Arc<Identity>,
+    pub(super) decision: Decision,
+    pub(super) task: AbortHandle,
+    pub(super) span: Span,
 }
 
 impl UnidentifiedClients {
-    pub(super) fn add(
-        &mut self,
-        identity: Arc<Identity>,
-        decision: Decision,
-        task: AbortHandle,
-        span: Span,
-    ) {
+    pub(super) fn add(&mut self, client: UnidentifiedClient) {
         self.0
             .retain(|client| !client.decision.is_taken() && !client.task.is_finished());
-        self.0.push(UnidentifiedClient {
-            identity,
-            decision,
-            task,
-            span,
-        });
+        self.0.push(client);
     }
 
-    /// Aborts the task of the client that has waited the longest, and returns that client and its span.
-    pub(super) fn give_up_one(&mut self) -> Option<(Arc<Identity>, Span)> {
+    /// Aborts the task of the client that has waited the longest, and returns that client.
+    pub(super) fn give_up_one(&mut self) -> Option<UnidentifiedClient> {
         while !self.0.is_empty() {
             let client = self.0.remove(0);
             if !client.task.is_finished() && client.decision.take() {
                 client.task.abort();
-                return Some((client.identity, client.span));
+                return Some(client);
             }
         }
         None

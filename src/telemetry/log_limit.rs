@@ -10,7 +10,7 @@ use tokio::{
 use tracing::{Level, error, warn};
 
 use super::reason::Reason;
-use crate::{mutex::Mutex, name::PipeName};
+use crate::{name::PipeName, sync::Mutex};
 
 /// The maximum number of lines per [`WINDOW`] and reason. This is enough to show what happens, and
 /// to which clients.
@@ -42,7 +42,7 @@ impl ReasonLines {
         (self.suppressed > 0).then(|| self.window + 2 * WINDOW)
     }
 
-    fn permit(&mut self, now: Instant) -> Option<LogPermit> {
+    fn permit(&mut self, now: Instant) -> Option<u64> {
         if now - self.window >= WINDOW {
             self.window = now;
             self.logged = 0;
@@ -52,18 +52,8 @@ impl ReasonLines {
             return None;
         }
         self.logged += 1;
-        let suppressed = mem::take(&mut self.suppressed);
-        Some(LogPermit {
-            suppressed: (suppressed > 0).then_some(suppressed),
-        })
+        Some(mem::take(&mut self.suppressed))
     }
-}
-
-/// Permission to log one line.
-#[derive(Default)]
-pub(super) struct LogPermit {
-    /// The number of lines suppressed before this one, for its field `suppressed`.
-    pub(super) suppressed: Option<u64>,
 }
 
 impl LogLimit {
@@ -85,8 +75,9 @@ impl LogLimit {
         &self.pipe
     }
 
-    /// Returns a permit if a line may be logged now. If not, counts the line as suppressed.
-    pub(super) fn permit(&self, reason: Reason) -> Option<LogPermit> {
+    /// Returns the number of lines suppressed before this one if it may be logged now. If not,
+    /// counts it as suppressed.
+    pub(super) fn permit(&self, reason: Reason) -> Option<u64> {
         let now = Instant::now();
         let permit = self.lines.lock()[reason.index()].permit(now);
         if permit.is_none() {
@@ -103,7 +94,8 @@ impl LogLimit {
             match next {
                 Some(next) => {
                     sleep_until(next).await;
-                    self.flush_at(Instant::now());
+                    let now = Instant::now();
+                    self.flush_where(|lines| lines.quiet_at().is_some_and(|quiet| quiet <= now));
                 }
                 None => self.has_suppressed.notified().await,
             }
@@ -119,10 +111,6 @@ impl LogLimit {
     /// Logs the number of suppressed lines of each reason now.
     pub(super) fn flush(&self) {
         self.flush_where(|_| true);
-    }
-
-    fn flush_at(&self, now: Instant) {
-        self.flush_where(|lines| lines.quiet_at().is_some_and(|quiet| quiet <= now));
     }
 
     fn flush_where(&self, chosen: impl Fn(&ReasonLines) -> bool) {
@@ -167,7 +155,7 @@ mod tests {
     /// that they report.
     fn pass(limit: &LogLimit, reason: Reason, times: u32) -> (usize, u64) {
         let passed: Vec<_> = (0..times).filter_map(|_| limit.permit(reason)).collect();
-        let suppressed = passed.iter().filter_map(|permit| permit.suppressed).sum();
+        let suppressed = passed.iter().sum();
         (passed.len(), suppressed)
     }
 

@@ -126,12 +126,22 @@ impl Reason {
             Self::DelayedClose => {
                 "a connection that passed file descriptors can't be closed yet: no thread could be started"
             }
-            Self::Refused
-            | Self::NotAuthorized
-            | Self::TooManyConnections
-            | Self::ConnectTimeout => "refusing the client",
+            _ if self.is_refusal() => "refusing the client",
             _ => "closing the connection",
         }
+    }
+
+    /// Returns whether the client was refused.
+    pub(crate) fn is_refusal(self) -> bool {
+        matches!(
+            self,
+            Self::Refused | Self::NotAuthorized | Self::TooManyConnections | Self::ConnectTimeout
+        )
+    }
+
+    /// Returns whether a timeout has closed the connection.
+    pub(super) fn is_timeout(self) -> bool {
+        self.as_str().ends_with("_timeout")
     }
 
     pub(super) const COUNT: usize = Self::ALL.len();

@@ -88,17 +88,6 @@ struct Shared {
     metrics: Metrics,
 }
 
-/// The change of the numbers of instances, for [`Stats::publish_instances`].
-#[must_use]
-#[cfg_attr(
-    not(feature = "metrics"),
-    allow(dead_code, reason = "only metrics need the change")
-)]
-pub(crate) struct InstancesChange {
-    connected: isize,
-    waiting: isize,
-}
-
 /// The number of shards. Few servers have more workers; further threads share shards.
 const SHARDS: usize = 8;
 
@@ -204,15 +193,13 @@ impl Stats {
             counts.sum()
         };
         let times = Times::of(shared.shards.iter().map(|shard| &shard.handler_times));
-        let sum = |reasons: &[Reason]| reasons.iter().map(|&reason| errors.get(reason)).sum();
+        let sum = |is_counted: fn(Reason) -> bool| {
+            let counted = errors.iter().filter(|&(reason, _)| is_counted(reason));
+            counted.map(|(_, count)| count).sum()
+        };
         StatsSnapshot {
             accepted: shared.accepted.load(Relaxed),
-            refused: sum(&[
-                Reason::Refused,
-                Reason::NotAuthorized,
-                Reason::TooManyConnections,
-                Reason::ConnectTimeout,
-            ]),
+            refused: sum(Reason::is_refusal),
             connected: shared.connected.load(Relaxed),
             waiting: shared.waiting.load(Relaxed),
             requests: total(|shard| &shard.requests),
@@ -220,43 +207,39 @@ impl Stats {
             bytes_received: total(|shard| &shard.bytes_received),
             bytes_sent: total(|shard| &shard.bytes_sent),
             errors,
-            timeouts: sum(&[
-                Reason::ConnectTimeout,
-                Reason::HandlerTimeout,
-                Reason::IdleTimeout,
-                Reason::WriteTimeout,
-            ]),
+            timeouts: sum(Reason::is_timeout),
             panics: errors.get(Reason::Panic),
             handler_time_longest: times.longest(),
             handler_time_p99: times.percentile(99),
         }
     }
 
-    /// Sets the numbers of instances, and returns the change for the metrics. Must not be called
+    /// Sets the numbers of instances, and returns their changes for the metrics. Must not be called
     /// concurrently.
-    pub(crate) fn set_instances(&self, connected: usize, waiting: usize) -> InstancesChange {
+    #[must_use]
+    pub(crate) fn set_instances(&self, connected: usize, waiting: usize) -> [isize; 2] {
         let set = |count: &AtomicUsize, new: usize| {
             let old = count.load(Relaxed);
             count.store(new, Relaxed);
             new as isize - old as isize
         };
-        InstancesChange {
-            connected: set(&self.shared.connected, connected),
-            waiting: set(&self.shared.waiting, waiting),
-        }
+        [
+            set(&self.shared.connected, connected),
+            set(&self.shared.waiting, waiting),
+        ]
     }
 
-    /// Adds a change to the metrics. Changes may be added later and in any order, so that this can
-    /// be called outside the lock that orders them: a recorder is user code.
-    pub(crate) fn publish_instances(&self, change: InstancesChange) {
+    /// Adds changes to the metrics. They may be added later and in any order, so that this can be
+    /// called outside the lock that orders them: a recorder is user code.
+    pub(crate) fn publish_instances(&self, changes: [isize; 2]) {
         #[cfg(feature = "metrics")]
         {
-            let InstancesChange { connected, waiting } = change;
+            let [connected, waiting] = changes;
             self.shared.metrics.connected.increment(connected as f64);
             self.shared.metrics.waiting.increment(waiting as f64);
         }
         #[cfg(not(feature = "metrics"))]
-        let _ = change;
+        let _ = changes;
     }
 
     pub(crate) fn count_accepted(&self) {

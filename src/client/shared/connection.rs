@@ -210,8 +210,8 @@ mod tests {
         client::ClientOptions,
         client::shared::pool::{Address, Answer},
         engine::{Channel, Link, Receive, Received, Transmit},
-        mutex::Mutex,
         peer::Peer,
+        sync::Mutex,
     };
 
     /// A server that takes two requests and closes. Its replies arrive a moment later.

@@ -25,8 +25,8 @@ use crate::{
     backoff::Backoff,
     client::{Client, ClientOptions},
     error::{ConnectError, SharedCallError, SharedCallErrorKind},
-    mutex::Mutex,
     name::PipeName,
+    sync::Mutex,
 };
 
 /// The number of connections that may break under a request that the server may have executed,

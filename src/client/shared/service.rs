@@ -1,7 +1,6 @@
 //! A shared client as a tower service.
 
 use std::{
-    fmt,
     future::Future,
     mem,
     pin::Pin,
@@ -14,7 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tower_service::Service;
 
 use super::{SharedClient, call};
-use crate::error::SharedCallError;
+use crate::{debug::debug_fields, error::SharedCallError};
 
 type Reserving = dyn Future<Output = Result<OwnedSemaphorePermit, SharedCallError>> + Send + Sync;
 
@@ -89,8 +88,4 @@ impl Service<Bytes> for SharedClient {
     }
 }
 
-impl fmt::Debug for SharedCall {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("SharedCall").finish_non_exhaustive()
-    }
-}
+debug_fields! { SharedCall, |_| }

@@ -11,6 +11,7 @@ use std::{
 
 use tokio::{
     runtime::{Builder, Runtime},
+    sync::oneshot,
     task::{JoinHandle, coop::consume_budget, yield_now},
     time::{Instant, sleep},
 };
@@ -22,7 +23,8 @@ use super::*;
 struct Fixture<T> {
     runtime: Runtime,
     tasks: InlineTasks,
-    task: JoinHandle<T>,
+    task: JoinHandle<()>,
+    output: oneshot::Receiver<T>,
 }
 
 impl<T: Send + 'static> Fixture<T> {
@@ -30,11 +32,15 @@ impl<T: Send + 'static> Fixture<T> {
         let mut builder = Builder::new_current_thread();
         let runtime = builder.enable_time().start_paused(true).build().unwrap();
         let tasks = runtime.block_on(async { InlineTasks::new() });
-        let task = runtime.spawn(tasks.task(future));
+        let (ended, output) = oneshot::channel();
+        let task = runtime.spawn(tasks.task(async move {
+            _ = ended.send(future.await);
+        }));
         let fixture = Self {
             runtime,
             tasks,
             task,
+            output,
         };
         fixture.run_workers();
         fixture
@@ -49,8 +55,9 @@ impl<T: Send + 'static> Fixture<T> {
         });
     }
 
-    fn end(self) -> T {
-        self.runtime.block_on(self.task).unwrap()
+    fn end(mut self) -> T {
+        self.runtime.block_on(self.task).unwrap();
+        self.output.try_recv().unwrap()
     }
 }
 

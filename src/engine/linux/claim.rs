@@ -202,7 +202,7 @@ fn process_id(id: i32) -> Option<u32> {
 
 /// The process that has locked the lock file of `path`, if the system says so.
 pub(super) fn holder(path: &Path) -> Option<u32> {
-    let metadata = fs::symlink_metadata(lock_path(path)).ok()?;
+    let metadata = fs::symlink_metadata(beside(path, ".lock")).ok()?;
     let locks = fs::read("/proc/locks").ok()?;
     holder_in(&String::from_utf8_lossy(&locks), file_id(&metadata))
 }
@@ -220,15 +220,16 @@ fn holder_in(locks: &str, (device, inode): FileId) -> Option<u32> {
     locks.lines().find_map(holder).and_then(process_id)
 }
 
-fn lock_path(path: &Path) -> PathBuf {
-    let mut lock_path = OsString::from(path);
-    lock_path.push(".lock");
-    lock_path.into()
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut path = OsString::from(path);
+    path.push(suffix);
+    path.into()
 }
 
-/// A file beside a socket that is locked as long as its process serves the socket.
+/// A locked file beside a socket. One is locked as long as its process serves the socket, and one as
+/// long as a client starts the server, which a server can't take.
 #[derive(Debug)]
-struct LockFile {
+pub(crate) struct LockFile {
     path: PathBuf,
     id: FileId,
     _locked: File,
@@ -241,7 +242,13 @@ impl LockFile {
     ///
     /// `AddrInUse` if another process of this user has locked it.
     fn take(served: &Path) -> io::Result<Self> {
-        Self::try_take(lock_path(served))?.ok_or_else(|| in_use(holder(served)))
+        Self::try_take(beside(served, ".lock"))?.ok_or_else(|| in_use(holder(served)))
+    }
+
+    /// Locks the file with which clients agree who starts the server of `path`. `None` if another
+    /// client has it.
+    pub(super) fn take_start_lock(path: &Path) -> io::Result<Option<Self>> {
+        Self::try_take(beside(path, ".start.lock"))
     }
 
     /// Locks the lock file at `path`, which its last holder may be removing at the same time. `None`
@@ -270,23 +277,6 @@ impl Drop for LockFile {
         if is_at(&self.path, self.id) {
             _ = fs::remove_file(&self.path);
         }
-    }
-}
-
-/// The right to start the server of a path, among the clients that can: held through a lock file
-/// beside the server's own, which a server can't take before it is started.
-#[derive(Debug)]
-pub(crate) struct StartLock {
-    _lock: LockFile,
-}
-
-impl StartLock {
-    /// Takes it. `None` if another client has it.
-    pub(super) fn take(path: &Path) -> io::Result<Option<Self>> {
-        let mut lock_path = OsString::from(path);
-        lock_path.push(".start.lock");
-        let lock = LockFile::try_take(lock_path.into())?;
-        Ok(lock.map(|lock| Self { _lock: lock }))
     }
 }
 

@@ -20,7 +20,7 @@ use rustix::{
 
 use super::descriptors::{NextPacket, peek};
 use crate::{
-    mutex::Mutex,
+    sync::Mutex,
     telemetry::{Details, Reason, Telemetry, report_alone},
 };
 

@@ -3,14 +3,14 @@
 use std::{
     io, mem,
     sync::Arc,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
 };
 
 use rustix::net::{Shutdown, shutdown};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{lingering, socket::Socket};
-use crate::mutex::Mutex;
+use crate::sync::{Mutex, TaskWaker};
 
 /// The number of clients that the kernel queues until they are accepted; by default it allows at
 /// most 4,096 (`net.core.somaxconn`). Long, because a client that finds the queue full has to poll.
@@ -24,6 +24,7 @@ const SHORTEST_QUEUE: i32 = 0;
 /// The listening socket of a pipe.
 pub(super) struct Listening {
     state: Mutex<ListeningState>,
+    acceptor: TaskWaker,
     /// Whether the length of the queue is ours to set.
     sets_queue: bool,
 }
@@ -34,7 +35,6 @@ struct ListeningState {
     former: Vec<Arc<AsyncFd<Socket>>>,
     is_closed: bool,
     is_full: bool,
-    acceptor: Option<Waker>,
 }
 
 impl Listening {
@@ -44,16 +44,17 @@ impl Listening {
             former: Vec::new(),
             is_closed: false,
             is_full: false,
-            acceptor: None,
         };
         Ok(Self {
             state: Mutex::new(state),
+            acceptor: TaskWaker::default(),
             sets_queue,
         })
     }
 
     /// Accepts the next client. Once closed, returns an error if none is queued.
     pub(super) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Socket>> {
+        self.acceptor.register(cx.waker());
         let mut drained = Vec::new();
         let mut state = self.state.lock();
         while let Some(former) = state.former.first() {
@@ -67,11 +68,10 @@ impl Listening {
         if state.is_closed {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         }
-        let acceptor = state.acceptor.replace(cx.waker().clone());
         let current = Arc::clone(&state.current);
         drop(state);
-        // A waker is user code.
-        drop((acceptor, drained));
+        // Outside the lock: each may have a waker, which is user code.
+        drop(drained);
         loop {
             let mut ready = ready!(current.poll_read_ready(cx))?;
             if let Ok(accepted) = ready.try_io(|socket| accept(socket.get_ref())) {
@@ -89,11 +89,8 @@ impl Listening {
         shutdown(&state.current, Shutdown::Read)?;
         let former = mem::replace(&mut state.current, socket);
         state.former.push(former);
-        let acceptor = state.acceptor.take();
         drop(state);
-        if let Some(acceptor) = acceptor {
-            acceptor.wake();
-        }
+        self.acceptor.wake();
         Ok(())
     }
 

@@ -22,7 +22,7 @@ use super::{
     listening::Listening,
 };
 use crate::{
-    mutex::Mutex,
+    sync::Mutex,
     telemetry::{Details, Reason},
 };
 

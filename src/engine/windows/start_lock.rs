@@ -16,10 +16,7 @@ use crate::name::PipeName;
 /// The right to start the server of a name, among the clients of this user. A file that only one
 /// process can have open, and that is gone with its handle (*CreateFileW*). A mutex would belong to
 /// a thread.
-#[derive(Debug)]
-pub(crate) struct StartLock {
-    _file: File,
-}
+pub(crate) type StartLock = File;
 
 /// Takes the lock. `None` if another client has it.
 pub(crate) fn start_lock(name: &PipeName, _path: &Path) -> io::Result<Option<StartLock>> {
@@ -27,21 +24,17 @@ pub(crate) fn start_lock(name: &PipeName, _path: &Path) -> io::Result<Option<Sta
     /// A file name has at most 255 characters. If two names share a lock, one only waits longer.
     const LONGEST: usize = 100;
 
+    let address = name.address();
+    let excess = address.chars().count().saturating_sub(LONGEST);
     // Pipe names are case-insensitive.
-    let name: String = name
-        .address()
-        .chars()
+    let end = address.chars().skip(excess);
+    let end: String = end
         .map(|character| match character.is_alphanumeric() {
             true => character.to_ascii_lowercase(),
             false => '_',
         })
         .collect();
-    let begin = name
-        .char_indices()
-        .rev()
-        .nth(LONGEST)
-        .map_or(0, |(index, _)| index);
-    let path = env::temp_dir().join(format!("pipe-server-start{}.lock", &name[begin..]));
+    let path = env::temp_dir().join(format!("pipe-server-start{end}.lock"));
     let opened = OpenOptions::new()
         .write(true)
         .create(true)
@@ -50,7 +43,7 @@ pub(crate) fn start_lock(name: &PipeName, _path: &Path) -> io::Result<Option<Sta
         .custom_flags(FILE_FLAG_DELETE_ON_CLOSE)
         .open(&path);
     match opened {
-        Ok(file) => Ok(Some(StartLock { _file: file })),
+        Ok(file) => Ok(Some(file)),
         Err(error) => match code(&error) {
             Some(ERROR_SHARING_VIOLATION) => Ok(None),
             // It is being deleted. Without it, no file can be created in that directory.

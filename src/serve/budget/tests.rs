@@ -1,5 +1,7 @@
 //! Who is read and who is closed when the budget is spent.
 
+use std::task::Waker;
+
 use tokio::time::advance;
 
 use super::*;
@@ -10,7 +12,7 @@ const MOST: usize = 100 * GRAIN;
 
 /// A client that holds messages and does what its task would do.
 struct TestClient {
-    budget: ClientBudget,
+    budget: Arc<ClientBudget>,
     held: HeldBytes,
 }
 
@@ -53,7 +55,7 @@ fn held(budget: &Budget) -> usize {
 
 /// Which of the clients, all of which do not read, are closed.
 async fn chosen(clients: &mut [TestClient]) -> Vec<bool> {
-    let budget = Arc::clone(&clients[0].budget.client.budget);
+    let budget = Arc::clone(&clients[0].budget.budget);
     for client in &mut *clients {
         assert!(!client.is_chosen());
     }

@@ -31,6 +31,26 @@ pub(crate) struct Serving<'a> {
     pub(crate) dump: Option<Dump>,
 }
 
+/// Runs a server with the options that both kinds of servers have: the same methods of two types.
+macro_rules! run_with_options {
+    ($serving:expr, $options:expr, $signal:expr) => {{
+        let (options, mut serving) = ($options, $serving);
+        serving = serving
+            .drain_timeout(options.limits.drain_timeout.0)
+            .shutdown_when_idle(options.limits.exit_when_idle.0)
+            .idle_timeout(options.limits.idle_timeout.0)
+            .write_timeout(options.limits.write_timeout.0)
+            .with_graceful_shutdown($signal);
+        if let Some(limit) = options.max_connections_per_user() {
+            serving = serving.max_connections_per_user(limit);
+        }
+        if let Some(authorize) = authorize(options) {
+            serving = serving.authorize(authorize);
+        }
+        serving.into_future()
+    }};
+}
+
 impl Serving<'_> {
     /// Starts a server that shuts down at `signal`.
     pub(crate) fn start(
@@ -81,19 +101,7 @@ impl Serving<'_> {
             let forward = Arc::clone(&forward);
             async move { forward.run(client, shutdown).await }
         };
-        let mut serving = serve_connections(listener, pass_on)
-            .drain_timeout(options.limits.drain_timeout.0)
-            .shutdown_when_idle(options.limits.exit_when_idle.0)
-            .idle_timeout(options.limits.idle_timeout.0)
-            .write_timeout(options.limits.write_timeout.0)
-            .with_graceful_shutdown(signal);
-        if let Some(limit) = options.max_connections_per_user() {
-            serving = serving.max_connections_per_user(limit);
-        }
-        if let Some(authorize) = authorize(options) {
-            serving = serving.authorize(authorize);
-        }
-        serving.into_future()
+        run_with_options!(serve_connections(listener, pass_on), options, signal)
     }
 }
 
@@ -104,29 +112,16 @@ fn answering<H: Handler>(
     answer: H,
     signal: impl Future<Output = ()> + Send + 'static,
 ) -> ServeFuture {
-    let mut serving = serve(listener, answer)
+    let serving = serve(listener, answer)
         .concurrency(options.answer.concurrency)
-        .drain_timeout(options.limits.drain_timeout.0)
-        .shutdown_when_idle(options.limits.exit_when_idle.0)
-        .idle_timeout(options.limits.idle_timeout.0)
         .handler_timeout(options.handler_timeout())
-        .write_timeout(options.limits.write_timeout.0)
         .max_buffered_bytes(options.max_buffered_bytes())
         // The result is useless once the client has disconnected.
-        .cancel_on_disconnect(options.answer.waits())
-        .with_graceful_shutdown(signal);
+        .cancel_on_disconnect(options.answer.waits());
     // The other answers never block.
     #[cfg(windows)]
-    {
-        serving = serving.inline_completions(!options.answer.waits());
-    }
-    if let Some(limit) = options.max_connections_per_user() {
-        serving = serving.max_connections_per_user(limit);
-    }
-    if let Some(authorize) = authorize(options) {
-        serving = serving.authorize(authorize);
-    }
-    serving.into_future()
+    let serving = serving.inline_completions(!options.answer.waits());
+    run_with_options!(serving, options, signal)
 }
 
 /// The check for `--allow-user`, if it was given.

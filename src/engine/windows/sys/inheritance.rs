@@ -3,10 +3,10 @@
 use std::{
     io,
     os::windows::io::{AsRawHandle as _, RawHandle},
-    sync::{Mutex, PoisonError},
 };
 
 use super::functions::{GetHandleInformation, HANDLE_FLAG_INHERIT, SetHandleInformation};
+use crate::sync::Mutex;
 
 /// Runs `spawn`, which starts a process with other stdio than this process has. Meanwhile the
 /// handles of this process's stdio can't be inherited.
@@ -23,7 +23,7 @@ pub(crate) fn without_inherited_stdio<T>(spawn: impl FnOnce() -> T) -> T {
     /// One at a time: another thread would restore the flags too early.
     static SPAWNING: Mutex<()> = Mutex::new(());
 
-    let _one = SPAWNING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _one = SPAWNING.lock();
     let handles = [
         io::stdin().as_raw_handle(),
         io::stdout().as_raw_handle(),

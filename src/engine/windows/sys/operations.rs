@@ -7,7 +7,7 @@ use std::{
     os::windows::io::AsRawHandle,
     ptr,
     sync::Arc,
-    task::{Context, Waker},
+    task::{Context, Poll, Waker},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -23,7 +23,7 @@ use super::{
     functions::{CancelIoEx, GetLastError},
     handle::Handle,
 };
-use crate::{engine::inline, mutex::Mutex};
+use crate::{engine::inline, sync::Mutex};
 
 /// The operations of one handle.
 #[derive(Debug, Default)]
@@ -90,13 +90,6 @@ pub(super) struct Done<B> {
     pub(super) buffer: B,
 }
 
-pub(super) enum Polled<B> {
-    /// No operation was started.
-    None,
-    Pending,
-    Done(Done<B>),
-}
-
 impl<B> Default for Operation<B> {
     fn default() -> Self {
         Self {
@@ -156,26 +149,27 @@ impl<B> Operation<B> {
         })
     }
 
-    pub(super) fn poll(&self, cx: &mut Context<'_>) -> Polled<B> {
+    /// Ready with `None` if no operation was started.
+    pub(super) fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Done<B>>> {
         // Wakers are cloned and dropped outside the lock, since both run the caller's code.
         let mut new = None;
         loop {
             let mut stage = self.stage.lock();
             match &mut *stage {
-                Stage::None => return Polled::None,
+                Stage::None => return Poll::Ready(None),
                 Stage::Pending { waker, .. } => {
                     if waker.as_ref().is_some_and(|old| old.will_wake(cx.waker())) {
-                        return Polled::Pending;
+                        return Poll::Pending;
                     }
                     if let Some(new) = new.take() {
                         let _old = waker.replace(new);
                         drop(stage);
-                        return Polled::Pending;
+                        return Poll::Pending;
                     }
                 }
                 Stage::Done(_) => {
                     if let Stage::Done(done) = mem::replace(&mut *stage, Stage::None) {
-                        return Polled::Done(done);
+                        return Poll::Ready(Some(done));
                     }
                 }
             }

@@ -44,7 +44,7 @@ use std::{
     os::windows::io::{AsRawHandle, RawHandle},
     ptr,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -74,7 +74,7 @@ use super::{
         SetFileCompletionNotificationModes, SetNamedPipeHandleState, WriteFile, check, wide,
     },
     handle::{Handle, cancel},
-    operations::{Done, Operations, Polled},
+    operations::{Done, Operations},
     security::SecurityDescriptor,
 };
 
@@ -167,15 +167,10 @@ impl PipeEnd {
 
     /// Ready once a client has connected, even if it has closed since.
     pub(crate) fn poll_connect(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.operations.connect.poll(cx) {
-            Polled::Pending => Poll::Pending,
-            Polled::None => Poll::Ready(Ok(())),
-            Polled::Done(Done {
-                code: ERROR_SUCCESS | ERROR_NO_DATA,
-                ..
-            }) => Poll::Ready(Ok(())),
-            Polled::Done(done) => Poll::Ready(Err(done.error())),
-        }
+        Poll::Ready(match ready!(self.operations.connect.poll(cx)) {
+            Some(done) if done.code != ERROR_NO_DATA => done.result(),
+            _ => Ok(()),
+        })
     }
 
     /// Appends a message, or the next part of one, to `buffer`, up to its capacity. While this is
@@ -187,10 +182,8 @@ impl PipeEnd {
     ) -> Poll<io::Result<MessagePart>> {
         let read = &self.operations.read;
         let done = loop {
-            match read.poll(cx) {
-                Polled::Pending => return Poll::Pending,
-                Polled::Done(done) => break done,
-                Polled::None => {}
+            if let Some(done) = ready!(read.poll(cx)) {
+                break done;
             }
             if let Some(done) = self.start_read(mem::take(buffer)) {
                 break done;
@@ -265,11 +258,8 @@ impl PipeEnd {
 
     /// Ready when no write is in flight, with the result of the last one.
     pub(crate) fn poll_write(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.operations.write.poll(cx) {
-            Polled::Pending => Poll::Pending,
-            Polled::None => Poll::Ready(Ok(())),
-            Polled::Done(done) => Poll::Ready(written(done)),
-        }
+        let done = ready!(self.operations.write.poll(cx));
+        Poll::Ready(done.map_or(Ok(()), written))
     }
 }
 

@@ -28,7 +28,7 @@ use super::{
     },
     operations::completed,
 };
-use crate::mutex::Mutex;
+use crate::sync::Mutex;
 
 /// The port, once it exists. It is never closed.
 static PORT: Mutex<Option<usize>> = Mutex::new(None);
