@@ -15,7 +15,7 @@ pub(crate) struct DumpOptions {
     /// one of the server, its length and its bytes. A message of the client is written when the
     /// server takes it, and one of the server before it is sent. Messages can be secret: a new
     /// FILE is readable for this user alone (on Windows the directory decides), and one that
-    /// others may read is refused. On Linux it must be where --log-file may be.
+    /// others own or may read is refused. On Linux it must be where --log-file may be.
     ///
     /// Clients never wait for it. What it can't take in time is dropped, and a line says how many
     /// messages are missing there. docs/debugging.md shows how to use it, and how pipe-client
