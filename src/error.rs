@@ -1,119 +1,21 @@
 //! One error for each kind of operation.
 
-use std::{error::Error, fmt, io, sync::Arc, time::Duration};
+use std::{error::Error, fmt, io, time::Duration};
 
 use crate::{name::NameError, peer::UserId};
 
-pub use self::start::StartError;
+pub use self::{
+    bind::BindError,
+    shared::{SharedCallError, SharedCallErrorKind},
+    start::StartError,
+};
 
+mod bind;
+mod shared;
 mod start;
 
 /// Any error of a handler, an extractor or a connection's task.
 pub type BoxError = Box<dyn Error + Send + Sync>;
-
-/// An error returned when serving a pipe fails.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum BindError {
-    /// The name is not a pipe name.
-    #[error(transparent)]
-    Name(#[from] NameError),
-    /// An option is out of range.
-    #[error("{option} {problem}")]
-    #[non_exhaustive]
-    Option {
-        /// The option's method on [`ListenerOptions`](crate::ListenerOptions).
-        option: &'static str,
-        /// The fault of its value, and the accepted range.
-        problem: String,
-    },
-    /// The pipe is on another machine.
-    #[error("{address} is a pipe on another machine, which can't be served here")]
-    #[non_exhaustive]
-    Remote {
-        /// The pipe's address.
-        address: String,
-    },
-    /// The descriptor is not one of a socket that can be served (`os::linux`).
-    #[error("descriptor {descriptor} can't be served: {problem}")]
-    #[non_exhaustive]
-    Descriptor {
-        /// The descriptor's number.
-        descriptor: i32,
-        /// The kind of descriptor it is instead, and what to do.
-        problem: String,
-    },
-    /// There is no Tokio runtime to serve the pipe on.
-    #[error("a pipe can't be served outside a Tokio runtime: bind it in an async function")]
-    NoRuntime,
-    /// Another server has the name.
-    #[error(
-        "{address} is already served{}: stop the other server or choose another name",
-        by_process(*process_id)
-    )]
-    #[non_exhaustive]
-    InUse {
-        /// The pipe's address.
-        address: String,
-        /// The process that serves it, if it is known. Always `None` on Windows.
-        process_id: Option<u32>,
-    },
-    /// The system does not let this process serve the name.
-    #[error(
-        "no permission to serve {address}: another user may be serving it, or its directory may belong to \
-         another user"
-    )]
-    #[non_exhaustive]
-    Denied {
-        /// The pipe's address.
-        address: String,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// The system can't create the pipe.
-    #[error("can't create {address}")]
-    #[non_exhaustive]
-    Create {
-        /// The pipe's address.
-        address: String,
-        /// The system's error.
-        source: io::Error,
-    },
-}
-
-impl BindError {
-    /// Classifies an engine's error.
-    pub(crate) fn create(address: impl Into<String>, source: io::Error) -> Self {
-        let source = match source.downcast::<OutOfRange>() {
-            Ok(out_of_range) => return out_of_range.into(),
-            Err(source) => source,
-        };
-        let address = address.into();
-        match source.kind() {
-            io::ErrorKind::AddrInUse => Self::InUse {
-                address,
-                process_id: served_by(&source),
-            },
-            io::ErrorKind::PermissionDenied => Self::Denied { address, source },
-            _ => Self::Create { address, source },
-        }
-    }
-}
-
-impl From<BindError> for io::Error {
-    fn from(error: BindError) -> Self {
-        let kind = match &error {
-            BindError::Name(_)
-            | BindError::Option { .. }
-            | BindError::Remote { .. }
-            | BindError::Descriptor { .. } => io::ErrorKind::InvalidInput,
-            BindError::NoRuntime => io::ErrorKind::Other,
-            BindError::InUse { .. } => io::ErrorKind::AddrInUse,
-            BindError::Denied { source, .. } | BindError::Create { source, .. } => source.kind(),
-        };
-        Self::new(kind, error)
-    }
-}
 
 /// An error returned when connecting a client fails.
 #[derive(Debug, thiserror::Error)]
@@ -382,119 +284,6 @@ impl From<CallError> for io::Error {
                 Self::new(io::ErrorKind::UnexpectedEof, error)
             }
             CallError::TimedOut { .. } => Self::new(io::ErrorKind::TimedOut, error),
-        }
-    }
-}
-
-/// An error returned when a call of a [`SharedClient`](crate::SharedClient) gets no reply.
-///
-/// The variant says whether the request can be sent again: there are only these two. Its
-/// [`kind`](Self::kind), which is also its source, says why the call failed.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum SharedCallError {
-    /// The server has not executed the request: it was not sent, or the server shut down before it
-    /// took it.
-    #[error("the request was not executed")]
-    NotExecuted(#[source] SharedCallErrorKind),
-    /// The request may have been sent, so the server may have executed it.
-    #[error("the request got no reply: the server may have executed it")]
-    Unanswered(#[source] SharedCallErrorKind),
-}
-
-impl SharedCallError {
-    pub(crate) fn new(may_be_executed: bool, kind: SharedCallErrorKind) -> Self {
-        match may_be_executed {
-            false => Self::NotExecuted(kind),
-            true => Self::Unanswered(kind),
-        }
-    }
-
-    /// Returns why the call failed.
-    #[must_use]
-    pub fn kind(&self) -> &SharedCallErrorKind {
-        match self {
-            Self::NotExecuted(kind) | Self::Unanswered(kind) => kind,
-        }
-    }
-
-    /// Returns whether the server may have executed the request. If not, it can safely be sent
-    /// again.
-    #[must_use]
-    pub fn may_be_executed(&self) -> bool {
-        matches!(self, Self::Unanswered(_))
-    }
-}
-
-impl From<SharedCallError> for io::Error {
-    fn from(error: SharedCallError) -> Self {
-        Self::new(error.kind().io_kind(), error)
-    }
-}
-
-/// The reason why a call of a [`SharedClient`](crate::SharedClient) failed. One failure can end
-/// many calls, so it can be cloned.
-#[derive(Clone, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SharedCallErrorKind {
-    /// The request is empty, or longer than `max_message_size`.
-    #[error(transparent)]
-    Request(Arc<SendError>),
-    /// There is no connection to the server.
-    #[error(transparent)]
-    Connect(Arc<ConnectError>),
-    /// The connection to the server broke.
-    #[error(transparent)]
-    Connection(Arc<CallError>),
-    /// The server sent a message that is not the reply to any request. Replies that it sent before
-    /// may belong to other requests than they seem to. The connection was closed.
-    #[error(
-        "the server is out of step: it sent a message that no request had asked for; it must reply once to \
-         each request, in order, and send nothing else"
-    )]
-    OutOfStep,
-    /// The server did not answer an earlier request, whose call had been given up. The connection
-    /// was closed.
-    #[error(
-        "the server stopped answering: an earlier call was given up, and its reply did not arrive within \
-         another {after:?} (call_timeout)"
-    )]
-    #[non_exhaustive]
-    Stalled {
-        /// The call timeout.
-        after: Duration,
-    },
-    /// The call timeout has elapsed.
-    #[error("the call was not complete within {after:?} (call_timeout)")]
-    #[non_exhaustive]
-    TimedOut {
-        /// The timeout.
-        after: Duration,
-    },
-    /// The client has been shut down.
-    #[error("the client has been shut down")]
-    ShutDown,
-    /// The task of the connection was aborted: the runtime on which it was opened has been shut
-    /// down.
-    #[error("the task of the connection was aborted: its runtime has been shut down")]
-    Aborted,
-}
-
-impl SharedCallErrorKind {
-    fn io_kind(&self) -> io::ErrorKind {
-        match self {
-            Self::Request(_) => io::ErrorKind::InvalidInput,
-            Self::Connect(error) => error.kind(),
-            Self::Connection(error) => match &**error {
-                CallError::Send(SendError::Io(error)) | CallError::Recv(RecvError::Io(error)) => {
-                    error.kind()
-                }
-                CallError::Recv(RecvError::TooLong { .. }) => io::ErrorKind::InvalidData,
-                _ => io::ErrorKind::ConnectionAborted,
-            },
-            Self::OutOfStep => io::ErrorKind::InvalidData,
-            Self::Stalled { .. } | Self::TimedOut { .. } => io::ErrorKind::TimedOut,
-            Self::ShutDown => io::ErrorKind::BrokenPipe,
-            Self::Aborted => io::ErrorKind::ConnectionAborted,
         }
     }
 }
