@@ -143,8 +143,14 @@ impl Client {
                 error
             })?;
             while *unanswered > 0 {
-                let reply = ready!(receiver.poll_recv(cx))?;
-                last = Some(reply.ok_or_else(|| no_reply(receiver))?);
+                let Some(reply) = ready!(receiver.poll_recv(cx))? else {
+                    if receiver.end() == Some(RecvEnd::Closed) {
+                        // What the system had not accepted now fails to be sent.
+                        ready!(sent);
+                    }
+                    return Poll::Ready(Err(no_reply(receiver)));
+                };
+                last = Some(reply);
                 *unanswered -= 1;
             }
             sent.map(|()| Ok(last.take()))

@@ -68,7 +68,12 @@ impl PooledConnection {
                     request.answer(Ok(reply));
                     continue;
                 }
-                Ok(None) => no_reply(&self.receiver),
+                Ok(None) => {
+                    if self.receiver.end() == Some(RecvEnd::Closed) {
+                        ready!(self.poll_unsent(cx));
+                    }
+                    no_reply(&self.receiver)
+                }
                 Err(error) => error.into(),
             };
             if let (CallError::Recv(RecvError::TooLong { .. }), Some(first)) =
@@ -79,6 +84,17 @@ impl PooledConnection {
             }
             return Poll::Ready(SharedCallErrorKind::Connection(Arc::new(error)));
         }
+    }
+
+    /// Ready once it is known which requests the server, which has closed, can't have executed: what
+    /// the system had not accepted now fails to be sent.
+    fn poll_unsent(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.send_error.is_none() {
+            if let Err(error) = ready!(self.sender.poll_flush(cx)) {
+                self.send_failed(error);
+            }
+        }
+        Poll::Ready(())
     }
 
     /// Limits the requests in flight to one after a reply that came too late, and to one more after
@@ -110,7 +126,8 @@ impl PooledConnection {
         let is_full = self
             .window
             .is_some_and(|window| self.in_flight.len() >= window);
-        if is_full || self.send_error.is_some() {
+        let has_ended = self.send_error.is_some() || self.receiver.end().is_some();
+        if is_full || has_ended {
             return false;
         }
         match self.sender.poll_room(cx) {
@@ -200,10 +217,13 @@ impl PooledConnection {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
+    use std::{io, pin::pin, task::Waker};
 
     use bytes::Bytes;
-    use tokio::sync::{Notify, Semaphore, oneshot};
+    use tokio::sync::{
+        Notify, Semaphore,
+        oneshot::{self, error::TryRecvError},
+    };
 
     use super::*;
     use crate::{
@@ -219,6 +239,63 @@ mod tests {
     struct Closing {
         sent: Mutex<usize>,
         replies: Mutex<VecDeque<Bytes>>,
+    }
+
+    /// A server that takes nothing and closes. Those who receive learn that first.
+    #[derive(Default)]
+    struct Full {
+        unsent: Mutex<usize>,
+        has_ended: Mutex<bool>,
+    }
+
+    impl Link for Full {
+        fn peer(&self) -> io::Result<Peer> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn is_hung_up(&self) -> bool {
+            true
+        }
+    }
+
+    impl Receive for Arc<Full> {
+        fn poll_recv(&mut self, _: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
+            *self.has_ended.lock() = true;
+            Poll::Ready(Ok(Received::Closed))
+        }
+
+        fn turn(&self) -> u32 {
+            1
+        }
+
+        fn close(&mut self) {}
+    }
+
+    impl Transmit for Arc<Full> {
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn start_send(&mut self, _: Bytes) -> Result<(), SendError> {
+            *self.unsent.lock() += 1;
+            Ok(())
+        }
+
+        fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+            let mut unsent = self.unsent.lock();
+            match (*unsent, *self.has_ended.lock()) {
+                (0, _) => Poll::Ready(Ok(())),
+                (_, false) => Poll::Pending,
+                (_, true) => {
+                    *unsent -= 1;
+                    Poll::Ready(Err(SendError::Closed))
+                }
+            }
+        }
+
+        fn pending(&self) -> usize {
+            *self.unsent.lock()
+        }
     }
 
     impl Link for Closing {
@@ -266,6 +343,19 @@ mod tests {
         }
     }
 
+    fn client<S>(server: &Arc<S>) -> Client
+    where
+        S: Link + 'static,
+        Arc<S>: Receive + Transmit,
+    {
+        let channel = Channel {
+            receiver: Box::new(Arc::clone(server)),
+            sender: Box::new(Arc::clone(server)),
+            link: Arc::clone(server) as Arc<dyn Link>,
+        };
+        Client::new(channel, 10, None)
+    }
+
     fn pool() -> Arc<Pool> {
         Arc::new(Pool {
             address: Address::Name("unused".try_into().unwrap()),
@@ -290,14 +380,9 @@ mod tests {
     #[test]
     fn replies_arrive_after_sending_has_failed() {
         let server = Arc::new(Closing::default());
-        let channel = Channel {
-            receiver: Box::new(Arc::clone(&server)),
-            sender: Box::new(Arc::clone(&server)),
-            link: Arc::clone(&server) as Arc<dyn Link>,
-        };
         let pool = pool();
-        let mut connection = PooledConnection::new(&pool, Client::new(channel, 10, None));
-        let cx = &mut Context::from_waker(std::task::Waker::noop());
+        let mut connection = PooledConnection::new(&pool, client(&server));
+        let cx = &mut Context::from_waker(Waker::noop());
 
         let mut answers = Vec::new();
         for _ in 0..3 {
@@ -319,5 +404,41 @@ mod tests {
             .map(|answer| answer.ok().map(Result::unwrap))
             .collect();
         assert_eq!(answers, [Some("one".into()), Some("two".into()), None]);
+    }
+
+    #[test]
+    fn requests_that_waited_for_room_when_the_server_closed_are_sent_again() {
+        let pool = pool();
+        let mut connection = PooledConnection::new(&pool, client(&Arc::new(Full::default())));
+        let cx = &mut Context::from_waker(Waker::noop());
+        let mut answers = Vec::new();
+        for _ in 0..3 {
+            assert!(connection.poll_room(cx));
+            let (request, answer) = submit(&pool);
+            answers.push(answer);
+            connection.send(request);
+            assert!(connection.poll_flush(cx).is_pending());
+        }
+        let Poll::Ready(failure) = connection.poll_replies(cx) else {
+            panic!("the server has closed");
+        };
+        connection.close(&failure);
+        assert_eq!(pool.queue.lock().waiting.len(), 3);
+        for answer in &mut answers {
+            assert_eq!(answer.try_recv().err(), Some(TryRecvError::Empty));
+        }
+    }
+
+    /// On a connection of its own, too.
+    #[test]
+    fn a_request_that_waited_for_room_when_the_server_closed_was_not_sent() {
+        let mut client = client(&Arc::new(Full::default()));
+        let cx = &mut Context::from_waker(Waker::noop());
+        let mut call = pin!(client.call("request"));
+        assert!(call.as_mut().poll(cx).is_pending());
+        let Poll::Ready(Err(error)) = call.as_mut().poll(cx) else {
+            panic!("the server has closed");
+        };
+        assert!(matches!(error, CallError::Send(_)), "{error:?}");
     }
 }
