@@ -91,7 +91,7 @@ impl Replies {
             Shape::Line => decode(reply, self.encoding).0,
             Shape::Hex => hex::encode(reply),
             Shape::Json { hex } => self.json(reply, hex, latency),
-            Shape::Latency => format!("{} replied in {latency:?}", self.address),
+            Shape::Latency => format!("{} replied in {latency:.1?}", self.address),
         };
         (line + "\n").into_bytes()
     }
