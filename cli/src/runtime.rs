@@ -43,7 +43,7 @@ pub fn run<F: Future>(
 ) -> Result<F::Output, Failure> {
     enable(&mut builder, io_driver);
     let runtime = builder.build().map_err(|error| no_threads(&error))?;
-    run_on(&runtime, io_driver, program)
+    Ok(runtime.block_on(program))
 }
 
 /// The same on worker threads.
@@ -55,7 +55,7 @@ pub fn run_on_threads<F: Future>(
     check_workers()?;
     enable(&mut builder, io_driver);
     let runtime = start(builder).map_err(|error| no_threads(&error))?;
-    run_on(&runtime, io_driver, program)
+    Ok(runtime.block_on(program))
 }
 
 fn enable(builder: &mut Builder, io_driver: bool) {
@@ -116,33 +116,4 @@ fn start(mut builder: Builder) -> io::Result<Runtime> {
         });
     panic::set_hook(Box::new(move |panic| hook(panic)));
     result
-}
-
-fn run_on<F: Future>(runtime: &Runtime, io_driver: bool, program: F) -> Result<F::Output, Failure> {
-    if io_driver {
-        runtime.block_on(async { survive_the_limit_of_files() })?;
-    }
-    Ok(runtime.block_on(program))
-}
-
-/// Lets a write beyond the limit of a file's size (`ulimit -f`) fail, as on a full disk. By
-/// default SIGXFSZ ends the process.
-///
-/// It is caught and not ignored, so that commands start with the default. Tokio never removes a
-/// handler.
-#[cfg(unix)]
-fn survive_the_limit_of_files() -> Result<(), Failure> {
-    use rustix::process::Signal;
-    use tokio::signal::unix::{SignalKind, signal};
-
-    match signal(SignalKind::from_raw(Signal::XFSZ.as_raw())) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(Failure::new(format!("can't handle signals: {error}"))),
-    }
-}
-
-/// Windows has no such limit.
-#[cfg(windows)]
-fn survive_the_limit_of_files() -> Result<(), Failure> {
-    Ok(())
 }
