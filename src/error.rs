@@ -66,14 +66,12 @@ pub enum ConnectError {
         process_id: Option<u32>,
     },
     /// Every instance was busy with another client until the connect timeout.
-    #[error(
-        "{address} is busy: every instance serves another client; waited {waited:.1?}, try again later"
-    )]
+    #[error("{address} is busy: every instance serves another client; {}", busy(*waited))]
     #[non_exhaustive]
     Busy {
         /// The pipe's address.
         address: String,
-        /// The time that this client waited.
+        /// The time that this client waited. Zero if the connect timeout left none for that.
         waited: Duration,
     },
     /// The server does not let this user in.
@@ -316,6 +314,15 @@ fn untrusted(address: &str, owner: &UserId) -> String {
 
 fn by_process(process_id: Option<u32>) -> String {
     process_id.map_or_else(String::new, |id| format!(" by process {id}"))
+}
+
+fn busy(waited: Duration) -> String {
+    match waited {
+        Duration::ZERO => {
+            "this client did not wait, allow it some time (connect_timeout)".to_owned()
+        }
+        waited => format!("waited {waited:.1?}, try again later"),
+    }
 }
 
 fn not_found(address: &str, process_id: Option<u32>) -> String {

@@ -7,8 +7,8 @@ use std::fmt::{self, Write};
 pub enum Notation {
     /// As Rust's `Debug` does: `\n`, `\u{1b}`.
     Text,
-    /// As a string of JSON does: `\u001b`. Newlines are left alone: they can't be inside such a
-    /// string, and one ends the line.
+    /// As a string of JSON does: `\u001b`. Newlines and tabs are left alone: they can't be inside
+    /// such a string, and only lay text out.
     Json,
     /// The same as `Text`, but newlines and tabs, which only lay text out, are left alone.
     Terminal,
@@ -31,8 +31,7 @@ impl<'a> Escaping<'a> {
 
     fn must_escape(&self, character: char) -> bool {
         match character {
-            '\n' => self.notation == Notation::Text,
-            '\t' => self.notation != Notation::Terminal,
+            '\n' | '\t' => self.notation == Notation::Text,
             // Line and paragraph separator; marks, embeddings, overrides and isolates of
             // bidirectional text (Unicode Standard Annex #9).
             '\u{2028}'..='\u{202e}'
@@ -87,7 +86,8 @@ pub fn escape_lines(text: &str) -> String {
 
 /// Returns `json` as JSON that can't control a terminal.
 pub fn escape_json(json: &str) -> String {
-    escape_as(json, Notation::Json)
+    // It can't be inside a string either, but lets a terminal write over the line.
+    escape_as(&json.replace('\r', " "), Notation::Json)
 }
 
 fn escape_as(text: &str, notation: Notation) -> String {
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn json_stays_json() {
-        let line = escape_json("{\"a\":\"\u{202e}\u{7f}\\n\"}\n");
-        assert_eq!(line, "{\"a\":\"\\u202e\\u007f\\n\"}\n");
+        let line = escape_json("{\t\"a\":\"\u{202e}\u{7f}\\n\"\r}\n");
+        assert_eq!(line, "{\t\"a\":\"\\u202e\\u007f\\n\" }\n");
     }
 }

@@ -5,12 +5,21 @@ use std::{
     env,
     error::Error,
     io::{self, Write as _},
-    process::ExitCode,
+    process::{ExitCode, Termination},
 };
 
 use pipe_server::{ConnectError, PipeName};
 
-use crate::escape::escape;
+use crate::{escape::escape, streams};
+
+/// Runs the program `name`, which is all of its `main`, and reports its failure.
+pub fn program<T: Termination>(name: &str, run: impl FnOnce() -> Result<T, Failure>) -> ExitCode {
+    streams::survive_the_limit_of_files();
+    match run() {
+        Ok(ended) => ended.report(),
+        Err(failure) => failure.report(name),
+    }
+}
 
 /// An error followed by its sources.
 pub fn chain(error: &dyn Error) -> String {

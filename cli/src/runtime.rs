@@ -1,6 +1,7 @@
 //! The Tokio runtime of a program.
 
 use std::{
+    env,
     future::Future,
     io,
     panic::{self, PanicHookInfo},
@@ -15,6 +16,9 @@ use tokio::{
 };
 
 use crate::exit::{Failure, panic_text};
+
+/// The variable from which Tokio takes the number of worker threads, if the program does not set it.
+const WORKERS: &str = "TOKIO_WORKER_THREADS";
 
 /// The thread that starts the others.
 const STARTER: &str = "starter";
@@ -39,7 +43,7 @@ pub fn run<F: Future>(
 ) -> Result<F::Output, Failure> {
     enable(&mut builder, io_driver);
     let runtime = builder.build().map_err(|error| no_threads(&error))?;
-    run_on(&runtime, io_driver, program)
+    Ok(runtime.block_on(program))
 }
 
 /// The same on worker threads.
@@ -48,9 +52,10 @@ pub fn run_on_threads<F: Future>(
     io_driver: bool,
     program: F,
 ) -> Result<F::Output, Failure> {
+    check_workers()?;
     enable(&mut builder, io_driver);
     let runtime = start(builder).map_err(|error| no_threads(&error))?;
-    run_on(&runtime, io_driver, program)
+    Ok(runtime.block_on(program))
 }
 
 fn enable(builder: &mut Builder, io_driver: bool) {
@@ -60,10 +65,25 @@ fn enable(builder: &mut Builder, io_driver: bool) {
     }
 }
 
+/// Fails if [`WORKERS`] is out of range: Tokio panics, or runs out of memory. It counts workers in 16
+/// bits.
+fn check_workers() -> Result<(), Failure> {
+    let Some(number) = env::var_os(WORKERS) else {
+        return Ok(());
+    };
+    match number.to_str().map(str::parse::<u16>) {
+        Some(Ok(1..)) => Ok(()),
+        _ => Err(Failure::usage(format!(
+            "{WORKERS} must be a number from 1 to {}, and is {number:?}",
+            u16::MAX
+        ))),
+    }
+}
+
 fn no_threads(error: &io::Error) -> Failure {
     Failure::new(format!(
         "can't start the threads: {error}: raise the limit of processes and threads (ulimit -u), or start fewer \
-         (TOKIO_WORKER_THREADS, or --threads of pipe-bench)"
+         ({WORKERS}, or --threads of pipe-bench)"
     ))
 }
 
@@ -96,33 +116,4 @@ fn start(mut builder: Builder) -> io::Result<Runtime> {
         });
     panic::set_hook(Box::new(move |panic| hook(panic)));
     result
-}
-
-fn run_on<F: Future>(runtime: &Runtime, io_driver: bool, program: F) -> Result<F::Output, Failure> {
-    if io_driver {
-        runtime.block_on(async { survive_the_limit_of_files() })?;
-    }
-    Ok(runtime.block_on(program))
-}
-
-/// Lets a write beyond the limit of a file's size (`ulimit -f`) fail, as on a full disk. By
-/// default SIGXFSZ ends the process.
-///
-/// It is caught and not ignored, so that commands start with the default. Tokio never removes a
-/// handler.
-#[cfg(unix)]
-fn survive_the_limit_of_files() -> Result<(), Failure> {
-    use rustix::process::Signal;
-    use tokio::signal::unix::{SignalKind, signal};
-
-    match signal(SignalKind::from_raw(Signal::XFSZ.as_raw())) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(Failure::new(format!("can't handle signals: {error}"))),
-    }
-}
-
-/// Windows has no such limit.
-#[cfg(windows)]
-fn survive_the_limit_of_files() -> Result<(), Failure> {
-    Ok(())
 }

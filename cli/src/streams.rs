@@ -97,3 +97,27 @@ pub fn print(bytes: &[u8]) -> Result<(), Failure> {
 pub fn write_failure(error: io::Error) -> Failure {
     Failure::new(format!("can't write to stdout: {error}"))
 }
+
+/// Lets a write beyond the limit of a file's size (`ulimit -f`) fail, as on a full disk. By
+/// default SIGXFSZ ends the process.
+///
+/// It is caught and not ignored, so that commands start with the default. Tokio never removes a
+/// handler, also when the runtime of this call is gone. If it can't be caught, the program does
+/// without.
+#[cfg(unix)]
+pub(crate) fn survive_the_limit_of_files() {
+    use rustix::process::Signal;
+    use tokio::{
+        runtime::Builder,
+        signal::unix::{SignalKind, signal},
+    };
+
+    let signal = async { signal(SignalKind::from_raw(Signal::XFSZ.as_raw())) };
+    if let Ok(runtime) = Builder::new_current_thread().enable_io().build() {
+        _ = runtime.block_on(signal);
+    }
+}
+
+/// Windows has no such limit.
+#[cfg(windows)]
+pub(crate) fn survive_the_limit_of_files() {}

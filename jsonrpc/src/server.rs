@@ -192,9 +192,9 @@ impl<L> RpcServer<L> {
             + 'static,
     {
         let (server, stats) = (Arc::new(self), listener.stats());
-        serve_connections(listener, move |connection, shutdown| -> Serving {
+        serve_connections(listener, move |connection, _| -> Serving {
             let (server, stats) = (Arc::clone(&server), stats.clone());
-            Box::pin(connection::run(server, stats, connection, shutdown))
+            Box::pin(connection::run(server, stats, connection))
         })
     }
 }

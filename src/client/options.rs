@@ -238,6 +238,7 @@ impl ClientOptions {
         mut open: impl FnMut() -> io::Result<Channel>,
     ) -> Result<Channel, ConnectError> {
         let begun = Instant::now();
+        let mut waited = Duration::ZERO;
         let mut backoff = OPEN_BACKOFF;
         let waits = self.wait_for_server.unwrap_or(false) || start.is_some();
         loop {
@@ -255,7 +256,7 @@ impl ClientOptions {
                 _ => return Err(ConnectError::open(address, error)),
             };
             if left.is_zero() || is_missing && !waits {
-                let (address, waited) = (address.to_owned(), begun.elapsed());
+                let address = address.to_owned();
                 if !is_missing {
                     return Err(ConnectError::Busy { address, waited });
                 }
@@ -277,6 +278,7 @@ impl ClientOptions {
                 }
             }
             sleep(backoff.next_jittered_delay().min(left)).await;
+            waited = begun.elapsed();
         }
     }
 }

@@ -4,14 +4,13 @@ use std::process::ExitCode;
 
 use pipe_server_cli::{
     command_line,
+    exit::program,
     load::{self, Options, Pipe},
 };
 
 fn main() -> ExitCode {
-    let loaded =
-        command_line::parse().and_then(|options: Options| load::run(&options, Pipe::new(&options)));
-    match loaded {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report("pipe-bench"),
-    }
+    program("pipe-bench", || {
+        let options: Options = command_line::parse()?;
+        load::run(&options, Pipe::new(&options))
+    })
 }

@@ -37,6 +37,14 @@ fn assert_failed(output: &Output, code: i32, said: &str) {
     assert!(line.contains(said), "{line}");
 }
 
+/// Asserts that a measured time with one digit after the point follows `words`.
+fn assert_is_rounded(line: &str, words: &str) {
+    let time = line.split_once(words).unwrap_or_else(|| panic!("{line}")).1;
+    let (_, after_the_point) = time.split_once('.').unwrap();
+    let digits = after_the_point.find(|c: char| !c.is_ascii_digit());
+    assert_eq!(digits, Some(1), "{line}");
+}
+
 #[tokio::test]
 async fn a_server_that_answers_is_0() {
     let name = unique_name();
@@ -45,7 +53,7 @@ async fn a_server_that_answers_is_0() {
         let output = ask("--ping", &name, message).await;
         assert!(output.status.success(), "{output:?}");
         let line = String::from_utf8(output.stdout).unwrap();
-        assert!(line.contains(" replied in "), "{line}");
+        assert_is_rounded(&line, " replied in ");
         assert_eq!(line.lines().count(), 1, "{line}");
     }
 }
@@ -76,15 +84,10 @@ async fn a_busy_server_is_4() {
         for way in WAYS {
             let output = ask(way, &name, &["--connect-timeout", "0s"]).await;
             assert_failed(&output, 4, "busy");
-            // With one digit after the point.
-            let said = stderr(&output);
-            let (_, waited) = said.split_once("waited ").unwrap();
-            let (_, after_the_point) = waited.split_once('.').unwrap();
-            assert_eq!(
-                after_the_point.find(|c: char| !c.is_ascii_digit()),
-                Some(1),
-                "{said}"
-            );
+            assert_failed(&output, 4, "this client did not wait");
+            let output = ask(way, &name, &["--connect-timeout", "10ms"]).await;
+            assert_failed(&output, 4, "busy");
+            assert_is_rounded(&stderr(&output), "waited ");
         }
     })
     .await;

@@ -14,6 +14,7 @@ use support::{in_time, unique_name};
 use crate::{
     log::echo,
     program::{Server, can_run_as_nobody, ended, stderr},
+    streams::PROGRAMS,
 };
 
 /// `program` with a limit that prlimit(1) sets.
@@ -141,6 +142,33 @@ fn a_file_that_reached_the_limit_of_its_size_ends_no_program() {
         "{output:?}"
     );
     drop(server);
+}
+
+#[test]
+fn help_for_a_file_that_may_not_grow_is_a_failure_and_so_is_a_list() {
+    let name = unique_name();
+    // It is listed.
+    let _server = Server::start(&name, &[]);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("output");
+    let arguments = PROGRAMS.iter().flat_map(|&program| {
+        let alone = program.ends_with("pipe-list").then_some((program, &[][..]));
+        let all = [(program, &["--help"][..]), (program, &["--version"])];
+        all.into_iter().chain(alone)
+    });
+    for (program, arguments) in arguments {
+        let mut command = limited("--fsize=0", program);
+        command.args(arguments).stdout(File::create(&path).unwrap());
+        let output = command.output().unwrap();
+        let said = stderr(&output);
+        assert_eq!(
+            output.status.code(),
+            Some(1),
+            "{program} {arguments:?}: {output:?}"
+        );
+        assert!(said.contains("can't write to stdout"), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
 }
 
 #[tokio::test]

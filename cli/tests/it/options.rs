@@ -71,6 +71,24 @@ impl Drop for OptionsFile {
 }
 
 #[test]
+fn a_number_of_threads_that_is_out_of_range_is_bad_usage() {
+    let name = unique_name();
+    for number in ["0", "-1", "two", "", "2.5", "10000000000000"] {
+        let mut command = server(&name, &[]);
+        command.env("TOKIO_WORKER_THREADS", number);
+        let output = command.stderr(Stdio::piped()).output().unwrap();
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{number:?}: {said}");
+        assert_eq!(
+            said.trim_end(),
+            format!(
+                "pipe-server: TOKIO_WORKER_THREADS must be a number from 1 to 65535, and is {number:?}"
+            )
+        );
+    }
+}
+
+#[test]
 fn a_variable_gives_an_option() {
     let name = unique_name();
     let mut command = server(&name, &[]);

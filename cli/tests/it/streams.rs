@@ -22,7 +22,7 @@ use crate::program::{Server, ended, run_client, server};
 /// More than any pipe holds.
 const LONG: usize = 1 << 20;
 
-const PROGRAMS: &[&str] = &[
+pub(crate) const PROGRAMS: &[&str] = &[
     env!("CARGO_BIN_EXE_pipe-server"),
     env!("CARGO_BIN_EXE_pipe-client"),
     env!("CARGO_BIN_EXE_pipe-list"),
@@ -215,4 +215,19 @@ fn a_reply_can_not_control_the_terminal_unless_asked() {
     // Elsewhere it is printed as it is.
     let output = run_client(&name, &[reply], "");
     assert_eq!(output.stdout, format!("{reply}\n").as_bytes());
+}
+
+#[test]
+fn a_result_of_json_rpc_at_a_terminal_stays_json() {
+    let name = unique_name();
+    let result = "[\"\u{9b}\u{202e}\",\r\n\t1\r]";
+    let response = format!(r#"{{"jsonrpc":"2.0","id":1,"result":{result}}}"#);
+    let _server = Server::start(&name, &["--reply", &response]);
+    let shown = shown(&name, &["--rpc", "x"]);
+    assert!(!shown.contains('\u{9b}'), "{shown:?}");
+    let json: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(json, serde_json::json!(["\u{9b}\u{202e}", 1]), "{shown:?}");
+
+    let output = run_client(&name, &["--rpc", "x"], "");
+    assert_eq!(output.stdout, format!("{result}\n").as_bytes());
 }

@@ -230,6 +230,24 @@ fn one_of_several_sockets_is_chosen_by_its_name() {
 }
 
 #[test]
+fn sockets_without_names_are_counted() {
+    let name = unique_name();
+    for (names, listed) in [
+        ("", "passed, 3 without a name: "),
+        ("one::", "passed, one and 2 without a name: "),
+    ] {
+        let activated = |arguments: &[&str]| {
+            let mut command = activated(listening_socket(&name), 3, arguments);
+            command.env("LISTEN_FDNAMES", names);
+            command
+        };
+        assert_fails(&mut activated(&[]), 1, listed);
+        let listed = listed.replace("passed,", "passed, but");
+        assert_fails(&mut activated(&["--fd-name", "x"]), 1, &listed);
+    }
+}
+
+#[test]
 fn a_socket_or_an_option_that_does_not_fit_is_a_failure_that_says_what_to_do() {
     let name = unique_name();
     let stream = UnixListener::bind(format!("{}.stream", name.text)).unwrap();

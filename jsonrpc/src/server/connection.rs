@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use jsonrpsee_core::server::{ConnectionId, Extensions, MethodSink};
-use pipe_server::{BoxError, Bytes, Connection, SendError, SendHalf, Shutdown, Stats};
+use pipe_server::{BoxError, Bytes, Connection, SendError, SendHalf, Stats};
 use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
 use tower_layer::Layer;
@@ -24,21 +24,13 @@ pub(super) async fn run<L, S>(
     server: Arc<RpcServer<L>>,
     stats: Stats,
     mut connection: Connection,
-    mut shutdown: Shutdown,
 ) -> Result<(), BoxError>
 where
     L: Layer<RpcService, Service = S>,
     S: Service,
 {
     // Windows knows the client once a message was received.
-    let first = tokio::select! {
-        biased;
-        () = &mut shutdown => {
-            connection.close_recv();
-            connection.recv().await
-        }
-        first = connection.recv() => first,
-    };
+    let first = connection.recv().await;
     let options = &server.options;
     let (queue, queued) = mpsc::channel(options.max_queued_messages);
     let max_message_size = connection.max_message_size();
@@ -65,13 +57,7 @@ where
 
     let (receiver, sender) = connection.into_split();
     let (close, closing) = oneshot::channel();
-    let receiving = Receiving::new(
-        receiver,
-        shutdown,
-        caller,
-        subscriptions,
-        options.concurrency,
-    );
+    let receiving = Receiving::new(receiver, caller, subscriptions, options.concurrency);
     let receiving = async { Ok(receiving.run(first, close).await) };
     let (ended, mut sender) = tokio::try_join!(receiving, send(sender, queued, closing, stats))?;
     if let End::Conversation = ended? {

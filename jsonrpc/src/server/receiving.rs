@@ -3,7 +3,7 @@
 use std::{panic::resume_unwind, sync::Arc, time::Duration};
 
 use jsonrpsee_types::{Id, error::reject_too_big_request};
-use pipe_server::{Bytes, RecvError, RecvHalf, Shutdown};
+use pipe_server::{Bytes, RecvError, RecvHalf};
 use tokio::{
     sync::oneshot,
     task::{JoinError, JoinSet},
@@ -31,7 +31,9 @@ pub(super) enum End {
 
 /// Receives the requests of a client, and runs a limited number of them at once.
 pub(super) struct Receiving<S> {
-    requests: Requests,
+    receiver: RecvHalf,
+    /// Runs only while the client waits for nothing.
+    idle_timeout: Option<Duration>,
     caller: Arc<Caller<S>>,
     calls: JoinSet<()>,
     concurrency: usize,
@@ -42,7 +44,6 @@ pub(super) struct Receiving<S> {
 impl<S: Service> Receiving<S> {
     pub(super) fn new(
         receiver: RecvHalf,
-        shutdown: Shutdown,
         caller: Arc<Caller<S>>,
         subscriptions: Subscriptions,
         concurrency: usize,
@@ -50,12 +51,8 @@ impl<S: Service> Receiving<S> {
         let mut check = interval_at(Instant::now() + CHECK, CHECK);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
-            requests: Requests {
-                idle_timeout: receiver.idle_timeout(),
-                receiver,
-                shutdown,
-                is_closed: false,
-            },
+            idle_timeout: receiver.idle_timeout(),
+            receiver,
             caller,
             calls: JoinSet::new(),
             concurrency,
@@ -98,17 +95,19 @@ impl<S: Service> Receiving<S> {
     ) -> Option<Result<End, RecvError>> {
         let may_receive = ended.is_none() && self.calls.len() < self.concurrency;
         let is_idle = self.calls.is_empty() && !self.subscriptions.are_open();
-        self.requests.set_idle(is_idle);
+        // Begins anew, or stops.
+        let time = self.idle_timeout.filter(|_| is_idle);
+        self.receiver.set_idle_timeout(time);
         let must_check = match may_receive {
-            true => self.calls.is_empty() && !is_idle && self.requests.idle_timeout.is_some(),
+            true => self.calls.is_empty() && !is_idle && self.idle_timeout.is_some(),
             false => true,
         };
         tokio::select! {
             biased;
             Some(call) = self.calls.join_next() => pass_on_panic(call),
-            received = self.requests.next(), if may_receive => return self.take(received).await,
+            received = self.receiver.recv(), if may_receive => return self.take(received).await,
             _ = self.check.tick(), if must_check => {
-                if !may_receive && self.requests.receiver.is_hung_up() {
+                if !may_receive && self.receiver.is_hung_up() {
                     return Some(Ok(End::ClientLeft));
                 }
             }
@@ -126,8 +125,8 @@ impl<S: Service> Receiving<S> {
                 self.call(message);
                 None
             }
-            Ok(None) if self.requests.has_client_left() => Some(Ok(End::ClientLeft)),
-            Ok(None) => Some(Ok(End::Conversation)),
+            Ok(None) if self.receiver.is_half_closed() => Some(Ok(End::Conversation)),
+            Ok(None) => Some(Ok(End::ClientLeft)),
             Err(error) => {
                 if let RecvError::TooLong { limit, .. } = error {
                     let error = reject_too_big_request(u32::try_from(limit).unwrap_or(u32::MAX));
@@ -158,42 +157,5 @@ fn pass_on_panic(ended: Result<(), JoinError>) {
         if let Ok(panic) = error.try_into_panic() {
             resume_unwind(panic);
         }
-    }
-}
-
-/// The messages of a client, until it ends the conversation or the server shuts down.
-struct Requests {
-    receiver: RecvHalf,
-    idle_timeout: Option<Duration>,
-    shutdown: Shutdown,
-    is_closed: bool,
-}
-
-impl Requests {
-    /// Receives the next message. Cancel safe.
-    async fn next(&mut self) -> Result<Option<Bytes>, RecvError> {
-        if !self.is_closed {
-            tokio::select! {
-                biased;
-                () = &mut self.shutdown => {}
-                received = self.receiver.recv() => return received,
-            }
-            // The client can't send more. What was sent before is still received.
-            self.receiver.close();
-            self.is_closed = true;
-        }
-        self.receiver.recv().await
-    }
-
-    /// Begins the idle time of the client anew, or stops it.
-    fn set_idle(&mut self, is_idle: bool) {
-        let time = self.idle_timeout.filter(|_| is_idle);
-        self.receiver.set_idle_timeout(time);
-    }
-
-    /// Whether the client has closed, once nothing more can be received. After a shutdown began,
-    /// receiving can't tell.
-    fn has_client_left(&self) -> bool {
-        !self.is_closed && !self.receiver.is_half_closed()
     }
 }

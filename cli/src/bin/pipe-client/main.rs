@@ -34,16 +34,11 @@ mod rpc;
 const END_OF_MESSAGES: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    let ended = command_line::parse_with_file()
-        .and_then(|parsed| Options::with_system_name(parsed.options))
-        .and_then(|options| {
-            let client = run(options);
-            runtime::run(Builder::new_current_thread(), cfg!(unix), client)?
-        });
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report("pipe-client"),
-    }
+    exit::program("pipe-client", || {
+        let parsed = command_line::parse_with_file()?;
+        let client = run(Options::with_system_name(parsed.options)?);
+        runtime::run(Builder::new_current_thread(), cfg!(unix), client)?
+    })
 }
 
 async fn run(options: Options) -> Result<(), Failure> {

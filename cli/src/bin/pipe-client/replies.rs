@@ -23,6 +23,8 @@ pub(crate) struct Replies {
     address: String,
     /// Text is for a terminal, which it must not control.
     terminal: bool,
+    /// Text is JSON, and must remain that.
+    is_json: bool,
     /// How many have been printed.
     number: u64,
 }
@@ -60,6 +62,7 @@ impl Replies {
             encoding: options.encoding,
             address,
             terminal: io::stdout().is_terminal(),
+            is_json: options.rpc.is_some(),
             number: 0,
         }
     }
@@ -76,7 +79,7 @@ impl Replies {
         let line = match self.shape {
             Shape::Raw => return reply.to_vec(),
             Shape::Nul if self.terminal => {
-                return (escape_lines(&decode(reply, self.encoding).0) + "\0").into_bytes();
+                return (self.harmless(reply) + "\0").into_bytes();
             }
             Shape::Nul => {
                 let form = Form::of(reply, self.encoding);
@@ -87,13 +90,22 @@ impl Replies {
                 text.push(0);
                 return text;
             }
-            Shape::Line if self.terminal => escape_lines(&decode(reply, self.encoding).0),
+            Shape::Line if self.terminal => self.harmless(reply),
             Shape::Line => decode(reply, self.encoding).0,
             Shape::Hex => hex::encode(reply),
             Shape::Json { hex } => self.json(reply, hex, latency),
-            Shape::Latency => format!("{} replied in {latency:?}", self.address),
+            Shape::Latency => format!("{} replied in {latency:.1?}", self.address),
         };
         (line + "\n").into_bytes()
+    }
+
+    /// The text of a reply that can't control a terminal.
+    fn harmless(&self, reply: &[u8]) -> String {
+        let text = decode(reply, self.encoding).0;
+        match self.is_json {
+            true => escape_json(&text),
+            false => escape_lines(&text),
+        }
     }
 
     fn json(&self, reply: &[u8], hex: bool, latency: Duration) -> String {
@@ -192,6 +204,7 @@ mod tests {
             encoding: Encoding::Auto,
             address: String::new(),
             terminal: false,
+            is_json: false,
             number: 0,
         };
         let latency = Duration::from_micros(1234);

@@ -6,7 +6,7 @@ use clap::Parser;
 use pipe_server_cli::{
     command_line,
     escape::{escape, escape_json},
-    exit::Failure,
+    exit::{Failure, program},
     streams,
 };
 
@@ -37,10 +37,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    match command_line::parse().and_then(run) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report("pipe-list"),
-    }
+    program("pipe-list", || command_line::parse().and_then(run))
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "the last use of the options")]

@@ -5,7 +5,7 @@ use std::{panic, process::ExitCode};
 use pipe_server::{BindError, PipeListener, Summary};
 use pipe_server_cli::{
     command_line::{self, Parsed},
-    exit::{Failure, chain},
+    exit::{Failure, chain, program},
     runtime,
 };
 use tokio::runtime::Builder;
@@ -41,16 +41,14 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
-    #[cfg(windows)]
-    if let Some(service) = service::given() {
-        let ended = service::run(service);
-        return ended.map_or_else(
-            |failure| failure.report("pipe-server"),
-            |()| ExitCode::SUCCESS,
-        );
-    }
-    let ended = command_line::parse_with_file().and_then(start);
-    ended.unwrap_or_else(|failure| failure.report("pipe-server"))
+    program("pipe-server", || {
+        #[cfg(windows)]
+        if let Some(service) = service::given() {
+            service::run(service)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        command_line::parse_with_file().and_then(start)
+    })
 }
 
 fn start(parsed: Parsed<Options>) -> Result<ExitCode, Failure> {

@@ -97,9 +97,9 @@ impl Serving<'_> {
         let options = self.options;
         let forward = Arc::new(PipeForward::new(name, options, &listener, self.dump));
         info!(address = forward.address(), "forwarding");
-        let pass_on = move |client: Connection, shutdown: Shutdown| {
+        let pass_on = move |client: Connection, _: Shutdown| {
             let forward = Arc::clone(&forward);
-            async move { forward.run(client, shutdown).await }
+            async move { forward.run(client).await }
         };
         run_with_options!(serve_connections(listener, pass_on), options, signal)
     }

@@ -87,8 +87,12 @@ pub(crate) fn take_socket(name: Option<&str>) -> Result<Option<OwnedFd>, Failure
         },
         None if passed.len() > 1 => {
             return Err(Failure::new(format!(
-                "more than one socket was passed, {}: choose one with --fd-name",
-                list(&names)
+                "more than one socket was passed, {}: choose one with --fd-name{}",
+                list(&names),
+                match names.contains(&"") {
+                    true => ", and name it with FileDescriptorName= in its .socket unit",
+                    false => "",
+                }
             )));
         }
         None => 0,
@@ -115,9 +119,14 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 fn list(names: &[&str]) -> String {
-    match names {
-        [] => "none".to_owned(),
-        names => names.join(", "),
+    let mut named = names.to_vec();
+    named.retain(|name| !name.is_empty());
+    let shown = named.join(", ");
+    match (named.len(), names.len() - named.len()) {
+        (0, 0) => "none".to_owned(),
+        (_, 0) => shown,
+        (0, unnamed) => format!("{unnamed} without a name"),
+        (_, unnamed) => format!("{shown} and {unnamed} without a name"),
     }
 }
 

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, pin::pin, time::Duration};
 
 use pipe_server::{
     BoxError, Bytes, Client, ClientOptions, ConnectError, Connection, PipeListener, PipeName,
-    RecvError, RecvHalf, SendError, SendHalf, Shutdown, Stats,
+    RecvError, RecvHalf, SendError, SendHalf, Stats,
 };
 use pipe_server_cli::{
     exit::{self, chain},
@@ -98,12 +98,10 @@ impl PipeForward {
 
     /// Passes the messages of one client on, and those of its server back, until one of them ends
     /// the conversation.
-    pub(crate) async fn run(&self, client: Connection, shutdown: Shutdown) -> Result<(), BoxError> {
+    pub(crate) async fn run(&self, client: Connection) -> Result<(), BoxError> {
         let (receiver, to_client) = client.into_split();
         let mut from_client = FromClient {
             receiver,
-            shutdown,
-            shuts_down: false,
             early: VecDeque::new(),
         };
         let server = select! {
@@ -281,8 +279,6 @@ impl PipeForward {
 /// The messages of one client.
 struct FromClient {
     receiver: RecvHalf,
-    shutdown: Shutdown,
-    shuts_down: bool,
     /// Received before they could be passed on.
     early: VecDeque<Result<Option<Bytes>, RecvError>>,
 }
@@ -292,34 +288,20 @@ impl FromClient {
     async fn recv(&mut self) -> Result<Option<Bytes>, RecvError> {
         match self.early.pop_front() {
             Some(received) => received,
-            None => self.receive().await,
+            None => self.receiver.recv().await,
         }
     }
 
-    async fn receive(&mut self) -> Result<Option<Bytes>, RecvError> {
-        loop {
-            select! {
-                biased;
-                () = &mut self.shutdown, if !self.shuts_down => {
-                    // What was sent before is still received.
-                    self.receiver.close();
-                    self.shuts_down = true;
-                }
-                received = self.receiver.recv() => return received,
-            }
-        }
-    }
-
-    /// Whether the client has closed, and not only ended its messages, once there are no more. After
-    /// a shutdown began, this can't be told.
+    /// Whether the client has closed once there are no more messages, and not only ended them, as a
+    /// shutdown does.
     fn has_closed(&self) -> bool {
-        !self.shuts_down && !self.receiver.is_half_closed()
+        !self.receiver.is_half_closed()
     }
 
     /// Completes when the client has closed. Cancel safe. Receives up to [`EARLY`] messages.
     async fn left(&mut self) {
         while self.early.len() < EARLY && !matches!(self.early.back(), Some(Ok(None) | Err(_))) {
-            let received = self.receive().await;
+            let received = self.receiver.recv().await;
             let is_end = matches!(received, Ok(None));
             self.early.push_back(received);
             if is_end && self.has_closed() {
