@@ -24,21 +24,14 @@ pub(super) async fn run<L, S>(
     server: Arc<RpcServer<L>>,
     stats: Stats,
     mut connection: Connection,
-    mut shutdown: Shutdown,
+    shutdown: Shutdown,
 ) -> Result<(), BoxError>
 where
     L: Layer<RpcService, Service = S>,
     S: Service,
 {
-    // Windows knows the client once a message was received.
-    let first = tokio::select! {
-        biased;
-        () = &mut shutdown => {
-            connection.close_recv();
-            connection.recv().await
-        }
-        first = connection.recv() => first,
-    };
+    // Windows knows the client only once a message has been received.
+    let first = connection.recv().await;
     let options = &server.options;
     let (queue, queued) = mpsc::channel(options.max_queued_messages);
     let max_message_size = connection.max_message_size();
@@ -111,7 +104,7 @@ impl<S: Service> Caller<S> {
     pub(super) async fn answer(self: Arc<Self>, message: Bytes) {
         let begun = Instant::now();
         let response = tokio::select! {
-            // So that a request is begun, even if its client has left by now.
+            // Polled first, so that a request is started even if its client has left by now.
             biased;
             response = respond(&message, &self.service, &self.extensions, self.max_batch) => {
                 Some(response)
