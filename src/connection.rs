@@ -61,9 +61,9 @@ impl Connection {
     }
 
     /// Receives the next message, whole and alone. Returns `None` once the other side has closed,
-    /// or has ended the conversation with an empty message. In
-    /// [`serve_connections`](crate::serve_connections()) also once the server shuts down, after the
-    /// messages that were sent before.
+    /// or has ended the conversation with an empty message. On a connection of
+    /// [`serve_connections`](crate::serve_connections()), a shutdown ends receiving as well, after
+    /// the messages that were sent before it.
     ///
     /// # Errors
     ///
@@ -129,7 +129,7 @@ impl Connection {
     /// [`finish`](Self::finish) last: it tells a client that requests without a reply were not
     /// taken.
     ///
-    /// [`serve_connections`](crate::serve_connections()) calls this at a shutdown.
+    /// At a shutdown, [`serve_connections`](crate::serve_connections()) does this by itself.
     pub fn close_recv(&mut self) {
         self.receiver.close();
     }

@@ -99,8 +99,8 @@ mod typed;
 pub trait Handler<T = Request, S = ()>: Send + Sync + 'static {
     /// Answers one request.
     ///
-    /// To call a function, write `Handler::call(&function, request)`: the compiler warns about
-    /// `function.call(request)`, because functions have an unstable method of that name.
+    /// To call a function as a handler, write `Handler::call(&function, request)`. The compiler
+    /// warns about `function.call(request)`, because functions have an unstable method of that name.
     ///
     /// # Errors
     ///

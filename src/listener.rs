@@ -234,7 +234,8 @@ impl PipeListener {
         Ok(connection)
     }
 
-    /// Accepts a client that had connected before [`Instances::close`], or returns `None` if there is none.
+    /// Accepts a client that had connected before [`Instances::close`], or returns `None` if there
+    /// is none.
     pub(crate) async fn accept_rest(&mut self) -> Option<Connection> {
         let channel = poll_fn(|cx| self.instances.poll_accept_rest(cx)).await?;
         Some(self.connection(channel))

@@ -121,12 +121,12 @@ pub(crate) mod socket {
 /// Parsed from a number such as `1000` on Linux, and from a SID such as `S-1-5-19` on Windows. Its
 /// `Display` writes the same form.
 ///
-/// The user of this process is that of [`Peer::current`]. The system is the user `0` on Linux and
-/// `S-1-5-18` on Windows, where an administrator has a SID of their own.
+/// [`Peer::current`] has the user of this process. The system is the user `0` on Linux and
+/// `S-1-5-18` on Windows, where each administrator has a SID of their own.
 ///
 /// # Examples
 ///
-/// Serves this user and those of a configuration file:
+/// Serves this user and the users of a configuration file:
 ///
 /// ```
 /// use pipe_server::{BoxError, Bytes, Peer, PipeListener, UserId, serve};

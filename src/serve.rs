@@ -109,7 +109,7 @@ pub fn serve<H: Handler<T, S>, T, S>(listener: PipeListener, handler: H) -> Serv
 /// If its handler takes a [`State`](crate::State), give it one first, with
 /// [`with_state`](Self::with_state). `S` is the type of a state that is still to be given.
 ///
-/// A function that builds a server returns a [`ServeFuture`], which has no type parameters.
+/// A function that builds a server can return a [`ServeFuture`], which has no type parameters.
 #[must_use = "a server does nothing unless it is awaited"]
 pub struct Serve<H, T, S = ()> {
     listener: PipeListener,

@@ -20,14 +20,14 @@ impl<T> Mutex<T> {
     }
 }
 
-/// The waker of the task that was last registered, if it was not woken since.
+/// The waker of the task that was registered last, unless it has been woken since.
 ///
 /// A waker is user code, so it is cloned, called and dropped outside the lock.
 #[derive(Debug, Default)]
 pub(crate) struct TaskWaker(Mutex<Option<Waker>>);
 
 impl TaskWaker {
-    /// Registers a task, before it looks whether it has to wait.
+    /// Registers a task. Call this before checking whether the task has to wait.
     pub(crate) fn register(&self, waker: &Waker) {
         let is_registered = |old: &Waker| old.will_wake(waker);
         if !self.0.lock().as_ref().is_some_and(is_registered) {
@@ -36,7 +36,7 @@ impl TaskWaker {
         }
     }
 
-    /// Wakes the task that is registered, if there is one.
+    /// Wakes the registered task, if there is one.
     pub(crate) fn wake(&self) {
         let registered = self.0.lock().take();
         if let Some(waker) = registered {

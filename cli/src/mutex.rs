@@ -2,8 +2,8 @@
 
 use std::sync::{self, MutexGuard, PoisonError};
 
-/// [`std::sync::Mutex`] without poisoning: a panic while it is locked leaves what the programs
-/// protect as good as before, or ends what it belongs to.
+/// [`std::sync::Mutex`] without poisoning. A panic while it is locked leaves the data consistent, or
+/// ends the only task that uses it.
 #[derive(Debug, Default)]
 pub struct Mutex<T>(sync::Mutex<T>);
 
@@ -13,7 +13,7 @@ impl<T> Mutex<T> {
         Self(sync::Mutex::new(value))
     }
 
-    /// Locks it, and blocks until it can.
+    /// Locks the mutex, and blocks the thread until it is free.
     pub fn lock(&self) -> MutexGuard<'_, T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

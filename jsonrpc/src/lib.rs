@@ -37,7 +37,7 @@
 //! - The requests of one client are answered as they finish, at most [`RpcServer::concurrency`] of
 //!   them at once. A batch counts as one, and its calls run one after another.
 //! - A request in progress is cancelled when its client disconnects, as over jsonrpsee's WebSocket.
-//!   [`RpcServer::method_timeout`] limits the time of each.
+//!   [`RpcServer::method_timeout`] limits how long each may take.
 //! - The extensions of a method have the [`Peer`](pipe_server::Peer) and jsonrpsee's
 //!   [`ConnectionId`](jsonrpsee_core::server::ConnectionId), the number of the connection in the log.
 //! - Replies and notifications wait in a queue of [`RpcServer::max_queued_messages`] for a client
@@ -51,10 +51,11 @@
 //!   connection; a reply longer than that is replaced by *Response is too big*. A notification
 //!   longer than that ends the connection.
 //! - A method that panics costs its client the connection.
-//! - The [`idle_timeout`](pipe_server::ServeConnections::idle_timeout) does not apply to a client that
-//!   has a request in progress or a subscription.
-//! - [`Stats`](pipe_server::Stats) counts each message of a client as a request and each message sent,
-//!   notifications among them, as a reply. The handler's time is that from a request to its response.
+//! - The [`idle_timeout`](pipe_server::ServeConnections::idle_timeout) does not apply to a client
+//!   that has a request in progress or a subscription.
+//! - [`Stats`](pipe_server::Stats) counts each message of a client as a request, and each message
+//!   sent to it, including notifications, as a reply. The handler time is the time from a request
+//!   to its response.
 
 #![warn(missing_docs)]
 

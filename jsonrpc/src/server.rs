@@ -120,7 +120,7 @@ impl RpcServer {
 }
 
 impl<L> RpcServer<L> {
-    /// Sets the number of requests of one client that are in progress at once; 0 is taken as 1.
+    /// Sets the number of requests of one client that are in progress at once; 0 counts as one.
     /// Further ones are not received until one of them is answered. Default:
     /// [`defaults::CONCURRENCY`], 64.
     pub fn concurrency(mut self, requests: usize) -> Self {
@@ -128,27 +128,27 @@ impl<L> RpcServer<L> {
         self
     }
 
-    /// Sets the number of replies and notifications that may wait for one client; 0 is taken as 1.
-    /// Beside them, each subscription and each request in progress may hold one that waits for room.
-    /// It corresponds to `set_message_buffer_capacity` of jsonrpsee's server. Default:
-    /// [`defaults::MAX_QUEUED_MESSAGES`], 128.
+    /// Sets the number of replies and notifications that may be queued for one client; 0 counts as
+    /// one. When the queue is full, each subscription and each request in progress may hold one more
+    /// message that waits for room. This corresponds to `set_message_buffer_capacity` of jsonrpsee's
+    /// server. Default: [`defaults::MAX_QUEUED_MESSAGES`], 128.
     pub fn max_queued_messages(mut self, messages: usize) -> Self {
         self.options.max_queued_messages = messages.clamp(1, Semaphore::MAX_PERMITS);
         self
     }
 
-    /// Sets the time limit of a method for one request; `None`, the default, for no limit; with 0 it
-    /// may not wait for anything. When it expires, the method's future is dropped, and the request
-    /// is answered with the error -32000. A synchronous method is not interrupted, a blocking one
-    /// runs on without its reply being sent, and subscriptions have no limit.
+    /// Sets how long a method may take for one request; `None`, the default, for no limit, 0 if it
+    /// may not wait. When the time expires, the method's future is dropped, and the request is
+    /// answered with the error -32000. A synchronous method is not interrupted. A blocking one keeps
+    /// running, and its reply is discarded. Subscriptions have no limit.
     pub fn method_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.options.method_timeout = time.into();
         self
     }
 
-    /// Sets the number of subscriptions that one client may have; 0 refuses all of them. Further ones are answered with
-    /// jsonrpsee's error *Too many subscriptions on the connection*. Default:
-    /// [`defaults::MAX_SUBSCRIPTIONS`], 1,024.
+    /// Sets the number of subscriptions that one client may have; 0 refuses all of them. Further
+    /// ones are answered with jsonrpsee's error *Too many subscriptions on the connection*.
+    /// Default: [`defaults::MAX_SUBSCRIPTIONS`], 1,024.
     pub fn max_subscriptions(mut self, subscriptions: u32) -> Self {
         self.options.max_subscriptions = subscriptions;
         self

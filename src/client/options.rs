@@ -143,8 +143,8 @@ impl ClientOptions {
     /// # Errors
     ///
     /// [`connect`](Self::connect) fails with [`ConnectError::Start`] if the command can't be
-    /// started, fails, or its server does not answer in time. With a connect timeout of 0 the command
-    /// is never started ([`StartError::NoTime`](crate::StartError::NoTime)).
+    /// started, fails, or its server does not answer in time. With a connect timeout of 0 the
+    /// command is never started ([`StartError::NoTime`](crate::StartError::NoTime)).
     ///
     /// # Cancel safety
     ///

@@ -27,14 +27,14 @@ use crate::{
 /// The receiving half of a connection, from [`Connection::into_split`]. The connection closes when
 /// both halves are dropped. [`reunite`](Self::reunite) makes one connection of them again.
 pub struct RecvHalf {
-    /// `pub(crate)` for what only [`serve`](crate::serve()) asks the engine.
+    /// `pub(crate)` for the questions that only [`serve`](crate::serve()) asks an engine.
     pub(crate) engine: Box<dyn Receive>,
     ended: Option<RecvEnd>,
     /// A message for the next `recv`, which was received to identify its sender.
     first: Option<Bytes>,
     /// Runs while nothing arrives.
     idle_timeout: Timer,
-    /// Completes when receiving is to be closed, if the server shuts down.
+    /// Completes when the server shuts down, which closes receiving.
     shutdown: Option<ShutdownSignal>,
     /// The span of the connection. `None` once the peer is recorded in it.
     span_without_peer: Option<Span>,
@@ -179,9 +179,10 @@ impl RecvHalf {
     }
 
     /// Sets how long [`recv`](Self::recv) waits for the next message before it fails with
-    /// [`RecvError::TimedOut`]; `None` for no limit, 0 if it may not wait. The time begins anew.
+    /// [`RecvError::TimedOut`]; `None` for no limit, 0 if it may not wait. The time starts over.
     ///
-    /// For a protocol in which a client may wait for something, and is not idle meanwhile.
+    /// Use this in a protocol whose clients may wait for something, such as a reply or an event,
+    /// without being idle.
     pub fn set_idle_timeout(&mut self, time: impl Into<Option<Duration>>) {
         self.idle_timeout = Timer::new(time.into());
     }
@@ -208,8 +209,10 @@ impl RecvHalf {
     }
 
     /// Asks the system whether the other side has closed, even if messages from it can still be
-    /// received. [`recv`](Self::recv) tells at once, so this is for code that does not receive at
-    /// the moment, or to which the other side has ended the conversation.
+    /// received.
+    ///
+    /// Code that waits in [`recv`](Self::recv) learns of a close by itself. Use this while nothing
+    /// is received, or after the other side has ended the conversation.
     #[must_use]
     pub fn is_hung_up(&self) -> bool {
         self.shared.link.is_hung_up()
@@ -248,7 +251,8 @@ impl RecvHalf {
         if self.ended.is_some() {
             return Poll::Ready(Ok(None));
         }
-        // First: a client that always has another message can't delay a shutdown.
+        // Before the receive, so that a client that always has another message can't delay a
+        // shutdown.
         if let Some(shutdown) = &mut self.shutdown {
             if shutdown.as_mut().poll(cx).is_ready() {
                 self.close();

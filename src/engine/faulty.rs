@@ -151,7 +151,7 @@ impl Faults {
     }
 
     /// Ends all faults. Connections that have failed stay failed, so the next call on one of them
-    /// fails, also of a [`SharedClient`](crate::SharedClient).
+    /// still fails, including a call of a [`SharedClient`](crate::SharedClient).
     pub fn stop(&self) {
         let mut schedule = self.lock();
         schedule.random = false;
@@ -426,7 +426,8 @@ impl Pause {
     }
 }
 
-/// Has the trait's own `received_ahead` and `stop_receiving_ahead`, as the memory engine has.
+/// Keeps the trait's defaults for `received_ahead` and `stop_receiving_ahead`, as the memory engine
+/// does.
 struct FaultyReceiver {
     receiver: Box<dyn Receive>,
     plan: Plan,

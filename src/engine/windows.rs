@@ -35,8 +35,8 @@ fn is_closed_error(error: &io::Error) -> bool {
     )
 }
 
-/// Leaves one waiting instance of `address` fewer for clients. Returns `false` if that fails: the
-/// access list keeps even this user out.
+/// Takes one waiting instance of `address` away from clients. Returns `false` if that fails because
+/// the access list keeps even this user out.
 ///
 /// Windows has no call that refuses further clients. Closing an instance, even after its wait was
 /// cancelled, would lose a client that connects at that moment. So this process connects and

@@ -21,9 +21,9 @@ use crate::{
 /// [`concurrency`](crate::Serve::concurrency), requests wait in FIFO order for the service to be
 /// ready, and the futures that it returns run concurrently.
 ///
-/// The service runs in the spans of [`serve`](crate::serve()), so that it needs no layer for them.
-/// An error, such as that of a timeout layer, ends the client's conversation. To reply with the
-/// error instead, map it outside of the layers, as `examples/tower.rs` does.
+/// The service runs in the spans of [`serve`](crate::serve()), so it needs no tracing layer. An
+/// error, such as that of a timeout layer, ends the client's conversation. To reply with the error
+/// instead, map it outside the layers, as `examples/tower.rs` does.
 ///
 /// # Examples
 ///

@@ -42,8 +42,8 @@ struct InstanceSet {
     /// Links of closed connections, kept open because their replacement could not be created. They
     /// keep the name in existence until it can.
     unreplaced: Vec<Arc<dyn Link>>,
-    /// The task that waits for a client. Not one that is accepting: it would wake itself with each
-    /// connection that it refuses, and not let others run in between.
+    /// The task that waits for a client. Cleared while that task accepts one: otherwise it would
+    /// wake itself with each connection that it refuses, and starve other tasks.
     acceptor: Option<Waker>,
     backlog: usize,
     max: usize,
@@ -76,9 +76,9 @@ impl Instances {
         Ok(Arc::new(instances))
     }
 
-    /// Changes the state, and then the statistics. What `change` returns is dropped outside the
-    /// lock, and used there if it may run user code: a waker, a log subscriber and a metrics recorder
-    /// are user code, which may drop a connection or the listener, or block.
+    /// Changes the state and updates the statistics. Whatever may run user code is returned by
+    /// `change`, to be used or dropped outside the lock: a waker, a log subscriber or a metrics
+    /// recorder may block, or drop a connection or the listener.
     fn update<T>(&self, change: impl FnOnce(&mut InstanceSet) -> T) -> T {
         let mut state = self.state.lock();
         let changed = change(&mut state);
@@ -128,8 +128,8 @@ impl Instances {
     pub(crate) fn release_all(&self) {
         drop(self.update(|state| {
             if state.endpoint.is_some() {
-                // Some engines keep an instance for a while after it is dropped, and would let in
-                // clients that nobody serves.
+                // Some engines keep a dropped instance for a while, and clients could still connect
+                // to it.
                 state.close();
             }
             let waiting = mem::take(&mut state.waiting);

@@ -31,8 +31,8 @@ const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(30);
 /// replying, or to speak another protocol. The connection is closed when `handler` drops it.
 ///
 /// A shutdown ends receiving, as [`close_recv`](Connection::close_recv) does: `recv` returns the
-/// messages that were sent before, and then `None`. Code that waits for anything else must wait for
-/// the [`Shutdown`] as well. Otherwise it delays a shutdown by the whole
+/// messages that were sent before, and then `None`. Code that waits for anything else must also wait
+/// for the [`Shutdown`]. Otherwise it delays a shutdown by the whole
 /// [`drain_timeout`](ServeConnections::drain_timeout), and its connection counts as aborted.
 ///
 /// An error or a panic is logged with the connection's id. A panic closes only its own connection.
@@ -107,9 +107,9 @@ impl<F> ServeConnections<F> {
         self.listener.path()
     }
 
-    /// Returns a handle to the server's live statistics. What is a request or a reply, only the code
-    /// of a connection knows: their counts and the handler's times remain 0 unless it counts them,
-    /// with [`Stats::count_request`], [`Stats::count_replies`] and [`Stats::count_handled`].
+    /// Returns a handle to the server's live statistics. Only the code of a connection knows what a
+    /// request or a reply is, so their counts and the handler times remain 0 unless that code calls
+    /// [`Stats::count_request`], [`Stats::count_replies`] and [`Stats::count_handled`].
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.listener.stats()
@@ -138,8 +138,8 @@ impl<F> ServeConnections<F> {
 
     /// Sets how long [`recv`](Connection::recv) waits for the next message before it fails with
     /// [`RecvError::TimedOut`](crate::RecvError::TimedOut); `None`, the default, for no limit,
-    /// 0 if it may not wait. A client that only receives is idle, too, unless the code says otherwise
-    /// ([`RecvHalf::set_idle_timeout`](crate::RecvHalf::set_idle_timeout)). After a
+    /// 0 if it may not wait. A client that only receives is idle, too, unless the code changes the
+    /// limit with [`RecvHalf::set_idle_timeout`](crate::RecvHalf::set_idle_timeout). After a
     /// [split](Connection::into_split), this and [`write_timeout`](Self::write_timeout) apply to the
     /// halves.
     pub fn idle_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
@@ -165,7 +165,7 @@ impl<F> ServeConnections<F> {
     }
 
     /// Same as [`Serve::authorize`](crate::Serve::authorize), before the connection's
-    /// task starts. It has no time limit here: use [`tokio::time::timeout`] if it may wait.
+    /// task starts. It has no time limit here: use [`tokio::time::timeout`] in it if it waits.
     pub fn authorize<A, Deciding>(mut self, authorize: A) -> Self
     where
         A: Fn(Peer) -> Deciding + Send + Sync + 'static,

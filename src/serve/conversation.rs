@@ -132,8 +132,8 @@ impl<H: Handler<T>, T> Conversation<H, T> {
                 let flushed = poll_fn(|cx| self.outbound.poll_flush(cx)).await;
                 ended.and(flushed)?;
                 if self.inbound.is_closed() {
-                    // Says that each request is answered that the server has taken. The client may
-                    // have closed.
+                    // Tells the client that every request the server has taken is answered. The
+                    // client may have closed.
                     _ = poll_fn(|cx| self.outbound.poll_finish(cx)).await;
                 }
                 Ok(())

@@ -14,8 +14,8 @@ use crate::debug::debug_fields;
 ///
 /// The connection's task then has the [`drain_timeout`](crate::ServeConnections::drain_timeout) to
 /// finish. Only tasks that wait for something other than a message need this, because
-/// [`recv`](crate::Connection::recv) ends at the shutdown by itself. After completion the future may
-/// be polled again and is ready at once.
+/// [`recv`](crate::Connection::recv) ends at the shutdown by itself. After completion the future
+/// may be polled again and is ready at once.
 ///
 /// # Examples
 ///

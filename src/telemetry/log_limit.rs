@@ -75,8 +75,8 @@ impl LogLimit {
         &self.pipe
     }
 
-    /// Returns the number of lines suppressed before this one if it may be logged now. If not,
-    /// counts it as suppressed.
+    /// Returns the number of lines that were suppressed before this one, if it may be logged now.
+    /// If not, counts it as suppressed.
     pub(super) fn permit(&self, reason: Reason) -> Option<u64> {
         let now = Instant::now();
         let permit = self.lines.lock()[reason.index()].permit(now);

@@ -141,7 +141,10 @@ impl Reason {
 
     /// Returns whether a timeout has closed the connection.
     pub(super) fn is_timeout(self) -> bool {
-        self.as_str().ends_with("_timeout")
+        matches!(
+            self,
+            Self::ConnectTimeout | Self::HandlerTimeout | Self::IdleTimeout | Self::WriteTimeout
+        )
     }
 
     pub(super) const COUNT: usize = Self::ALL.len();

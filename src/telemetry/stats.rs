@@ -248,8 +248,8 @@ impl Stats {
         self.shared.metrics.accepted.increment(1);
     }
 
-    /// Counts a request of `bytes` bytes. For the code of
-    /// [`serve_connections`](crate::serve_connections()): [`serve`](crate::serve()) counts its own.
+    /// Counts a request of `bytes` bytes. Use this in the code of
+    /// [`serve_connections`](crate::serve_connections()); [`serve`](crate::serve()) counts its own.
     pub fn count_request(&self, bytes: usize) {
         let shard = self.shard();
         shard.requests.fetch_add(1, Relaxed);

@@ -6,7 +6,10 @@ use std::{
     future::{Future, IntoFuture, pending, poll_fn},
     io,
     pin::pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Wake, Waker},
     thread,
     time::Duration,
@@ -17,7 +20,7 @@ use tokio::{
     runtime::{Builder, Runtime},
     sync::mpsc,
     task::yield_now,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use support::{Kind, Pipe, message, on_every_engine, same_system};
@@ -134,7 +137,7 @@ async fn nobody_gets_in_after_the_listener_is_dropped(kind: Kind) {
     for is_waiting in [true, false] {
         let (mut listener, pipe) = kind.bind(ListenerOptions::new());
         if is_waiting {
-            poll_once(listener.accept()).await;
+            poll_once(listener.accept());
         }
         drop(listener);
         let error = pipe.try_connect(ClientOptions::new()).await.unwrap_err();
@@ -142,7 +145,7 @@ async fn nobody_gets_in_after_the_listener_is_dropped(kind: Kind) {
     }
 }
 
-/// The engine may have received the message when the listener is closed.
+/// On the tokio engine, mio has begun to read the message when the listener is closed.
 async fn a_client_that_sent_and_left_before_a_shutdown_is_served(kind: Kind) {
     #[cfg(target_os = "linux")]
     if kind == Kind::Inherited {
@@ -151,13 +154,15 @@ async fn a_client_that_sent_and_left_before_a_shutdown_is_served(kind: Kind) {
     }
     for clients in [1, 2] {
         let (mut listener, pipe) = kind.bind(ListenerOptions::new().backlog(2));
-        poll_once(listener.accept()).await;
+        let woken = poll_once(listener.accept());
         for number in 0..clients {
             let mut client = pipe.connect().await;
             client.send(message(number, 100)).await.unwrap();
         }
-        // Time for the engine to notice.
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        // The engine has noticed the first client; the others it may notice later.
+        while !woken.0.load(Ordering::SeqCst) {
+            sleep(Duration::from_millis(1)).await;
+        }
         let serving = serve(listener, |request: Bytes| async move { request });
         let summary = serving.with_graceful_shutdown(async {}).await;
         assert_eq!((summary.served, summary.aborted), (clients as u64, 0));
@@ -165,14 +170,22 @@ async fn a_client_that_sent_and_left_before_a_shutdown_is_served(kind: Kind) {
     }
 }
 
-/// Polls a future once, which is pending, and drops it.
-async fn poll_once<T>(future: impl Future<Output = T>) {
-    let mut future = pin!(future);
-    poll_fn(|cx| {
-        assert!(future.as_mut().poll(cx).is_pending());
-        Poll::Ready(())
-    })
-    .await;
+/// Polls a future once, which is pending, and drops it. Returns whether it has been woken since.
+fn poll_once<T>(future: impl Future<Output = T>) -> Arc<Woken> {
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
+    let polled = pin!(future).poll(&mut Context::from_waker(&waker));
+    assert!(polled.is_pending());
+    woken
+}
+
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 struct DropsWhenWoken(Mutex<Option<Connection>>);

@@ -29,7 +29,7 @@ where
     L: Layer<RpcService, Service = S>,
     S: Service,
 {
-    // Windows knows the client once a message was received.
+    // Windows knows the client only once a message has been received.
     let first = connection.recv().await;
     let options = &server.options;
     let (queue, queued) = mpsc::channel(options.max_queued_messages);
@@ -97,7 +97,7 @@ impl<S: Service> Caller<S> {
     pub(super) async fn answer(self: Arc<Self>, message: Bytes) {
         let begun = Instant::now();
         let response = tokio::select! {
-            // So that a request is begun, even if its client has left by now.
+            // Polled first, so that a request is started even if its client has left by now.
             biased;
             response = respond(&message, &self.service, &self.extensions, self.max_batch) => {
                 Some(response)

@@ -40,7 +40,7 @@ pub(super) async fn respond(
             None => {
                 let (id, mut code) = prepare_error(json);
                 if members(json).is_some() {
-                    // Only its id can't be used.
+                    // It is well-formed JSON, but not a request, or one with an invalid id.
                     code = ErrorCode::InvalidRequest;
                 }
                 MethodResponse::error(id, ErrorObject::from(code))
@@ -64,8 +64,8 @@ pub(super) fn limit(response: MethodResponse, message: &[u8], limit: usize) -> M
     MethodResponse::error(id, error)
 }
 
-/// Parses a request or a notification, which is a request without an id. One whose id is not valid
-/// is neither: its client waits for an answer.
+/// Parses a request or a notification, which is a request without an id. A request whose id is
+/// invalid is neither: its client waits for an answer.
 fn parse<'a>(json: &'a [u8], extensions: &Extensions) -> Option<BatchEntry<'a>> {
     if let Ok(mut request) = serde_json::from_slice::<Request<'a>>(json) {
         *request.extensions_mut() = extensions.clone();

@@ -57,8 +57,8 @@ pub(super) struct Client {
     pub(super) id_provider: Arc<dyn IdProvider>,
 }
 
-/// The subscriptions of a client. Not jsonrpsee's `BoundedSubscriptions`, which does not say whether
-/// there are any.
+/// The subscriptions of a client. jsonrpsee's `BoundedSubscriptions` does not say whether there are
+/// any.
 #[derive(Clone, Debug)]
 pub(super) struct Subscriptions {
     permits: Arc<Semaphore>,

@@ -34,8 +34,8 @@ on_every_engine! {
     requests_and_replies_are_counted,
 }
 
-/// An idle timeout that a test waits for several times.
-const IDLE: Duration = Duration::from_millis(20);
+/// An idle timeout that a test waits for several times. Clients send their first request within it.
+const IDLE: Duration = Duration::from_millis(500);
 
 /// The requests of `wait`, which wait to be released, and of `count`.
 #[derive(Default)]
@@ -169,7 +169,7 @@ async fn a_client_that_waits_for_a_reply_is_not_idle(kind: Kind) {
     let mut client = pipe.connect().await;
     client.send(request(1, "wait")).await.unwrap();
     waiting.until_begun(1).await;
-    sleep(10 * IDLE).await;
+    sleep(2 * IDLE).await;
     client.send(request(2, "count")).await.unwrap();
     let reply = client.recv().await.unwrap().unwrap();
     assert_eq!(reply, r#"{"jsonrpc":"2.0","id":2,"result":1}"#);
@@ -189,10 +189,10 @@ async fn a_client_with_a_subscription_is_not_idle(kind: Kind) {
         .subscribe::<(), _>("watch", rpc_params![], "stop")
         .await;
     let _events = events.unwrap();
-    sleep(10 * IDLE).await;
+    sleep(2 * IDLE).await;
     let count: usize = client.request("count", rpc_params![]).await.unwrap();
     assert_eq!(count, 0);
-    sleep(10 * IDLE).await;
+    sleep(2 * IDLE).await;
     assert!(client.is_connected());
     // The subscription ends, and with it what the client waits for.
     waiting.released.notify_one();

@@ -226,8 +226,8 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     path.into()
 }
 
-/// A locked file beside a socket. One is locked as long as its process serves the socket, and one as
-/// long as a client starts the server, which a server can't take.
+/// A locked file beside a socket. A server holds one while it serves the socket, and a client holds
+/// another while it starts the server.
 #[derive(Debug)]
 pub(crate) struct LockFile {
     path: PathBuf,
@@ -245,8 +245,8 @@ impl LockFile {
         Self::try_take(beside(served, ".lock"))?.ok_or_else(|| in_use(holder(served)))
     }
 
-    /// Locks the file with which clients agree who starts the server of `path`. `None` if another
-    /// client has it.
+    /// Locks the file that decides which client starts the server of `path`. `None` if another
+    /// client has locked it.
     pub(super) fn take_start_lock(path: &Path) -> io::Result<Option<Self>> {
         Self::try_take(beside(path, ".start.lock"))
     }

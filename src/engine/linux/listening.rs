@@ -70,7 +70,7 @@ impl Listening {
         }
         let current = Arc::clone(&state.current);
         drop(state);
-        // Outside the lock: each may have a waker, which is user code.
+        // Outside the lock: each may hold a waker, which is user code.
         drop(drained);
         loop {
             let mut ready = ready!(current.poll_read_ready(cx))?;

@@ -124,7 +124,7 @@ struct TokioInstance {
     /// Connected, and not returned yet.
     connected: Option<NamedPipeServer>,
     is_closed: bool,
-    /// Begins only if `is_closed` keeps nobody out.
+    /// Begins only if `close` could not keep clients out by itself.
     closing: Closing,
     max_message_size: usize,
 }
@@ -176,8 +176,8 @@ impl Instance for TokioInstance {
         Poll::Ready(Ok(channel(server, first, self.max_message_size)))
     }
 
-    /// Until mio reports its operations, it keeps an instance that is dropped. So an instance must
-    /// not be dropped while clients can still connect to it.
+    /// mio keeps a dropped instance until the system has completed its operations. So an instance
+    /// must not be dropped while clients can still connect to it.
     fn close(&mut self) {
         self.is_closed = true;
         if !use_up_instance(&self.address) {
@@ -235,7 +235,7 @@ impl Closing {
     }
 }
 
-/// A channel of which the `first` message may have been read before.
+/// Returns a channel whose `first` message may already have been read.
 fn channel(server: NamedPipeServer, first: Option<Bytes>, max_message_size: usize) -> Channel {
     let link = Arc::new(TokioLink {
         server,
@@ -311,15 +311,15 @@ struct TokioReceiver {
     left: Option<Left>,
 }
 
-/// What the other side had sent when receiving was closed, and nobody has received.
+/// The messages that had been sent but not received when receiving was closed.
 ///
-/// No more is received: a client that always has another message in the pipe would keep the
+/// Nothing else is received: a client that always has another message in the pipe would keep the
 /// connection open for ever.
 struct Left {
     /// Whether mio may have read a message. It reads the next one only when that is taken. If it
-    /// has read nothing, a message that is sent later takes the place, and is answered as the
+    /// has read nothing, a message that is sent later takes its place, and is answered as the
     /// others are.
-    one: bool,
+    in_mio: bool,
     /// The bytes in the pipe.
     bytes: usize,
 }
@@ -327,17 +327,17 @@ struct Left {
 impl Left {
     fn in_pipe(server: &NamedPipeServer) -> Self {
         Self {
-            one: true,
+            in_mio: true,
             bytes: sys::unread_bytes(server),
         }
     }
 
     fn is_nothing(&self) -> bool {
-        !self.one && self.bytes == 0
+        !self.in_mio && self.bytes == 0
     }
 
     fn take(&mut self, length: usize) {
-        if !mem::take(&mut self.one) {
+        if !mem::take(&mut self.in_mio) {
             self.bytes = self.bytes.saturating_sub(length);
         }
     }
@@ -382,9 +382,9 @@ impl Receive for TokioReceiver {
             }
             Ok(message) => {
                 self.closing.restart();
-                self.left
-                    .iter_mut()
-                    .for_each(|left| left.take(message.len()));
+                if let Some(left) = &mut self.left {
+                    left.take(message.len());
+                }
                 Ok(Received::Message(message))
             }
             Err(error) if is_closed_error(&error) => Ok(Received::Closed),

@@ -335,8 +335,9 @@ pub(crate) fn create_instance(
 
 /// Opens a client's end (`CreateFileW`). The server can identify this user but not impersonate it.
 /// It takes this user's token from each message (dynamic tracking), because one taken at the open
-/// may be lost: see `a_client_with_static_tracking_that_opens_before_connect_may_never_be_identified`
-/// in `tests/windows_facts.rs`.
+/// may be lost: see
+/// `a_client_with_static_tracking_that_opens_before_connect_may_never_be_identified` in
+/// `tests/windows_facts.rs`.
 pub(crate) fn open_instance(address: &str, rights: u32) -> io::Result<Handle> {
     let address = wide(address);
     // SAFETY: `address` ends in NUL and outlives the call, which returns a new handle.

@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, MutexGuard,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -134,7 +134,7 @@ impl NatsLink {
             match self.connect(&target, &address).await {
                 Ok(connection) => {
                     let begun = Instant::now();
-                    *self.complaint() = None;
+                    *self.complaint.lock() = None;
                     info!(address = self.address, "connected to the NATS server of --forward");
                     let (error, info) = Session::run(&self, connection, &mut requests).await;
                     self.lost(&error);
@@ -175,7 +175,7 @@ impl NatsLink {
             return;
         }
         let published: Vec<_> = {
-            let mut waiting = self.waiting();
+            let mut waiting = self.waiting.lock();
             let published = waiting.iter().filter(|(_, request)| request.is_published);
             let published: Vec<_> = published.map(|(token, _)| *token).collect();
             let requests = published.iter().map(|token| waiting.remove(token));
@@ -190,12 +190,12 @@ impl NatsLink {
     /// The request for which a message on `subject` is the reply, if one waits.
     pub(super) fn token(&self, subject: &str) -> Option<u64> {
         let token = subject.strip_prefix(&self.inbox)?.parse().ok()?;
-        self.waiting().contains_key(&token).then_some(token)
+        self.waiting.lock().contains_key(&token).then_some(token)
     }
 
     /// Marks a request as published. Returns whether anybody waits for its reply.
     pub(super) fn publishes(&self, token: u64) -> bool {
-        match self.waiting().get_mut(&token) {
+        match self.waiting.lock().get_mut(&token) {
             Some(request) => {
                 request.is_published = true;
                 true
@@ -205,7 +205,7 @@ impl NatsLink {
     }
 
     pub(super) fn answer(&self, token: u64, answer: Answer) {
-        let request = self.waiting().remove(&token);
+        let request = self.waiting.lock().remove(&token);
         if let Some(request) = request {
             _ = request.answer.send(answer);
         }
@@ -224,7 +224,7 @@ impl NatsLink {
     pub(super) fn complain(&self, text: &str) {
         let address = &self.address;
         let now = Instant::now();
-        let mut complaint = self.complaint();
+        let mut complaint = self.complaint.lock();
         let passed = complaint.as_ref().is_none_or(|last| {
             let quiet = match last.text == text {
                 true => REPEATED_EVERY,
@@ -241,14 +241,6 @@ impl NatsLink {
             logged: now,
         });
         warn!(address, "{text}");
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, WaitingRequest>> {
-        self.waiting.lock()
-    }
-
-    fn complaint(&self) -> MutexGuard<'_, Option<Complaint>> {
-        self.complaint.lock()
     }
 }
 
@@ -287,7 +279,7 @@ impl Waiting {
             answer: sender,
             is_published: false,
         };
-        link.waiting().insert(token, request);
+        link.waiting.lock().insert(token, request);
         Self {
             link: Arc::clone(link),
             token,
@@ -298,7 +290,7 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.link.waiting().remove(&self.token);
+        self.link.waiting.lock().remove(&self.token);
     }
 }
 
@@ -349,7 +341,7 @@ mod tests {
         drop(waiting);
         assert!(!link.publishes(token));
         assert_eq!(link.token(&subject), None);
-        assert!(link.waiting().is_empty());
+        assert!(link.waiting.lock().is_empty());
     }
 
     #[test]
@@ -390,7 +382,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_complaint_is_not_repeated_at_once() {
         let (link, _requests, _) = link("nats://localhost/a");
-        let logged = || link.complaint().as_ref().map(|last| last.logged);
+        let logged = || link.complaint.lock().as_ref().map(|last| last.logged);
         link.complain("a");
         let first = logged();
         sleep(LOGGED_EVERY).await;
