@@ -200,7 +200,7 @@ fn create_history(path: &Path) -> io::Result<()> {
         };
 
         if fs::metadata(path).is_ok_and(|file| file.file_type().is_fifo()) {
-            let problem = "it is a FIFO, and could block";
+            let problem = "it is a FIFO, which could block: choose a regular file";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
         }
         options.mode(0o600);

@@ -37,7 +37,7 @@ impl ForwardUrl {
         self.pipe().is_some()
     }
 
-    /// The name of the message pipe, if it names one.
+    /// The name of the message pipe, if there is one.
     fn pipe(&self) -> Option<&OsStr> {
         // A path need not be Unicode.
         #[cfg(unix)]
@@ -57,7 +57,9 @@ impl ForwardUrl {
         let destination = match (self.pipe(), self.0.to_str()) {
             (Some(name), _) => values::parse_name(name).map(Destination::Pipe),
             (None, Some(url)) => other(url),
-            (None, None) => Err("it is not Unicode".to_owned()),
+            (None, None) => {
+                Err("a URL must be Unicode; only the path of pipe:PATH need not be".to_owned())
+            }
         };
         destination.map_err(|problem| Failure::usage(format!("--forward: {problem}")))
     }

@@ -31,7 +31,8 @@ pub(crate) struct Serving<'a> {
     pub(crate) dump: Option<Dump>,
 }
 
-/// Runs a server with the options that both kinds of servers have: the same methods of two types.
+/// Starts a server with the options that `serve` and `serve_connections` share. A macro, because
+/// their builders have the same methods but no common trait.
 macro_rules! run_with_options {
     ($serving:expr, $options:expr, $signal:expr) => {{
         let (options, mut serving) = ($options, $serving);

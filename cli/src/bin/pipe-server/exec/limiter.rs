@@ -9,7 +9,7 @@
 use std::{
     cmp::Reverse,
     collections::VecDeque,
-    sync::Arc,
+    sync::{Arc, MutexGuard},
     task::{Context, Poll, Waker},
 };
 
@@ -204,7 +204,7 @@ impl Share {
 impl Permit {
     /// Marks the permit as idle. Ready once it has to be returned.
     pub(crate) fn poll_wanted(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut shares = self.limiter.lock();
+        let mut shares = self.limiter.shares.lock();
         let idle = &mut shares.of(&self.user).idle;
         match idle.iter_mut().find(|idle| idle.id == self.id) {
             Some(idle) if idle.wanted_by.is_some() => return Poll::Ready(()),
@@ -224,7 +224,7 @@ impl Permit {
 
     /// Marks the permit as in use again. Returns false if it has to be returned instead.
     pub(crate) fn set_busy(&self) -> bool {
-        let mut shares = self.limiter.lock();
+        let mut shares = self.limiter.shares.lock();
         let idle = &mut shares.of(&self.user).idle;
         let is_wanted = |idle: &IdlePermit| idle.id == self.id && idle.wanted_by.is_some();
         if idle.iter().any(is_wanted) {
@@ -237,7 +237,7 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let mut shares = self.limiter.lock();
+        let mut shares = self.limiter.shares.lock();
         shares.free += 1;
         let share = shares.of(&self.user);
         share.held -= 1;

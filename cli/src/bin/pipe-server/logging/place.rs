@@ -220,7 +220,7 @@ mod unix {
             }
             if !is_trusted(metadata.uid()) {
                 return Err(denied(&format!(
-                    "it is a link of {}",
+                    "it is a link of {}: remove it, or choose another path",
                     other_user(metadata.uid())
                 )));
             }
@@ -258,10 +258,10 @@ mod unix {
     pub(super) fn check_file(path: &Path, file: &File, content: Content) -> io::Result<()> {
         let metadata = file.metadata()?;
         let is_private = content == Content::Dump && metadata.is_file();
-        // Its owner may read a file, and anybody can have put one into a shared directory.
+        // A file's owner can read it, and anybody can put one into a shared directory.
         if (is_private || is_in_shared_directory(path)?) && !is_trusted(metadata.uid()) {
             return Err(denied(&format!(
-                "it belongs to {}: remove it, or give another one",
+                "it belongs to {}: remove it, or choose another file",
                 other_user(metadata.uid())
             )));
         }
@@ -286,12 +286,12 @@ mod unix {
         }
     }
 
-    /// Whether a user is this one or root.
+    /// Whether `uid` is this user or root.
     fn is_trusted(uid: u32) -> bool {
         uid == 0 || uid == geteuid().as_raw() && !UserId::Uid(uid).is_unmapped()
     }
 
-    /// The owner of a file that is not of this user, for a message.
+    /// Describes an owner other than this user, for a message.
     fn other_user(uid: u32) -> String {
         match UserId::Uid(uid).is_unmapped() {
             true => format!("a user whom this user namespace does not map (shown as uid {uid})"),

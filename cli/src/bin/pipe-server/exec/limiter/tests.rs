@@ -49,7 +49,7 @@ fn permits_are_taken_at_once_while_there_are_some() {
     assert!(third.try_recv().is_err());
     drop(first);
     assert!(third.try_recv().is_ok());
-    assert_eq!(limiter.lock().free, 1);
+    assert_eq!(limiter.shares.lock().free, 1);
 }
 
 #[test]
@@ -122,17 +122,17 @@ fn whoever_gives_up_waiting_is_forgotten() {
         drop(waits(limiter.acquire(user(number % 3))));
     }
     let mut last = waits(limiter.acquire(user(9)));
-    assert_eq!(limiter.lock().users.len(), 2);
+    assert_eq!(limiter.shares.lock().users.len(), 2);
     drop(permit);
     // One that was given and not taken is not lost.
     drop(last.try_recv().unwrap());
-    assert!(limiter.lock().users.is_empty());
+    assert!(limiter.shares.lock().users.is_empty());
     let held = taken(limiter.acquire(user(1)));
     let given = waits(limiter.acquire(user(2)));
     drop(held);
     drop(given);
     taken(limiter.acquire(user(3)));
-    assert!(limiter.lock().users.is_empty());
+    assert!(limiter.shares.lock().users.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -184,7 +184,7 @@ async fn whoever_has_most_gives_up_idle_permits() {
     }
     let first = acquire(&limiter, &user(3)).await;
     assert!(most.remove(0).is_finished());
-    assert_eq!(limiter.lock().of(&user(1)).held, 2);
+    assert_eq!(limiter.shares.lock().of(&user(1)).held, 2);
     // One more would leave user 1 with less than user 3.
     let mut second = waits(limiter.acquire(user(3)));
     sleep(Duration::from_secs(1)).await;
