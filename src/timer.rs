@@ -17,6 +17,10 @@ use tokio::{
 /// makes it run the I/O driver first.
 const LAST_LOOK: Duration = Duration::from_millis(10);
 
+/// The most times in a row that a limit waits again. A process that is always late, because it gets
+/// little processor time or its tasks block, must still keep its limits.
+const LAST_LOOKS: u32 = 10;
+
 /// A time limit for an operation that is polled.
 #[derive(Debug)]
 pub(crate) struct Timer {
@@ -24,12 +28,17 @@ pub(crate) struct Timer {
     /// `Some` while the timer runs. Boxed because most operations complete at once and need no
     /// timer.
     sleep: Option<Pin<Box<Sleep>>>,
+    last_looks: LastLooks,
 }
 
 impl Timer {
     /// Creates a stopped timer. `None` sets no limit.
     pub(crate) fn new(limit: Option<Duration>) -> Self {
-        Self { limit, sleep: None }
+        Self {
+            limit,
+            sleep: None,
+            last_looks: LastLooks::default(),
+        }
     }
 
     pub(crate) fn limit(&self) -> Option<Duration> {
@@ -61,11 +70,14 @@ impl Timer {
         let Some(limit) = self.limit else {
             return Poll::Pending;
         };
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep(limit)));
+        let sleep = self.sleep.get_or_insert_with(|| {
+            self.last_looks = LastLooks::default();
+            Box::pin(sleep(limit))
+        });
         loop {
             // Unconstrained because the limited operation may have used up the task's coop budget.
             ready!(pin!(unconstrained(sleep.as_mut())).poll(cx));
-            match last_look(sleep.deadline()) {
+            match self.last_looks.next(sleep.deadline()) {
                 Some(last_look) => sleep.as_mut().reset(last_look),
                 None => return Poll::Ready(limit),
             }
@@ -98,16 +110,56 @@ pub(crate) async fn timeout<F: Future + Unpin>(
     let Some((limit, mut deadline)) = deadline else {
         return Ok(future.await);
     };
+    let mut last_looks = LastLooks::default();
     loop {
         match time::timeout_at(deadline, &mut *future).await {
             Ok(output) => return Ok(output),
-            Err(_) => deadline = last_look(deadline).ok_or(limit)?,
+            Err(_) => deadline = last_looks.next(deadline).ok_or(limit)?,
         }
     }
 }
 
-/// Returns the deadline of one more wait if a timer with this one was late.
-fn last_look(deadline: Instant) -> Option<Instant> {
-    let now = Instant::now();
-    (now > deadline + LAST_LOOK).then(|| now + LAST_LOOK)
+/// Counts how often a limit has waited again.
+#[derive(Debug, Default)]
+struct LastLooks(u32);
+
+impl LastLooks {
+    /// Returns the deadline of one more wait if a timer with this one was late.
+    fn next(&mut self, deadline: Instant) -> Option<Instant> {
+        let now = Instant::now();
+        if now <= deadline + LAST_LOOK || self.0 == LAST_LOOKS {
+            return None;
+        }
+        self.0 += 1;
+        Some(now + LAST_LOOK)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    /// Is never ready, and takes longer than `LAST_LOOK` each time.
+    async fn busy(polls: &mut u32) {
+        poll_fn(|_| {
+            *polls += 1;
+            assert!(*polls < 100, "the limit is not kept");
+            thread::sleep(2 * LAST_LOOK);
+            Poll::Pending
+        })
+        .await
+    }
+
+    #[tokio::test]
+    async fn a_process_that_is_always_late_keeps_its_limits() {
+        let limit = Some(Duration::from_millis(1));
+        let mut polls = 0;
+        let limited = with_timeout(limit, &mut pin!(busy(&mut polls))).await;
+        assert_eq!(limited, Err(Duration::from_millis(1)));
+        let mut polls = 0;
+        let limited = timeout(limit, &mut pin!(busy(&mut polls))).await;
+        assert_eq!(limited, Err(Duration::from_millis(1)));
+    }
 }
