@@ -87,7 +87,7 @@ impl FairLimiter {
         user: User,
     ) -> Result<Permit, oneshot::Receiver<Permit>> {
         let (sender, mut receiver) = oneshot::channel();
-        let mut shares = self.shares.lock();
+        let mut shares = self.lock();
         shares.of(&user).waiting.push_back(sender);
         self.settle(shares);
         receiver.try_recv().map_err(|_| receiver)
@@ -108,6 +108,10 @@ impl FairLimiter {
         // Returns those permits, which takes the lock.
         drop(shares);
         drop(abandoned);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shares> {
+        self.shares.lock()
     }
 }
 
