@@ -26,6 +26,9 @@ const IDLE_MICROS: &str = "PIPE_SERVER_TEST_IDLE_MICROS";
 /// An idle time in microseconds, in which a client that has started its server finds it.
 const IDLE: &str = "100000";
 
+/// An idle time in microseconds, in which many clients connect, however busy the machine is.
+const LONG_IDLE: &str = "1000000";
+
 /// The pause of a client in microseconds, so that it comes when its server expires.
 const AROUND_IDLE: Range<u64> = 98_000..104_000;
 
@@ -93,12 +96,13 @@ impl OnDemand {
         fs::metadata(&self.starts).map_or(0, |metadata| metadata.len())
     }
 
-    /// Waits until the server that was started has ended.
-    async fn ended(&self) {
+    /// Waits until the server that was started with this idle time has ended.
+    async fn ended(&self, idle: &str) {
+        let idle = Duration::from_micros(idle.parse().unwrap());
         let options = ClientOptions::new().connect_timeout(DEADLINE);
         until(async || {
             // Each look at it is a client.
-            sleep(Duration::from_millis(300)).await;
+            sleep(3 * idle).await;
             let connected = options.connect(&self.name.text).await;
             matches!(connected, Err(ConnectError::NotFound { .. }))
         })
@@ -133,7 +137,7 @@ async fn clients_that_come_at_once_start_one_server() {
         let pipe = OnDemand::new();
         let mut clients = JoinSet::new();
         for _ in 0..16 {
-            let (options, name) = (pipe.options(IDLE), pipe.name.text.clone());
+            let (options, name) = (pipe.options(LONG_IDLE), pipe.name.text.clone());
             clients.spawn(async move {
                 let mut client = options.connect(name).await.unwrap();
                 let server = client.call("who").await.unwrap();
@@ -146,7 +150,7 @@ async fn clients_that_come_at_once_start_one_server() {
         assert_eq!(pipe.starts(), 1);
         assert_ne!(server, std::process::id().to_string());
         drop(served);
-        pipe.ended().await;
+        pipe.ended(LONG_IDLE).await;
     })
     .await;
 }
@@ -160,13 +164,13 @@ async fn a_shared_client_starts_its_server_again_after_it_has_ended() {
         let first = client.call("who").await.unwrap();
         // It is idle only without this connection.
         client.shutdown().await;
-        pipe.ended().await;
+        pipe.ended(IDLE).await;
         let client = options.connect(&pipe.name.text).await.unwrap();
         let second = client.call("who").await.unwrap();
         assert_ne!(first, second);
         assert_eq!(pipe.starts(), 2);
         drop(client);
-        pipe.ended().await;
+        pipe.ended(IDLE).await;
     })
     .await;
 }
@@ -231,7 +235,7 @@ async fn a_client_that_may_not_wait_says_why_it_starts_no_server() {
         until(async || impatient.connect(&pipe.name.text).await.is_ok()).await;
         assert_eq!(pipe.starts(), 1);
         drop(first);
-        pipe.ended().await;
+        pipe.ended(IDLE).await;
     })
     .await;
 }
@@ -258,7 +262,7 @@ async fn call_at_expiry(clients: usize, calls: usize) {
     println!("{} calls, {starts} starts", clients * calls);
     assert!(starts > clients as u64, "no server expires");
     for pipe in pipes {
-        pipe.ended().await;
+        pipe.ended(IDLE).await;
     }
 }
 
@@ -297,7 +301,7 @@ mod linux {
             drop(lock);
             drop(connecting.await.unwrap());
             assert_eq!(pipe.starts(), 1);
-            pipe.ended().await;
+            pipe.ended(IDLE).await;
         })
         .await;
     }
