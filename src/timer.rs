@@ -147,9 +147,9 @@ mod tests {
             *polls += 1;
             assert!(*polls < 100, "the limit is not kept");
             thread::sleep(2 * LAST_LOOK);
-            Poll::Pending
+            Poll::<()>::Pending
         })
-        .await
+        .await;
     }
 
     #[tokio::test]

@@ -108,7 +108,7 @@ async fn the_end_of_a_client_is_passed_on() {
             client.send(message(number, 1000)).await.unwrap();
         }
         drop(client);
-        // Nobody gets this one, and it can't be sent once all of the client's messages are passed on.
+        // Nobody gets this one, and it fails once all of the client's messages are passed on.
         _ = connection.send("reply").await;
         for number in 0..3 {
             let received = connection.recv().await.unwrap();
