@@ -18,7 +18,7 @@ use pipe_server::{Bytes, Client, ClientOptions, ListenerOptions, SendError, Trus
 const MIB: usize = 1 << 20;
 
 /// The longest message that every Linux carries with the default `net.core.wmem_max`.
-#[cfg(target_os = "linux")]
+#[cfg(not(windows))]
 const LONGEST: usize = 200_000;
 #[cfg(windows)]
 const LONGEST: usize = MIB;
@@ -73,7 +73,7 @@ async fn compare() -> Result<Vec<Vec<String>>, Box<dyn Error>> {
     Ok(table)
 }
 
-#[cfg(target_os = "linux")]
+#[cfg(not(windows))]
 fn servers() -> io::Result<Vec<Server>> {
     let options = ListenerOptions::new().max_message_size(LONGEST);
     Ok(vec![this_library("seqpacket", options)?])
