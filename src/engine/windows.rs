@@ -8,6 +8,8 @@ use windows_sys::Win32::Foundation::{
     ERROR_PIPE_NOT_CONNECTED,
 };
 
+use crate::error::SendError;
+
 mod access_list;
 pub(super) mod overlapped;
 mod rights;
@@ -33,6 +35,15 @@ fn is_closed_error(error: &io::Error) -> bool {
         code(error),
         Some(ERROR_BROKEN_PIPE | ERROR_NO_DATA | ERROR_PIPE_NOT_CONNECTED)
     )
+}
+
+/// The error of a failed write.
+fn send_error(error: io::Error) -> SendError {
+    if is_closed_error(&error) {
+        SendError::Closed
+    } else {
+        SendError::Io(error)
+    }
 }
 
 /// Takes one waiting instance of `address` away from clients. Returns `false` if that fails because

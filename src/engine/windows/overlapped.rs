@@ -26,7 +26,7 @@ use windows_sys::Win32::Foundation::{
 };
 
 use super::{
-    access_list, code, creation_error, is_closed_error, rights,
+    access_list, code, creation_error, is_closed_error, rights, send_error,
     sys::{self, InstanceOptions, MessagePart, PipeEnd, SecurityDescriptor},
     use_up_instance,
 };
@@ -382,13 +382,5 @@ impl Transmit for OverlappedSender {
 
     fn pending(&self) -> usize {
         usize::from(self.link.pipe.is_writing())
-    }
-}
-
-fn send_error(error: io::Error) -> SendError {
-    if is_closed_error(&error) {
-        SendError::Closed
-    } else {
-        SendError::Io(error)
     }
 }

@@ -32,7 +32,7 @@ use tokio::{
 use windows_sys::Win32::Foundation::ERROR_NO_DATA;
 
 use super::{
-    access_list, code, creation_error, is_closed_error,
+    access_list, code, creation_error, is_closed_error, send_error,
     sys::{self, SecurityDescriptor},
     use_up_instance,
 };
@@ -441,13 +441,5 @@ impl Drop for TokioSender {
         if self.writing {
             self.link.write_abandoned.store(true, Ordering::Relaxed);
         }
-    }
-}
-
-fn send_error(error: io::Error) -> SendError {
-    if is_closed_error(&error) {
-        SendError::Closed
-    } else {
-        SendError::Io(error)
     }
 }
