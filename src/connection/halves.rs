@@ -35,13 +35,11 @@ pub struct RecvHalf {
     /// Runs while nothing arrives.
     idle_timeout: Timer,
     /// Completes when the server shuts down, which closes receiving.
-    shutdown: Option<ShutdownSignal>,
+    shutdown: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
     /// The span of the connection. `None` once the peer is recorded in it.
     span_without_peer: Option<Span>,
     shared: Arc<Shared>,
 }
-
-type ShutdownSignal = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
 /// The sending half of a connection, from [`Connection::into_split`]. The connection closes when
 /// both halves are dropped. [`RecvHalf::reunite`] makes one connection of them again.
