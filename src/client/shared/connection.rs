@@ -248,16 +248,6 @@ mod tests {
         has_ended: Mutex<bool>,
     }
 
-    impl Link for Full {
-        fn peer(&self) -> io::Result<Peer> {
-            Err(io::ErrorKind::Unsupported.into())
-        }
-
-        fn is_hung_up(&self) -> bool {
-            true
-        }
-    }
-
     impl Receive for Arc<Full> {
         fn poll_recv(&mut self, _: &mut Context<'_>) -> Poll<Result<Received, RecvError>> {
             *self.has_ended.lock() = true;
@@ -298,7 +288,10 @@ mod tests {
         }
     }
 
-    impl Link for Closing {
+    /// The link of a server that has closed.
+    struct ClosedLink;
+
+    impl Link for ClosedLink {
         fn peer(&self) -> io::Result<Peer> {
             Err(io::ErrorKind::Unsupported.into())
         }
@@ -345,13 +338,12 @@ mod tests {
 
     fn client<S>(server: &Arc<S>) -> Client
     where
-        S: Link + 'static,
-        Arc<S>: Receive + Transmit,
+        Arc<S>: Receive + Transmit + 'static,
     {
         let channel = Channel {
             receiver: Box::new(Arc::clone(server)),
             sender: Box::new(Arc::clone(server)),
-            link: Arc::clone(server) as Arc<dyn Link>,
+            link: Arc::new(ClosedLink),
         };
         Client::new(channel, 10, None)
     }
