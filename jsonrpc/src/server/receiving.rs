@@ -70,22 +70,23 @@ impl<S: Service> Receiving<S> {
     ) -> Result<End, RecvError> {
         let mut ended = self.take(first).await;
         loop {
-            if let Some(Ok(End::ClientLeft)) = ended {
-                debug!(calls = self.calls.len(), "the client has left");
-                // Cancels the calls.
-                _ = close.send(End::ClientLeft);
-                while let Some(call) = self.calls.join_next().await {
-                    pass_on_panic(call);
+            match ended {
+                Some(Ok(End::ClientLeft)) => {
+                    debug!(calls = self.calls.len(), "the client has left");
+                    // Cancels the calls.
+                    _ = close.send(End::ClientLeft);
+                    while let Some(call) = self.calls.join_next().await {
+                        pass_on_panic(call);
+                    }
+                    return Ok(End::ClientLeft);
                 }
-                return Ok(End::ClientLeft);
+                Some(ended) if self.calls.is_empty() => {
+                    _ = close.send(End::Conversation);
+                    return ended;
+                }
+                ended_before => ended = self.advance(ended_before).await,
             }
-            if ended.is_some() && self.calls.is_empty() {
-                break;
-            }
-            ended = self.advance(ended).await;
         }
-        _ = close.send(End::Conversation);
-        ended.unwrap_or(Ok(End::Conversation))
     }
 
     /// Waits for a request or the end of a call, and returns how receiving has ended, if it has.
