@@ -102,7 +102,7 @@ pub fn write_failure(error: io::Error) -> Failure {
 /// default SIGXFSZ ends the process.
 ///
 /// It is caught and not ignored, so that commands start with the default. Tokio never removes a
-/// handler, also when the runtime of this call is gone. If it can't be caught, the program does
+/// handler, even after the runtime of this call is gone. If it can't be caught, the program goes on
 /// without.
 #[cfg(unix)]
 pub(crate) fn survive_the_limit_of_files() {
